@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+.PHONY: demo test check fast proto clean
+
+demo: $(VENV)/.installed  ## install, then federate the embedded demo: 5 clients, 5 rounds
+	$(RUN)/fednano run
+
+test: $(VENV)/.installed  ## install what the tests need and run them
+	$(RUN)/python -m pytest
+
+check: $(VENV)/.installed  ## lint, formatting and types
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy fednano_flwr fednano_demo
+
+fast: $(VENV)/.installed  ## the tests that start no SuperLink
+	$(RUN)/python -m pytest -m "not e2e"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	$(RUN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+proto:  ## regenerate the gRPC code; needs grpcio-tools 1.71
+	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+		fednano_flwr/exchange/fednano.proto
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,124 @@
+"""The Flower ClientApp: a message in, NanoEdge's work, a reply out.
+
+Every message may meet a fresh process, and does so in deployment; what a client needs comes with
+the message, from the run config, or from its node config (`partition-id`, `num-partitions`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.edge.client import Client, Stopwatch, peak_memory_mb
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.records import from_arrays, to_arrays
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+CLIENT_FAILED = 100
+Metrics = dict[str, int | float | list[int] | list[float]]
+Work = Callable[[Client, Message, RemoteLLM], RecordDict]
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the adapters on this client's shard; reply adapters, Fisher where asked, metrics."""
+    return _reply(message, context, _train)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score this client's own test questions; reply metrics."""
+    return _reply(message, context, _evaluate)
+
+
+def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
+    task = message.content.config_records["config"]
+    theta = from_arrays(message.content.array_records["arrays"])
+    result = client.train(theta, llm, _round(task), str(task["fisher"]))
+    metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
+    return RecordDict(
+        {"arrays": to_arrays(result.theta, result.fisher), "metrics": MetricRecord(metrics)}
+    )
+
+
+def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
+    result = client.evaluate(from_arrays(message.content.array_records["arrays"]), llm)
+    metrics: Metrics = {
+        "num-examples": result.num_examples,
+        "correct": result.correct,
+        "train-examples": len(client.shard.train),
+    }
+    return RecordDict(
+        {
+            "metrics": MetricRecord(metrics),
+            "notes": ConfigRecord({"skipped": json.dumps(client.skipped)}),
+        }
+    )
+
+
+def _reply(message: Message, context: Context, work: Work) -> Message:
+    """Do the work and add what it cost; a client that cannot go on says why."""
+    watch = Stopwatch()
+    try:
+        config = RunConfig.parse(context.run_config)
+        partition, num_partitions = _partition(context)
+        client = Client(config, partition, num_partitions)
+        with _llm(config, message, context) as llm:
+            llm.register(config.model.name, client.fingerprint, client.hidden_size)
+            content = work(client, message, llm)
+    except Exception as error:
+        log.exception("client cannot go on")
+        return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+    content.metric_records["metrics"].update(
+        {
+            "partition-id": partition,
+            "num-partitions": num_partitions,
+            "step-bytes-up": llm.traffic.bytes_up,
+            "step-bytes-down": llm.traffic.bytes_down,
+            "step-calls": llm.traffic.calls,
+            "step-retries": llm.traffic.retries,
+            "llm-seconds": llm.traffic.seconds,
+            "encoder-seconds": client.edge.encoder_seconds,
+            "seconds": watch.seconds,
+            "peak-memory-mb": peak_memory_mb(),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+@contextmanager
+def _llm(config: RunConfig, message: Message, context: Context) -> Iterator[RemoteLLM]:
+    """The host that the message names."""
+    task = message.content.config_records["config"]
+    caller = Caller(run=context.run_id, node=context.node_id, round=_round(task))
+    exchange = config.exchange
+    with RemoteLLM(
+        str(task["llm-address"]), caller, exchange.dtype, exchange.timeout, exchange.retry_seconds
+    ) as llm:
+        yield llm
+
+
+def _round(task: ConfigRecord) -> int:
+    return int(str(task["server-round"]))
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    """This node's partition and the number of partitions.
+
+    Raises:
+        ConfigError: the node config lacks one of them.
+    """
+    try:
+        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    except KeyError as error:
+        raise ConfigError(
+            f"the node config has no {error}: start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id)'
+        ) from error

@@ -1,0 +1,257 @@
+"""The run config, parsed once into typed, validated dataclasses; nothing else reads raw keys.
+
+Defaults live in pyproject.toml (`[tool.flwr.app.config]`) and nowhere else. Flower hands the merged
+config to both apps as flat keys (`"dataset.alpha"`); a field `min_partition_size` of the section
+`dataset` is the key `dataset.min-partition-size`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+SITES = ("image", "text")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ConfigError(ValueError):
+    """A run-config key is unknown, missing, or has a value that cannot be used."""
+
+
+def _require(ok: bool, key: str, value: object, accepts: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} = {value!r}: must be {accepts}")
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    dir: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    name: str
+    path: str
+    alpha: float
+    min_partition_size: int
+
+    def __post_init__(self) -> None:
+        _require(self.alpha > 0, "dataset.alpha", self.alpha, "above 0")
+        _require(
+            self.min_partition_size >= 1,
+            "dataset.min-partition-size",
+            self.min_partition_size,
+            "at least 1",
+        )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    rank: int
+    alpha: float
+    dropout: float
+    sites: str
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
+        _require(self.alpha > 0, "adapter.alpha", self.alpha, "above 0")
+        _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "in [0, 1)")
+        names = self.site_names
+        _require(
+            bool(names) and set(names) <= set(SITES) and len(set(names)) == len(names),
+            "adapter.sites",
+            self.sites,
+            'one or both of "image" and "text", joined by a comma',
+        )
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.sites.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class Strategy:
+    name: str
+    weight_by: str
+    fisher_floor: float
+    args: str
+
+    def __post_init__(self) -> None:
+        _one_of("strategy.weight-by", self.weight_by, ("samples", "equal"))
+        _require(self.fisher_floor > 0, "strategy.fisher-floor", self.fisher_floor, "above 0")
+
+
+@dataclass(frozen=True)
+class Edge:
+    device: str
+    dtype: str
+    threads: int
+    feature_cache_mb: int
+
+    def __post_init__(self) -> None:
+        _one_of("edge.dtype", self.dtype, DTYPES)
+        _require(self.threads >= 0, "edge.threads", self.threads, "0 (torch's choice) or more")
+        _require(self.feature_cache_mb >= 0, "edge.feature-cache-mb", self.feature_cache_mb, "≥ 0")
+
+
+@dataclass(frozen=True)
+class LLM:
+    device: str
+    dtype: str
+    threads: int
+    bind: str
+    port: int
+    address: str
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        _one_of("llm.dtype", self.dtype, DTYPES)
+        _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
+        _require(
+            self.bind in ("127.0.0.1", "localhost", "::1"),
+            "llm.bind",
+            self.bind,
+            "a loopback address (127.0.0.1, localhost or ::1): the LLM service has no TLS yet, so "
+            "it is not opened to a network",
+        )
+        _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
+        _require(self.max_tokens >= 1, "llm.max-tokens", self.max_tokens, "at least 1")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    kind: str
+    dtype: str
+    timeout: float
+    retry_seconds: float
+
+    def __post_init__(self) -> None:
+        _one_of("exchange.kind", self.kind, ("embeddings",))
+        _one_of("exchange.dtype", self.dtype, ("auto", *DTYPES))
+        _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
+        _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run can be told. `docs/config.md` says what each key means."""
+
+    seed: int
+    num_server_rounds: int
+    fraction_train: float
+    min_available_nodes: int
+    min_replies: int
+    round_timeout: float
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    run: RunFolder
+    model: Model
+    dataset: Dataset
+    adapter: Adapter
+    strategy: Strategy
+    edge: Edge
+    llm: LLM
+    exchange: Exchange
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.num_server_rounds >= 0, "num-server-rounds", self.num_server_rounds, "≥ 0")
+        _require(0 < self.fraction_train <= 1, "fraction-train", self.fraction_train, "in (0, 1]")
+        for key in ("min_available_nodes", "min_replies", "local_epochs", "batch_size"):
+            value = getattr(self, key)
+            _require(value >= 1, key.replace("_", "-"), value, "at least 1")
+        for key in ("round_timeout", "learning_rate", "max_grad_norm"):
+            value = getattr(self, key)
+            _require(value > 0, key.replace("_", "-"), value, "above 0")
+        _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
+
+    @classmethod
+    def parse(cls, flat: Mapping[str, Any]) -> RunConfig:
+        """Build the config from flat keys as in Flower's `context.run_config`.
+
+        Raises:
+            ConfigError: a key is unknown, missing, of the wrong type or out of range.
+        """
+        check_keys(flat)
+        return _build(cls, "", flat)
+
+    def flat(self) -> dict[str, Any]:
+        """The config as flat keys again: `parse(config.flat()) == config`."""
+        return {key: _lookup(self, key) for key in key_types()}
+
+
+def key_types() -> dict[str, type]:
+    """Every key of the run config and its type, in the order of the dataclasses."""
+    return _key_types(RunConfig, "")
+
+
+def check_keys(flat: Mapping[str, Any]) -> None:
+    """Refuse unknown keys, naming the nearest known one and listing all.
+
+    Raises:
+        ConfigError: a key that no section has.
+    """
+    known = key_types()
+    for key in flat:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown key {key}.{hint} The keys are: {', '.join(known)}")
+
+
+def _fields(cls: type) -> list[tuple[str, str, type]]:
+    """(attribute, key, type) of each field of a config dataclass."""
+    hints = get_type_hints(cls)
+    return [(f.name, f.name.replace("_", "-"), hints[f.name]) for f in dataclasses.fields(cls)]
+
+
+def _key_types(cls: type, prefix: str) -> dict[str, type]:
+    keys: dict[str, type] = {}
+    for _, key, kind in _fields(cls):
+        if dataclasses.is_dataclass(kind):
+            keys |= _key_types(kind, f"{prefix}{key}.")
+        else:
+            keys[prefix + key] = kind
+    return keys
+
+
+def _build(cls: type, prefix: str, flat: Mapping[str, Any]) -> Any:
+    values = {}
+    for attribute, key, kind in _fields(cls):
+        if dataclasses.is_dataclass(kind):
+            values[attribute] = _build(kind, f"{prefix}{key}.", flat)
+        elif prefix + key not in flat:
+            raise ConfigError(f"{prefix}{key} is missing; its default belongs in pyproject.toml")
+        else:
+            values[attribute] = _typed(prefix + key, kind, flat[prefix + key])
+    return cls(**values)
+
+
+def _typed(key: str, kind: type, value: Any) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{key} = {value!r}: must be of type {kind.__name__}")
+    return value
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part.replace("-", "_"))
+    return config

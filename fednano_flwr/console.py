@@ -1,0 +1,102 @@
+"""What a run says to people: plain lines that survive being streamed through Flower's log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# `fednano run` shows the lines with this mark and keeps the rest in its log.
+MARK = "fednano | "
+
+
+def say(text: str = "") -> None:
+    """Print lines for people, each with the mark."""
+    for line in text.splitlines() or [""]:
+        print(MARK + line, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A small table as text."""
+    drawn = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=110, color_system=None).print(drawn)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def human_bytes(count: float) -> str:
+    """`1536` → `1.5 kB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def round_line(record: Mapping[str, Any]) -> str:
+    """One line a round, from a line of metrics.jsonl."""
+    loss = "      –" if record["train_loss"] is None else f"{record['train_loss']:7.3f}"
+    return (
+        f"round {record['round']:>2}  loss {loss}  "
+        f"accuracy {_percent(record['accuracy'])} {_spread(record['accuracy_per_client'])}  "
+        f"round ↑{human_bytes(record['round_bytes_up'])} "
+        f"↓{human_bytes(record['round_bytes_down'])}  "
+        f"step ↑{human_bytes(record['step_bytes_up'])} "
+        f"↓{human_bytes(record['step_bytes_down'])}  {record['seconds']:.1f} s"
+    )
+
+
+def closing_table(
+    first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]
+) -> str:
+    """Accuracy of each client and on average: round 0, the last round, the best round."""
+    rows = []
+    for partition in last["accuracy_per_client"]:
+        before = first["accuracy_per_client"].get(partition)
+        after = last["accuracy_per_client"][partition]
+        rows.append(
+            (
+                f"client {partition}",
+                str(last["test_questions_per_client"][partition]),
+                *_change(before, after),
+                _percent(best["accuracy_per_client"].get(partition)),
+            )
+        )
+    rows.append(
+        (
+            "mean",
+            str(sum(last["test_questions_per_client"].values())),
+            *_change(first["accuracy"], last["accuracy"]),
+            _percent(best["accuracy"]),
+        )
+    )
+    columns = (
+        "accuracy on its own test questions",
+        "questions",
+        "round 0 (frozen)",
+        f"round {last['round']}",
+        "change",
+        f"best (round {best['round']})",
+    )
+    return table("Accuracy against the frozen model", columns, rows)
+
+
+def _change(before: float | None, after: float | None) -> tuple[str, str, str]:
+    change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
+    return _percent(before), _percent(after), change
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _spread(per_client: Mapping[str, float | None]) -> str:
+    values = [value for value in per_client.values() if value is not None]
+    return f"({100 * min(values):.0f}–{100 * max(values):.0f})" if values else ""

@@ -1,0 +1,93 @@
+"""NanoAdapters: the only parameters that are trained, sent and merged.
+
+h' = h + s · B(A h), A: (r, d), B: (d, r), s = alpha / r, B = 0 at the start (FedNano,
+arXiv 2506.14824). PEFT's LoRA drives them: it sits on two identity layers, so its handling of
+trainable parameters, state dicts, saving and several named adapters works unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from fednano_flwr.config import Adapter
+
+
+class AdapterSite(nn.Linear):
+    """A place for a LoRA: the identity on d features, owning no d × d weight."""
+
+    def __init__(self, features: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features = self.out_features = features
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.bias = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class AdapterSites(nn.Module):
+    """The two places of the cut: the connector's output and the token embeddings."""
+
+    def __init__(self, hidden_size: int, model: str | None) -> None:
+        super().__init__()
+        self.name_or_path = model  # PEFT writes it into the adapter's config
+        self.image_adapter = AdapterSite(hidden_size)
+        self.text_adapter = AdapterSite(hidden_size)
+
+
+def build_adapters(
+    hidden_size: int, config: Adapter, seed: int, model: str | None = None
+) -> PeftModel:
+    """Fresh NanoAdapters in float32; the same seed gives the same A (B is zero).
+
+    Args:
+        hidden_size: d, the LLM's embedding size.
+        config: rank, alpha, dropout and which of the two sites have an adapter.
+        seed: of A's initial values.
+        model: written into PEFT's config as the base model's name.
+    """
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a float is fine
+        lora_dropout=config.dropout,
+        target_modules=[f"{site}_adapter" for site in config.site_names],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(AdapterSites(hidden_size, model), lora)  # type: ignore[arg-type]
+
+
+def adapter_state(adapters: PeftModel) -> dict[str, Tensor]:
+    """Copies of the trained parameters on the CPU, by PEFT's names, sorted."""
+    state = get_peft_model_state_dict(adapters)
+    return {key: state[key].detach().cpu().clone() for key in sorted(state)}
+
+
+def load_adapter_state(adapters: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Set the trained parameters.
+
+    Raises:
+        ValueError: names or shapes are not those of `adapters`.
+    """
+    own = get_peft_model_state_dict(adapters)
+    if set(own) != set(state):
+        raise ValueError(f"adapter has parameters {sorted(own)}, got {sorted(state)}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ValueError(f"{key} has shape {tuple(own[key].shape)}, got {tuple(value.shape)}")
+    set_peft_model_state_dict(adapters, dict(state))
+
+
+def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
+    """Trainable parameters under the names that `adapter_state` uses, sorted."""
+    trainable = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in adapters.named_parameters()
+        if parameter.requires_grad
+    }
+    return dict(sorted(trainable.items()))

@@ -1,0 +1,157 @@
+"""Local work of one client: training, the Fisher diagonal, and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fednano_flwr.edge.adapters import named_trainable
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
+from fednano_flwr.exchange.protocol import IGNORE, LLM
+
+FISHER_KINDS = ("none", "pass", "running")
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Hyper-parameters of one round's local training; the names are the run config's."""
+
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What local training leaves beside the adapters themselves.
+
+    Attributes:
+        loss: mean cross-entropy over all questions seen, each before its own step.
+        fisher: mean squared batch gradient of every parameter, where it was asked for.
+    """
+
+    loss: float
+    fisher: dict[str, Tensor] | None
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers (run seed, round, partition), well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def train(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    plan: TrainingPlan,
+    seed: int,
+    running_fisher: bool = False,
+) -> TrainingResult:
+    """Train the adapters on the client's questions with AdamW.
+
+    Args:
+        running_fisher: keep the mean of the squared gradients met on the way (before clipping):
+            a Fisher diagonal that costs no extra pass.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    parameters = named_trainable(edge.adapters)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+    )
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    shuffle = torch.Generator().manual_seed(seed)
+    total, steps = 0.0, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # dropout
+        edge.adapters.train()
+        for _ in range(plan.local_epochs):
+            order = torch.randperm(len(questions), generator=shuffle).tolist()
+            for batch in batches([questions[i] for i in order], plan.batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                total += backward(edge, llm, batch) * len(batch)
+                steps += 1
+                if running_fisher:
+                    add_squared_gradients(squares, parameters)
+                torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
+                optimizer.step()
+    fisher = {name: square / steps for name, square in squares.items()} if running_fisher else None
+    return TrainingResult(total / (plan.local_epochs * len(questions)), fisher)
+
+
+def fisher_diagonal(
+    edge: NanoEdge, llm: LLM, questions: Sequence[Question], batch_size: int
+) -> dict[str, Tensor]:
+    """Empirical Fisher diagonal: F = mean over batches of (∂ loss / ∂ θ)², at the true answers.
+
+    The gradient is that of the batch's mean loss; with `batch_size` 1 this is the per-sample
+    empirical Fisher information (Kunstner et al., NeurIPS 2019).
+    """
+    parameters = named_trainable(edge.adapters)
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    edge.adapters.eval()
+    steps = 0
+    for batch in batches(questions, batch_size):
+        edge.adapters.zero_grad(set_to_none=True)
+        backward(edge, llm, batch)
+        add_squared_gradients(squares, parameters)
+        steps += 1
+    edge.adapters.zero_grad(set_to_none=True)
+    return {name: square / steps for name, square in squares.items()}
+
+
+@torch.no_grad()
+def right_answers(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[bool]:
+    """Whether each question's right option has the highest logit among its options' letters."""
+    edge.adapters.eval()
+    correct: list[bool] = []
+    for batch in batches(questions, batch_size):
+        candidates = sorted({token for question in batch for token in question.options})
+        column = {token: i for i, token in enumerate(candidates)}
+        logits = llm.score(edge(batch), last_positions(batch), torch.tensor(candidates))
+        for row, question in zip(logits, batch, strict=True):
+            options = row[[column[token] for token in question.options]]
+            correct.append(question.options[int(options.argmax())] == question.answer)
+        if progress is not None:
+            progress(len(batch))
+    return correct
+
+
+def backward(edge: NanoEdge, llm: LLM, batch: list[Question]) -> float:
+    """Gradients of a batch's mean loss into the adapters' `.grad`; returns the loss.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    loss = llm.loss(edge(batch), next_token_labels(batch, IGNORE))
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"loss is {loss.item()}: lower learning-rate or max-grad-norm")
+    loss.backward()
+    return loss.item()
+
+
+def add_squared_gradients(squares: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
+    """squares += grad², a parameter that took no part in the loss counting as zero."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            squares[name] += parameter.grad**2
+
+
+def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Consecutive batches; the last one may be smaller."""
+    for start in range(0, len(questions), size):
+        yield list(questions[start : start + size])

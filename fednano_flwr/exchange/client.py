@@ -1,0 +1,181 @@
+"""The client's end of the LLM service: an `LLMService` that asks a host over gRPC."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+from torch import Tensor
+
+from fednano_flwr.exchange import codec
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    PROTOCOL_VERSION,
+    HostRefusedError,
+    HostUnreachableError,
+    LLMInfo,
+)
+from fednano_flwr.exchange.traffic import StepTraffic
+
+log = logging.getLogger(__name__)
+Reply = TypeVar("Reply")
+
+LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: goes along with every request."""
+
+    run: int = 0
+    node: int = 0
+    round: int = 0
+    token: bytes = b""
+
+    def header(self) -> pb.Header:
+        return pb.Header(
+            protocol=PROTOCOL_VERSION,
+            run=self.run,
+            node=self.node,
+            round=self.round,
+            token=self.token,
+        )
+
+
+@dataclass
+class RemoteLLM:
+    """An LLM host at `address`, used like a local one.
+
+    A lost connection is retried with doubling pauses; a repeated step changes nothing, because
+    the host keeps no state. Use it as a context manager, or call `close`.
+
+    Args:
+        address: `host:port` of the LLM service.
+        caller: goes along with every request.
+        dtype: in which tensors cross the wire; "auto" is the host's.
+        timeout: seconds that one attempt may take.
+        retry_seconds: how long to go on trying after the first failure.
+
+    Raises (all calls):
+        HostRefusedError: the host will not serve the request.
+        HostUnreachableError: no answer within `retry_seconds`.
+    """
+
+    address: str
+    caller: Caller = field(default_factory=Caller)
+    dtype: str = "auto"
+    timeout: float = 120.0
+    retry_seconds: float = 60.0
+    traffic: StepTraffic = field(default_factory=StepTraffic)
+
+    def __post_init__(self) -> None:
+        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        # A lost host is looked for again at once, not after gRPC's own minutes of back-off.
+        backoff = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        self._channel = grpc.insecure_channel(self.address, options=[*unlimited, *backoff])
+        self._stub = LLMStub(self._channel)
+
+    def __enter__(self) -> RemoteLLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def describe(self) -> LLMInfo:
+        """What runs there; also settles the wire's dtype where it is "auto"."""
+        return self._introduced(
+            self._call(self._stub.Describe, pb.DescribeRequest(header=self.caller.header()))
+        )
+
+    def register(self, model: str, fingerprint: str, hidden_size: int) -> LLMInfo:
+        """Tell the host what this client holds; a mismatch raises `HostRefusedError`."""
+        request = pb.RegisterRequest(
+            header=self.caller.header(),
+            model=model,
+            fingerprint=fingerprint,
+            hidden_size=hidden_size,
+        )
+        return self._introduced(self._call(self._stub.Register, request))
+
+    def step(
+        self, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor
+    ) -> tuple[float, Tensor]:
+        positions = (labels != IGNORE).nonzero().squeeze(1)
+        request = pb.StepRequest(
+            header=self.caller.header(),
+            embeddings=codec.encode(embeds, self._wire_dtype()),
+            lengths=lengths,
+            label_positions=positions.tolist(),
+            labels=labels[positions].tolist(),
+        )
+        reply = self._call(self._stub.Step, request)
+        return reply.loss, codec.decode(reply.gradient).to(embeds)
+
+    def score(
+        self, embeds: Tensor, lengths: tuple[int, ...], positions: Tensor, candidates: Tensor
+    ) -> Tensor:
+        request = pb.ScoreRequest(
+            header=self.caller.header(),
+            embeddings=codec.encode(embeds, self._wire_dtype()),
+            lengths=lengths,
+            positions=positions.tolist(),
+            candidates=candidates.tolist(),
+        )
+        return codec.decode(self._call(self._stub.Score, request).logits)
+
+    def _introduced(self, reply: pb.Description) -> LLMInfo:
+        if self.dtype == "auto":
+            self.dtype = reply.dtype
+        return LLMInfo(
+            model=reply.model,
+            fingerprint=reply.fingerprint,
+            hidden_size=reply.hidden_size,
+            vocabulary=reply.vocabulary,
+            dtype=reply.dtype,
+            max_tokens=reply.max_tokens,
+        )
+
+    def _wire_dtype(self) -> str:
+        if self.dtype == "auto":
+            self.describe()
+        return self.dtype
+
+    def _call(self, method: Callable[..., Reply], request: Any) -> Reply:
+        started = time.monotonic()
+        pause = 0.1
+        while True:
+            self.traffic.bytes_up += request.ByteSize()
+            try:
+                reply = method(request, timeout=self.timeout)
+                break
+            except grpc.RpcError as error:
+                code, detail = error.code(), error.details()  # type: ignore[attr-defined]
+                if code not in LOST:
+                    raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
+                if time.monotonic() - started + pause > self.retry_seconds:
+                    raise HostUnreachableError(
+                        f"LLM host {self.address} did not answer for "
+                        f"{time.monotonic() - started:.0f} s ({code.name}: {detail})"
+                    ) from error
+                log.warning(
+                    "LLM host %s: %s, trying again in %.1f s", self.address, code.name, pause
+                )
+            self.traffic.retries += 1
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+        self.traffic.calls += 1
+        self.traffic.seconds += time.monotonic() - started
+        self.traffic.bytes_down += reply.ByteSize()  # type: ignore[attr-defined]
+        return reply

@@ -1,0 +1,40 @@
+"""The plain exchange: embeddings go up, their gradient comes down (2·N·d numbers a step)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import LLMInputs, LLMService
+
+
+class EmbeddingsExchange:
+    """An `LLM` on top of any `LLMService`."""
+
+    def __init__(self, service: LLMService) -> None:
+        self.service = service
+
+    def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
+        return _HostLoss.apply(inputs.embeds, inputs.lengths, labels, self.service)
+
+    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
+        return self.service.score(inputs.embeds.detach(), inputs.lengths, positions, candidates)
+
+
+class _HostLoss(torch.autograd.Function):
+    """The host's loss as a node of the client's graph; its gradient came with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor, service: LLMService
+    ) -> Tensor:
+        loss, gradient = service.step(embeds.detach(), lengths, labels)
+        ctx.save_for_backward(gradient.to(embeds))
+        return embeds.new_tensor(loss, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].to(gradient), None, None, None

@@ -1,0 +1,171 @@
+"""The run's clients: who is there, who is asked, and what came back.
+
+Flower's node ids are random and unordered. Here a client is known by its partition, so that a seed
+fixes which clients train, and replies are merged in one order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fednano_flwr.records import partition_of, record_bytes
+
+POLL_SECONDS = 0.2
+
+
+class TooFewClientsError(RuntimeError):
+    """Fewer good replies than `min-replies`, or fewer nodes than the run waits for."""
+
+
+@dataclass
+class Answers:
+    """Replies to one question, and what they cost.
+
+    Attributes:
+        replies: good ones, in the order of their partitions.
+        failures: who did not answer well, and why.
+        bytes_down, bytes_up: of the messages' contents, server to clients and back.
+    """
+
+    replies: list[Message] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
+    bytes_up: int = 0
+
+
+class NodeView:
+    """A grid that shows a strategy the chosen nodes only."""
+
+    def __init__(self, node_ids: Sequence[int]) -> None:
+        self._node_ids = node_ids
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._node_ids)
+
+
+class Federation:
+    """Asks nodes and keeps track of which partition each one holds."""
+
+    def __init__(self, grid: Grid, timeout: float, say: Callable[[str], None]) -> None:
+        self._grid = grid
+        self._timeout = timeout
+        self._say = say
+        self.partitions: dict[int, int] = {}
+
+    def wait_for_nodes(self, count: int) -> None:
+        """Wait until `count` nodes are connected.
+
+        Raises:
+            TooFewClientsError: they were not within the round's timeout.
+        """
+        started, said = time.monotonic(), 0.0
+        while (there := len(list(self._grid.get_node_ids()))) < count:
+            waited = time.monotonic() - started
+            if waited > self._timeout:
+                raise TooFewClientsError(
+                    f"{there} of {count} clients connected within {self._timeout:.0f} s "
+                    "(min-available-nodes, round-timeout)"
+                )
+            if waited >= said:
+                self._say(f"waiting for clients: {there} of {count} connected")
+                said = waited + 10
+            time.sleep(0.5)
+
+    def everyone(self) -> NodeView:
+        """All connected nodes, in the order of their partitions where known."""
+        return NodeView(sorted(self._grid.get_node_ids(), key=self._order))
+
+    def sample(self, fraction: float, seed: int, server_round: int) -> NodeView:
+        """A fraction of the known clients, at least one; fixed by seed, round and partitions."""
+        connected = set(self._grid.get_node_ids())
+        known = sorted((p, node) for node, p in self.partitions.items() if node in connected)
+        count = max(1, round(fraction * len(known)))
+        chosen = np.random.default_rng([seed, server_round]).permutation(len(known))[:count]
+        return NodeView([known[i][1] for i in sorted(chosen)])
+
+    def ask(
+        self,
+        messages: Iterable[Message],
+        min_replies: int,
+        what: str,
+        check: Callable[[Message], None] | None = None,
+    ) -> Answers:
+        """Send messages and wait for their replies, good or bad, until the round's timeout.
+
+        Args:
+            what: for messages to people, as in "round 3, training".
+            check: raises ValueError for a reply that must not be used.
+
+        Raises:
+            TooFewClientsError: fewer than `min_replies` good replies.
+        """
+        sent = list(messages)
+        answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
+        pushed = set(self._grid.push_messages(sent))
+        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        for message_id in waiting.keys() - pushed:
+            self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
+        deadline = time.monotonic() + self._timeout
+        while waiting and time.monotonic() < deadline:
+            for reply in self._grid.pull_messages(list(waiting)):
+                node = waiting.pop(reply.metadata.reply_to_message_id)
+                self._take(reply, node, answers, what, check)
+            if waiting:
+                time.sleep(POLL_SECONDS)
+        for node in waiting.values():
+            self._fail(answers, what, node, f"no reply within {self._timeout:.0f} s")
+        if len(answers.replies) < min_replies:
+            raise TooFewClientsError(
+                f"{what}: {len(answers.replies)} of {len(sent)} clients replied, min-replies is "
+                f"{min_replies}. " + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
+            )
+        answers.replies.sort(key=partition_of)
+        return answers
+
+    def _take(
+        self,
+        reply: Message,
+        node: int,
+        answers: Answers,
+        what: str,
+        check: Callable[[Message], None] | None,
+    ) -> None:
+        if reply.has_error():
+            self._fail(answers, what, node, _reason(reply))
+            return
+        answers.bytes_up += record_bytes(reply.content)
+        try:
+            self._remember(node, partition_of(reply))
+            if check is not None:
+                check(reply)
+        except (KeyError, ValueError) as error:
+            self._fail(answers, what, node, f"reply refused: {error}")
+            return
+        answers.replies.append(reply)
+
+    def _remember(self, node: int, partition: int) -> None:
+        holders = {p: n for n, p in self.partitions.items()}
+        if holders.get(partition, node) != node and holders[partition] in self._grid.get_node_ids():
+            raise ValueError(f"partition {partition} is held by another connected node already")
+        self.partitions = {n: p for n, p in self.partitions.items() if p != partition}
+        self.partitions[node] = partition
+
+    def _fail(self, answers: Answers, what: str, node: int, reason: str) -> None:
+        who = f"client {self.partitions[node]}" if node in self.partitions else f"node {node}"
+        answers.failures[who] = reason
+        self._say(f"{what}: {who} failed: {reason}")
+
+    def _order(self, node: int) -> tuple[int, int]:
+        return (self.partitions.get(node, 2**63), node)
+
+
+def _reason(reply: Message) -> str:
+    """The last line of what a client or Flower says went wrong."""
+    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
+    return f"{lines[-1].strip() if lines else 'no reason given'} (code {reply.error.code})"

@@ -1,0 +1,80 @@
+"""One line of metrics.jsonl: what a round did, from the clients' replies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import Message
+
+from fednano_flwr.edge.client import peak_memory_mb
+from fednano_flwr.federation import Answers
+from fednano_flwr.records import metric, partition_of
+
+
+def round_record(
+    server_round: int, trained: Answers | None, scored: Answers, seconds: float
+) -> dict[str, Any]:
+    """Everything a round measured.
+
+    `accuracy` is the plain mean over clients that have test questions; bytes count what crossed in
+    this round, training and evaluation together, step traffic apart from round traffic.
+
+    Args:
+        trained: replies to the train messages; None for round 0, which only evaluates.
+        scored: replies to the evaluate messages.
+        seconds: wall-clock time of the round.
+    """
+    accuracies = {str(partition_of(r)): _accuracy(r) for r in scored.replies}
+    known = [value for value in accuracies.values() if value is not None]
+    training = trained.replies if trained else []
+    losses = {str(partition_of(r)): metric(r, "train-loss") for r in training}
+    sizes = {str(partition_of(r)): int(metric(r, "num-examples")) for r in training}
+    both = [trained, scored] if trained else [scored]
+    replies = [reply for answers in both for reply in answers.replies]
+    return {
+        "round": server_round,
+        "accuracy": sum(known) / len(known) if known else None,
+        "accuracy_per_client": accuracies,
+        "test_questions_per_client": {
+            str(partition_of(r)): int(metric(r, "num-examples")) for r in scored.replies
+        },
+        "train_loss": _weighted_mean(losses, sizes),
+        "train_loss_per_client": losses,
+        "train_questions_per_client": sizes,
+        "round_bytes_up": sum(answers.bytes_up for answers in both),
+        "round_bytes_down": sum(answers.bytes_down for answers in both),
+        "step_bytes_up": _total(replies, "step-bytes-up"),
+        "step_bytes_down": _total(replies, "step-bytes-down"),
+        "step_calls": _total(replies, "step-calls"),
+        "step_retries": _total(replies, "step-retries"),
+        "seconds": seconds,
+        "client_seconds": {
+            "train": [metric(r, "seconds") for r in training],
+            "evaluate": [metric(r, "seconds") for r in scored.replies],
+            "encoder": sum(metric(r, "encoder-seconds") for r in replies),
+            "waiting_for_llm": sum(metric(r, "llm-seconds") for r in replies),
+        },
+        "peak_memory_mb": {
+            "client_process": max(metric(r, "peak-memory-mb") for r in replies),
+            "server_process": peak_memory_mb(),
+        },
+        "failures": {
+            "train": trained.failures if trained else {},
+            "evaluate": scored.failures,
+        },
+    }
+
+
+def _accuracy(reply: Message) -> float | None:
+    """Share of right answers, or None where a client has no test question."""
+    questions = metric(reply, "num-examples")
+    return metric(reply, "correct") / questions if questions else None
+
+
+def _weighted_mean(values: dict[str, float], weights: dict[str, int]) -> float | None:
+    total = sum(weights.values())
+    return sum(values[key] * weights[key] for key in values) / total if total else None
+
+
+def _total(replies: list[Message], key: str) -> int:
+    return sum(int(metric(reply, key)) for reply in replies)

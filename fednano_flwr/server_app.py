@@ -1,0 +1,129 @@
+"""The Flower ServerApp: hosts the LLM half and runs the strategy, round by round."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fednano_flwr.config import RunConfig
+from fednano_flwr.console import closing_table, round_line, say
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.federation import Answers, Federation
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.metrics import round_record
+from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
+from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.strategies.registry import make_strategy
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the whole federation; an error ends the run with its reason on one line."""
+    try:
+        federate(grid, context.run_id, RunConfig.parse(context.run_config))
+    except Exception as error:
+        say(f"the run ends: {error}")
+        raise
+
+
+def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
+    """Host the LLM, evaluate the frozen model, then train, merge and evaluate round by round.
+
+    Raises:
+        ConfigError: a value of the run config cannot be used.
+        TooFewClientsError: too few clients are there, or replied.
+    """
+    strategy = make_strategy(config.strategy)
+    folder = RunFolder(config)
+    if config.llm.threads:
+        torch.set_num_threads(config.llm.threads)
+    half = load_llm_half(config.model.name, config.llm.device, config.llm.dtype)
+    host = FrozenLLM(half, config.llm.max_tokens)
+    adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
+    arrays = to_arrays(adapter_state(adapters))
+    federation = Federation(grid, config.round_timeout, say)
+
+    with serve(host, config.llm.bind, config.llm.port) as bound:
+        address = config.llm.address or bound
+        _introduce(config, host.describe(), half, arrays, address)
+        federation.wait_for_nodes(config.min_available_nodes)
+        for server_round in range(config.num_server_rounds + 1):
+            started = time.perf_counter()
+            task = {"llm-address": address, "fisher": getattr(strategy, "fisher", "none")}
+            trained = None
+            if server_round > 0:
+                chosen = federation.sample(config.fraction_train, config.seed, server_round)
+                trained = federation.ask(
+                    strategy.configure_train(
+                        server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
+                    ),
+                    config.min_replies,
+                    f"round {server_round}, training",
+                    check=partial(check_update, sent=arrays),
+                )
+                merged, _ = strategy.aggregate_train(server_round, trained.replies)
+                arrays = cast(ArrayRecord, merged)
+            scored = federation.ask(
+                strategy.configure_evaluate(
+                    server_round, arrays, ConfigRecord(task), cast(Grid, federation.everyone())
+                ),
+                config.min_replies,
+                f"round {server_round}, evaluation",
+            )
+            if server_round == 0:
+                _report_data(scored)
+            record = round_record(server_round, trained, scored, time.perf_counter() - started)
+            folder.append(record, from_arrays(arrays), half.hidden_size)
+            say(round_line(record))
+
+    say()
+    say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say(f"written to {folder.path}")
+    return folder
+
+
+def _introduce(
+    config: RunConfig, info: LLMInfo, half: LLMHalf, arrays: ArrayRecord, address: str
+) -> None:
+    """Say what runs where, before anything takes long."""
+    trained = sum(value.numel() for value in from_arrays(arrays).values())
+    frozen = sum(parameter.numel() for parameter in half.parameters())
+    say(
+        f"server   LLM half of {info.model}: {frozen:,} frozen parameters, {info.dtype} on "
+        f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})"
+    )
+    say(
+        f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
+        f"on {' and '.join(config.adapter.site_names)}, rank {config.adapter.rank}: "
+        f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
+    )
+    say(
+        f"run      {config.dataset.name}, Dirichlet α = {config.dataset.alpha:g}; strategy "
+        f"{config.strategy.name}, {config.num_server_rounds} rounds, {config.local_epochs} local "
+        f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
+    )
+
+
+def _report_data(scored: Answers) -> None:
+    """Say how many questions each client has, and what was left out for which reason."""
+    sizes = []
+    skipped: dict[str, int] = {}
+    for reply in scored.replies:
+        sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
+        notes: Mapping[str, Any] = json.loads(str(reply.content.config_records["notes"]["skipped"]))
+        skipped |= {reason: max(count, skipped.get(reason, 0)) for reason, count in notes.items()}
+    say(f"shards   {len(sizes)} clients with train+test questions: {', '.join(sizes)}")
+    for reason, count in sorted(skipped.items()):
+        say(f"skipped  {count} questions: {reason}")

@@ -1,0 +1,48 @@
+"""What this project's own strategies share on top of Flower's FedAvg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+
+from fednano_flwr.config import Strategy
+from fednano_flwr.records import to_arrays, to_update
+from fednano_flwr.strategies.merge import State, Update
+
+
+class AdapterStrategy(FedAvg):
+    """Merges the clients' adapters; a subclass says how, and which Fisher estimate it needs.
+
+    Which clients take part is not its business: the grid it is given shows the sampled nodes only.
+    """
+
+    fisher: ClassVar[str] = "none"
+
+    def __init__(self, config: Strategy) -> None:
+        super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+        self.config = config
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the good replies, in the order of their partitions."""
+        good, _ = self._check_and_log_replies(replies, is_train=True)
+        if not good:
+            return None, None
+        updates = sorted(map(to_update, good), key=lambda update: update.partition)
+        contents = [reply.content for reply in good]
+        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        return to_arrays(self.merge(updates)), metrics
+
+    def merge(self, updates: Sequence[Update]) -> State:
+        """The new adapters, from one update a client."""
+        raise NotImplementedError
+
+    def weights(self, updates: Sequence[Update]) -> list[float]:
+        """One weight a client: its number of questions, or 1 where `strategy.weight-by` says so."""
+        if self.config.weight_by == "equal":
+            return [1.0] * len(updates)
+        return [float(update.num_examples) for update in updates]

@@ -1,0 +1,19 @@
+"""FedAvg on adapters (McMahan et al., AISTATS 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fednano_flwr.strategies.base import AdapterStrategy
+from fednano_flwr.strategies.merge import State, Update, weighted_mean
+
+
+class AdapterFedAvg(AdapterStrategy):
+    """The weighted mean of every parameter."""
+
+    def merge(self, updates: Sequence[Update]) -> State:
+        weights = self.weights(updates)
+        return {
+            name: weighted_mean([update.theta[name] for update in updates], weights)
+            for name in updates[0].theta
+        }

@@ -1,0 +1,74 @@
+"""Merging as mathematics: tensors in, tensors out, nothing of Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's reply.
+
+    Attributes:
+        partition: of the client; replies are merged in its order.
+        theta: adapter parameters after local training, by name.
+        fisher: Fisher diagonals by the same names, where the strategy asked for them.
+        num_examples: questions trained on.
+    """
+
+    partition: int
+    theta: State
+    fisher: State | None
+    num_examples: int
+
+
+def weighted_mean(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """merged = Σ_k w_k θ_k / Σ_k w_k     (FedAvg; McMahan et al., AISTATS 2017)
+
+    Args:
+        thetas: one tensor a client, all of one shape.
+        weights: one positive number a client.
+    """
+    total = sum(weights)
+    stacked = torch.stack(
+        [theta.double() * (w / total) for theta, w in zip(thetas, weights, strict=True)]
+    )
+    return stacked.sum(0).to(thetas[0].dtype)
+
+
+def fisher_merge(
+    thetas: Sequence[Tensor], fishers: Sequence[Tensor], weights: Sequence[float], floor: float
+) -> Tensor:
+    """Average client parameters, each coordinate weighted by how sure its client is of it.
+
+    merged = Σ_k w_k (F_k + floor) θ_k / Σ_k w_k (F_k + floor)
+                                                  (Matena & Raffel, NeurIPS 2022)
+
+    Args:
+        thetas: one tensor a client, all of one shape.
+        fishers: diagonal Fisher information, shapes as in `thetas`, ≥ 0.
+        weights: one positive number a client.
+        floor: > 0, added to every F_k, so that a coordinate no client has seen becomes the
+            weighted mean.
+
+    Raises:
+        ValueError: a Fisher value is negative, infinite or not a number.
+    """
+    total = sum(weights)
+    for fisher in fishers:
+        if not torch.isfinite(fisher).all() or (fisher < 0).any():
+            raise ValueError("a Fisher diagonal has a negative, infinite or NaN value")
+    precision = torch.stack(
+        [
+            (fisher.double() + floor) * (w / total)
+            for fisher, w in zip(fishers, weights, strict=True)
+        ]
+    )
+    stacked = torch.stack([theta.double() for theta in thetas])
+    return ((precision * stacked).sum(0) / precision.sum(0)).to(thetas[0].dtype)

@@ -1,0 +1,111 @@
+"""Strategies by the name that `strategy.name` gives them.
+
+Own strategies are small files of this package. Flower's are taken by class name, as far as they
+need nothing of the client but its adapters (FedProx and q-FedAvg change the client's training,
+so naming them here would only pretend).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fednano_flwr.config import ConfigError, Strategy
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+OWN: Mapping[str, str] = {
+    "fednano": "fednano_flwr.strategies.fednano:FedNano",
+    "fednano-ef": "fednano_flwr.strategies.fednano_ef:FedNanoEF",
+    "fedavg": "fednano_flwr.strategies.fedavg:AdapterFedAvg",
+}
+FLOWER = (
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "FedYogi",
+    "Krum",
+    "MultiKrum",
+)
+# What the run decides itself: every strategy gets all the nodes it is shown.
+ALL_NODES: dict[str, Any] = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+
+
+def check_strategy(name: str, args: str = "") -> None:
+    """Refuse an unknown strategy or argument before anything is loaded.
+
+    Raises:
+        ConfigError: with the strategies or arguments that there are.
+    """
+    if name in OWN:
+        if args:
+            raise ConfigError(
+                f"strategy.args = {args!r}: {name} takes none (they are for Flower's)"
+            )
+        return
+    if name not in FLOWER:
+        raise ConfigError(
+            f"strategy.name = {name!r}: there is no such strategy. This project's: "
+            f"{', '.join(OWN)}. Flower's: {', '.join(FLOWER)}"
+        )
+    accepted = _flower_arguments(name)
+    for key in parse_args(args):
+        if key not in accepted:
+            raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
+
+
+def make_strategy(config: Strategy) -> FlowerStrategy:
+    """The strategy that the run config names.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not take the arguments.
+    """
+    check_strategy(config.name, config.args)
+    if config.name in OWN:
+        module, _, attribute = OWN[config.name].partition(":")
+        return getattr(importlib.import_module(module), attribute)(config)
+    return _flower_class(config.name)(**ALL_NODES, **parse_args(config.args))
+
+
+def parse_args(text: str) -> dict[str, float]:
+    """`"eta=0.01, tau=0.001"` as a dictionary.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    arguments: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, _, value = part.partition("=")
+        try:
+            arguments[key.strip()] = int(value) if value.strip().isdigit() else float(value)
+        except ValueError:
+            raise ConfigError(
+                f"strategy.args = {text!r}: must be numbers as in eta=0.01,tau=0.001"
+            ) from None
+    return arguments
+
+
+def _flower_class(name: str) -> Any:
+    return getattr(importlib.import_module("flwr.serverapp.strategy"), name)
+
+
+def _flower_arguments(name: str) -> list[str]:
+    """Numeric arguments of one of Flower's strategies beyond those the run sets itself."""
+    parameters = inspect.signature(_flower_class(name)).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.name not in ALL_NODES and isinstance(p.default, (int, float)) and p.default is not None
+    ]

@@ -1,0 +1,90 @@
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+from tests import tiny
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """Folder of real samples: `scienceqa/` and `iconqa/`, in the datasets' own layouts."""
+    path = Path(os.environ.get("FEDNANO_TEST_DATA") or BESIDE_REPOSITORY)
+    if not (path / "scienceqa").is_dir() or not (path / "iconqa").is_dir():
+        pytest.skip(
+            f"no real samples in {path}: set FEDNANO_TEST_DATA to a folder that holds scienceqa/ "
+            "and iconqa/"
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA checkpoint in the hub's format, in several shards."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 + 24 random questions in ScienceQA's layout."""
+    return tiny.write_scienceqa(tmp_path_factory.mktemp("scienceqa"))
+
+
+@pytest.fixture(scope="session")
+def edge_half(tiny_model: Path) -> EdgeHalf:
+    return load_edge_half(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def llm_half(tiny_model: Path) -> LLMHalf:
+    return load_llm_half(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def defaults() -> dict[str, Any]:
+    """The run config's defaults as pyproject.toml has them, flat."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return flatten(project["tool"]["flwr"]["app"]["config"])
+
+
+@pytest.fixture
+def run_config(
+    defaults: dict[str, Any], tiny_model: Path, tiny_questions: Path, tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Defaults with the tiny model and data; keyword arguments override keys (`__` for a dot)."""
+
+    def make(**overrides: Any) -> dict[str, Any]:
+        config = {
+            **defaults,
+            "model.name": str(tiny_model),
+            "dataset.path": str(tiny_questions),
+            "run.dir": str(tmp_path / "runs"),
+            "run.name": "test",
+            "num-server-rounds": 2,
+            "adapter.rank": 4,
+            "exchange.retry-seconds": 0.5,
+            "llm.threads": 1,
+        }
+        for key, value in overrides.items():
+            config[key.replace("__", ".").replace("_", "-")] = value
+        return config
+
+    return make
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

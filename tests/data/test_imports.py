@@ -1,0 +1,59 @@
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fednano_flwr.data
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.shard import shard
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = [
+    f"fednano_flwr.data.{module.name}"
+    for module in pkgutil.iter_modules(fednano_flwr.data.__path__)
+]
+
+SPLIT_WITHOUT_FLOWER = """
+import importlib, json, sys
+from pathlib import Path
+sys.modules["flwr"] = sys.modules["ray"] = None          # importing either raises ImportError
+for module in json.loads(sys.argv[2]):
+    importlib.import_module(module)
+late = [name for name in ("torch", "transformers", "datasets", "flwr_datasets")
+        if name in sys.modules]
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.shard import shard
+questions = load_questions("scienceqa", Path(sys.argv[1]))
+part = shard(questions, 1, 3, 0.5, 7, 2)
+print(json.dumps([late, [s.uid for s in part.train], [s.uid for s in part.test]]))
+"""
+
+
+def test_data_works_without_flower_and_ray_and_splits_the_same_in_every_process(write_scienceqa):
+    topics = ["physics", "biology", "grammar"]
+    problems = {str(pid): {"topic": topics[pid % 3]} for pid in range(60)}
+    path = write_scienceqa(problems, train=list(range(40)), test=list(range(40, 60)))
+    here = shard(load_questions("scienceqa", path), 1, 3, 0.5, 7, 2)
+
+    answer = subprocess.run(
+        [sys.executable, "-c", SPLIT_WITHOUT_FLOWER, str(path), json.dumps(MODULES)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONHASHSEED": "1234", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    heavy, train, test = json.loads(answer.stdout)
+    assert heavy == [], "these must not be imported before a split is asked for"
+    assert train == [sample.uid for sample in here.train]
+    assert test == [sample.uid for sample in here.test]
+
+
+def test_every_module_of_data_says_what_it_is():
+    assert len(MODULES) > 5
+    for name in MODULES:
+        assert importlib.import_module(name).__doc__, name

@@ -1,0 +1,120 @@
+"""Whole runs through both apps, in one process, with a real gRPC host between them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fednano_flwr import client_app, server_app
+from fednano_flwr.config import RunConfig
+from fednano_flwr.federation import TooFewClientsError
+from fednano_flwr.run_folder import RunFolder
+from tests.local_grid import LocalGrid
+
+Config = Callable[..., dict[str, Any]]
+
+
+def run(flat: dict[str, Any], clients: int = 3, **grid: Any) -> RunFolder:
+    local = LocalGrid(client_app.app, flat, clients, **grid)
+    return server_app.federate(local, 1, RunConfig.parse(flat))
+
+
+def adapters(folder: RunFolder, which: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(folder.path / "adapters" / which / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("strategy", ["fednano", "fednano-ef", "fedavg", "FedAdam", "FedMedian"])
+def test_a_run_trains_merges_and_writes_its_folder(run_config: Config, strategy: str) -> None:
+    folder = run(run_config(strategy__name=strategy))
+    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
+    rounds = [json.loads(line) for line in lines]
+    assert [record["round"] for record in rounds] == [0, 1, 2]
+    assert rounds[0]["train_loss"] is None and rounds[2]["train_loss"] > 0
+    assert set(rounds[2]["accuracy_per_client"]) == {"0", "1", "2"}
+    assert sum(rounds[2]["test_questions_per_client"].values()) == 24
+    assert rounds[1]["step_bytes_up"] > rounds[0]["step_bytes_up"] > 0
+    moved = adapters(folder)["base_model.model.text_adapter.lora_B.weight"]
+    assert moved.abs().max() > 0
+    assert json.loads((folder.path / "state.json").read_text())["round"] == 2
+
+
+def test_the_same_seed_gives_the_same_adapters_whatever_the_order_of_replies(
+    run_config: Config,
+) -> None:
+    first = adapters(run(run_config(run__name="a"), order=1))
+    second = adapters(run(run_config(run__name="b"), order=2))
+    other = adapters(run(run_config(run__name="c", seed=1), order=1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_fraction_of_the_clients_trains_and_the_seed_says_which(run_config: Config) -> None:
+    chosen = []
+    for name, order in (("a", 1), ("b", 2)):
+        folder = run(run_config(fraction_train=0.5, run__name=name), clients=4, order=order)
+        chosen.append([sorted(r["train_loss_per_client"]) for r in folder.rounds])
+    assert chosen[0] == chosen[1]
+    assert [len(clients) for clients in chosen[0]] == [0, 2, 2]
+
+
+def test_a_client_that_raises_does_not_stop_the_round(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    healthy = client_app.Client.train
+
+    def train(self: client_app.Client, *args: Any) -> Any:
+        if self.partition == 1:
+            raise RuntimeError("the disk is full")
+        return healthy(self, *args)
+
+    monkeypatch.setattr(client_app.Client, "train", train)
+    folder = run(run_config())
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "2"]
+    assert "the disk is full" in folder.rounds[1]["failures"]["train"]["client 1"]
+    assert "client 1 failed: RuntimeError: the disk is full" in capsys.readouterr().out
+
+
+def test_a_client_that_never_answers_is_given_up_after_the_timeout(run_config: Config) -> None:
+    folder = run(run_config(round_timeout=3.0), gone=[2])
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
+    assert "no reply within 3 s" in str(folder.rounds[1]["failures"])
+
+
+def test_too_few_replies_end_the_run_with_their_reasons(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(self: client_app.Client, *args: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(client_app.Client, "train", train)
+    with pytest.raises(TooFewClientsError, match=r"0 of 3 clients.*out of memory"):
+        run(run_config(min_replies=2))
+    rounds = (Path(run_config()["run.dir"]) / "test" / "metrics.jsonl").read_text().splitlines()
+    assert len(rounds) == 1  # round 0 is kept
+
+
+def test_an_update_that_is_not_finite_is_refused_and_the_round_goes_on(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = client_app.Client.train
+
+    def train(self: client_app.Client, *args: Any) -> Any:
+        result = healthy(self, *args)
+        if self.partition == 0:
+            next(iter(result.theta.values()))[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(client_app.Client, "train", train)
+    folder = run(run_config())
+    assert "not a number" in folder.rounds[1]["failures"]["train"]["client 0"]
+    assert all(torch.isfinite(value).all() for value in adapters(folder).values())
+
+
+def test_a_run_does_not_overwrite_an_earlier_one(run_config: Config) -> None:
+    run(run_config(num_server_rounds=0))
+    with pytest.raises(ValueError, match=r"run\.name"):
+        run(run_config(num_server_rounds=0))
