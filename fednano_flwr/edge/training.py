@@ -140,7 +140,8 @@ def backward(edge: NanoEdge, llm: LLM, batch: list[Question]) -> float:
     loss = llm.loss(edge(batch), next_token_labels(batch, IGNORE))
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {loss.item()}: lower learning-rate or max-grad-norm")
-    loss.backward()
+    if loss.requires_grad:  # a batch of text takes no part in an image adapter alone
+        loss.backward()
     return loss.item()
 
 

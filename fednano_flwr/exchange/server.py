@@ -89,7 +89,9 @@ class Servicer(LLMServicer):
         counts = tuple(lengths)
         shape = tuple(tensor.shape)
         if len(shape) != 2 or shape[1] != self._info.hidden_size:
-            raise RefusalError(f"embeddings of shape {shape}; must be (N, {self._info.hidden_size})")
+            raise RefusalError(
+                f"embeddings of shape {shape}; must be (N, {self._info.hidden_size})"
+            )
         if not counts or min(counts) < 1 or sum(counts) != shape[0]:
             raise RefusalError(f"lengths {counts} do not sum to the {shape[0]} embeddings sent")
         if shape[0] > self._info.max_tokens:
@@ -131,8 +133,8 @@ def serve(service: LLMService, bind: str = "127.0.0.1", port: int = 0) -> Iterat
 
 
 def _largest_message(info: LLMInfo) -> int:
-    """Bytes of the largest request: embeddings in float32 and four integers a token."""
-    return min(info.max_tokens * (info.hidden_size * 4 + 40) + 65536, 2**31 - 1)
+    """Bytes of the largest request: embeddings in float64 and four integers a token."""
+    return min(info.max_tokens * (info.hidden_size * 8 + 40) + 65536, 2**31 - 1)
 
 
 @contextmanager

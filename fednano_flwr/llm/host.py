@@ -40,8 +40,9 @@ class FrozenLLM:
         """See `LLMService.step`; the gradient comes back where and as the embeddings were."""
         inputs = embeds.detach().to(self._half.device, self._half.dtype).requires_grad_()
         known = (labels != IGNORE).nonzero().squeeze(1)
-        logits = self._logits(inputs, lengths, known.to(inputs.device))
-        loss = F.cross_entropy(logits, labels[known].to(inputs.device))
+        with torch.enable_grad():  # the caller may be inside another graph's forward
+            logits = self._logits(inputs, lengths, known.to(inputs.device))
+            loss = F.cross_entropy(logits, labels[known].to(inputs.device))
         (gradient,) = torch.autograd.grad(loss, inputs)
         return loss.item(), gradient.to(embeds)
 
@@ -55,8 +56,9 @@ class FrozenLLM:
         return logits[:, candidates.to(inputs.device)].cpu()
 
     def _logits(self, inputs: Tensor, lengths: tuple[int, ...], positions: Tensor) -> Tensor:
-        """Logits (P, vocabulary) in float32 at rows `positions` of `inputs` (N, d)."""
+        """Logits (P, vocabulary), at least in float32, at rows `positions` of `inputs` (N, d)."""
         padded = pad_sequence(list(inputs.split(list(lengths))), batch_first=True)
         hidden = self._half.hidden(padded)
         real = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
-        return self._half.head(hidden[real.to(hidden.device)][positions]).float()
+        logits = self._half.head(hidden[real.to(hidden.device)][positions])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

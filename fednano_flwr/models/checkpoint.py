@@ -64,9 +64,7 @@ class Checkpoint:
         """
         by_file: dict[str, list[str]] = {}
         for name in names:
-            if name not in self.files:
-                raise ConfigError(f"model {self.name}: the checkpoint has no tensor {name}")
-            by_file.setdefault(self.files[name][0], []).append(name)
+            by_file.setdefault(self._entry(name)[0], []).append(name)
         for filename, wanted in by_file.items():
             with safe_open(self._file(filename), framework="pt") as file:
                 for name in wanted:
@@ -102,11 +100,16 @@ class Checkpoint:
         for volatile in ("transformers_version", "_name_or_path", "dtype"):
             config.pop(volatile, None)
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-        filename, key = self.files[self.family.embeddings]
+        filename, key = self._entry(self.family.embeddings)
         with safe_open(self._file(filename), framework="pt") as file:
             rows = file.get_slice(key)[:FINGERPRINT_ROWS]
         digest.update(rows.float().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def _entry(self, name: str) -> tuple[str, str]:
+        if name not in self.files:
+            raise ConfigError(f"model {self.name}: the checkpoint has no tensor {name}")
+        return self.files[name]
 
     def _file(self, filename: str) -> Path:
         if self._on_hub:

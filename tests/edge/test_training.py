@@ -1,0 +1,198 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
+from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.nano_edge import FeatureCache, NanoEdge
+from fednano_flwr.edge.questions import Question, load_encoder, next_token_labels
+from fednano_flwr.edge.training import (
+    TrainingPlan,
+    derive_seed,
+    fisher_diagonal,
+    right_answers,
+    train,
+)
+from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.edge_half import EdgeHalf
+from fednano_flwr.models.llm_half import LLMHalf
+
+PLAN = TrainingPlan(
+    local_epochs=2, batch_size=5, learning_rate=0.01, weight_decay=0.0, max_grad_norm=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def questions(tiny_model: Path, tiny_questions: Path) -> list[Question]:
+    encoder = load_encoder(str(tiny_model))
+    return [encoder.encode(s) for s in load_questions("scienceqa", tiny_questions).train[:12]]
+
+
+@pytest.fixture
+def edge(tiny_model: Path, edge_half: EdgeHalf) -> NanoEdge:
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=0)
+    return NanoEdge(edge_half, adapters, load_encoder(str(tiny_model)))
+
+
+@pytest.fixture(scope="module")
+def llm(llm_half: LLMHalf) -> EmbeddingsExchange:
+    return EmbeddingsExchange(FrozenLLM(llm_half))
+
+
+def test_training_lowers_the_loss(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    first = train(edge, llm, questions, PLAN, seed=1)
+    for seed in range(2, 6):
+        last = train(edge, llm, questions, PLAN, seed=seed)
+    assert last.loss < 0.8 * first.loss
+
+
+def test_a_seed_fixes_local_training(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        fresh = NanoEdge(
+            edge.frozen, build_adapters(48, Adapter(4, 8.0, 0.1, "image,text"), 0), edge.encoder
+        )
+        train(fresh, llm, questions, PLAN, seed=seed)
+        states.append(adapter_state(fresh.adapters))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert any(not torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+def test_fisher_equals_an_independent_computation_batch_by_batch(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question], llm_half: LLMHalf
+) -> None:
+    train(edge, llm, questions, PLAN, seed=1)
+    fisher = fisher_diagonal(edge, llm, questions, batch_size=5)
+    parameters = named_trainable(edge.adapters)
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for start in (0, 5, 10):  # the last batch has two questions
+        batch = questions[start : start + 5]
+        inputs = edge(batch)
+        losses = []
+        for embeds, question in zip(inputs.embeds.split(inputs.lengths), batch, strict=True):
+            logits = llm_half.head(llm_half.hidden(embeds[None])[0, -1])
+            losses.append(torch.logsumexp(logits, 0) - logits[question.answer])
+        gradients = torch.autograd.grad(sum(losses) / len(losses), list(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            squares[name] += gradient.square() / 3
+    for name, expected in squares.items():
+        assert expected.max() > 0
+        assert torch.allclose(fisher[name], expected, rtol=1e-3, atol=1e-6 * expected.max()), name
+
+
+def test_running_fisher_is_the_mean_of_the_squares_met_in_training(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    still = TrainingPlan(1, 4, 1e-30, 0.0, 1e-3)  # clipping must not shrink what is kept
+    train(edge, llm, questions, PLAN, seed=1)
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(7)).tolist()
+    in_order = [questions[i] for i in shuffled]
+    running = train(edge, llm, questions, still, seed=7, running_fisher=True).fisher
+    passed = fisher_diagonal(edge, llm, in_order, batch_size=4)
+    assert running is not None
+    for name, expected in passed.items():
+        assert torch.allclose(running[name], expected, rtol=1e-4, atol=1e-6 * expected.max()), name
+
+
+def test_while_b_is_zero_the_fisher_of_a_is_zero(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    fisher = fisher_diagonal(edge, llm, questions, batch_size=5)
+    for name, value in fisher.items():
+        assert (value.max() == 0) == ("lora_A" in name), name
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_advice(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    next(iter(named_trainable(edge.adapters).values())).data.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="learning-rate"):
+        train(edge, llm, questions, PLAN, seed=1)
+
+
+def test_an_image_adapter_alone_survives_batches_of_text(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image"), seed=0)
+    text = [question for question in questions if question.sample.image is None]
+    fisher = train(
+        NanoEdge(edge.frozen, adapters, edge.encoder), llm, text, PLAN, 1, running_fisher=True
+    ).fisher
+    assert fisher is not None and all(value.max() == 0 for value in fisher.values())
+
+
+def test_scoring_compares_a_questions_own_letters_only(
+    edge: NanoEdge, questions: list[Question], llm_half: LLMHalf
+) -> None:
+    class Loud(FrozenLLM):
+        """Prefers the letter D, then the right one."""
+
+        def score(self, embeds, lengths, positions, candidates):  # type: ignore[no-untyped-def]
+            logits = super().score(embeds, lengths, positions, candidates) * 0
+            for row, question in zip(logits, batch, strict=True):
+                row[candidates == question.answer] = 1.0
+                row[candidates == letters[3]] = 2.0
+            return logits
+
+    letters = next(q.options for q in questions if len(q.options) == 4)
+    batch = questions
+    right = right_answers(edge, EmbeddingsExchange(Loud(llm_half)), questions, batch_size=12)
+    expected = [len(q.options) < 4 or q.answer == letters[3] for q in questions]
+    assert right == expected and 0 < sum(expected) < 12
+
+
+def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
+    edge: NanoEdge, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = EdgeHalf.image_features
+    monkeypatch.setattr(
+        EdgeHalf,
+        "image_features",
+        lambda self, pixels: seen.append(len(pixels)) or original(self, pixels),
+    )
+    pictured = [question for question in questions if question.sample.image is not None]
+    first = edge(pictured).embeds
+    second = edge(pictured).embeds
+    assert seen == [len(pictured)] and torch.equal(first, second)
+    one = 9 * 48 * 4
+    edge.cache = FeatureCache(max_bytes=2 * one + 1)
+    edge(pictured)
+    again = edge(pictured).embeds
+    assert len(edge.cache) == 2 and seen[2] == len(pictured) - 2
+    assert torch.allclose(again, first, atol=1e-6)
+
+
+def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> None:
+    labels = next_token_labels(questions[:2], IGNORE)
+    first = len(questions[0].ids)
+    assert labels[first - 1] == questions[0].answer and labels[-1] == questions[1].answer
+    assert int((labels != IGNORE).sum()) == 2
+
+
+def test_seeds_derived_from_different_parts_differ() -> None:
+    assert len({derive_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}) == 125
+
+
+def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
+    run_config: Callable[..., dict[str, Any]], tiny_questions: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_questions, tmp_path / "broken")
+    (folder / "images" / "train" / "0" / "image.png").write_bytes(b"not a picture")
+    config = RunConfig.parse(run_config(dataset__path=str(folder)))
+    clients = [Client(config, partition, 2) for partition in range(2)]
+    assert sum(len(client.shard.train) for client in clients) == 59
+    assert sum(sum(client.skipped.values()) for client in clients) == 1

@@ -1,0 +1,146 @@
+"""Each side reads its own half, whichever way the checkpoint was written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.models.checkpoint import Checkpoint, check_model
+from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+from tests.tiny import write_checkpoint
+
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def fine_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with about one tensor a file."""
+    return write_checkpoint(tmp_path_factory.mktemp("fine"), shard_size="1KB")
+
+
+def without(model: Path, target: Path, parts: tuple[str, ...], keep: str = EMBEDDINGS) -> int:
+    """Copy a checkpoint without the files of some parts; returns how many are gone."""
+    shutil.copytree(model, target)
+    files = Checkpoint(str(model)).files
+    doomed = {file for key, (file, _) in files.items() if key.startswith(parts) and key != keep}
+    doomed -= {file for key, (file, _) in files.items() if not key.startswith(parts) or key == keep}
+    for file in doomed:
+        (target / file).unlink()
+    return len(doomed)
+
+
+def test_the_edge_half_loads_where_the_llm_files_are_gone(
+    fine_shards: Path, tmp_path: Path
+) -> None:
+    assert without(fine_shards, tmp_path / "edge", ("model.language_model", "lm_head")) > 15
+    half = load_edge_half(str(tmp_path / "edge"))
+    assert half.image_features(torch.zeros(2, 3, 24, 24))[0].shape == (9, 48)
+    with pytest.raises(ConfigError, match="is missing"):
+        load_llm_half(str(tmp_path / "edge"))
+
+
+def test_the_llm_half_loads_where_the_vision_files_are_gone(
+    fine_shards: Path, tmp_path: Path
+) -> None:
+    vision = ("model.vision_tower", "model.multi_modal_projector")
+    assert without(fine_shards, tmp_path / "llm", vision) >= 20
+    assert load_llm_half(str(tmp_path / "llm")).hidden(torch.zeros(1, 3, 48)).shape == (1, 3, 48)
+    with pytest.raises(ConfigError, match="is missing"):
+        load_edge_half(str(tmp_path / "llm"))
+
+
+def test_halves_hold_each_parameter_once_but_the_token_embeddings(
+    tiny_model: Path, edge_half: EdgeHalf, llm_half: LLMHalf
+) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for file in tiny_model.glob("*.safetensors"):
+        tensors |= load_file(file)
+    whole = sum(tensor.numel() for tensor in tensors.values())
+    halves = sum(p.numel() for half in (edge_half, llm_half) for p in half.parameters())
+    assert halves == whole + 64 * 48
+    assert not any(p.requires_grad for half in (edge_half, llm_half) for p in half.parameters())
+    assert not any(t.is_meta for half in (edge_half, llm_half) for t in half.state_dict().values())
+
+
+@pytest.mark.parametrize("style", ["hub", "current"])
+def test_names_of_older_and_newer_checkpoints_give_the_same_halves(
+    tiny_model: Path, edge_half: EdgeHalf, llm_half: LLMHalf, tmp_path: Path, style: str
+) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for key, (file, name) in Checkpoint(str(tiny_model)).files.items():
+        tensors[key] = load_file(tiny_model / file)[name]
+    if style == "hub":
+        renamed = {
+            key.replace("model.language_model.", "language_model.model.")
+            .replace("model.vision_tower.", "vision_tower.vision_model.")
+            .replace("model.multi_modal", "multi_modal")
+            .replace("lm_head", "language_model.lm_head"): value
+            for key, value in tensors.items()
+        }
+        assert "vision_tower.vision_model.post_layernorm.bias" in renamed
+        assert "language_model.model.norm.weight" in renamed
+    else:
+        renamed = tensors
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    pixels = torch.randn(1, 3, 24, 24)
+    again = load_edge_half(str(folder))
+    assert torch.equal(again.image_features(pixels)[0], edge_half.image_features(pixels)[0])
+    embeds = torch.randn(1, 4, 48)
+    host = load_llm_half(str(folder))
+    assert torch.equal(host.head(host.hidden(embeds)), llm_half.head(llm_half.hidden(embeds)))
+    assert again.fingerprint == host.fingerprint == llm_half.fingerprint
+
+
+def test_a_tied_head_is_the_token_embeddings(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tied"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = {
+        key: load_file(tiny_model / file)[name]
+        for key, (file, name) in Checkpoint(str(tiny_model)).files.items()
+        if key != "lm_head.weight"
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    half = load_llm_half(str(folder))
+    hidden = torch.randn(2, 48)
+    assert torch.equal(half.head(hidden), hidden @ tensors[EMBEDDINGS].T)
+
+
+def test_another_model_has_another_fingerprint(tmp_path: Path, llm_half: LLMHalf) -> None:
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    assert Checkpoint(str(other)).fingerprint != llm_half.fingerprint
+
+
+def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
+    with pytest.raises(ConfigError, match=r"its family is idefics3.*llava"):
+        check_model(str(tmp_path))
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        check_model(str(tmp_path))
+
+
+def test_a_missing_model_is_refused_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="neither a folder here nor a model"):
+        check_model("nobody/no-such-model")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file({"lm_head.weight": torch.zeros(64, 48)}, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match="has no tensor model.language_model"):
+        load_llm_half(str(folder))

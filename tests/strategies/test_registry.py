@@ -1,0 +1,56 @@
+import flwr.serverapp.strategy
+import pytest
+
+from fednano_flwr.config import ConfigError, Strategy
+from fednano_flwr.strategies.fednano import FedNano
+from fednano_flwr.strategies.registry import (
+    FLOWER,
+    OWN,
+    check_strategy,
+    make_strategy,
+    parse_args,
+)
+
+
+def config(name: str, args: str = "") -> Strategy:
+    return Strategy(name=name, weight_by="samples", fisher_floor=1e-8, args=args)
+
+
+@pytest.mark.parametrize("name", [*OWN, *FLOWER])
+def test_every_listed_strategy_can_be_made(name: str) -> None:
+    assert isinstance(make_strategy(config(name)), flwr.serverapp.strategy.FedAvg)
+
+
+def test_own_strategies_say_which_fisher_they_need() -> None:
+    kinds = {name: getattr(make_strategy(config(name)), "fisher", "none") for name in OWN}
+    assert kinds == {"fednano": "pass", "fednano-ef": "running", "fedavg": "none"}
+    assert isinstance(make_strategy(config("fednano")), FedNano)
+
+
+def test_arguments_reach_flowers_strategy() -> None:
+    made = make_strategy(config("FedAdam", "eta=0.5, tau=0.25"))
+    assert (made.eta, made.tau) == (0.5, 0.25)  # type: ignore[attr-defined]
+
+
+def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"fednani.*fednano, fednano-ef, fedavg.*FedAdam"):
+        check_strategy("fednani")
+
+
+@pytest.mark.parametrize("name", ["FedProx", "QFedAvg"])
+def test_strategies_that_need_another_client_are_not_offered(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no such strategy"):
+        check_strategy(name)
+
+
+def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"FedAdam takes .*eta.*; not lr"):
+        check_strategy("FedAdam", "lr=1")
+    with pytest.raises(ConfigError, match="fednano takes none"):
+        check_strategy("fednano", "eta=1")
+
+
+@pytest.mark.parametrize("text", ["eta", "eta=x", "=1x"])
+def test_malformed_arguments_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be numbers"):
+        parse_args(text)

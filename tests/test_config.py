@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fednano_flwr.config import ConfigError, RunConfig, key_types
+
+
+def test_the_defaults_are_valid_and_complete(defaults: dict[str, Any]) -> None:
+    assert set(defaults) == set(key_types())
+    config = RunConfig.parse(defaults)
+    assert config.flat() == defaults
+    assert RunConfig.parse(config.flat()) == config
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_and_all_known(
+    defaults: dict[str, Any],
+) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.alfa.*mean dataset\.alpha\?.*exchange\.kind"):
+        RunConfig.parse({**defaults, "dataset.alfa": 1.0})
+
+
+def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
+    rest = {key: value for key, value in defaults.items() if key != "adapter.rank"}
+    with pytest.raises(ConfigError, match=r"adapter\.rank is missing"):
+        RunConfig.parse(rest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepts"),
+    [
+        ("adapter.rank", 0, "at least 1"),
+        ("adapter.rank", "8", "type int"),
+        ("adapter.rank", True, "type int"),
+        ("adapter.sites", "image,audio", '"image" and "text"'),
+        ("dataset.alpha", 0.0, "above 0"),
+        ("learning-rate", -1.0, "above 0"),
+        ("fraction-train", 1.5, r"in \(0, 1\]"),
+        ("strategy.weight-by", "size", "samples, equal"),
+        ("edge.dtype", "int8", "float32, bfloat16, float16"),
+        ("llm.bind", "0.0.0.0", "loopback.*no TLS"),
+        ("exchange.kind", "lowrank", "embeddings"),
+    ],
+)
+def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
+    defaults: dict[str, Any], key: str, value: Any, accepts: str
+) -> None:
+    with pytest.raises(ConfigError, match=accepts) as refusal:
+        RunConfig.parse({**defaults, key: value})
+    assert key in str(refusal.value) and repr(value) in str(refusal.value)
+
+
+def test_a_whole_number_is_taken_where_a_float_is_meant(defaults: dict[str, Any]) -> None:
+    assert RunConfig.parse({**defaults, "dataset.alpha": 1}).dataset.alpha == 1.0
+
+
+def test_run_configs_for_tests_are_valid(run_config: Callable[..., dict[str, Any]]) -> None:
+    RunConfig.parse(run_config())

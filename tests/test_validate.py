@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednano_flwr import overrides, validate
+from fednano_flwr.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def refuse(*_: Any) -> None:
+    raise ConfigError("there is no such thing")
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What the registries would say, without reading a model."""
+    monkeypatch.setattr("fednano_flwr.data.registry.DATASETS", {"scienceqa": None, "iconqa": None})
+    monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.models.checkpoint.check_model", lambda *_: None)
+
+
+def config(tmp_path: Path, *changes: str):
+    changes = (f"dataset.path={tmp_path}", *changes)
+    return overrides.run_config(ROOT, changes, clients=5, cwd=tmp_path)
+
+
+def test_names_and_folders_that_exist_pass(names, tmp_path):
+    validate.validate(config(tmp_path))
+
+
+def test_an_unknown_data_set_lists_those_there_are(names, tmp_path):
+    with pytest.raises(ConfigError, match="must be one of iconqa, scienceqa"):
+        validate.validate(config(tmp_path, "dataset.name=iconqe"))
+
+
+def test_a_missing_data_folder_is_named(names, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
+        validate.validate(config(tmp_path, "dataset.path=nowhere"))
+
+
+def test_a_data_module_that_is_not_installed_is_named(names, tmp_path):
+    with pytest.raises(ConfigError, match="no_such_module is not installed"):
+        validate.validate(config(tmp_path, "dataset.path=module:no_such_module/x"))
+
+
+def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    validate.validate(config(tmp_path, "run.name=first"))
+    (tmp_path / "runs" / "first" / "config.json").touch()
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        validate.validate(config(tmp_path, "run.name=first"))
+
+
+@pytest.mark.parametrize(
+    "seam", ["strategies.registry.check_strategy", "models.checkpoint.check_model"]
+)
+def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
+    monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
+    with pytest.raises(ConfigError, match="no such thing"):
+        validate.validate(config(tmp_path))
