@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ MARK = "fednano | "
 def say(text: str = "") -> None:
     """Print lines for people, each with the mark."""
     for line in text.splitlines() or [""]:
-        print(MARK + line, flush=True)
+        sys.stdout.write(f"{MARK}{line}\n")  # one write: another thread's text cannot come between
+        sys.stdout.flush()
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

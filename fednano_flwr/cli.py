@@ -1,0 +1,119 @@
+"""`fednano`: run FedNano from the command line.
+
+fednano run --clients 5 -c strategy.name=fedavg -c conf/iconqa.toml
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.environment import LaunchError
+from fednano_flwr.launch import launch, tail
+from fednano_flwr.overrides import run_config
+from fednano_flwr.project import NAME, find_app
+from fednano_flwr.screen import Screen
+from fednano_flwr.validate import validate
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+cli = typer.Typer(
+    name="fednano",
+    help="FedNano on Flower: federated tuning of multimodal LLMs.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+
+def main() -> None:
+    """Entry point of the `fednano` command."""
+    cli()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            number = importlib.metadata.version(NAME)
+        except importlib.metadata.PackageNotFoundError:
+            number = "(not installed)"
+        typer.echo(f"fednano {number}")
+        raise typer.Exit
+
+
+@cli.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server."""
+
+
+@cli.command()
+def run(
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 5,
+    client_cpus: Annotated[
+        int, typer.Option(min=1, help="CPUs a client gets; as many work at once as fit.")
+    ] = 1,
+    client_gpus: Annotated[
+        float, typer.Option(min=0.0, help="GPUs a client gets; 0.25 lets four share one.")
+    ] = 0.0,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-c",
+            "--config",
+            metavar="KEY=VALUE|FILE.toml",
+            help="Change the run config; may be repeated, the last one wins. Keys: docs/config.md.",
+        ),
+    ] = None,
+    app: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the app; else the current or the installed one."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show everything that Flower prints.")] = False,
+) -> None:
+    """Run a federation on this machine and wait for its end.
+
+    Exits with 0 if the run completed, 1 if it failed, 2 if the config cannot be used and 130 if it
+    was interrupted. Nothing is left running in any case.
+    """
+    try:
+        cwd = Path.cwd()
+        folder = find_app(app, cwd)
+        parsed = run_config(folder, config or [], clients, cwd)
+        with Screen(verbose) as screen:
+            validate(parsed)
+            status = launch(folder, parsed.flat(), clients, client_cpus, client_gpus, screen.show)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except LaunchError as error:
+        _show_failure(str(error), error.log)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is left running", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if not status.completed:
+        remark = f" ({status.details})" if status.details else ""
+        _show_failure(f"the run did not complete: {status.status}{remark}", status.log)
+        raise typer.Exit(FAILED)
+
+
+def _show_failure(message: str, log: Path | None) -> None:
+    """The end of the log first, so that the message is the last thing on the screen."""
+    if log is not None and log.exists():
+        for line in tail(log):
+            typer.echo(f"  {line}", err=True)
+    typer.echo(f"error: {message}", err=True)
+    if log is not None:
+        typer.echo(f"the log: {log}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Run a Flower app in simulation, from a SuperLink of its own to the last process ended.
+
+status = launch(Path("."), {"seed": 1}, clients=5, client_cpus=1, client_gpus=0, on_line=print)
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fednano_flwr.environment import LaunchError, commit_of
+from fednano_flwr.machine import check_resources, federation_config
+from fednano_flwr.signals import interrupts, no_interrupts
+from fednano_flwr.superlink import CONNECTION, SuperLink, superlink
+
+COMPLETED = "finished:completed"
+STATUS_SECONDS = 30.0  # the stream may end a moment before the run's status is final
+LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run ended: Flower's word for it, its remark, and the log unless all went well."""
+
+    run_id: int
+    status: str
+    details: str
+    log: Path | None
+
+    @property
+    def completed(self) -> bool:
+        return self.status == COMPLETED
+
+
+def launch(
+    app_dir: Path,
+    run_config: Mapping[str, Any],
+    clients: int,
+    client_cpus: int,
+    client_gpus: float,
+    on_line: Callable[[str], None],
+) -> RunStatus:
+    """Run the app and return how it ended, with none of its processes left.
+
+    Args:
+        app_dir: folder of the app's pyproject.toml.
+        run_config: flat keys that the app's pyproject.toml also has.
+        clients: number of simulated clients.
+        client_cpus: CPUs a client gets while it works; the others wait for their turn.
+        client_gpus: GPUs a client gets, or its share of one.
+        on_line: called with each line that the run prints, colour codes and all.
+
+    Raises:
+        ConfigError: the machine lacks what one client needs.
+        LaunchError: Flower did not start or refused the app.
+        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; everything is ended and removed.
+    """
+    check_resources(clients, client_cpus, client_gpus)
+    federation = federation_config(clients, client_cpus, client_gpus)
+    folder = Path(tempfile.mkdtemp(prefix="fednano-"))
+    keep_logs = False
+    with interrupts():
+        try:
+            with superlink(folder, environment=commit_of(app_dir)) as link:
+                status = _follow(link, app_dir, run_config, federation, on_line)
+            keep_logs = not status.completed
+        except LaunchError:
+            keep_logs = True
+            raise
+        finally:
+            with no_interrupts():
+                _remove(folder, keep_logs)
+    return status
+
+
+def tail(log: Path, lines: int = 40) -> list[str]:
+    """The last lines of a log."""
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+
+
+def _follow(
+    link: SuperLink,
+    app_dir: Path,
+    run_config: Mapping[str, Any],
+    federation: str,
+    on_line: Callable[[str], None],
+) -> RunStatus:
+    """Submit the app, pass its output on until it ends, and ask Flower how it ended."""
+    arguments = ["run", str(app_dir.resolve()), CONNECTION, "--stream"]
+    arguments += ["--federation-config", federation]
+    if run_config:
+        file = link.folder / "run-config.toml"
+        file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        arguments += ["--run-config", str(file)]
+    stream = link.start("flwr", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = link.folder / "run.log"
+    run_id: int | None = None
+    looked = time.monotonic()
+    try:
+        with log.open("w", encoding="utf-8") as kept:
+            for raw in stream.stdout or ():
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                print(line, file=kept, flush=True)
+                if run_id is None and (match := re.search(r"started run (\d+)", line)):
+                    run_id = int(match[1])
+                on_line(line)
+                if time.monotonic() - looked > LOOK_SECONDS:
+                    link.processes.look()
+                    looked = time.monotonic()
+    except KeyboardInterrupt:
+        if run_id is not None:
+            with suppress(LaunchError):  # it is ended below in any case
+                link.stop(run_id)
+        raise
+    if run_id is None:
+        raise LaunchError("Flower refused the app", log)
+    status, details = _final_status(link, run_id)
+    return RunStatus(run_id, status, details, None if status == COMPLETED else log)
+
+
+def _final_status(link: SuperLink, run_id: int) -> tuple[str, str]:
+    """`flwr run` exits with 0 also after a failed run, so ask."""
+    until = time.monotonic() + STATUS_SECONDS
+    while True:
+        if link.process.poll() is not None:
+            return "unknown", f"the SuperLink ended before the run; see {link.log}"
+        status, details = link.status(run_id)
+        if status.startswith("finished") or time.monotonic() > until:
+            return status, details
+        time.sleep(0.5)
+
+
+def _remove(folder: Path, keep_logs: bool) -> None:
+    """Remove the folder, or only what Flower and Ray kept in its folders."""
+    for path in [p for p in folder.iterdir() if p.is_dir()] if keep_logs else [folder]:
+        shutil.rmtree(path, ignore_errors=True)

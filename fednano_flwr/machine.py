@@ -1,0 +1,76 @@
+"""What this machine can give to simulated clients, asked before anything is started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fednano_flwr.config import ConfigError
+
+
+def cpus() -> int:
+    """CPUs this process may use: not those beyond its affinity or its container's quota."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    return max(1, min(count, int(_quota() or count)))
+
+
+def gpus() -> int:
+    """CUDA devices that PyTorch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_resources(clients: int, client_cpus: int, client_gpus: float) -> None:
+    """Refuse what Ray could never schedule: it would start and then fail for all clients.
+
+    Raises:
+        ConfigError: names the option to change.
+    """
+    for option, value, least in (("--clients", clients, 1), ("--client-cpus", client_cpus, 1)):
+        if value < least:
+            raise ConfigError(f"{option} {value}: must be at least {least}")
+    if client_gpus < 0:
+        raise ConfigError(f"--client-gpus {client_gpus}: must be 0 or more")
+    if client_cpus > cpus():
+        raise ConfigError(
+            f"--client-cpus {client_cpus}: this machine has {cpus()}, so not even one client could "
+            f"run; choose {cpus()} or less (clients beyond what fits take turns)"
+        )
+    if client_gpus > 1 and client_gpus != int(client_gpus):
+        raise ConfigError(f"--client-gpus {client_gpus}: a share of one GPU or a whole number")
+    if client_gpus > 0 and client_gpus > gpus():
+        raise ConfigError(
+            f"--client-gpus {client_gpus}: PyTorch sees {gpus()} GPUs here, so not even one client "
+            "could run; choose less, or 0 to train on the CPU"
+        )
+
+
+def federation_config(clients: int, client_cpus: int, client_gpus: float) -> str:
+    """Flower's `--federation-config`, with no more Ray workers than there are clients.
+
+    Ray starts a worker process for every `client_cpus` CPUs it is given, needed or not.
+    """
+    given = min(cpus(), clients * client_cpus)
+    return (
+        f"num-supernodes={clients} client-resources-num-cpus={client_cpus} "
+        f"client-resources-num-gpus={float(client_gpus)} init-args-num-cpus={given}"
+    )
+
+
+def _quota() -> float | None:
+    """CPUs of the container's quota (cgroup v2, then v1), or None without one."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else None
+    except (OSError, ValueError):
+        return None

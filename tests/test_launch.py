@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fednano_flwr import environment, machine
+from fednano_flwr.config import ConfigError
+from fednano_flwr.environment import LaunchError, bin_folder, commit_of, environment_of
+from fednano_flwr.launch import launch
+from fednano_flwr.processes import MARK, Processes, Watcher
+from fednano_flwr.signals import interrupts, no_interrupts
+from fednano_flwr.superlink import superlink
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+# Starts a child in a session of its own that does not listen to SIGTERM, and ends.
+ORPHAN = """
+import subprocess, sys
+code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); "
+child = subprocess.Popen([sys.executable, "-c", code + "time.sleep(60)"], start_new_session=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+child.stdout.readline()
+print(child.pid)
+"""
+
+
+def marked(run_id: str) -> dict[str, str]:
+    return os.environ | {MARK: run_id}
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def orphan(run_id: str) -> int:
+    started = subprocess.run(
+        [sys.executable, "-c", ORPHAN], env=marked(run_id), capture_output=True, text=True
+    )
+    return int(started.stdout)
+
+
+def test_a_process_that_lost_its_parent_and_ignores_sigterm_is_ended():
+    pid = orphan("run-a")
+    processes = Processes("run-a")
+    assert pid in {process.pid for process in processes.look()}
+    processes.end(grace=0.3)
+    assert gone(pid, 0.1)
+    assert processes.look() == set()
+
+
+def test_a_child_that_lost_the_mark_is_ended_with_its_parent():
+    code = f"import subprocess; subprocess.run({SLEEP!r}, env={{}})"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=marked("run-b"))
+    while not (children := psutil.Process(parent.pid).children()):
+        time.sleep(0.02)
+    Processes("run-b").end()
+    assert gone(children[0].pid, 0.1)
+    parent.wait(5)
+
+
+def test_processes_of_another_run_are_left_alone():
+    other = subprocess.Popen(SLEEP, env=marked("run-c"))
+    try:
+        Processes("run-d").end()
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_watcher_ends_the_run_when_its_owner_is_killed(tmp_path):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    pid = orphan("run-e")
+    code = (
+        "import sys, time; from pathlib import Path; from fednano_flwr.processes import Watcher\n"
+        "Watcher('run-e', [Path(sys.argv[1])]); print('ready', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert owner.stdout is not None and owner.stdout.readline() == b"ready\n"
+    owner.kill()
+    owner.communicate()
+    assert gone(pid, 20)
+    until = time.monotonic() + 5
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not folder.exists()
+
+
+def test_a_dismissed_watcher_touches_nothing(tmp_path):
+    Watcher("run-f", [tmp_path]).dismiss()
+    assert tmp_path.exists()
+
+
+def test_sigterm_is_an_interrupt_within_the_block_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_ctrl_c_does_not_disturb_the_cleaning_up():
+    with interrupts(), no_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("clients", "cpus", "gpus", "says"),
+    [
+        (2, 5, 0, "--client-cpus 5: this machine has 4"),
+        (2, 1, 1.5, "--client-gpus 1.5"),
+        (2, 1, 3, "PyTorch sees 2 GPUs"),
+        (0, 1, 0, "--clients 0"),
+    ],
+)
+def test_what_ray_could_never_schedule_is_refused_before_anything_starts(
+    monkeypatch, tmp_path, clients, cpus, gpus, says
+):
+    monkeypatch.setattr(machine, "cpus", lambda: 4)
+    monkeypatch.setattr(machine, "gpus", lambda: 2)
+    monkeypatch.setattr("fednano_flwr.launch.superlink", None)
+    with pytest.raises(ConfigError, match=says):
+        launch(tmp_path, {}, clients, cpus, gpus, print)
+
+
+def test_ray_gets_no_more_cpus_than_the_clients_can_use(monkeypatch):
+    monkeypatch.setattr(machine, "cpus", lambda: 64)
+    assert machine.federation_config(3, 2, 0.5) == (
+        "num-supernodes=3 client-resources-num-cpus=2 client-resources-num-gpus=0.5 "
+        "init-args-num-cpus=6"
+    )
+    assert machine.federation_config(100, 1, 0).endswith("init-args-num-cpus=64")
+
+
+def test_this_machine_has_at_least_one_cpu_and_no_more_than_the_system_says():
+    assert 1 <= machine.cpus() <= (os.cpu_count() or 1)
+
+
+def test_flowers_programs_are_those_of_this_python():
+    assert (bin_folder() / "flwr").exists()
+
+
+def test_a_python_without_flower_is_told_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(environment.sysconfig, "get_path", lambda *_: str(tmp_path))
+    with pytest.raises(LaunchError, match="pip install"):
+        bin_folder()
+    with pytest.raises(LaunchError), superlink(tmp_path):
+        pass
+
+
+def test_paths_in_variables_are_taken_from_where_the_user_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", "src"]))
+    monkeypatch.setenv("FEDNANO_CACHE", "cache")
+    variables = environment_of(tmp_path, "run-g")
+    assert variables["PYTHONPATH"] == str(tmp_path / "src")
+    assert variables["FEDNANO_CACHE"] == str(tmp_path / "cache")
+    assert variables[MARK] == "run-g"
+
+
+def test_a_run_knows_the_commit_of_its_app_and_none_outside_of_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.delenv("FEDNANO_COMMIT", raising=False)
+    assert commit_of(tmp_path) == {}
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    assert len(commit_of(tmp_path)["FEDNANO_COMMIT"]) == 12
+    monkeypatch.setenv("FEDNANO_COMMIT", "given")
+    assert commit_of(tmp_path) == {}
