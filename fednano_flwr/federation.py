@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from fednano_flwr.records import partition_of, record_bytes
 
 POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 30.0
 
 
 class TooFewClientsError(RuntimeError):
@@ -111,12 +112,17 @@ class Federation:
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         for message_id in waiting.keys() - pushed:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
-        deadline = time.monotonic() + self._timeout
+        started = said = time.monotonic()
+        deadline = started + self._timeout
         while waiting and time.monotonic() < deadline:
             for reply in self._grid.pull_messages(list(waiting)):
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 self._take(reply, node, answers, what, check)
             if waiting:
+                if time.monotonic() - said > PROGRESS_SECONDS:
+                    said = time.monotonic()
+                    done = len(sent) - len(waiting)
+                    self._say(f"{what}: {done} of {len(sent)} replies after {said - started:.0f} s")
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
             self._fail(answers, what, node, f"no reply within {self._timeout:.0f} s")

@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
+from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
 from fednano_flwr.run_folder import RunFolder
+from tests import tiny
 from tests.local_grid import LocalGrid
 
 Config = Callable[..., dict[str, Any]]
@@ -118,3 +121,76 @@ def test_a_run_does_not_overwrite_an_earlier_one(run_config: Config) -> None:
     run(run_config(num_server_rounds=0))
     with pytest.raises(ValueError, match=r"run\.name"):
         run(run_config(num_server_rounds=0))
+
+
+def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = run_config(batch_size=2)
+    grid = LocalGrid(client_app.app, flat, clients=3)
+    unlucky = next(node for node, partition in grid.nodes.items() if partition == 1)
+    answered = 0
+    healthy = Servicer.Step
+
+    def step(self: Servicer, request: Any, context: grpc.ServicerContext) -> Any:
+        nonlocal answered
+        if request.header.node == unlucky and request.header.round == 1:
+            answered += 1
+            if answered > 2:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+        return healthy(self, request, context)
+
+    monkeypatch.setattr(Servicer, "Step", step)
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat))
+    assert answered > 2
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "2"]
+    assert "HostUnreachableError" in folder.rounds[1]["failures"]["train"]["client 1"]
+    assert sorted(folder.rounds[2]["train_loss_per_client"]) == ["0", "1", "2"]
+
+
+def test_a_connection_lost_for_a_moment_changes_nothing(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = adapters(run(run_config(run__name="calm")))
+    healthy, calls = Servicer.Step, 0
+
+    def step(self: Servicer, request: Any, context: grpc.ServicerContext) -> Any:
+        nonlocal calls
+        calls += 1
+        reply = healthy(self, request, context)
+        if calls % 3 == 1:  # computed, but the answer is lost on the way
+            context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
+        return reply
+
+    monkeypatch.setattr(Servicer, "Step", step)
+    shaken = run(run_config(run__name="shaken", exchange__retry_seconds=5.0))
+    assert shaken.rounds[1]["step_retries"] > 0
+    assert all(torch.equal(value, expected[key]) for key, value in adapters(shaken).items())
+
+
+def test_two_nodes_with_one_partition_are_told_apart(run_config: Config) -> None:
+    flat = run_config(num_server_rounds=1)
+    grid = LocalGrid(client_app.app, flat, clients=3)
+    twin = next(node for node, partition in grid.nodes.items() if partition == 2)
+    grid.nodes[twin] = 1
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat))
+    assert "held by another" in str(folder.rounds[0]["failures"]["evaluate"])
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
+
+
+def test_a_client_without_test_questions_is_left_out_of_the_mean(
+    run_config: Config, tmp_path: Path
+) -> None:
+    data = tiny.write_scienceqa(tmp_path / "few", train=60, test=1)
+    folder = run(run_config(dataset__path=str(data), num_server_rounds=1))
+    accuracies = list(folder.rounds[1]["accuracy_per_client"].values())
+    assert accuracies.count(None) == 2
+    assert folder.rounds[1]["accuracy"] == next(a for a in accuracies if a is not None)
+
+
+def test_a_long_round_says_how_far_it_is(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fednano_flwr.federation.PROGRESS_SECONDS", 0.5)
+    run(run_config(round_timeout=2.0, num_server_rounds=0), gone=[2])
+    assert "round 0, evaluation: 2 of 3 replies after 1 s" in capsys.readouterr().out

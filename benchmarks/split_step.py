@@ -1,0 +1,122 @@
+"""What the cut costs: one training step of the whole model, split in-process, and over gRPC.
+
+    python benchmarks/split_step.py [--model package:fednano_demo/model] [--device cpu]
+
+Needs neither flwr nor ray. The three variants take turns in one process, so that ratios hold when
+the machine's speed drifts. Prints a table (ratios to the whole model) and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from fednano_flwr.config import Adapter
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.adapters import build_adapters, named_trainable
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import last_positions, load_encoder, next_token_labels
+from fednano_flwr.exchange.client import RemoteLLM
+from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.llm_half import load_llm_half
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="package:fednano_demo/model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="benchmarks/results/split_step.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    frozen = load_edge_half(options.model, options.device, options.dtype)
+    half = load_llm_half(options.model, options.device, options.dtype)
+    adapters = build_adapters(
+        half.hidden_size, Adapter(options.rank, 2.0 * options.rank, 0.0, "image,text"), seed=0
+    )
+    encoder = load_encoder(str(Checkpoint(options.model).folder))
+    edge = NanoEdge(frozen, adapters, encoder)
+    picture = Path(tempfile.gettempdir()) / "fednano-benchmark.png"
+    Image.effect_noise((48, 48), 64).convert("RGB").save(picture)
+    sample = Sample("s", "how many icons are there", ("1", "2", "3"), 0, "counting", picture)
+    batch = [encoder.encode(sample)] * options.batch
+    labels = next_token_labels(batch, IGNORE)
+    edge(batch)  # fills the feature cache: the encoder is the same in all variants
+    host = FrozenLLM(half)
+
+    def whole() -> None:
+        inputs = edge(batch)
+        padded = inputs.embeds.view(len(batch), -1, half.hidden_size)
+        hidden = half.hidden(padded).flatten(0, 1)[last_positions(batch).to(padded.device)]
+        F.cross_entropy(
+            half.head(hidden).float(), labels[labels != IGNORE].to(hidden.device)
+        ).backward()
+
+    near = EmbeddingsExchange(host)
+    with serve(host) as address, RemoteLLM(address) as remote:
+        far = EmbeddingsExchange(remote)
+        variants = {
+            "whole model": whole,
+            "split, in-process": lambda: near.loss(edge(batch), labels).backward(),
+            "split, gRPC on loopback": lambda: far.loss(edge(batch), labels).backward(),
+        }
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        for repeat in range(options.repeats + 3):
+            for name, step in variants.items():
+                for parameter in named_trainable(adapters).values():
+                    parameter.grad = None
+                started = time.perf_counter()
+                step()
+                if options.device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                if repeat >= 3:  # warm-up
+                    times[name].append(time.perf_counter() - started)
+        steps = remote.traffic.calls - 1  # one call settled the wire's dtype
+        traffic = (remote.traffic.bytes_up + remote.traffic.bytes_down) / steps
+
+    base = statistics.median(times["whole model"])
+    tokens = len(batch[0].ids)
+    client = sum(parameter.numel() for parameter in frozen.parameters())
+    server = sum(parameter.numel() for parameter in half.parameters())
+    trained = sum(parameter.numel() for parameter in named_trainable(adapters).values())
+    print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {tokens} tokens")
+    print(f"client {client:,} frozen and {trained:,} trained parameters; host {server:,}\n")
+    print("| variant | median ms a step | ratio |\n|---|---|---|")
+    for name, values in times.items():
+        median = statistics.median(values)
+        print(f"| {name} | {1e3 * median:.2f} | {median / base:.2f} |")
+    numbers = 2 * tokens * len(batch) * half.hidden_size
+    print(f"\nstep traffic: {traffic / 1e3:.1f} kB a step for 2·N·d = {numbers:,} numbers")
+    record = {
+        "setting": vars(options),
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
+        "tokens": tokens,
+        "parameters": {"client": client, "host": server, "trained": trained},
+        "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
+        "step_bytes": traffic,
+    }
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The command as a user gives it: on the demo, on real samples, and where a run cannot go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def fednano(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fednano_flwr.cli", "run", *arguments]
+    environment = {**os.environ, "FEDNANO_TEST_MARK": str(cwd)}
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+    )
+
+
+def marked(folder: Path) -> list[str]:
+    """Names of processes that were started with a variable naming `folder`."""
+    names = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FEDNANO_TEST_MARK") == str(folder):
+                names.append(process.name())
+    return names
+
+
+def rounds(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_demo_gains_accuracy_and_writes_its_run(tmp_path: Path) -> None:
+    result = fednano("-c", "num-server-rounds=3", "-c", "run.name=demo", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "runs" / "demo"
+    records = rounds(folder)
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert 0.4 < records[0]["accuracy"] < 0.75
+    assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.08
+    assert records[-1]["train_loss"] < records[1]["train_loss"]
+    for key in ("round_bytes_up", "round_bytes_down", "step_bytes_up", "step_bytes_down"):
+        assert records[1][key] > 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "adapters",
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "state.json",
+    ]
+    for which in ("last", "best"):
+        assert (folder / "adapters" / which / "adapter_config.json").exists()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num-server-rounds"] == 3 and config["strategy.name"] == "fednano"
+    for said in ("server   LLM half", "clients  NanoEdge", "round  3", "Accuracy against", "mean"):
+        assert said in result.stdout
+    assert str(folder) in result.stdout
+    assert marked(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reasons"),
+    [
+        ("iconqa", ("31 questions: ", "choose_img", "fill_in_blank")),
+        ("scienceqa", ("521 questions: ", "missing")),
+    ],
+)
+def test_real_samples_run_to_the_end_and_report_what_was_skipped(
+    sample_data: Path, tmp_path: Path, dataset: str, reasons: tuple[str, ...]
+) -> None:
+    result = fednano(
+        *("--clients", "3", "-c", f'dataset.name="{dataset}"'),
+        *("-c", f'dataset.path="{sample_data / dataset}"'),
+        *("-c", "num-server-rounds=1", "-c", "run.name=real"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for reason in reasons:
+        assert reason in result.stdout
+    tested = {"iconqa": 9, "scienceqa": 241}[dataset]
+    last = rounds(tmp_path / "runs" / "real")[-1]
+    assert sum(last["test_questions_per_client"].values()) == tested
+    assert last["train_loss"] > 0
+
+
+def test_a_run_without_enough_replies_fails_and_says_why(tmp_path: Path) -> None:
+    result = fednano(
+        *("--clients", "2", "-c", "llm.address=127.0.0.1:9", "-c", "exchange.retry-seconds=0.2"),
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "0 of 2 clients replied, min-replies is 1" in result.stdout
+    assert "LLM host 127.0.0.1:9 did not answer" in result.stdout
+
+
+def test_a_typo_is_an_error_that_lists_what_there_is(tmp_path: Path) -> None:
+    result = fednano("-c", "strategy.name=fednani", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "fednano-ef" in result.stderr and "Traceback" not in result.stderr
