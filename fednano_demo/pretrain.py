@@ -1,6 +1,9 @@
 """Train the demo model from random weights and write it with its processor and model card.
 
-python -m fednano_demo.pretrain [--out DIR] [--seed 0] [--steps 2000] [--threads N]
+python -m fednano_demo.pretrain [--out runs/demo-model] [--seed 0] [--steps 2000] [--threads N]
+
+The shipped weights came from the defaults. Retraining into `fednano_demo/model` replaces them, and
+drops the ablation from the card until `python -m fednano_demo.ablation --card` is run again.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging
 
-from fednano_demo import MODEL_DIR
 from fednano_demo.card import TrainingFacts, record_training
 from fednano_demo.encode import VOCABULARY
 from fednano_demo.evaluate import accuracy_by_skill, mean_accuracy
@@ -69,7 +71,9 @@ def pretrain(out: Path, seed: int = 0, recipe: Recipe | None = None) -> dict[str
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the demo model from random weights.")
-    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo-model"), help="folder to write; %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all")

@@ -11,13 +11,13 @@ from typing import Annotated
 
 import typer
 
+from fednano_flwr.command.environment import LaunchError
+from fednano_flwr.command.launch import launch, tail
+from fednano_flwr.command.overrides import run_config
+from fednano_flwr.command.project import NAME, find_app
+from fednano_flwr.command.screen import Screen
+from fednano_flwr.command.validate import validate
 from fednano_flwr.config import ConfigError
-from fednano_flwr.environment import LaunchError
-from fednano_flwr.launch import launch, tail
-from fednano_flwr.overrides import run_config
-from fednano_flwr.project import NAME, find_app
-from fednano_flwr.screen import Screen
-from fednano_flwr.validate import validate
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 

@@ -11,10 +11,8 @@ state.json         which rounds these are
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -25,6 +23,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from fednano_flwr.command.environment import commit_of
+from fednano_flwr.command.machine import cpus
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
 
@@ -86,10 +86,10 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
-        "commit": os.environ.get("FEDNANO_COMMIT") or _commit(),
+        "commit": commit_of(Path(__file__).parent),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -99,21 +99,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """Commit of the source tree this file is in, or None outside of one (as in an app bundle)."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def _write_json(path: Path, value: object) -> None:

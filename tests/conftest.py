@@ -1,5 +1,4 @@
 import os
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fednano_flwr.command import project
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests import tiny
@@ -53,8 +53,7 @@ def llm_half(tiny_model: Path) -> LLMHalf:
 @pytest.fixture(scope="session")
 def defaults() -> dict[str, Any]:
     """The run config's defaults as pyproject.toml has them, flat."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    return flatten(project["tool"]["flwr"]["app"]["config"])
+    return project.defaults(REPOSITORY)
 
 
 @pytest.fixture
@@ -80,13 +79,3 @@ def run_config(
         return config
 
     return make
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fednano_flwr import cli, project, screen
-from fednano_flwr.environment import LaunchError
-from fednano_flwr.launch import COMPLETED, RunStatus
+from fednano_flwr import cli
+from fednano_flwr.command import project, screen
+from fednano_flwr.command.environment import LaunchError
+from fednano_flwr.command.launch import COMPLETED, RunStatus
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fednano_flwr import environment, machine
+from fednano_flwr.command import environment, machine
+from fednano_flwr.command.environment import LaunchError, bin_folder, commit_of, environment_of
+from fednano_flwr.command.launch import launch
+from fednano_flwr.command.processes import MARK, Processes, Watcher
+from fednano_flwr.command.signals import interrupts, no_interrupts
+from fednano_flwr.command.superlink import superlink
 from fednano_flwr.config import ConfigError
-from fednano_flwr.environment import LaunchError, bin_folder, commit_of, environment_of
-from fednano_flwr.launch import launch
-from fednano_flwr.processes import MARK, Processes, Watcher
-from fednano_flwr.signals import interrupts, no_interrupts
-from fednano_flwr.superlink import superlink
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # Starts a child in a session of its own that does not listen to SIGTERM, and ends.
@@ -87,7 +87,7 @@ def test_the_watcher_ends_the_run_when_its_owner_is_killed(tmp_path):
     folder.mkdir()
     pid = orphan("run-e")
     code = (
-        "import sys, time; from pathlib import Path; from fednano_flwr.processes import Watcher\n"
+        "import sys, time; from pathlib import Path; from fednano_flwr.command.processes import Watcher\n"
         "Watcher('run-e', [Path(sys.argv[1])]); print('ready', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
@@ -138,7 +138,7 @@ def test_what_ray_could_never_schedule_is_refused_before_anything_starts(
 ):
     monkeypatch.setattr(machine, "cpus", lambda: 4)
     monkeypatch.setattr(machine, "gpus", lambda: 2)
-    monkeypatch.setattr("fednano_flwr.launch.superlink", None)
+    monkeypatch.setattr("fednano_flwr.command.launch.superlink", None)
     with pytest.raises(ConfigError, match=says):
         launch(tmp_path, {}, clients, cpus, gpus, print)
 
@@ -181,10 +181,10 @@ def test_paths_in_variables_are_taken_from_where_the_user_stands(monkeypatch, tm
 
 def test_a_run_knows_the_commit_of_its_app_and_none_outside_of_a_checkout(monkeypatch, tmp_path):
     monkeypatch.delenv("FEDNANO_COMMIT", raising=False)
-    assert commit_of(tmp_path) == {}
+    assert commit_of(tmp_path) is None
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
-    assert len(commit_of(tmp_path)["FEDNANO_COMMIT"]) == 12
+    assert len(commit_of(tmp_path)) == 12
     monkeypatch.setenv("FEDNANO_COMMIT", "given")
-    assert commit_of(tmp_path) == {}
+    assert commit_of(tmp_path) == "given"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr import overrides, project
+from fednano_flwr.command import overrides, project
 from fednano_flwr.config import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr import overrides, validate
+from fednano_flwr.command import overrides, validate
 from fednano_flwr.config import ConfigError
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr.superlink import CONNECTION, superlink
+from fednano_flwr.command.superlink import CONNECTION, superlink
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e

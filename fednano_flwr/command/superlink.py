@@ -19,9 +19,9 @@ from typing import Any
 
 import tomli_w
 
-from fednano_flwr.environment import LaunchError, bin_folder, environment_of
-from fednano_flwr.processes import Processes, Watcher
-from fednano_flwr.signals import no_interrupts
+from fednano_flwr.command.environment import LaunchError, bin_folder, environment_of
+from fednano_flwr.command.processes import Processes, Watcher
+from fednano_flwr.command.signals import no_interrupts
 
 CONNECTION = "fednano"  # the SuperLink's name in FLWR_HOME/config.toml
 START_SECONDS = 60.0

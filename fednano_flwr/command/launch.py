@@ -18,10 +18,10 @@ from typing import Any
 
 import tomli_w
 
-from fednano_flwr.environment import LaunchError, commit_of
-from fednano_flwr.machine import check_resources, federation_config
-from fednano_flwr.signals import interrupts, no_interrupts
-from fednano_flwr.superlink import CONNECTION, SuperLink, superlink
+from fednano_flwr.command.environment import LaunchError, commit_of
+from fednano_flwr.command.machine import check_resources, federation_config
+from fednano_flwr.command.signals import interrupts, no_interrupts
+from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
 
 COMPLETED = "finished:completed"
 STATUS_SECONDS = 30.0  # the stream may end a moment before the run's status is final
@@ -69,9 +69,11 @@ def launch(
     federation = federation_config(clients, client_cpus, client_gpus)
     folder = Path(tempfile.mkdtemp(prefix="fednano-"))
     keep_logs = False
+    commit = commit_of(app_dir)
+    variables = {"FEDNANO_COMMIT": commit} if commit else {}
     with interrupts():
         try:
-            with superlink(folder, environment=commit_of(app_dir)) as link:
+            with superlink(folder, environment=variables) as link:
                 status = _follow(link, app_dir, run_config, federation, on_line)
             keep_logs = not status.completed
         except LaunchError:

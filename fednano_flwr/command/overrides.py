@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.command.project import defaults, flatten, read_toml
 from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types
-from fednano_flwr.project import defaults, flatten, read_toml
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
 _PREFIXES = ("package:", "module:")

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from fednano_flwr.processes import MARK
+from fednano_flwr.command.processes import MARK
 
 LONGEST_RAY_FOLDER = 35  # Ray puts about 68 more into a Unix socket's path; 103 is the limit
 VARIABLES = {
@@ -67,17 +67,16 @@ def environment_of(folder: Path, run_id: str) -> dict[str, str]:
     return variables
 
 
-def commit_of(app: Path) -> dict[str, str]:
-    """`FEDNANO_COMMIT` of an app folder, for the run's records: the bundle has no history.
+def commit_of(folder: Path) -> str | None:
+    """`FEDNANO_COMMIT` where it is set (an app bundle has no history), else the folder's commit.
 
-    Empty where the folder is not a Git checkout, or the variable is set already.
+    None where the folder is not a Git checkout.
     """
-    if "FEDNANO_COMMIT" in os.environ:
-        return {}
+    if commit := os.environ.get("FEDNANO_COMMIT"):
+        return commit
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        result = subprocess.run(command, cwd=app, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    commit = result.stdout.strip()
-    return {"FEDNANO_COMMIT": commit} if result.returncode == 0 and commit else {}
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None

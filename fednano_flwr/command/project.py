@@ -9,7 +9,7 @@ from typing import Any
 from fednano_flwr.config import ConfigError
 
 NAME = "fednano-flwr"
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def find_app(app: Path | None, cwd: Path) -> Path:
