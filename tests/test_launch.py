@@ -87,7 +87,8 @@ def test_the_watcher_ends_the_run_when_its_owner_is_killed(tmp_path):
     folder.mkdir()
     pid = orphan("run-e")
     code = (
-        "import sys, time; from pathlib import Path; from fednano_flwr.command.processes import Watcher\n"
+        "import sys, time; from pathlib import Path\n"
+        "from fednano_flwr.command.processes import Watcher\n"
         "Watcher('run-e', [Path(sys.argv[1])]); print('ready', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(

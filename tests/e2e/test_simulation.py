@@ -44,7 +44,7 @@ def test_the_demo_gains_accuracy_and_writes_its_run(tmp_path: Path) -> None:
     records = rounds(folder)
     assert [record["round"] for record in records] == [0, 1, 2, 3]
     assert 0.4 < records[0]["accuracy"] < 0.75
-    assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.08
+    assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.10
     assert records[-1]["train_loss"] < records[1]["train_loss"]
     for key in ("round_bytes_up", "round_bytes_down", "step_bytes_up", "step_bytes_down"):
         assert records[1][key] > 0
