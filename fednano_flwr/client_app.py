@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,13 +16,12 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.edge.client import Client, Stopwatch, peak_memory_mb
+from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.records import from_arrays, to_arrays
+from fednano_flwr.records import CLIENT_FAILED, from_arrays, to_arrays
 
 log = logging.getLogger(__name__)
 app = ClientApp()
-CLIENT_FAILED = 100
 Metrics = dict[str, int | float | list[int] | list[float]]
 Work = Callable[[Client, Message, RemoteLLM], RecordDict]
 
@@ -65,7 +65,7 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
 
 def _reply(message: Message, context: Context, work: Work) -> Message:
     """Do the work and add what it cost; a client that cannot go on says why."""
-    watch = Stopwatch()
+    started = time.perf_counter()
     try:
         config = RunConfig.parse(context.run_config)
         partition, num_partitions = _partition(context)
@@ -86,8 +86,9 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
             "step-retries": llm.traffic.retries,
             "llm-seconds": llm.traffic.seconds,
             "encoder-seconds": client.edge.encoder_seconds,
-            "seconds": watch.seconds,
+            "seconds": time.perf_counter() - started,
             "peak-memory-mb": peak_memory_mb(),
+            "peak-gpu-memory-mb": peak_gpu_memory_mb(),
         }
     )
     return Message(content, reply_to=message)

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fednano_flwr.records import partition_of, record_bytes
+from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 30.0
@@ -51,16 +51,26 @@ class NodeView:
 
 
 class Federation:
-    """Asks nodes and keeps track of which partition each one holds."""
+    """Asks nodes and keeps track of which partition each one holds.
 
-    def __init__(self, grid: Grid, timeout: float, say: Callable[[str], None]) -> None:
+    Args:
+        grid: Flower's connection to the nodes.
+        timeout: seconds to wait for nodes to connect, and for their replies.
+        min_replies: fewer good replies to a question end the run.
+        say: tells people what goes on.
+    """
+
+    def __init__(
+        self, grid: Grid, timeout: float, min_replies: int, say: Callable[[str], None]
+    ) -> None:
         self._grid = grid
         self._timeout = timeout
+        self._min_replies = min_replies
         self._say = say
         self.partitions: dict[int, int] = {}
 
-    def wait_for_nodes(self, count: int) -> None:
-        """Wait until `count` nodes are connected.
+    def wait_for_nodes(self, count: int, key: str) -> None:
+        """Wait until `count` nodes are connected; `key` is what asks for so many.
 
         Raises:
             TooFewClientsError: they were not within the round's timeout.
@@ -71,7 +81,7 @@ class Federation:
             if waited > self._timeout:
                 raise TooFewClientsError(
                     f"{there} of {count} clients connected within {self._timeout:.0f} s "
-                    "(min-available-nodes, round-timeout)"
+                    f"({key}, round-timeout)"
                 )
             if waited >= said:
                 self._say(f"waiting for clients: {there} of {count} connected")
@@ -79,13 +89,21 @@ class Federation:
             time.sleep(0.5)
 
     def everyone(self) -> NodeView:
-        """All connected nodes, in the order of their partitions where known."""
+        """All connected nodes, in the order of their partitions where known.
+
+        Raises:
+            TooFewClientsError: fewer than `min-replies` came within the timeout.
+        """
+        self.wait_for_nodes(self._min_replies, "min-replies")
         return NodeView(sorted(self._grid.get_node_ids(), key=self._order))
 
     def sample(self, fraction: float, seed: int, server_round: int) -> NodeView:
         """A fraction of the known clients, at least one; fixed by seed, round and partitions."""
-        connected = set(self._grid.get_node_ids())
+        everyone = self.everyone()
+        connected = set(everyone.get_node_ids())
         known = sorted((p, node) for node, p in self.partitions.items() if node in connected)
+        if not known:  # all have come back under new ids
+            return everyone
         count = max(1, round(fraction * len(known)))
         chosen = np.random.default_rng([seed, server_round]).permutation(len(known))[:count]
         return NodeView([known[i][1] for i in sorted(chosen)])
@@ -93,7 +111,6 @@ class Federation:
     def ask(
         self,
         messages: Iterable[Message],
-        min_replies: int,
         what: str,
         check: Callable[[Message], None] | None = None,
     ) -> Answers:
@@ -104,7 +121,7 @@ class Federation:
             check: raises ValueError for a reply that must not be used.
 
         Raises:
-            TooFewClientsError: fewer than `min_replies` good replies.
+            TooFewClientsError: fewer than `min-replies` good replies.
         """
         sent = list(messages)
         answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
@@ -126,10 +143,11 @@ class Federation:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
             self._fail(answers, what, node, f"no reply within {self._timeout:.0f} s")
-        if len(answers.replies) < min_replies:
+        if len(answers.replies) < self._min_replies:
             raise TooFewClientsError(
                 f"{what}: {len(answers.replies)} of {len(sent)} clients replied, min-replies is "
-                f"{min_replies}. " + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
+                f"{self._min_replies}. "
+                + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
             )
         answers.replies.sort(key=partition_of)
         return answers
@@ -172,6 +190,8 @@ class Federation:
 
 
 def _reason(reply: Message) -> str:
-    """The last line of what a client or Flower says went wrong."""
+    """What a client says went wrong, or the last line of Flower's traceback."""
+    if reply.error.code == CLIENT_FAILED:
+        return reply.error.reason or "no reason given"
     lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
     return f"{lines[-1].strip() if lines else 'no reason given'} (code {reply.error.code})"

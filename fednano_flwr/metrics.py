@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from fednano_flwr.edge.client import peak_memory_mb
+from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.federation import Answers
 from fednano_flwr.records import metric, partition_of
 
@@ -57,6 +57,8 @@ def round_record(
         "peak_memory_mb": {
             "client_process": max(metric(r, "peak-memory-mb") for r in replies),
             "server_process": peak_memory_mb(),
+            "client_gpu": max(metric(r, "peak-gpu-memory-mb") for r in replies),
+            "server_gpu": peak_gpu_memory_mb(),
         },
         "failures": {
             "train": trained.failures if trained else {},

@@ -11,6 +11,7 @@ from torch import Tensor
 from fednano_flwr.strategies.merge import Update
 
 THETA, FISHER = "theta.", "fisher."
+CLIENT_FAILED = 100  # code of an error reply whose reason is written for people
 
 
 def to_arrays(

@@ -53,12 +53,12 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     host = FrozenLLM(half, config.llm.max_tokens)
     adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
     arrays = to_arrays(adapter_state(adapters))
-    federation = Federation(grid, config.round_timeout, say)
+    federation = Federation(grid, config.round_timeout, config.min_replies, say)
 
     with serve(host, config.llm.bind, config.llm.port) as bound:
         address = config.llm.address or bound
         _introduce(config, host.describe(), half, arrays, address)
-        federation.wait_for_nodes(config.min_available_nodes)
+        federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
         for server_round in range(config.num_server_rounds + 1):
             started = time.perf_counter()
             task = {"llm-address": address, "fisher": getattr(strategy, "fisher", "none")}
@@ -69,7 +69,6 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                     strategy.configure_train(
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
-                    config.min_replies,
                     f"round {server_round}, training",
                     check=partial(check_update, sent=arrays),
                 )
@@ -79,7 +78,6 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                 strategy.configure_evaluate(
                     server_round, arrays, ConfigRecord(task), cast(Grid, federation.everyone())
                 ),
-                config.min_replies,
                 f"round {server_round}, evaluation",
             )
             if server_round == 0:

@@ -20,6 +20,7 @@ class LocalGrid(Grid):
         clients: number of nodes and partitions.
         order: seeds node ids and the order of replies.
         gone: partitions whose node never answers.
+        leaves: after so many messages no node is connected any more.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class LocalGrid(Grid):
         clients: int,
         order: int = 0,
         gone: Iterable[int] = (),
+        leaves: int | None = None,
     ) -> None:
         self._app = app
         self._config = dict(run_config)
         self._clients = clients
         self._random = random.Random(order)
         self._gone = set(gone)
+        self._messages_left = leaves
         self.nodes = {
             node: partition
             for partition, node in enumerate(self._random.sample(range(1, 2**40), clients))
@@ -43,6 +46,8 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
     def get_node_ids(self) -> Iterable[int]:
+        if self._messages_left == 0:
+            return []
         return self._random.sample(list(self.nodes), len(self.nodes))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -51,6 +56,8 @@ class LocalGrid(Grid):
             # What the SuperLink does on arrival.
             message.metadata.__dict__["_message_id"] = f"m{self._random.getrandbits(60)}"
             ids.append(message.metadata.message_id)
+            if self._messages_left:
+                self._messages_left -= 1
             partition = self.nodes[message.metadata.dst_node_id]
             if partition not in self._gone:
                 self._replies.append(self._app(message, self._context(message, partition)))

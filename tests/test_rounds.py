@@ -194,3 +194,21 @@ def test_a_long_round_says_how_far_it_is(
     monkeypatch.setattr("fednano_flwr.federation.PROGRESS_SECONDS", 0.5)
     run(run_config(round_timeout=2.0, num_server_rounds=0), gone=[2])
     assert "round 0, evaluation: 2 of 3 replies after 1 s" in capsys.readouterr().out
+
+
+def test_a_run_whose_clients_have_all_left_ends_instead_of_waiting_for_ever(
+    run_config: Config,
+) -> None:
+    for messages in (3, 6):  # after round 0; after round 1's training
+        with pytest.raises(TooFewClientsError, match=r"0 of 1 clients connected within 1 s"):
+            config = run_config(round_timeout=1.0, run__name=f"left-{messages}")
+            run(config, clients=3, leaves=messages)
+
+
+def test_what_a_client_says_is_shown_in_full(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TooFewClientsError):
+        run(run_config(dataset__path=str(tmp_path / "nowhere")))
+    said = capsys.readouterr().out
+    assert "there is no such folder" in said and "<dataset.path>/problems.json" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,20 +138,14 @@ class Client:
         return Scored(sum(right), len(right))
 
 
-class Stopwatch:
-    """Seconds since it was made, and the process's peak memory so far."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-
 def peak_memory_mb() -> float:
     """Peak resident memory of this process in MiB (all clients that it has served)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peak_gpu_memory_mb() -> float:
+    """Peak memory of this process's tensors on its current GPU in MiB; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
 @lru_cache(maxsize=1)
@@ -194,4 +187,5 @@ def _encoded_shard(
 
 @lru_cache(maxsize=1)
 def _feature_cache(model: Model, dataset: Dataset, edge: Edge) -> FeatureCache:
+    """One cache for what all three determine, shared by the clients of a process."""
     return FeatureCache(edge.feature_cache_mb * 2**20)

@@ -70,14 +70,11 @@ class Checkpoint:
                 for name in wanted:
                     yield name, file.get_tensor(self.files[name][1])
 
-    def fill(
-        self, module: nn.Module, device: torch.device, dtype: torch.dtype, prefix: str = ""
-    ) -> None:
+    def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Give every parameter of `module` (built on the meta device) its frozen weight."""
-        parameters = dict(module.named_parameters(prefix=prefix))
-        names = {self.family.canonical(name): name for name in parameters}
+        names = {self.family.canonical(name): name for name, _ in module.named_parameters()}
         for canonical, tensor in self.read(names):
-            owner_name, _, leaf = names[canonical].removeprefix(prefix).lstrip(".").rpartition(".")
+            owner_name, _, leaf = names[canonical].rpartition(".")
             owner = module.get_submodule(owner_name)
             expected = getattr(owner, leaf).shape
             if tensor.shape != expected:
@@ -96,10 +93,9 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Digest of what both halves hold: the config, and the first token embeddings."""
         digest = hashlib.sha256()
-        config = self.config.to_dict()
-        for volatile in ("transformers_version", "_name_or_path", "dtype"):
-            config.pop(volatile, None)
-        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        # As written, not as this version of transformers completes it: sides may differ in version.
+        config = json.loads((self.folder / "config.json").read_text())
+        digest.update(json.dumps(config, sort_keys=True).encode())
         filename, key = self._entry(self.family.embeddings)
         with safe_open(self._file(filename), framework="pt") as file:
             rows = file.get_slice(key)[:FINGERPRINT_ROWS]
