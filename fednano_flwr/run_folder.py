@@ -34,6 +34,8 @@ PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grp
 class RunFolder:
     """Writes one run; every file is complete at any time.
 
+    The folder is made with round 0's results: a run that never got so far leaves none.
+
     Raises:
         ConfigError: the folder holds an earlier run.
     """
@@ -44,10 +46,8 @@ class RunFolder:
         self.config = config
         if self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(f"run.name = {name!r}: {self.path} holds an earlier run already")
-        self.path.mkdir(parents=True, exist_ok=True)
         self.rounds: list[dict[str, Any]] = []
-        _write_json(self.path / "config.json", config.flat())
-        _write_json(self.path / "environment.json", environment())
+        self._environment = environment()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -56,6 +56,10 @@ class RunFolder:
 
     def append(self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int) -> None:
         """Keep a round: its adapters first, then its line of metrics."""
+        if not self.rounds:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "config.json", self.config.flat())
+            _write_json(self.path / "environment.json", self._environment)
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)
         if self.best is record:

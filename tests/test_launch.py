@@ -10,9 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fednano_flwr.command import environment, machine
+from fednano_flwr.command import environment, launch, machine
 from fednano_flwr.command.environment import LaunchError, bin_folder, commit_of, environment_of
-from fednano_flwr.command.launch import launch
 from fednano_flwr.command.processes import MARK, Processes, Watcher
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import superlink
@@ -141,7 +140,7 @@ def test_what_ray_could_never_schedule_is_refused_before_anything_starts(
     monkeypatch.setattr(machine, "gpus", lambda: 2)
     monkeypatch.setattr("fednano_flwr.command.launch.superlink", None)
     with pytest.raises(ConfigError, match=says):
-        launch(tmp_path, {}, clients, cpus, gpus, print)
+        launch.launch(tmp_path, {}, clients, cpus, gpus, print)
 
 
 def test_ray_gets_no_more_cpus_than_the_clients_can_use(monkeypatch):
@@ -189,3 +188,25 @@ def test_a_run_knows_the_commit_of_its_app_and_none_outside_of_a_checkout(monkey
     assert len(commit_of(tmp_path)) == 12
     monkeypatch.setenv("FEDNANO_COMMIT", "given")
     assert commit_of(tmp_path) == "given"
+
+
+@pytest.mark.parametrize(
+    ("remark", "attempts"), [(launch.RAY_DID_NOT_START, 2), ("the model is broken", 1)]
+)
+def test_a_ray_that_did_not_start_in_time_is_tried_once_more(
+    monkeypatch, tmp_path, remark, attempts
+):
+    log = tmp_path / "run.log"
+    log.write_text(f"Exception: {remark}. Perhaps overloaded.\n")
+    seen = []
+
+    def attempt(*_):
+        seen.append(1)
+        return launch.RunStatus(len(seen), "finished:failed", "", log)
+
+    monkeypatch.setattr(launch, "_attempt", attempt)
+    said = []
+    status = launch.launch(tmp_path, {}, 1, 1, 0.0, said.append)
+    assert (status.run_id, len(seen)) == (attempts, attempts)
+    assert [line for line in said if "trying once more" in line] == said
+    assert len(said) == attempts - 1

@@ -22,8 +22,11 @@ from fednano_flwr.command.environment import LaunchError, commit_of
 from fednano_flwr.command.machine import check_resources, federation_config
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
+from fednano_flwr.console import MARK
 
 COMPLETED = "finished:completed"
+# Ray gives its own daemon 30 s, which a machine that is busy or was just woken may exceed.
+RAY_DID_NOT_START = "The current node timed out during startup"
 STATUS_SECONDS = 30.0  # the stream may end a moment before the run's status is final
 LOOK_SECONDS = 5.0
 
@@ -67,6 +70,22 @@ def launch(
     """
     check_resources(clients, client_cpus, client_gpus)
     federation = federation_config(clients, client_cpus, client_gpus)
+    status = _attempt(app_dir, run_config, federation, on_line)
+    if status.log is not None and RAY_DID_NOT_START in status.log.read_text(errors="replace"):
+        on_line(f"{MARK}Ray did not start in time on this machine; trying once more")
+        status = _attempt(app_dir, run_config, federation, on_line)
+    return status
+
+
+def tail(log: Path, lines: int = 40) -> list[str]:
+    """The last lines of a log."""
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+
+
+def _attempt(
+    app_dir: Path, run_config: Mapping[str, Any], federation: str, on_line: Callable[[str], None]
+) -> RunStatus:
+    """One run in a temporary folder that is gone afterwards, or holds the logs of a failure."""
     folder = Path(tempfile.mkdtemp(prefix="fednano-"))
     keep_logs = False
     commit = commit_of(app_dir)
@@ -83,11 +102,6 @@ def launch(
             with no_interrupts():
                 _remove(folder, keep_logs)
     return status
-
-
-def tail(log: Path, lines: int = 40) -> list[str]:
-    """The last lines of a log."""
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
 
 
 def _follow(
