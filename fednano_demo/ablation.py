@@ -84,12 +84,13 @@ def main() -> None:
     parser.add_argument("--card", action="store_true", help="add the result to the model's card")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; default: all")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    recipe = Recipe(epochs=options.epochs)
+    recipe = Recipe(epochs=options.epochs, learning_rate=options.learning_rate)
     start = time.perf_counter()
     accuracy = ablate(options.model, seeds, recipe)
     facts = AblationFacts(
