@@ -73,7 +73,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                     check=partial(check_update, sent=arrays),
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)
-                arrays = cast(ArrayRecord, merged)
+                # Some of Flower's strategies compute in float64 and would send that.
+                theta = from_arrays(cast(ArrayRecord, merged))
+                arrays = to_arrays({name: value.float() for name, value in theta.items()})
             scored = federation.ask(
                 strategy.configure_evaluate(
                     server_round, arrays, ConfigRecord(task), cast(Grid, federation.everyone())

@@ -40,6 +40,7 @@ def test_a_run_trains_merges_and_writes_its_folder(run_config: Config, strategy:
     assert set(rounds[2]["accuracy_per_client"]) == {"0", "1", "2"}
     assert sum(rounds[2]["test_questions_per_client"].values()) == 24
     assert rounds[1]["step_bytes_up"] > rounds[0]["step_bytes_up"] > 0
+    assert rounds[2]["round_bytes_down"] == rounds[1]["round_bytes_down"]
     moved = adapters(folder)["base_model.model.text_adapter.lora_B.weight"]
     assert moved.abs().max() > 0
     assert json.loads((folder.path / "state.json").read_text())["round"] == 2
