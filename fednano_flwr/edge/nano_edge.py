@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 import torch
 from peft import PeftModel
@@ -36,7 +36,7 @@ class FeatureCache(MutableMapping[str, Tensor]):
         value = self._features.pop(key)
         self._free += value.numel() * value.element_size()
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[str]:
         return iter(self._features)
 
     def __len__(self) -> int:
