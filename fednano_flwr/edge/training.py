@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,6 @@ from fednano_flwr.edge.adapters import named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
 from fednano_flwr.exchange.protocol import IGNORE, LLM
-
-FISHER_KINDS = ("none", "pass", "running")
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,7 @@ def fisher_diagonal(
 
 @torch.no_grad()
 def right_answers(
-    edge: NanoEdge,
-    llm: LLM,
-    questions: Sequence[Question],
-    batch_size: int,
-    progress: Callable[[int], None] | None = None,
+    edge: NanoEdge, llm: LLM, questions: Sequence[Question], batch_size: int
 ) -> list[bool]:
     """Whether each question's right option has the highest logit among its options' letters."""
     edge.adapters.eval()
@@ -126,8 +120,6 @@ def right_answers(
         for row, question in zip(logits, batch, strict=True):
             options = row[[column[token] for token in question.options]]
             correct.append(question.options[int(options.argmax())] == question.answer)
-        if progress is not None:
-            progress(len(batch))
     return correct
 
 

@@ -11,8 +11,11 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
@@ -69,6 +72,15 @@ class Checkpoint:
             with safe_open(self._file(filename), framework="pt") as file:
                 for name in wanted:
                     yield name, file.get_tensor(self.files[name][1])
+
+    def skeleton(self, without: Iterable[str]) -> Any:
+        """The model less some parts, its parameters on the meta device and so without memory."""
+        with init_empty_weights(include_buffers=False):
+            whole = getattr(transformers, self.family.architecture)(self.config)
+        for part in without:
+            owner, _, leaf = part.rpartition(".")
+            delattr(whole.get_submodule(owner), leaf)
+        return whole
 
     def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Give every parameter of `module` (built on the meta device) its frozen weight."""

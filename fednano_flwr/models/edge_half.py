@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
@@ -21,16 +20,13 @@ class EdgeHalf(nn.Module):
         self.fingerprint = checkpoint.fingerprint
         self.hidden_size: int = text.hidden_size
         self.image_token_id: int = config.image_token_id
+        vision = checkpoint.skeleton(without=family.language)
         with init_empty_weights(include_buffers=False):
-            whole = getattr(transformers, family.architecture)(config)
             self.token_embeddings = nn.Embedding(text.vocab_size, text.hidden_size)
-        for part in family.language:
-            owner, _, leaf = part.rpartition(".")
-            delattr(whole.get_submodule(owner), leaf)
-        checkpoint.fill(whole, device, dtype)
+        checkpoint.fill(vision, device, dtype)
         (_, table), *_ = checkpoint.read([family.embeddings])
         self.token_embeddings.weight = nn.Parameter(table.to(device, dtype), requires_grad=False)
-        self._vision = whole
+        self._vision = vision
 
     @property
     def device(self) -> torch.device:

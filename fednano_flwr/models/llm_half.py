@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-import transformers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -15,26 +13,22 @@ class LLMHalf(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        config, family = checkpoint.config, checkpoint.family
-        text = config.get_text_config()
+        family = checkpoint.family
+        text = checkpoint.config.get_text_config()
         self.model = checkpoint.name
         self.fingerprint = checkpoint.fingerprint
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
         self.dtype = dtype
         self.device = device
-        with init_empty_weights(include_buffers=False):
-            whole = getattr(transformers, family.architecture)(config)
-        for part in family.vision:
-            owner, _, leaf = part.rpartition(".")
-            delattr(whole.get_submodule(owner), leaf)
+        language = checkpoint.skeleton(without=family.vision)
         if "lm_head.weight" not in checkpoint.files:
-            whole.lm_head.weight = whole.get_input_embeddings().weight
-        checkpoint.fill(whole, device, dtype)
+            language.lm_head.weight = language.get_input_embeddings().weight
+        checkpoint.fill(language, device, dtype)
         if "lm_head.weight" not in checkpoint.files:
-            whole.lm_head.weight = whole.get_input_embeddings().weight
-        self._language_model = whole.get_submodule(family.language[0])
-        self._head: nn.Module = whole.lm_head
+            language.lm_head.weight = language.get_input_embeddings().weight
+        self._language_model = language.get_submodule(family.language[0])
+        self._head: nn.Module = language.lm_head
 
     def hidden(self, embeds: Tensor) -> Tensor:
         """Last hidden states (B, T, d) of right-padded input embeddings (B, T, d)."""
