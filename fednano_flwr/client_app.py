@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays, to_arrays
 
@@ -58,7 +58,9 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     return RecordDict(
         {
             "metrics": MetricRecord(metrics),
-            "notes": ConfigRecord({"skipped": json.dumps(client.skipped)}),
+            "notes": ConfigRecord(
+                {"skipped": json.dumps(client.skipped), "tally": json.dumps(result.tally)}
+            ),
         }
     )
 
@@ -68,18 +70,19 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     started = time.perf_counter()
     try:
         config = RunConfig.parse(context.run_config)
-        partition, num_partitions = _partition(context)
-        client = Client(config, partition, num_partitions)
+        place = _place(context)
+        client = Client(config, place)
+        half = client.half
         with _llm(config, message, context) as llm:
-            llm.register(config.model.name, client.fingerprint, client.hidden_size)
+            llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
             content = work(client, message, llm)
     except Exception as error:
         log.exception("client cannot go on")
         return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
     content.metric_records["metrics"].update(
         {
-            "partition-id": partition,
-            "num-partitions": num_partitions,
+            "partition-id": place.partition,
+            "num-partitions": place.num_partitions,
             "step-bytes-up": llm.traffic.bytes_up,
             "step-bytes-down": llm.traffic.bytes_down,
             "step-calls": llm.traffic.calls,
@@ -110,16 +113,19 @@ def _round(task: ConfigRecord) -> int:
     return int(str(task["server-round"]))
 
 
-def _partition(context: Context) -> tuple[int, int]:
-    """This node's partition and the number of partitions.
+def _place(context: Context) -> Place:
+    """This node's partition, and where its data and its half of the model lie.
 
     Raises:
-        ConfigError: the node config lacks one of them.
+        ConfigError: the node config does not say which partition.
     """
+    node = context.node_config
     try:
-        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+        partition, num_partitions = int(node["partition-id"]), int(node["num-partitions"])
     except KeyError as error:
         raise ConfigError(
             f"the node config has no {error}: start the SuperNode with "
             '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id)'
         ) from error
+    data_path, bundle_path = str(node.get("data-path", "")), str(node.get("bundle-path", ""))
+    return Place(partition, num_partitions, data_path, bundle_path)

@@ -100,9 +100,12 @@ class Edge:
     dtype: str
     threads: int
     feature_cache_mb: int
+    vocabulary: str
+    bundle: str
 
     def __post_init__(self) -> None:
         _one_of("edge.dtype", self.dtype, DTYPES)
+        _one_of("edge.vocabulary", self.vocabulary, ("full", "shard"))
         _require(self.threads >= 0, "edge.threads", self.threads, "0 (torch's choice) or more")
         _require(self.feature_cache_mb >= 0, "edge.feature-cache-mb", self.feature_cache_mb, "≥ 0")
 
@@ -111,6 +114,7 @@ class Edge:
 class LLM:
     device: str
     dtype: str
+    quantization: str
     threads: int
     bind: str
     port: int
@@ -119,6 +123,7 @@ class LLM:
 
     def __post_init__(self) -> None:
         _one_of("llm.dtype", self.dtype, DTYPES)
+        _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
         _require(
             self.bind in ("127.0.0.1", "localhost", "::1"),
@@ -160,6 +165,7 @@ class RunConfig:
     learning_rate: float
     weight_decay: float
     max_grad_norm: float
+    max_answer_tokens: int
     run: RunFolder
     model: Model
     dataset: Dataset
@@ -173,7 +179,7 @@ class RunConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.num_server_rounds >= 0, "num-server-rounds", self.num_server_rounds, "≥ 0")
         _require(0 < self.fraction_train <= 1, "fraction-train", self.fraction_train, "in (0, 1]")
-        for key in ("min_available_nodes", "min_replies", "local_epochs", "batch_size"):
+        for key in ("min_available_nodes", "min_replies", "local_epochs", "batch_size", "max_answer_tokens"):
             value = getattr(self, key)
             _require(value >= 1, key.replace("_", "-"), value, "at least 1")
         for key in ("round_timeout", "learning_rate", "max_grad_norm"):

@@ -90,6 +90,30 @@ def closing_table(
     return table("Accuracy against the frozen model", columns, rows)
 
 
+def kinds_table(first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+    """Accuracy with and without pictures and by subject: round 0, the last round, the best one."""
+    rows = []
+    for kind, now in last["accuracy_by"].items():
+        before, top = (record["accuracy_by"].get(kind, {}) for record in (first, best))
+        rows.append(
+            (
+                kind,
+                str(now["questions"]),
+                *_change(before.get("accuracy"), now["accuracy"]),
+                _percent(top.get("accuracy")),
+            )
+        )
+    columns = (
+        "accuracy on all clients' test questions",
+        "questions",
+        "round 0 (frozen)",
+        f"round {last['round']}",
+        "change",
+        f"best (round {best['round']})",
+    )
+    return table("Accuracy by kind of question", columns, rows)
+
+
 def _change(before: float | None, after: float | None) -> tuple[str, str, str]:
     change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
     return _percent(before), _percent(after), change

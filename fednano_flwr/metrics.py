@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from flwr.app import Message
 
 from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.scoring import merged
 from fednano_flwr.federation import Answers
 from fednano_flwr.records import metric, partition_of
 
@@ -16,8 +18,9 @@ def round_record(
 ) -> dict[str, Any]:
     """Everything a round measured.
 
-    `accuracy` is the plain mean over clients that have test questions; bytes count what crossed in
-    this round, training and evaluation together, step traffic apart from round traffic.
+    `accuracy` is the plain mean over clients that have test questions, `accuracy_by` that of all
+    clients' questions of a kind or subject together; bytes count what crossed in this round,
+    training and evaluation together, step traffic apart from round traffic.
 
     Args:
         trained: replies to the train messages; None for round 0, which only evaluates.
@@ -38,6 +41,7 @@ def round_record(
         "test_questions_per_client": {
             str(partition_of(r)): int(metric(r, "num-examples")) for r in scored.replies
         },
+        "accuracy_by": _by_kind(scored.replies),
         "train_loss": _weighted_mean(losses, sizes),
         "train_loss_per_client": losses,
         "train_questions_per_client": sizes,
@@ -64,6 +68,15 @@ def round_record(
             "train": trained.failures if trained else {},
             "evaluate": scored.failures,
         },
+    }
+
+
+def _by_kind(replies: list[Message]) -> dict[str, dict[str, float]]:
+    """Accuracy with and without pictures and by subject, over the questions of all clients."""
+    tallies = [json.loads(str(r.content.config_records["notes"]["tally"])) for r in replies]
+    return {
+        kind: {"accuracy": right / asked, "questions": asked}
+        for kind, (right, asked) in merged(tallies).items()
     }
 
 

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import closing_table, round_line, say
+from fednano_flwr.console import closing_table, kinds_table, round_line, say
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
@@ -90,6 +90,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
 
     say()
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(f"written to {folder.path}")
     return folder
 
@@ -110,7 +111,7 @@ def _introduce(
         f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
     )
     say(
-        f"run      {config.dataset.name}, Dirichlet α = {config.dataset.alpha:g}; strategy "
+        f"run      {config.dataset.name}, {split_text(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} rounds, {config.local_epochs} local "
         f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
     )

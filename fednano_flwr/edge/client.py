@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import Dataset, Edge, Model, RunConfig
-from fednano_flwr.data.images import drop_unreadable
+from fednano_flwr.config import ConfigError, Dataset, Edge, RunConfig
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import UNDECODABLE_PICTURE
+from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import QuestionSet
-from fednano_flwr.data.shard import shard
+from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.shard import Shard, load_shard, shard
 from fednano_flwr.edge.adapters import (
     adapter_state,
     build_adapters,
     load_adapter_state,
 )
 from fednano_flwr.edge.nano_edge import FeatureCache, NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
-from fednano_flwr.edge.training import (
-    TrainingPlan,
-    derive_seed,
-    fisher_diagonal,
-    right_answers,
-    train,
-)
+from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
+from fednano_flwr.edge.scoring import Tally, right_answers, tally
+from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
-from fednano_flwr.resources import resolve
+from fednano_flwr.models.token_table import TokenTable
 
 # Parts that a process may keep from one message to the next. In deployment each message has a
 # process of its own, so nothing may rely on finding them.
@@ -53,19 +51,37 @@ class Trained:
 
 @dataclass(frozen=True)
 class Scored:
-    """Result of scoring the client's own test questions."""
+    """Result of scoring the client's own test questions, in all and by kind and subject."""
 
     correct: int
     num_examples: int
+    tally: Tally
 
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A client's readable questions, tokenized, and its unreadable ones counted by reason."""
+    """A client's readable questions, tokenized, and those left out, counted by reason."""
 
     train: list[Question]
     test: list[Question]
-    unreadable: Counter[str]
+    skipped: Counter[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a node has of its own; "" and 0 of 1 where it has nothing.
+
+    Attributes:
+        partition: which shard of the data is this client's.
+        num_partitions: how many there are.
+        data_path: folder of this client's shard, written by `fednano partition`.
+        bundle_path: folder of an edge bundle, written by `fednano split`.
+    """
+
+    partition: int = 0
+    num_partitions: int = 1
+    data_path: str = ""
+    bundle_path: str = ""
 
 
 class Client:
@@ -73,34 +89,33 @@ class Client:
 
     Args:
         config: of the run.
-        partition: which shard is this client's, 0 to `num_partitions` - 1.
+        place: which partition is this client's, and where its data and model lie.
 
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
     """
 
-    def __init__(self, config: RunConfig, partition: int, num_partitions: int) -> None:
+    def __init__(self, config: RunConfig, place: Place) -> None:
         if config.edge.threads:
             torch.set_num_threads(config.edge.threads)
         self.config = config
-        self.partition = partition
-        self.shard = _encoded_shard(
-            config.model, config.dataset, config.seed, partition, num_partitions
-        )
-        half = _edge_half(config.model, config.edge)
-        self.fingerprint = half.fingerprint
-        self.hidden_size = half.hidden_size
+        self.partition = place.partition
+        source = place.bundle_path or config.edge.bundle or config.model.name
+        self.shard = _encoded_shard(source, config.dataset, config.seed, place)
+        half = _edge_half(source, config.edge)
+        self.half = half
         self.edge = NanoEdge(
             half,
+            _token_table(source, config, place),
             build_adapters(half.hidden_size, config.adapter, config.seed),
-            _encoder(config.model),
-            _feature_cache(config.model, config.dataset, config.edge),
+            _encoder(source),
+            _feature_cache(source, config.dataset, config.edge, place.data_path),
         )
 
     @property
     def skipped(self) -> dict[str, int]:
         """Questions left out, by reason: of the data set, and unreadable ones of this shard."""
-        return dict(_question_set(self.config.dataset).skipped + self.shard.unreadable)
+        return dict(self.shard.skipped)
 
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, fisher: str
@@ -131,11 +146,15 @@ class Client:
         )
 
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService) -> Scored:
-        """Score the client's own test questions by their option letters."""
+        """Score the client's own test questions."""
         load_adapter_state(self.edge.adapters, theta)
-        llm = EmbeddingsExchange(service)
-        right = right_answers(self.edge, llm, self.shard.test, self.config.batch_size)
-        return Scored(sum(right), len(right))
+        llm, config = EmbeddingsExchange(service), self.config
+        questions = self.shard.test
+        right = right_answers(
+            self.edge, llm, questions, config.batch_size, config.max_answer_tokens
+        )
+        samples = [question.sample for question in questions]
+        return Scored(sum(right), len(right), tally(samples, right))
 
 
 def peak_memory_mb() -> float:
@@ -149,43 +168,91 @@ def peak_gpu_memory_mb() -> float:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: Model) -> QuestionEncoder:
-    return load_encoder(str(Checkpoint(model.name).folder))
+def _encoder(source: str) -> QuestionEncoder:
+    return load_encoder(open_checkpoint(source))
 
 
 @lru_cache(maxsize=1)
-def _edge_half(model: Model, edge: Edge) -> EdgeHalf:
-    return load_edge_half(model.name, edge.device, edge.dtype)
+def _edge_half(source: str, edge: Edge) -> EdgeHalf:
+    return load_edge_half(source, edge.device, edge.dtype)
+
+
+@lru_cache(maxsize=SHARDS_KEPT)
+def _token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
+    """The embeddings that this client's questions need, or all of them.
+
+    Raises:
+        ConfigError: answers are to be generated, which may need any token, with a shard's rows.
+    """
+    half = _edge_half(source, config.edge)
+    if config.edge.vocabulary == "full":
+        return _full_table(source, config.edge)
+    questions = _encoded_shard(source, config.dataset, config.seed, place)
+    if any(not question.options for question in questions.test):
+        raise ConfigError(
+            'edge.vocabulary = "shard": this shard has test questions with a free answer, and a '
+            'generated answer may hold any token; use edge.vocabulary = "full", or leave '
+            "fill_in_blank out of dataset.tasks"
+        )
+    return half.token_table(used_tokens([*questions.train, *questions.test]))
+
+
+@lru_cache(maxsize=1)
+def _full_table(source: str, edge: Edge) -> TokenTable:
+    """One table, shared by the clients of a process."""
+    return _edge_half(source, edge).token_table()
 
 
 @lru_cache(maxsize=1)
 def _question_set(dataset: Dataset) -> QuestionSet:
-    return load_questions(dataset.name, resolve("dataset.path", dataset.path))
+    return load_questions(dataset)
 
 
 @lru_cache(maxsize=SHARDS_KEPT)
-def _encoded_shard(
-    model: Model, dataset: Dataset, seed: int, partition: int, num_partitions: int
+def _encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
+    if place.data_path:
+        part, skipped = load_shard(Path(place.data_path)), Counter[str]()
+    else:
+        questions = _question_set(dataset)
+        part = shard(questions, dataset, seed, place.partition, place.num_partitions)
+        skipped = questions.skipped
+    return _encode(_encoder(source), part, skipped, dataset.max_skipped)
+
+
+def _encode(
+    encoder: QuestionEncoder, part: Shard, skipped: Counter[str], max_skipped: float
 ) -> EncodedShard:
-    part = shard(
-        _question_set(dataset),
-        partition,
-        num_partitions,
-        alpha=dataset.alpha,
-        seed=seed,
-        min_partition_size=dataset.min_partition_size,
-    )
-    train, unreadable_train = drop_unreadable(part.train)
-    test, unreadable_test = drop_unreadable(part.test)
-    encode = _encoder(model).encode
-    return EncodedShard(
-        [encode(sample) for sample in train],
-        [encode(sample) for sample in test],
-        unreadable_train + unreadable_test,
-    )
+    """Tokenize a shard; a picture that cannot be read leaves its question out.
+
+    Raises:
+        DataError: more than `max_skipped` of the shard's questions cannot be read.
+    """
+    unreadable: Counter[str] = Counter()
+    train, test = (_readable(encoder, samples, unreadable) for samples in (part.train, part.test))
+    count = len(part.train) + len(part.test)
+    if unreadable.total() > max_skipped * count:
+        raise DataError(
+            f"{unreadable.total()} of this client's {count} questions cannot be read "
+            f"({describe_skipped(unreadable)}); dataset.max-skipped allows {max_skipped:.0%}"
+        )
+    return EncodedShard(train, test, skipped + unreadable)
+
+
+def _readable(
+    encoder: QuestionEncoder, samples: Iterable[Sample], unreadable: Counter[str]
+) -> list[Question]:
+    questions = []
+    for sample in samples:
+        try:
+            questions.append(encoder.encode(sample))
+        except FileNotFoundError:
+            unreadable[MISSING_PICTURE] += 1
+        except DataError:
+            unreadable[UNDECODABLE_PICTURE] += 1
+    return questions
 
 
 @lru_cache(maxsize=1)
-def _feature_cache(model: Model, dataset: Dataset, edge: Edge) -> FeatureCache:
-    """One cache for what all three determine, shared by the clients of a process."""
+def _feature_cache(source: str, dataset: Dataset, edge: Edge, data_path: str) -> FeatureCache:
+    """One cache for what all four determine, shared by the clients of a process."""
     return FeatureCache(edge.feature_cache_mb * 2**20)

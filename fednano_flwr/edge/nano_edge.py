@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fednano_flwr.edge.questions import Question, QuestionEncoder
 from fednano_flwr.exchange.protocol import LLMInputs
 from fednano_flwr.models.edge_half import EdgeHalf
+from fednano_flwr.models.token_table import TokenTable
 
 ENCODE_BATCH = 16
 
@@ -47,31 +48,44 @@ class NanoEdge(nn.Module):
     """Embeds questions: frozen features, adapted by `h' = h + s·B(A h)` on image and on text.
 
     Args:
-        frozen: the client's half, shared by all clients of a process.
+        frozen: vision encoder and connector, shared by all clients of a process.
+        tokens: the token embeddings that this client holds.
         adapters: from `build_adapters`; moved to the frozen half's device.
         encoder: with the model's processor.
-        cache: image features that earlier calls computed.
+        cache: image features that earlier calls computed, by question.
     """
 
     def __init__(
         self,
         frozen: EdgeHalf,
+        tokens: TokenTable,
         adapters: PeftModel,
         encoder: QuestionEncoder,
         cache: MutableMapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
+        self.tokens = tokens
         self.adapters = adapters.to(frozen.device)
         self.encoder = encoder
         self.cache = {} if cache is None else cache
         self.encoder_seconds = 0.0
 
-    def forward(self, questions: Sequence[Question]) -> LLMInputs:
-        """Adapted embeddings of a batch, (N, d), in the dtype of the frozen half."""
-        ids = torch.cat([question.ids for question in questions]).to(self.frozen.device)
-        is_image = ids == self.frozen.image_token_id
-        text = self.adapters.text_adapter(self.frozen.token_embeddings(ids[~is_image]))
+    def forward(
+        self, questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
+    ) -> LLMInputs:
+        """Adapted embeddings of a batch, (N, d), in the dtype of the frozen half.
+
+        Args:
+            endings: tokens after each prompt: of its answer in training, or what was generated.
+
+        Raises:
+            MissingRowError: a token's embedding is not among those that this client holds.
+            ValueError: pictures and their placeholders do not agree.
+        """
+        ids, is_image = _laid_out(questions, endings, self.frozen.image_token_id)
+        ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
+        text = self.adapters.text_adapter(self.tokens(ids[~is_image]))
         embeds = text.new_empty(len(ids), self.frozen.hidden_size)
         embeds[~is_image] = text
         features = self._features(questions)
@@ -83,19 +97,47 @@ class NanoEdge(nn.Module):
                     f"{int(is_image.sum())}"
                 )
             embeds[is_image] = self.adapters.image_adapter(image)
-        return LLMInputs(embeds, tuple(len(question.ids) for question in questions))
+        added = [len(ending) for ending in endings] if endings else [0] * len(questions)
+        lengths = tuple(len(q.ids) + extra for q, extra in zip(questions, added, strict=True))
+        return LLMInputs(embeds, lengths, *self._layout(questions, ids.cpu(), lengths))
+
+    def _layout(
+        self, questions: Sequence[Question], ids: Tensor, lengths: tuple[int, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Positions (axes, N) and types (N,) of all tokens, where the language model needs them."""
+        positions, types = [], []
+        for question, own in zip(questions, ids.split(lengths), strict=True):
+            positions.append(self.frozen.position_ids(own, question.geometry))
+            types.append(self.frozen.token_type_ids(own, len(question.ids)))
+        return _joined(positions), _joined(types)
 
     def _features(self, questions: Sequence[Question]) -> list[Tensor]:
-        """Frozen connector outputs (n, d) of the questions that have a picture, in order."""
-        samples = [question.sample for question in questions if question.sample.image is not None]
+        """Frozen connector outputs (n, d) of the questions that have pictures, in order."""
+        samples = [question.sample for question in questions if question.sample.pictures]
         missing = {s.uid: s for s in samples if s.uid not in self.cache}
         fresh: dict[str, Tensor] = {}
         started = time.perf_counter()
         pending = list(missing.values())
         for start in range(0, len(pending), ENCODE_BATCH):
             chunk = pending[start : start + ENCODE_BATCH]
-            features = self.frozen.image_features(self.encoder.pixel_values(chunk))
+            features = self.frozen.image_features([self.encoder.vision_inputs(s) for s in chunk])
             fresh |= {sample.uid: feature for sample, feature in zip(chunk, features, strict=True)}
         self.encoder_seconds += time.perf_counter() - started
         self.cache.update(fresh)
         return [fresh[s.uid] if s.uid in fresh else self.cache[s.uid] for s in samples]
+
+
+def _laid_out(
+    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None, image_token: int
+) -> tuple[Tensor, Tensor]:
+    """Ids (N,) of a batch laid one after another, and where pictures' features go (N,) bool."""
+    ids, is_image = [], []
+    for question, ending in zip(questions, endings or [()] * len(questions), strict=True):
+        ids += [question.ids, torch.tensor(ending, dtype=torch.int64)]
+        is_image += [question.ids == image_token, torch.zeros(len(ending), dtype=torch.bool)]
+    return torch.cat(ids), torch.cat(is_image)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known, dim=-1) if known else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,14 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.data.images import open_image
-from fednano_flwr.data.prompts import LETTERS, answer_letter, conversation
+from fednano_flwr.data.prompts import LETTERS, answer_text
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.prompting import prompting_for
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.processor import load_processor
+
+TEXT_TENSORS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+GEOMETRY = {"image_grid_thw"}
 
 
 @dataclass(frozen=True)
@@ -20,79 +27,128 @@ class Question:
     Attributes:
         sample: where it came from.
         ids: (T,) int64 prompt tokens; a picture's placeholders are the model's image tokens.
-        answer: token id of the right option's letter.
-        options: token ids of all its options' letters.
+        answer: tokens of the right answer: an option's letter, or a free answer and its end.
+        options: token ids of all its options' letters; () for a free answer.
+        geometry: how many patches its pictures have, where positions depend on it.
     """
 
     sample: Sample
     ids: Tensor
-    answer: int
+    answer: tuple[int, ...]
     options: tuple[int, ...]
+    geometry: dict[str, Tensor]
 
 
 class QuestionEncoder:
-    """Turns samples into questions with a model's own processor and chat template."""
+    """Turns samples into questions with a model's own processor and prompt.
 
-    def __init__(self, processor: Any) -> None:
+    Args:
+        model_type: of the model's config.
+        processor: of the model.
+
+    Raises:
+        ConfigError: the processor lacks what prompts need.
+    """
+
+    def __init__(self, model_type: str, processor: Any) -> None:
         self._processor = processor
+        self._prompting = prompting_for(model_type, processor)
         self._letters: dict[str, tuple[int, ...]] = {}
 
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return self._processor.tokenizer.eos_token_id
+
     def encode(self, sample: Sample) -> Question:
-        """Tokenize a sample; its picture is only measured here, not encoded.
+        """Tokenize a sample; its pictures are only measured here, not encoded.
 
         Raises:
             ValueError: an option letter is not a single token of this model.
         """
-        prompt = self._processor.apply_chat_template(
-            conversation(sample), add_generation_prompt=True, tokenize=False
-        )
-        pictures = {} if sample.image is None else {"images": [open_image(sample)]}
-        ids = self._processor(text=[prompt], return_tensors="pt", **pictures)["input_ids"][0]
-        letters = self._letter_ids(prompt)[: len(sample.choices)]
-        return Question(sample, ids, letters[LETTERS.index(answer_letter(sample))], letters)
+        prompt = self._prompting.write(sample)
+        tensors = self._tensors(sample, prompt)
+        if sample.num_options:
+            options = self._letter_ids(prompt)[: sample.num_options]
+            answer = (options[LETTERS.index(answer_text(sample))],)
+        else:
+            options = ()
+            answer = (*self._continuation(prompt, answer_text(sample)), self.end)
+        geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
+        return Question(sample, tensors["input_ids"][0], answer, options, geometry)
 
-    def pixel_values(self, samples: list[Sample]) -> Tensor:
-        """(images, 3, H, W) of samples that each have a picture."""
-        pictures = [open_image(sample) for sample in samples]
-        return self._processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
+        """What the vision encoder takes of a sample that has pictures."""
+        tensors = self._tensors(sample, self._prompting.write(sample))
+        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an answer's tokens."""
+        return self._processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
+        return self._prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
 
     def _letter_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the letters, as they follow this prompt's last line."""
         ending = prompt[-16:]
         if ending not in self._letters:
-            tokenizer = self._processor.tokenizer
-            space = "" if ending[-1].isspace() else " "
-            before = tokenizer(ending, add_special_tokens=False)["input_ids"]
-            ids = []
-            for letter in LETTERS:
-                after = tokenizer(ending + space + letter, add_special_tokens=False)["input_ids"]
-                if after[:-1] != before:
+            written = [self._continuation(prompt, letter) for letter in LETTERS]
+            for letter, tokens in zip(LETTERS, written, strict=True):
+                if len(tokens) != 1:
                     raise ValueError(
                         f"option letter {letter} is not a single token after {ending!r}: "
                         "questions cannot be scored by their letters with this model"
                     )
-                ids.append(after[-1])
+            ids = tuple(tokens[0] for tokens in written)
             if len(set(ids)) != len(LETTERS):
                 raise ValueError("two option letters are the same token for this model")
-            self._letters[ending] = tuple(ids)
+            self._letters[ending] = ids
         return self._letters[ending]
 
+    def _continuation(self, prompt: str, text: str) -> tuple[int, ...]:
+        """Tokens of `text` as they follow this prompt's last line."""
+        tokenizer, ending = self._processor.tokenizer, prompt[-16:]
+        space = "" if ending[-1].isspace() else " "
+        before = tokenizer(ending, add_special_tokens=False)["input_ids"]
+        after = tokenizer(ending + space + text, add_special_tokens=False)["input_ids"]
+        if after[: len(before)] != before or len(after) == len(before):
+            raise ValueError(
+                f"{text!r} after {ending!r} changes how that is tokenized: this model's answers "
+                "cannot be told apart from its prompts"
+            )
+        return tuple(after[len(before) :])
 
-def load_encoder(folder: str) -> QuestionEncoder:
-    """Encoder with the processor saved in a model's folder."""
-    from transformers import AutoProcessor
 
-    return QuestionEncoder(AutoProcessor.from_pretrained(folder))
+def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
+    """Encoder with the processor of a model, or of an edge bundle."""
+    return QuestionEncoder(checkpoint.config.model_type, load_processor(checkpoint.folder))
 
 
-def next_token_labels(questions: list[Question], ignore: int) -> Tensor:
-    """(N,) labels of a batch laid end to end: the answer follows each prompt's last token."""
-    labels = [torch.full_like(question.ids, ignore) for question in questions]
-    for label, question in zip(labels, questions, strict=True):
-        label[-1] = question.answer
+def used_tokens(questions: Sequence[Question]) -> list[int]:
+    """All token ids that prompts and right answers consist of, ascending."""
+    return sorted({int(t) for q in questions for t in (*q.ids.tolist(), *q.answer)})
+
+
+def teacher_forced(questions: Sequence[Question]) -> list[tuple[int, ...]]:
+    """What follows each prompt in training: its answer but for the last token."""
+    return [question.answer[:-1] for question in questions]
+
+
+def next_token_labels(questions: Sequence[Question], ignore: int) -> Tensor:
+    """(N,) labels of a teacher-forced batch laid end to end; only answers are known."""
+    labels = []
+    for question in questions:
+        label = torch.full((len(question.ids) + len(question.answer) - 1,), ignore)
+        label[-len(question.answer) :] = torch.tensor(question.answer)
+        labels.append(label)
     return torch.cat(labels)
 
 
-def last_positions(questions: list[Question]) -> Tensor:
+def last_positions(
+    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
+) -> Tensor:
     """(B,) rows of each question's last token in a batch laid one after another."""
-    return torch.tensor([len(question.ids) for question in questions]).cumsum(0) - 1
+    added = [len(ending) for ending in endings] if endings else [0] * len(questions)
+    lengths = [len(q.ids) + extra for q, extra in zip(questions, added, strict=True)]
+    return torch.tensor(lengths).cumsum(0) - 1

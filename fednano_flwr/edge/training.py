@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fednano_flwr.edge.adapters import named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
+from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
 from fednano_flwr.exchange.protocol import IGNORE, LLM
 
 
@@ -106,30 +106,13 @@ def fisher_diagonal(
     return {name: square / steps for name, square in squares.items()}
 
 
-@torch.no_grad()
-def right_answers(
-    edge: NanoEdge, llm: LLM, questions: Sequence[Question], batch_size: int
-) -> list[bool]:
-    """Whether each question's right option has the highest logit among its options' letters."""
-    edge.adapters.eval()
-    correct: list[bool] = []
-    for batch in batches(questions, batch_size):
-        candidates = sorted({token for question in batch for token in question.options})
-        column = {token: i for i, token in enumerate(candidates)}
-        logits = llm.score(edge(batch), last_positions(batch), torch.tensor(candidates))
-        for row, question in zip(logits, batch, strict=True):
-            options = row[[column[token] for token in question.options]]
-            correct.append(question.options[int(options.argmax())] == question.answer)
-    return correct
-
-
 def backward(edge: NanoEdge, llm: LLM, batch: list[Question]) -> float:
     """Gradients of a batch's mean loss into the adapters' `.grad`; returns the loss.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    loss = llm.loss(edge(batch), next_token_labels(batch, IGNORE))
+    loss = llm.loss(edge(batch, teacher_forced(batch)), next_token_labels(batch, IGNORE))
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {loss.item()}: lower learning-rate or max-grad-norm")
     if loss.requires_grad:  # a batch of text takes no part in an image adapter alone

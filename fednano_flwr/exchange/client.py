@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
+import torch
 from torch import Tensor
 
 from fednano_flwr.exchange import codec
@@ -20,6 +21,7 @@ from fednano_flwr.exchange.protocol import (
     HostRefusedError,
     HostUnreachableError,
     LLMInfo,
+    LLMInputs,
 )
 from fednano_flwr.exchange.traffic import StepTraffic
 
@@ -99,41 +101,47 @@ class RemoteLLM:
             self._call(self._stub.Describe, pb.DescribeRequest(header=self.caller.header()))
         )
 
-    def register(self, model: str, fingerprint: str, hidden_size: int) -> LLMInfo:
+    def register(
+        self, model: str, fingerprint: str, hidden_size: int, hub_id: str = ""
+    ) -> LLMInfo:
         """Tell the host what this client holds; a mismatch raises `HostRefusedError`."""
         request = pb.RegisterRequest(
             header=self.caller.header(),
             model=model,
             fingerprint=fingerprint,
             hidden_size=hidden_size,
+            hub_id=hub_id,
         )
         return self._introduced(self._call(self._stub.Register, request))
 
-    def step(
-        self, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor
-    ) -> tuple[float, Tensor]:
+    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
         positions = (labels != IGNORE).nonzero().squeeze(1)
         request = pb.StepRequest(
             header=self.caller.header(),
-            embeddings=codec.encode(embeds, self._wire_dtype()),
-            lengths=lengths,
+            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
             label_positions=positions.tolist(),
             labels=labels[positions].tolist(),
         )
         reply = self._call(self._stub.Step, request)
-        return reply.loss, codec.decode(reply.gradient).to(embeds)
+        return reply.loss, codec.decode(reply.gradient).to(inputs.embeds)
 
-    def score(
-        self, embeds: Tensor, lengths: tuple[int, ...], positions: Tensor, candidates: Tensor
-    ) -> Tensor:
+    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
         request = pb.ScoreRequest(
             header=self.caller.header(),
-            embeddings=codec.encode(embeds, self._wire_dtype()),
-            lengths=lengths,
+            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
             positions=positions.tolist(),
             candidates=candidates.tolist(),
         )
         return codec.decode(self._call(self._stub.Score, request).logits)
+
+    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        request = pb.NextTokensRequest(
+            header=self.caller.header(),
+            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
+            positions=positions.tolist(),
+        )
+        reply = self._call(self._stub.NextTokens, request)
+        return torch.tensor(list(reply.tokens), dtype=torch.int64)
 
     def _introduced(self, reply: pb.Description) -> LLMInfo:
         if self.dtype == "auto":
@@ -141,6 +149,7 @@ class RemoteLLM:
         return LLMInfo(
             model=reply.model,
             fingerprint=reply.fingerprint,
+            hub_id=reply.hub_id,
             hidden_size=reply.hidden_size,
             vocabulary=reply.vocabulary,
             dtype=reply.dtype,

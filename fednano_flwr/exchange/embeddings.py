@@ -17,10 +17,13 @@ class EmbeddingsExchange:
         self.service = service
 
     def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
-        return _HostLoss.apply(inputs.embeds, inputs.lengths, labels, self.service)
+        return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self.service)
 
     def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self.service.score(inputs.embeds.detach(), inputs.lengths, positions, candidates)
+        return self.service.score(inputs.detach(), positions, candidates)
+
+    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        return self.service.next_tokens(inputs.detach(), positions)
 
 
 class _HostLoss(torch.autograd.Function):
@@ -28,9 +31,9 @@ class _HostLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor, service: LLMService
+        ctx: Any, embeds: Tensor, inputs: LLMInputs, labels: Tensor, service: LLMService
     ) -> Tensor:
-        loss, gradient = service.step(embeds.detach(), lengths, labels)
+        loss, gradient = service.step(inputs, labels)
         ctx.save_for_backward(gradient.to(embeds))
         return embeds.new_tensor(loss, dtype=torch.float32)
 

@@ -54,6 +54,11 @@ class LLMStub(object):
                 request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.FromString,
                 _registered_method=True)
+        self.NextTokens = channel.unary_unary(
+                '/fednano.v1.LLM/NextTokens',
+                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
+                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
+                _registered_method=True)
 
 
 class LLMServicer(object):
@@ -87,6 +92,13 @@ class LLMServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NextTokens(self, request, context):
+        """The likeliest token at answer positions. Pure as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LLMServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_LLMServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.FromString,
                     response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.SerializeToString,
+            ),
+            'NextTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.NextTokens,
+                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.FromString,
+                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class LLM(object):
             '/fednano.v1.LLM/Score',
             fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.SerializeToString,
             fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NextTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fednano.v1.LLM/NextTokens',
+            fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
+            fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
             options,
             channel_credentials,
             insecure,

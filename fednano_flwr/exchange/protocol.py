@@ -6,12 +6,12 @@ language model runs in this process or behind a wire is the business of the `LLM
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 IGNORE = -100
 
 
@@ -22,10 +22,18 @@ class LLMInputs:
     Attributes:
         embeds: (N, d) floating point, may require a gradient.
         lengths: tokens of each of the B samples; they sum to N.
+        position_ids: (axes, N) int64, where the model's positions are not 0, 1, 2, …
+        token_type_ids: (N,) int64, where its attention mask depends on them.
     """
 
     embeds: Tensor
     lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+    def detach(self) -> LLMInputs:
+        """The same without a gradient."""
+        return replace(self, embeds=self.embeds.detach())
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class LLMInfo:
     Attributes:
         model: the name that its operator gave it.
         fingerprint: equal where both sides hold halves of one checkpoint.
+        hub_id: the model's name on the Hugging Face hub, "" where it came from a folder.
         hidden_size: d.
         vocabulary: number of token ids.
         dtype: in which it computes ("float32", "bfloat16" or "float16").
@@ -43,6 +52,7 @@ class LLMInfo:
 
     model: str
     fingerprint: str
+    hub_id: str
     hidden_size: int
     vocabulary: int
     dtype: str
@@ -64,14 +74,11 @@ class LLMService(Protocol):
         """What runs here."""
         ...
 
-    def step(
-        self, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor
-    ) -> tuple[float, Tensor]:
+    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
         """Loss of a batch and its gradient with respect to the embeddings.
 
         Args:
-            embeds: (N, d).
-            lengths: B numbers that sum to N.
+            inputs: N tokens.
             labels: (N,) int64; the token that follows each position, `IGNORE` where unknown.
 
         Returns:
@@ -79,10 +86,12 @@ class LLMService(Protocol):
         """
         ...
 
-    def score(
-        self, embeds: Tensor, lengths: tuple[int, ...], positions: Tensor, candidates: Tensor
-    ) -> Tensor:
+    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
+        ...
+
+    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...
 
 
@@ -95,4 +104,8 @@ class LLM(Protocol):
 
     def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
+        ...
+
+    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...

@@ -14,7 +14,7 @@ from torch import Tensor
 from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_to_server
-from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, LLMInfo, LLMService
+from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, LLMInfo, LLMInputs, LLMService
 
 Result = TypeVar("Result")
 WAITING_REQUESTS = 64
@@ -48,7 +48,10 @@ class Servicer(LLMServicer):
         info = self._info
         with _answering(context):
             _check_protocol(request.header)
-            if request.hidden_size != info.hidden_size or request.fingerprint != info.fingerprint:
+            # Copies in folders may have any name; names on the hub say what was meant.
+            other_model = info.hub_id and request.hub_id and info.hub_id != request.hub_id
+            same = (request.hidden_size, request.fingerprint) == (info.hidden_size, info.fingerprint)
+            if other_model or not same:
                 raise RefusalError(
                     f"the halves do not belong together: host has {info.model} (hidden size "
                     f"{info.hidden_size}, fingerprint {info.fingerprint}), client has "
@@ -59,35 +62,41 @@ class Servicer(LLMServicer):
 
     def Step(self, request: pb.StepRequest, context: grpc.ServicerContext) -> pb.StepReply:  # noqa: N802
         with _answering(context):
-            embeds, lengths = self._batch(request.header, request.embeddings, request.lengths)
-            positions = _indices(request.label_positions, len(embeds), "label position")
+            inputs = self._batch(request.header, request.inputs)
+            count = len(inputs.embeds)
+            positions = _indices(request.label_positions, count, "label position")
             targets = _indices(request.labels, self._info.vocabulary, "label")
             if not len(positions) or len(positions) != len(targets):
                 raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
-            labels = torch.full((len(embeds),), IGNORE)
+            labels = torch.full((count,), IGNORE)
             labels[positions] = targets
-            loss, gradient = self._compute(lambda: self._service.step(embeds, lengths, labels))
-        return pb.StepReply(loss=loss, gradient=codec.encode(gradient, request.embeddings.dtype))
+            loss, gradient = self._compute(lambda: self._service.step(inputs, labels))
+        return pb.StepReply(loss=loss, gradient=codec.encode(gradient, request.inputs.embeddings.dtype))
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:  # noqa: N802
         with _answering(context):
-            embeds, lengths = self._batch(request.header, request.embeddings, request.lengths)
-            positions = _indices(request.positions, len(embeds), "position")
+            inputs = self._batch(request.header, request.inputs)
+            positions = _indices(request.positions, len(inputs.embeds), "position")
             candidates = _indices(request.candidates, self._info.vocabulary, "candidate")
-            logits = self._compute(
-                lambda: self._service.score(embeds, lengths, positions, candidates)
-            )
+            logits = self._compute(lambda: self._service.score(inputs, positions, candidates))
         return pb.ScoreReply(logits=codec.encode(logits, "float32"))
+
+    def NextTokens(  # noqa: N802
+        self, request: pb.NextTokensRequest, context: grpc.ServicerContext
+    ) -> pb.NextTokensReply:
+        with _answering(context):
+            inputs = self._batch(request.header, request.inputs)
+            positions = _indices(request.positions, len(inputs.embeds), "position")
+            tokens = self._compute(lambda: self._service.next_tokens(inputs, positions))
+        return pb.NextTokensReply(tokens=tokens.tolist())
 
     def _compute(self, work: Callable[[], Result]) -> Result:
         return self._worker.submit(work).result()
 
-    def _batch(
-        self, header: pb.Header, tensor: pb.Tensor, lengths: Iterable[int]
-    ) -> tuple[Tensor, tuple[int, ...]]:
+    def _batch(self, header: pb.Header, batch: pb.Inputs) -> LLMInputs:
         _check_protocol(header)
-        counts = tuple(lengths)
-        shape = tuple(tensor.shape)
+        counts = tuple(batch.lengths)
+        shape = tuple(batch.embeddings.shape)
         if len(shape) != 2 or shape[1] != self._info.hidden_size:
             raise RefusalError(
                 f"embeddings of shape {shape}; must be (N, {self._info.hidden_size})"
@@ -99,7 +108,7 @@ class Servicer(LLMServicer):
                 f"{shape[0]} tokens in one request; the host takes {self._info.max_tokens} "
                 "(llm.max-tokens): use a smaller batch-size"
             )
-        return codec.decode(tensor), counts
+        return codec.decode_inputs(batch)
 
 
 @contextmanager
@@ -133,8 +142,8 @@ def serve(service: LLMService, bind: str = "127.0.0.1", port: int = 0) -> Iterat
 
 
 def _largest_message(info: LLMInfo) -> int:
-    """Bytes of the largest request: embeddings in float64 and four integers a token."""
-    return min(info.max_tokens * (info.hidden_size * 8 + 40) + 65536, 2**31 - 1)
+    """Bytes of the largest request: embeddings in float64 and some integers a token."""
+    return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, 2**31 - 1)
 
 
 @contextmanager
@@ -166,6 +175,7 @@ def _description(info: LLMInfo) -> pb.Description:
         protocol=PROTOCOL_VERSION,
         model=info.model,
         fingerprint=info.fingerprint,
+        hub_id=info.hub_id,
         hidden_size=info.hidden_size,
         vocabulary=info.vocabulary,
         dtype=info.dtype,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fednano_flwr.exchange.protocol import IGNORE, LLMInfo
+from fednano_flwr.exchange.protocol import IGNORE, LLMInfo, LLMInputs
 from fednano_flwr.models.llm_half import LLMHalf
 
 
@@ -28,37 +28,59 @@ class FrozenLLM:
         return LLMInfo(
             model=self._half.model,
             fingerprint=self._half.fingerprint,
+            hub_id=self._half.hub_id,
             hidden_size=self._half.hidden_size,
             vocabulary=self._half.vocabulary,
             dtype=str(self._half.dtype).removeprefix("torch."),
             max_tokens=self._max_tokens,
         )
 
-    def step(
-        self, embeds: Tensor, lengths: tuple[int, ...], labels: Tensor
-    ) -> tuple[float, Tensor]:
+    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
         """See `LLMService.step`; the gradient comes back where and as the embeddings were."""
-        inputs = embeds.detach().to(self._half.device, self._half.dtype).requires_grad_()
+        embeds = inputs.embeds.detach().to(self._half.device, self._half.dtype).requires_grad_()
         known = (labels != IGNORE).nonzero().squeeze(1)
         with torch.enable_grad():  # the caller may be inside another graph's forward
-            logits = self._logits(inputs, lengths, known.to(inputs.device))
-            loss = F.cross_entropy(logits, labels[known].to(inputs.device))
-        (gradient,) = torch.autograd.grad(loss, inputs)
-        return loss.item(), gradient.to(embeds)
+            logits = self._logits(embeds, inputs, known)
+            loss = F.cross_entropy(logits, labels[known].to(embeds.device))
+        (gradient,) = torch.autograd.grad(loss, embeds)
+        return loss.item(), gradient.to(inputs.embeds)
 
     @torch.no_grad()
-    def score(
-        self, embeds: Tensor, lengths: tuple[int, ...], positions: Tensor, candidates: Tensor
-    ) -> Tensor:
+    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
         """See `LLMService.score`."""
-        inputs = embeds.to(self._half.device, self._half.dtype)
-        logits = self._logits(inputs, lengths, positions.to(inputs.device))
-        return logits[:, candidates.to(inputs.device)].cpu()
+        embeds = inputs.embeds.to(self._half.device, self._half.dtype)
+        logits = self._logits(embeds, inputs, positions)
+        return logits[:, candidates.to(embeds.device)].cpu()
 
-    def _logits(self, inputs: Tensor, lengths: tuple[int, ...], positions: Tensor) -> Tensor:
-        """Logits (P, vocabulary), at least in float32, at rows `positions` of `inputs` (N, d)."""
-        padded = pad_sequence(list(inputs.split(list(lengths))), batch_first=True)
-        hidden = self._half.hidden(padded)
-        real = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
-        logits = self._half.head(hidden[real.to(hidden.device)][positions])
+    @torch.no_grad()
+    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        """See `LLMService.next_tokens`."""
+        embeds = inputs.embeds.to(self._half.device, self._half.dtype)
+        return self._logits(embeds, inputs, positions).argmax(1).cpu()
+
+    def _logits(self, embeds: Tensor, inputs: LLMInputs, positions: Tensor) -> Tensor:
+        """Logits (P, vocabulary), at least in float32, at rows `positions` of `embeds` (N, d)."""
+        lengths = list(inputs.lengths)
+        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        rows = real.flatten().nonzero().squeeze(1)[positions.cpu()]
+        logits = self._half.logits(
+            _pad(embeds, lengths),
+            rows.to(embeds.device),
+            real.to(embeds.device),
+            _padded(inputs.position_ids, lengths, embeds.device),
+            _padded(inputs.token_type_ids, lengths, embeds.device),
+        )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _padded(values: Tensor | None, lengths: list[int], device: torch.device) -> Tensor | None:
+    """(N,) as (B, T), or (axes, N) as (axes, B, T), padded on the right with zeros."""
+    if values is None:
+        return None
+    if values.dim() == 2:
+        return torch.stack([_pad(axis, lengths) for axis in values.to(device)])
+    return _pad(values.to(device), lengths)
+
+
+def _pad(values: Tensor, lengths: list[int]) -> Tensor:
+    return pad_sequence(list(values.split(lengths)), batch_first=True)

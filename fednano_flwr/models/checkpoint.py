@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
@@ -23,13 +21,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import FAMILIES, Family
+from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.resources import ResourceError, resolve
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 FINGERPRINT_ROWS = 64
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 class Checkpoint:
@@ -44,8 +43,9 @@ class Checkpoint:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.folder, self._on_hub = _locate(name)
-        self.config: PretrainedConfig = _config(name, self.folder)
+        self.folder, self._on_hub = locate(name)
+        self.hub_id = name if self._on_hub else ""
+        self.config: PretrainedConfig = read_config(name, self.folder)
         self.family: Family = FAMILIES[self.config.model_type]
 
     @cached_property
@@ -57,7 +57,10 @@ class Checkpoint:
         else:
             with safe_open(self._file(SINGLE), framework="pt") as file:
                 weight_map = dict.fromkeys(file.keys(), SINGLE)
-        return {self.family.canonical(key): (file, key) for key, file in weight_map.items()}
+        files = {canonical(key): (file, key) for key, file in weight_map.items()}
+        if len(files) < len(weight_map):
+            raise ConfigError(f"model {self.name}: two of its tensors have the same place")
+        return files
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors as stored, file by file.
@@ -73,25 +76,26 @@ class Checkpoint:
                 for name in wanted:
                     yield name, file.get_tensor(self.files[name][1])
 
-    def skeleton(self, without: Iterable[str]) -> Any:
-        """The model less some parts, its parameters on the meta device and so without memory."""
-        with init_empty_weights(include_buffers=False):
-            whole = getattr(transformers, self.family.architecture)(self.config)
-        for part in without:
-            owner, _, leaf = part.rpartition(".")
-            delattr(whole.get_submodule(owner), leaf)
-        return whole
+    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+        """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
+        filename, key = self._entry(name)
+        with safe_open(self._file(filename), framework="pt") as file:
+            stored = file.get_slice(key)
+            count = stored.get_shape()[0]
+            if ids and ids[-1] >= count:
+                raise ConfigError(f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}")
+            return torch.cat([stored[first:end] for first, end in _runs(ids)])
 
     def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Give every parameter of `module` (built on the meta device) its frozen weight."""
-        names = {self.family.canonical(name): name for name, _ in module.named_parameters()}
-        for canonical, tensor in self.read(names):
-            owner_name, _, leaf = names[canonical].rpartition(".")
+        names = {canonical(name): name for name, _ in module.named_parameters()}
+        for place, tensor in self.read(names):
+            owner_name, _, leaf = names[place].rpartition(".")
             owner = module.get_submodule(owner_name)
             expected = getattr(owner, leaf).shape
             if tensor.shape != expected:
                 raise ConfigError(
-                    f"model {self.name}: tensor {canonical} has shape {tuple(tensor.shape)}, "
+                    f"model {self.name}: tensor {place} has shape {tuple(tensor.shape)}, "
                     f"the config asks for {tuple(expected)}"
                 )
             weight = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
@@ -101,6 +105,23 @@ class Checkpoint:
                 setattr(buffers, key, value.to(device))
         module.eval()
 
+    def embedding_rows(self, ids: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """Token embeddings (n, d) of `ids`, or of all, and these ids (n,), None for all."""
+        if ids is None:
+            ((_, table),) = self.read([self.token_embeddings])
+            return table, None
+        return self.rows(self.token_embeddings, ids), torch.tensor(ids)
+
+    def nbytes(self, names: Iterable[str]) -> int:
+        """Bytes of the named tensors as they are stored; only the files' headers are read."""
+        total = 0
+        for name in names:
+            filename, key = self._entry(name)
+            with safe_open(self._file(filename), framework="pt") as file:
+                stored = file.get_slice(key)
+                total += math.prod(stored.get_shape()) * _BYTES[stored.get_dtype()]
+        return total
+
     @cached_property
     def fingerprint(self) -> str:
         """Digest of what both halves hold: the config, and the first token embeddings."""
@@ -108,11 +129,19 @@ class Checkpoint:
         # As written, not as this version of transformers completes it: sides may differ in version.
         config = json.loads((self.folder / "config.json").read_text())
         digest.update(json.dumps(config, sort_keys=True).encode())
-        filename, key = self._entry(self.family.embeddings)
-        with safe_open(self._file(filename), framework="pt") as file:
-            rows = file.get_slice(key)[:FINGERPRINT_ROWS]
+        rows = self.rows(self.token_embeddings, range(FINGERPRINT_ROWS))
         digest.update(rows.float().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def token_embeddings(self) -> str:
+        """Canonical name of the token-embedding table."""
+        found = [name for name in self.files if name.endswith("embed_tokens.weight")]
+        if len(found) != 1:
+            raise ConfigError(
+                f"model {self.name}: one tensor embed_tokens.weight expected, found {found or 'none'}"
+            )
+        return found[0]
 
     def _entry(self, name: str) -> tuple[str, str]:
         if name not in self.files:
@@ -121,11 +150,22 @@ class Checkpoint:
 
     def _file(self, filename: str) -> Path:
         if self._on_hub:
-            return Path(hf_hub_download(self.name, filename))
+            return Path(hf_hub_download(self.hub_id, filename))
         path = self.folder / filename
         if not path.exists():
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
+
+
+def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending ids as ranges [first, end) without gaps."""
+    first = None
+    for position, row in enumerate(ids):
+        if first is None:
+            first = row
+        if position + 1 == len(ids) or ids[position + 1] != row + 1:
+            yield first, row + 1
+            first = None
 
 
 def check_model(name: str) -> None:
@@ -134,10 +174,10 @@ def check_model(name: str) -> None:
     Raises:
         ConfigError: with the families that work.
     """
-    _config(name, _locate(name)[0])
+    read_config(name, locate(name)[0])
 
 
-def _locate(name: str) -> tuple[Path, bool]:
+def locate(name: str) -> tuple[Path, bool]:
     """Folder that holds config and processor, and whether weights come from the hub."""
     try:
         folder = resolve("model.name", name)
@@ -156,11 +196,23 @@ def _locate(name: str) -> tuple[Path, bool]:
         ) from error
 
 
-def _config(name: str, folder: Path) -> PretrainedConfig:
+def read_config(name: str, folder: Path) -> PretrainedConfig:
+    """The config of a model that can be cut.
+
+    Raises:
+        ConfigError: it cannot; the message says why, and which families can.
+    """
     kind = json.loads((folder / "config.json").read_text()).get("model_type", "none")
     if kind not in FAMILIES:
         raise ConfigError(
             f"model.name = {name!r}: its family is {kind}; those that can be cut are: "
             f"{', '.join(FAMILIES)}"
         )
-    return AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    if not getattr(config, "use_decoder_only_language_model", True):
+        raise ConfigError(
+            f"model.name = {name!r}: its language model ({config.text_config.model_type}) is an "
+            "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
+            "Vicuna or OPT"
+        )
+    return config

@@ -2,47 +2,130 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from fednano_flwr.config import ConfigError
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.token_table import TokenTable
+
+VisionInputs = Mapping[str, Tensor]
 
 
 class EdgeHalf(nn.Module):
-    """Frozen vision encoder, connector and token embeddings of one checkpoint."""
+    """Frozen vision encoder and connector of one checkpoint; token embeddings on request."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        config, family = checkpoint.config, checkpoint.family
-        text = config.get_text_config()
+        config = copy.deepcopy(checkpoint.config)
+        skeleton.trim_encoder(config)
+        self.checkpoint = checkpoint
+        self.family = checkpoint.family
         self.model = checkpoint.name
+        self.hub_id = checkpoint.hub_id
         self.fingerprint = checkpoint.fingerprint
-        self.hidden_size: int = text.hidden_size
-        self.image_token_id: int = config.image_token_id
-        vision = checkpoint.skeleton(without=family.language)
-        with init_empty_weights(include_buffers=False):
-            self.token_embeddings = nn.Embedding(text.vocab_size, text.hidden_size)
-        checkpoint.fill(vision, device, dtype)
-        (_, table), *_ = checkpoint.read([family.embeddings])
-        self.token_embeddings.weight = nn.Parameter(table.to(device, dtype), requires_grad=False)
-        self._vision = vision
+        self.hidden_size: int = config.get_text_config().hidden_size
+        self.image_token_id = image_token(checkpoint)
+        self.device, self.dtype = device, dtype
+        whole = skeleton.build(config)
+        self._embedding_layer = [skeleton.drop_language(whole)]  # in a list: not a part of this
+        checkpoint.fill(whole, device, dtype)
+        self._vision = whole
+        self._accepts = set(inspect.signature(whole.get_image_features).parameters)
 
-    @property
-    def device(self) -> torch.device:
-        return self.token_embeddings.weight.device
+    def token_table(self, ids: Sequence[int] | None = None) -> TokenTable:
+        """Read the embeddings of `ids` (ascending), or of the whole vocabulary.
+
+        Raises:
+            ConfigError: the checkpoint, or the bundle, lacks one of them.
+        """
+        table, held = self.checkpoint.embedding_rows(ids)
+        layer = copy.deepcopy(self._embedding_layer[0])
+        return TokenTable(layer, table.to(self.device, self.dtype), held)
 
     @torch.no_grad()
-    def image_features(self, pixel_values: Tensor) -> list[Tensor]:
-        """Connector outputs (n, d), one tensor an image of `pixel_values` (images, 3, H, W)."""
-        pixels = pixel_values.to(self.device, self.token_embeddings.weight.dtype)
-        return list(self._vision.get_image_features(pixel_values=pixels).pooler_output)
+    def image_features(self, questions: Sequence[VisionInputs]) -> list[Tensor]:
+        """Connector outputs (n, d) of each question's pictures, in the order of its placeholders.
+
+        Args:
+            questions: for each question what the model's processor made of its pictures, under the
+                names of `get_image_features`' arguments.
+        """
+        if not self.family.stackable:
+            return [self._features(question) for question in questions]
+        pixels = [question["pixel_values"] for question in questions]
+        rows = self._features({"pixel_values": torch.cat(pixels)})
+        shares = torch.tensor([len(own) for own in pixels])
+        return list(rows.split((shares * (len(rows) // int(shares.sum()))).tolist()))
+
+    def _features(self, inputs: VisionInputs) -> Tensor:
+        """All features (n, d) of one call of the encoder, laid one after another."""
+        arguments = {key: self._moved(value) for key, value in inputs.items()}
+        output: Any = self._vision.get_image_features(
+            **{key: value for key, value in arguments.items() if key in self._accepts}
+        ).pooler_output
+        pictures = [output] if isinstance(output, Tensor) else output
+        return torch.cat([picture.reshape(-1, self.hidden_size) for picture in pictures])
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+    def position_ids(self, ids: Tensor, vision: VisionInputs) -> Tensor | None:
+        """(3, T) positions in time, height and width of one sample; None where they are 0 to T-1.
+
+        Args:
+            ids: (T,) tokens.
+            vision: the sample's `image_grid_thw`, where it has pictures.
+        """
+        if self.family.rotary_axes == 1:
+            return None
+        positions, _ = self._vision.model.get_rope_index(
+            ids[None],
+            mm_token_type_ids=(ids == self.image_token_id).int()[None],
+            image_grid_thw=vision.get("image_grid_thw"),
+        )
+        return positions[:, 0]
+
+    def token_type_ids(self, ids: Tensor, prompt: int) -> Tensor | None:
+        """(T,) types of one sample's tokens as its language model's mask needs them, or None.
+
+        Args:
+            ids: (T,) tokens.
+            prompt: how many of them are the prompt; the others are an answer.
+        """
+        if self.family.token_types == "image":
+            return (ids == self.image_token_id).long()
+        if self.family.token_types == "prefix":
+            return (torch.arange(len(ids)) >= prompt).long()
+        return None
+
+
+def image_token(checkpoint: Checkpoint) -> int:
+    """Id of the token that stands where a picture's features go.
+
+    Raises:
+        ConfigError: the config does not say.
+    """
+    token = getattr(checkpoint.config, "image_token_id", None)
+    if token is None:
+        raise ConfigError(
+            f"model {checkpoint.name}: its config.json has no image_token_id (image_token_index); "
+            "add it, or take a newer version of the checkpoint"
+        )
+    return token
 
 
 def load_edge_half(name: str, device: str = "cpu", dtype: str = "float32") -> EdgeHalf:
-    """Read the client's half of `name` and nothing of the language model.
+    """Read the client's half of `name` (a checkpoint or an edge bundle), nothing of the LLM.
 
     Raises:
         ConfigError: no such model, or its family cannot be cut.
     """
-    return EdgeHalf(Checkpoint(name), torch.device(device), getattr(torch, dtype))
+    return EdgeHalf(open_checkpoint(name), torch.device(device), getattr(torch, dtype))

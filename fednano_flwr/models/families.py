@@ -1,4 +1,9 @@
-"""The model families that can be cut in two, and where each is cut."""
+"""The model families that can be cut in two, and what is particular to each.
+
+A family is a transformers architecture: `get_image_features` gives the connector's output, its own
+forward accepts input embeddings, and between the two nothing is computed but the embeddings
+themselves. The cut goes there. All that differs from family to family is in this table.
+"""
 
 from __future__ import annotations
 
@@ -9,36 +14,66 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """How one transformers architecture is cut between token embeddings and language model.
+    """What the cut has to know of one architecture.
 
-    Names of parts are those of the model's module tree; `renames` turn the names that older
-    checkpoints use into them.
+    Attributes:
+        architecture: class in transformers.
+        language: the language model in its module tree; head and vision parts lie outside.
+        host: what the server calls with input embeddings: "" is the whole model without its vision
+            parts, so that all its forward does besides (masks, caps on logits) is done.
+        token_types: what the language model has to know of a token to build its attention mask:
+            "" (nothing: causal), "image" (a picture's tokens see each other) or "prefix" (all
+            tokens of the prompt see each other).
+        rotary_axes: 3 where positions are those of a token in time, height and width.
+        stackable: whether pictures of several questions may be encoded in one batch; else their
+            number of patches differs.
     """
 
     architecture: str
-    vision: tuple[str, ...]
-    language: tuple[str, ...]
-    embeddings: str
-    renames: tuple[tuple[str, str], ...]
-
-    def canonical(self, key: str) -> str:
-        """A tensor's name, whichever version of transformers wrote it."""
-        for pattern, replacement in self.renames:
-            key = re.sub(pattern, replacement, key)
-        return key
+    language: str = "model.language_model"
+    host: str = ""
+    token_types: str = ""
+    rotary_axes: int = 1
+    stackable: bool = False
 
 
-LLAVA = Family(
-    architecture="LlavaForConditionalGeneration",
-    vision=("model.vision_tower", "model.multi_modal_projector"),
-    language=("model.language_model", "lm_head"),
-    embeddings="model.language_model.embed_tokens.weight",
-    renames=(
-        (r"^language_model\.lm_head\.", "lm_head."),
-        (r"^language_model\.model\.", "model.language_model."),
-        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-        (r"\.vision_model\.", "."),
+FAMILIES: Mapping[str, Family] = {
+    "llava": Family("LlavaForConditionalGeneration", stackable=True),
+    "llava_next": Family("LlavaNextForConditionalGeneration"),
+    "llava_onevision": Family("LlavaOnevisionForConditionalGeneration"),
+    "internvl": Family("InternVLForConditionalGeneration"),
+    "smolvlm": Family("SmolVLMForConditionalGeneration", language="model.text_model"),
+    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", rotary_axes=3),
+    "paligemma": Family(
+        "PaliGemmaForConditionalGeneration", token_types="prefix", stackable=True
     ),
+    "gemma3": Family("Gemma3ForConditionalGeneration", token_types="image", stackable=True),
+    "instructblip": Family(
+        "InstructBlipForConditionalGeneration",
+        language="language_model",
+        host="language_model",
+    ),
+    "blip-2": Family(
+        "Blip2ForConditionalGeneration",
+        language="language_model",
+        host="language_model",
+        stackable=True,
+    ),
+}
+
+# A module's place in the tree changed between versions of transformers, and checkpoints keep the
+# names of the version that wrote them. Dropping what changed leaves names that agree.
+_RENAMES = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^model\.", ""),
+    (r"^(language_model|text_model)\.(model\.)?", "language_model."),
+    (r"^(layers|embed_tokens|norm)\.", r"language_model.\1."),
+    (r"^(vision_tower|visual)\.vision_model\.", r"\1."),
 )
 
-FAMILIES: Mapping[str, Family] = {"llava": LLAVA}
+
+def canonical(name: str) -> str:
+    """A tensor's name, whichever version of transformers wrote or built it."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fednano_flwr.config import ConfigError
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
 from fednano_flwr.models.checkpoint import Checkpoint
+
+
+class HeadAtRows(nn.Module):
+    """The head, computed at some positions only: (B, T, d) in, (P, vocabulary) out."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.rows: Tensor | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        assert self.rows is not None
+        return self.head(hidden.flatten(0, 1)[self.rows])
 
 
 class LLMHalf(nn.Module):
@@ -13,30 +31,58 @@ class LLMHalf(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        family = checkpoint.family
         text = checkpoint.config.get_text_config()
         self.model = checkpoint.name
+        self.hub_id = checkpoint.hub_id
         self.fingerprint = checkpoint.fingerprint
+        self.family = checkpoint.family
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
         self.dtype = dtype
         self.device = device
-        language = checkpoint.skeleton(without=family.vision)
-        if "lm_head.weight" not in checkpoint.files:
-            language.lm_head.weight = language.get_input_embeddings().weight
-        checkpoint.fill(language, device, dtype)
-        if "lm_head.weight" not in checkpoint.files:
-            language.lm_head.weight = language.get_input_embeddings().weight
-        self._language_model = language.get_submodule(family.language[0])
-        self._head: nn.Module = language.lm_head
+        whole = skeleton.build(checkpoint.config)
+        skeleton.drop_vision(whole)
+        host: Any = whole.get_submodule(self.family.host)
+        tied = "lm_head.weight" not in checkpoint.files
+        if tied:
+            host.lm_head.weight = host.get_input_embeddings().weight
+        checkpoint.fill(whole, device, dtype)
+        if tied:
+            host.lm_head.weight = host.get_input_embeddings().weight
+        self._head = host.lm_head = HeadAtRows(host.lm_head)
+        self._host = host
 
-    def hidden(self, embeds: Tensor) -> Tensor:
-        """Last hidden states (B, T, d) of right-padded input embeddings (B, T, d)."""
-        return self._language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    def logits(
+        self,
+        embeds: Tensor,
+        rows: Tensor,
+        mask: Tensor,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (P, vocabulary) after P positions of right-padded embeddings (B, T, d).
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits (…, vocabulary) of hidden states (…, d)."""
-        return self._head(hidden)
+        Args:
+            embeds: padded on the right, where a causal model does not see it.
+            rows: (P,) indices into the B·T positions.
+            mask: (B, T) bool, false at padding.
+            position_ids: (3, B, T) where the family's positions have three axes.
+            token_type_ids: (B, T) where the family's mask depends on them.
+
+        Raises:
+            ValueError: positions or types that the family needs are not there.
+        """
+        if self.family.rotary_axes > 1 and position_ids is None:
+            raise ValueError(f"{self.model} needs position_ids with {self.family.rotary_axes} axes")
+        if self.family.token_types and token_type_ids is None:
+            raise ValueError(f"{self.model} needs token_type_ids")
+        extra: dict[str, Tensor] = {}
+        if position_ids is not None:
+            extra["position_ids"] = position_ids
+        if token_type_ids is not None:  # then padding is not hidden by causality alone
+            extra |= {"token_type_ids": token_type_ids, "attention_mask": mask.long()}
+        self._head.rows = rows
+        return self._host(inputs_embeds=embeds, use_cache=False, **extra).logits
 
 
 def load_llm_half(name: str, device: str = "cpu", dtype: str = "float32") -> LLMHalf:
@@ -45,4 +91,10 @@ def load_llm_half(name: str, device: str = "cpu", dtype: str = "float32") -> LLM
     Raises:
         ConfigError: no such model, or its family cannot be cut.
     """
-    return LLMHalf(Checkpoint(name), torch.device(device), getattr(torch, dtype))
+    checkpoint = open_checkpoint(name)
+    if isinstance(checkpoint, EdgeBundle):
+        raise ConfigError(
+            f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
+            f"checkpoint that it was split from, {checkpoint.name}"
+        )
+    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype))

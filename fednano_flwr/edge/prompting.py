@@ -1,0 +1,128 @@
+"""How a family's prompt is written and turned into tensors, pictures included."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.data.prompts import conversation, user_content
+from fednano_flwr.data.sample import Sample
+
+QFORMER_TOKENS = 512
+
+
+class Prompting(Protocol):
+    """One way to write prompts."""
+
+    def write(self, sample: Sample) -> str:
+        """The prompt up to where the answer begins."""
+        ...
+
+    def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
+        """`input_ids` (1, T) and what the vision encoder takes, of one prompt."""
+        ...
+
+
+class ChatPrompting:
+    """The model's own chat template, by its processor."""
+
+    def __init__(self, processor: Any) -> None:
+        if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
+            raise ConfigError(
+                f"{type(processor).__name__}: the model's folder has no chat template "
+                "(chat_template.jinja), so there is no telling how its prompts look"
+            )
+        self._processor = processor
+
+    def write(self, sample: Sample) -> str:
+        return self._processor.apply_chat_template(
+            conversation(sample), add_generation_prompt=True, tokenize=False
+        )
+
+    def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
+        images = {"images": [pictures]} if pictures else {}
+        return dict(self._processor(text=[prompt], return_tensors="pt", **images))
+
+
+class PrefixPrompting:
+    """PaliGemma: pictures, text and a line's end; there is no template."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def write(self, sample: Sample) -> str:
+        image = self._processor.image_token
+        return "".join(part.get("text", image) for part in user_content(sample)) + "\n"
+
+    def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
+        if pictures:  # the processor adds the line's end itself
+            text = prompt.removesuffix("\n")
+            return dict(self._processor(text=[text], images=[pictures], return_tensors="pt"))
+        tokenizer = self._processor.tokenizer
+        return dict(
+            tokenizer([tokenizer.bos_token + prompt], add_special_tokens=False, return_tensors="pt")
+        )
+
+
+class QFormerPrompting:
+    """BLIP-2 and InstructBLIP: a picture is a fixed number of queries; there is no template.
+
+    The question's own picture comes before the text and its first token, as in their processors,
+    an option's picture at its place in the text. InstructBLIP's Q-Former reads the text as well
+    (its first 512 tokens), here on the client.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        if not processor.num_query_tokens:
+            raise ConfigError(
+                f"{type(processor).__name__}: processor_config.json has no num_query_tokens, so "
+                "there is no telling how many tokens a picture takes"
+            )
+        self._processor = processor
+        token = processor.image_token  # a text in newer processors, an AddedToken in older ones
+        self._image: str = getattr(token, "content", token)
+
+    def write(self, sample: Sample) -> str:
+        parts = [part.get("text", self._image) for part in user_content(sample)]
+        return "".join(parts) + "\nAnswer:"
+
+    def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
+        tokenizer, queries = self._processor.tokenizer, self._processor.num_query_tokens
+        text = prompt.removeprefix(self._image)
+        shown = text.replace(self._image, self._image * queries)
+        ids = tokenizer([shown], return_tensors="pt")["input_ids"]
+        if text != prompt:
+            first = torch.full((1, queries), tokenizer.convert_tokens_to_ids(self._image))
+            ids = torch.cat([first, ids], dim=1)
+        if not pictures:
+            return {"input_ids": ids}
+        vision = dict(self._processor.image_processor(pictures, return_tensors="pt"))
+        if hasattr(self._processor, "qformer_tokenizer"):
+            read = self._processor.qformer_tokenizer(
+                [text.replace(self._image, "")] * len(pictures),
+                truncation=True,
+                max_length=QFORMER_TOKENS,
+                return_tensors="pt",
+            )
+            vision |= {f"qformer_{key}": read[key] for key in ("input_ids", "attention_mask")}
+        return {"input_ids": ids, **vision}
+
+
+PROMPTING = {
+    "paligemma": PrefixPrompting,
+    "instructblip": QFormerPrompting,
+    "blip-2": QFormerPrompting,
+}
+
+
+def prompting_for(model_type: str, processor: Any) -> Prompting:
+    """The way in which this family's prompts are written.
+
+    Raises:
+        ConfigError: the processor does not say enough.
+    """
+    return PROMPTING.get(model_type, ChatPrompting)(processor)

@@ -1,0 +1,106 @@
+"""Whether a client's test questions are answered right, and how that is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.data.prompts import normalise_answer
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question, last_positions
+from fednano_flwr.edge.training import batches
+from fednano_flwr.exchange.protocol import LLM
+
+WITH_PICTURE, TEXT_ONLY = "with picture (IMG)", "text only"
+Tally = dict[str, list[int]]
+"""Right answers and questions, by what they have in common."""
+
+
+@torch.no_grad()
+def right_answers(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    batch_size: int,
+    max_answer_tokens: int = 8,
+) -> list[bool]:
+    """Whether each question is answered right.
+
+    A question with options: the right one's letter has the highest logit among them, in one call.
+    A free answer: greedy generation, cut after `max_answer_tokens`, is the right text, both
+    normalised.
+    """
+    edge.adapters.eval()
+    correct: list[bool] = []
+    for batch in batches(questions, batch_size):
+        chosen = iter(_right_options(edge, llm, [q for q in batch if q.options]))
+        free = [q for q in batch if not q.options]
+        answers = iter(generate(edge, llm, free, max_answer_tokens))
+        for question in batch:
+            if question.options:
+                correct.append(next(chosen))
+            else:
+                wanted = normalise_answer(question.sample.free_answer)
+                correct.append(normalise_answer(next(answers)) == wanted)
+    return correct
+
+
+def _right_options(edge: NanoEdge, llm: LLM, questions: list[Question]) -> list[bool]:
+    if not questions:
+        return []
+    candidates = sorted({token for question in questions for token in question.options})
+    column = {token: i for i, token in enumerate(candidates)}
+    logits: Tensor = llm.score(
+        edge(questions), last_positions(questions), torch.tensor(candidates)
+    )
+    return [
+        question.options[int(row[[column[token] for token in question.options]].argmax())]
+        == question.answer[0]
+        for row, question in zip(logits, questions, strict=True)
+    ]
+
+
+@torch.no_grad()
+def generate(edge: NanoEdge, llm: LLM, questions: list[Question], max_tokens: int) -> list[str]:
+    """Greedy answers, all at once; an answer that has ended is not sent again.
+
+    The host keeps nothing: each token takes one call with the whole prompt.
+    """
+    answers: list[tuple[int, ...]] = [()] * len(questions)
+    open_ones = list(range(len(questions)))
+    for _ in range(max_tokens):
+        if not open_ones:
+            break
+        asked, endings = [questions[i] for i in open_ones], [answers[i] for i in open_ones]
+        tokens = llm.next_tokens(edge(asked, endings), last_positions(asked, endings)).tolist()
+        for index, token in zip(list(open_ones), tokens, strict=True):
+            if token == edge.encoder.end:
+                open_ones.remove(index)
+            else:
+                answers[index] = (*answers[index], token)
+    return [edge.encoder.decode(answer) for answer in answers]
+
+
+def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:
+    """Right answers and questions with and without pictures, and by subject (or skill)."""
+    counts: Tally = {}
+    for sample, right in zip(samples, correct, strict=True):
+        for key in (WITH_PICTURE if sample.pictures else TEXT_ONLY, sample.subject):
+            entry = counts.setdefault(key, [0, 0])
+            entry[0] += right
+            entry[1] += 1
+    return counts
+
+
+def merged(tallies: Sequence[Mapping[str, Sequence[int]]]) -> Tally:
+    """Sum of several clients' tallies, by key."""
+    total: Tally = {}
+    for one in tallies:
+        for key, (right, asked) in one.items():
+            entry = total.setdefault(key, [0, 0])
+            entry[0] += right
+            entry[1] += asked
+    return dict(sorted(total.items()))

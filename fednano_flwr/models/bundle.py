@@ -1,0 +1,93 @@
+"""An edge bundle: a client's half of one checkpoint in a folder of its own.
+
+edge_bundle.json     manifest: model, fingerprint, counts, size and SHA-256 of every file
+model.safetensors    the tensors a client needs, and `token_ids` where the token table is cut
+config.json, …       config, processor and tokenizer, as the checkpoint has them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.models.checkpoint import Checkpoint, locate
+
+MANIFEST = "edge_bundle.json"
+FORMAT = 1
+TOKEN_IDS = "token_ids"
+
+
+class EdgeBundle(Checkpoint):
+    """A bundle that `fednano split` wrote, read like the checkpoint it was split from.
+
+    Raises:
+        ConfigError: a file is missing or is not what the manifest says.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        if self._manifest.get("format") != FORMAT:
+            raise ConfigError(
+                f"edge bundle {path}: format {self._manifest.get('format')}, this version of "
+                f"fednano-flwr reads format {FORMAT}; split the model again"
+            )
+        self._verify(path)
+        self.name = self._manifest["model"]
+        self.hub_id = self._manifest["hub_id"]
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """That of the checkpoint it was split from."""
+        return self._manifest["fingerprint"]
+
+    def embedding_rows(self, ids: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        if TOKEN_IDS not in self.files:
+            return super().embedding_rows(ids)
+        (_, held), (_, table) = self.read([TOKEN_IDS, self.token_embeddings])
+        if ids is None:
+            return table, held
+        wanted = torch.tensor(ids)
+        places = torch.searchsorted(held, wanted).clamp(max=len(held) - 1)
+        missing = wanted[held[places] != wanted]
+        if len(missing):
+            raise ConfigError(
+                f"edge bundle {self.folder} of {self.name} lacks the embeddings of {len(missing)} "
+                f"tokens that this client's questions use, token {int(missing[0])} for one: it was "
+                "split for another shard. Split again with this shard, or without --shard"
+            )
+        return table[places], wanted
+
+    def _verify(self, path: str) -> None:
+        for name, expected in self._manifest["files"].items():
+            file = self.folder / name
+            size = file.stat().st_size if file.is_file() else None
+            if size != expected["bytes"] or sha256(file) != expected["sha256"]:
+                what = "is missing" if size is None else "is not the file that was written"
+                raise ConfigError(f"edge bundle {path}: {name} {what}; copy or split it again")
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """The checkpoint called `name`, or the edge bundle where that is what the folder holds.
+
+    Raises:
+        ConfigError: no such model, a family that cannot be cut, or a damaged bundle.
+    """
+    if (locate(name)[0] / MANIFEST).is_file():
+        return EdgeBundle(name)
+    return Checkpoint(name)
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+

@@ -1,0 +1,53 @@
+"""A model's own processor: tokenizer, picture preprocessing and chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.config import ConfigError
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor saved in a model's folder.
+
+    Of a family that also takes videos it is loaded without that part: nothing here uses it, and
+    it would ask for torchvision.
+
+    Raises:
+        ConfigError: the folder has no processor that can be loaded; the message says why.
+    """
+    import transformers
+    from transformers import AutoProcessor
+
+    whole = getattr(transformers, _class_name(folder), None)
+    try:
+        if whole is not None and "video_processor" in whole.get_attributes():
+            return _without_videos(whole).from_pretrained(folder, video_processor=None)
+        return AutoProcessor.from_pretrained(folder)
+    except (ImportError, OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"the processor in {folder} cannot be loaded: {error}") from error
+
+
+def _without_videos(whole: Any) -> Any:
+    parts = [part for part in whole.get_attributes() if part != "video_processor"]
+    changes = {"get_attributes": classmethod(lambda cls: parts), "video_processor": VideosNotTaken}
+    return type(whole.__name__, (whole,), changes)
+
+
+class VideosNotTaken:
+    """What a processor without its video part reads settings for videos from."""
+
+    fps = num_frames = None
+
+
+def _class_name(folder: Path) -> str:
+    """The processor class that one of the folder's files names, or ""."""
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        path = folder / file
+        if path.is_file():
+            name = json.loads(path.read_text(encoding="utf-8")).get("processor_class")
+            if name:
+                return name
+    return ""

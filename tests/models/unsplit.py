@@ -1,0 +1,128 @@
+"""The whole model with the adapters put inside it: what the two halves are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from peft import PeftModel
+from torch import Tensor
+
+from fednano_flwr.edge.questions import Question, QuestionEncoder, teacher_forced
+from fednano_flwr.models.families import FAMILIES
+
+
+class Unsplit:
+    """A transformers model, called with its processor's tensors on a padded batch."""
+
+    def __init__(self, folder: Path, family: str, dtype: str) -> None:
+        architecture = getattr(transformers, FAMILIES[family].architecture)
+        self.model = architecture.from_pretrained(folder, dtype=dtype).eval()
+        self.model.requires_grad_(False)
+        self.family = family
+        self.image_token = self.model.config.image_token_id
+
+    def logits(
+        self,
+        questions: Sequence[Question],
+        encoder: QuestionEncoder,
+        adapters: PeftModel | None,
+        side: str,
+    ) -> Tensor:
+        """Logits (P, vocabulary) before each token of each answer, padded on `side`."""
+        adapters = None if adapters is None else adapters.to(self.model.dtype)
+        rows = [
+            torch.cat([q.ids, torch.tensor(ending, dtype=torch.int64)])
+            for q, ending in zip(questions, teacher_forced(questions), strict=True)
+        ]
+        width = max(len(row) for row in rows)
+        gaps = [width - len(row) for row in rows]
+        pads = [(0, gap) if side == "right" else (gap, 0) for gap in gaps]
+        ids = torch.stack([F.pad(row, pad) for row, pad in zip(rows, pads, strict=True)])
+        mask = torch.stack(
+            [F.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]
+        )
+        arguments = {"input_ids": ids, "attention_mask": mask}
+        if self.family in ("gemma3", "qwen2_5_vl"):
+            key = "token_type_ids" if self.family == "gemma3" else "mm_token_type_ids"
+            arguments[key] = (ids == self.image_token).long()
+        if self.family == "paligemma":
+            types = [(torch.arange(len(r)) >= len(q.ids)).long() for r, q in zip(rows, questions)]
+            arguments["token_type_ids"] = torch.stack(
+                [F.pad(own, pad) for own, pad in zip(types, pads, strict=True)]
+            )
+        if self.family not in ("qwen2_5_vl", "blip-2"):  # these two count from the mask themselves
+            first = 1 if self.family == "paligemma" else 0
+            arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + first
+        vision = merged([encoder.vision_inputs(q.sample) for q in questions if q.sample.pictures])
+        arguments |= {
+            key: value.to(self.model.dtype) if value.is_floating_point() else value
+            for key, value in vision.items()
+        }
+        with self.adapted(adapters):
+            if self.family in ("instructblip", "blip-2") and not vision:
+                del arguments["input_ids"]  # these two cannot do without a picture
+                embeds = self.model.get_input_embeddings()(ids)
+                logits = self.model.language_model(inputs_embeds=embeds, **arguments).logits
+            else:
+                logits = self.model(**arguments).logits
+        wanted = []
+        for row, (question, gap) in enumerate(zip(questions, gaps, strict=True)):
+            end = width - (gap if side == "right" else 0)
+            wanted.append(logits[row, end - len(question.answer) : end])
+        return torch.cat(wanted)
+
+    @contextmanager
+    def adapted(self, adapters: PeftModel | None) -> Iterator[None]:
+        """Adapters on the token embeddings' and the connector's output."""
+        if adapters is None:
+            yield
+            return
+        owner: Any = self.model.model if hasattr(self.model, "model") else self.model
+        original = owner.get_image_features
+
+        def image_features(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            found = output.pooler_output
+            several = isinstance(found, list | tuple)
+            if several:  # in one product, as on a client: several would round differently
+                adapted = adapters.image_adapter(torch.cat(list(found)))
+                output.pooler_output = list(adapted.split([len(one) for one in found]))
+            else:
+                output.pooler_output = adapters.image_adapter(found)
+            return output
+
+        owner.get_image_features = image_features
+        hook = self.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: adapters.text_adapter(output)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+            del owner.get_image_features
+
+
+def merged(questions: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Vision inputs of several questions as one batch, padded where their patches differ."""
+    batch = {}
+    for key in questions[0] if questions else ():
+        own = [question[key] for question in questions]
+        if own[0].dim() >= 4:  # (pictures, patches, …): pad the patches
+            patches = max(value.shape[1] for value in own)
+            own = [
+                F.pad(v, (0, 0) * (v.dim() - 2) + (0, patches - v.shape[1]))
+                if v.shape[1] < patches
+                else v
+                for v in own
+            ]
+        if own[0].dim() == 2 and key.startswith("qformer"):
+            width = max(value.shape[1] for value in own)
+            own = [F.pad(value, (0, width - value.shape[1])) for value in own]
+        batch[key] = torch.cat(own)
+    return batch
