@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fednano_flwr.config import Adapter
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import last_positions, load_encoder, next_token_labels
@@ -56,7 +56,15 @@ def main() -> None:
     edge = NanoEdge(frozen, adapters, encoder)
     picture = Path(tempfile.gettempdir()) / "fednano-benchmark.png"
     Image.effect_noise((48, 48), 64).convert("RGB").save(picture)
-    sample = Sample("s", "how many icons are there", ("1", "2", "3"), 0, "counting", picture)
+    sample = Sample(
+        "s",
+        "how many icons are there",
+        group="counting",
+        subject="counting",
+        choices=("1", "2", "3"),
+        answer=0,
+        image=Picture(picture),
+    )
     batch = [encoder.encode(sample)] * options.batch
     labels = next_token_labels(batch, IGNORE)
     edge(batch)  # fills the feature cache: the encoder is the same in all variants

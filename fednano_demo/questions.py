@@ -60,7 +60,9 @@ class Question:
 
     def sample(self, uid: str = "") -> Sample:
         """The question in the form that datasets reach the project in, without its picture."""
-        return Sample(uid, self.text, self.choices, self.answer, self.skill)
+        return Sample(
+            uid, self.text, self.skill, self.skill, choices=self.choices, answer=self.answer
+        )
 
 
 def draw_question(skill: str, rng: np.random.Generator, shift: Shift = BASE) -> Question:

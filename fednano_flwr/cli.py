@@ -16,10 +16,24 @@ from fednano_flwr.command.launch import launch, tail
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
+from fednano_flwr.command.signals import interrupts
 from fednano_flwr.command.validate import validate
 from fednano_flwr.config import ConfigError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="KEY=VALUE|FILE.toml",
+        help="Change the run config; may be repeated, the last one wins. Keys: docs/config.md.",
+    ),
+]
+App = Annotated[
+    Path | None, typer.Option(help="Folder of the app; else the current or the installed one.")
+]
 
 cli = typer.Typer(
     name="fednano",
@@ -63,19 +77,8 @@ def run(
     client_gpus: Annotated[
         float, typer.Option(min=0.0, help="GPUs a client gets; 0.25 lets four share one.")
     ] = 0.0,
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-c",
-            "--config",
-            metavar="KEY=VALUE|FILE.toml",
-            help="Change the run config; may be repeated, the last one wins. Keys: docs/config.md.",
-        ),
-    ] = None,
-    app: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the app; else the current or the installed one."),
-    ] = None,
+    config: Config = None,
+    app: App = None,
     verbose: Annotated[bool, typer.Option(help="Show everything that Flower prints.")] = False,
 ) -> None:
     """Run a federation on this machine and wait for its end.
@@ -103,6 +106,46 @@ def run(
         remark = f" ({status.details})" if status.details else ""
         _show_failure(f"the run did not complete: {status.status}{remark}", status.log)
         raise typer.Exit(FAILED)
+
+
+@cli.command(
+    epilog="Example: fednano partition -c dataset.path=/data/scienceqa -c dataset.alpha=0.1 "
+    "--clients 10 --out shards"
+)
+def partition(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
+    clients: Annotated[int, typer.Option(min=1, help="How many shards to make.")] = 5,
+    config: Config = None,
+    map_only: Annotated[
+        bool, typer.Option("--map-only", help="Write the map and the counts, and no shards.")
+    ] = False,
+    app: App = None,
+) -> None:
+    """Deal the data set to clients, each into a folder of its own, with a map of who has what.
+
+    DIR/client-0, … hold a client's questions and pictures and nothing of the others'; give one to
+    a SuperNode with --node-config 'data-path="…/client-0"'. DIR/partition.png is the map.
+
+    Exits with 0 if DIR is written, 1 if writing failed, 2 if settings or data cannot be used and
+    130 if it was interrupted; where it is not 0, nothing is left behind.
+    """
+    from fednano_flwr.command.partition import partition_to_folder
+    from fednano_flwr.data.errors import DataError
+
+    try:
+        with interrupts():
+            cwd = Path.cwd()
+            parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
+            typer.echo(partition_to_folder(parsed, clients, cwd / out, map_only))
+    except (ConfigError, DataError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except OSError as error:
+        typer.echo(f"error: {out} cannot be written: {error}; nothing is left there", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is left behind", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _show_failure(message: str, log: Path | None) -> None:

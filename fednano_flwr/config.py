@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 SITES = ("image", "text")
 DTYPES = ("float32", "bfloat16", "float16")
+SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
 class ConfigError(ValueError):
@@ -45,10 +46,29 @@ class Model:
 class Dataset:
     name: str
     path: str
+    tasks: str
+    train_split: str
+    test_split: str
+    test_fraction: float
+    partitioner: str
+    partitioner_args: str
     alpha: float
     min_partition_size: int
+    max_skipped: float
 
     def __post_init__(self) -> None:
+        _one_of("dataset.train-split", self.train_split, SPLITS)
+        _one_of("dataset.test-split", self.test_split, SPLITS)
+        _require(
+            0 <= self.test_fraction < 1, "dataset.test-fraction", self.test_fraction, "in [0, 1)"
+        )
+        _require(
+            self.test_fraction > 0 or self.test_split != self.train_split,
+            "dataset.test-split",
+            self.test_split,
+            "another split than dataset.train-split, or dataset.test-fraction above 0",
+        )
+        _require(0 <= self.max_skipped <= 1, "dataset.max-skipped", self.max_skipped, "in [0, 1]")
         _require(self.alpha > 0, "dataset.alpha", self.alpha, "above 0")
         _require(
             self.min_partition_size >= 1,

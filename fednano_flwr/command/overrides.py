@@ -10,6 +10,7 @@ from typing import Any
 
 from fednano_flwr.command.project import defaults, flatten, read_toml
 from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types
+from fednano_flwr.data.hub import HUB_ID
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
 _PREFIXES = ("package:", "module:")
@@ -72,6 +73,8 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
         if not isinstance(value, str) or not value or value.startswith(_PREFIXES):
             continue
         path = cwd / Path(value).expanduser()
+        if key == "dataset.path" and value == HUB_ID and not path.is_dir():
+            continue
         if key != "model.name" or path.is_dir():
             result[key] = str(path)
     return result

@@ -1,114 +1,141 @@
 """IconQA (Lu et al., NeurIPS 2021 Datasets and Benchmarks) as its authors distribute it.
 
-    iconqa_data/iconqa/<split>/<task>/<id>/data.json, image.png
+    iconqa_data/iconqa/<split>/<task>/<id>/data.json, image.png, for choose_img also choice_*.png
     iconqa_data/pid_splits.json               optional: ids by "<task>_<split>"
     iconqa_data/pid2skills.json               optional: skills by id
 
-Of its three tasks, `choose_txt` is read: one picture, a question, options in words.
+Its three tasks: `choose_txt` (options in words), `choose_img` (options are pictures) and
+`fill_in_blank` (a short free answer). Each question has one picture of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import (
     MISSING_PICTURE,
+    Reading,
+    files_below,
+    free_answer_defect,
     id_order,
+    picture_choice_defect,
     question_defect,
     read_json_object,
     split_ids,
 )
-from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.sample import Picture, Sample
 
-TASK = "choose_txt"
-UNREAD_TASKS = {
-    "choose_img": "choose_img: each option is a picture of its own",
-    "fill_in_blank": "fill_in_blank: the answer is free text, with no options",
+DEFECTS = {
+    "choose_txt": question_defect,
+    "choose_img": picture_choice_defect,
+    "fill_in_blank": free_answer_defect,
 }
+TASKS = tuple(DEFECTS)
 NO_DATA_FILE = "no data.json in the question's folder"
 NO_FOLDER = "listed in pid_splits.json but has no folder"
 NOT_LISTED = "has a folder but is not listed in pid_splits.json"
 
 LAYOUT = """\
-  <dataset.path>/iconqa_data/iconqa/<split>/choose_txt/<id>/data.json
-  <dataset.path>/iconqa_data/iconqa/<split>/choose_txt/<id>/image.png
+  <dataset.path>/iconqa_data/iconqa/<split>/<task>/<id>/data.json
+  <dataset.path>/iconqa_data/iconqa/<split>/<task>/<id>/image.png
+  <dataset.path>/iconqa_data/iconqa/<split>/<task>/<id>/choice_<n>.png   (choose_img)
   <dataset.path>/iconqa_data/pid_splits.json   (optional)
   <dataset.path>/iconqa_data/pid2skills.json   (optional)"""
 
 
-def load_iconqa(path: Path) -> QuestionSet:
-    """Read the `train` and `test` questions of task `choose_txt`, in order of their ids.
+@dataclass(frozen=True)
+class IconQA:
+    """The questions of some tasks, in order of their ids.
 
-    A question's group is the first skill that `pid2skills.json` lists for it; where it lists none,
-    its grade and task, as in "grade2 choose_txt".
+    A question's group is the first skill that `pid2skills.json` lists for it, else its grade and
+    task, as in "grade2/choose_txt"; its subject is the first skill, else its task.
+
+    Args:
+        root: the folder that holds the splits; see `find_root`.
+        tasks: which of `TASKS` to read.
+    """
+
+    name: ClassVar[str] = "iconqa"
+    root: Path
+    tasks: tuple[str, ...] = TASKS
+
+    @property
+    def place(self) -> str:
+        return str(self.root)
+
+    @property
+    def _splits_file(self) -> Path:
+        return self.root.parent / "pid_splits.json"
+
+    @property
+    def _skills_file(self) -> Path:
+        return self.root.parent / "pid2skills.json"
+
+    def check_split(self, split: str) -> None:
+        """Raises: DataError: the folder has no such split."""
+        if not self._folder(split).is_dir():
+            raise DataError(f"{self.place} has no folder '{self._folder(split).name}' to read.")
+        if self._splits_file.is_file():
+            self._listed(split)
+        elif _is_small(split):
+            raise DataError(f"'{split}' is defined by {self._splits_file}, which is not there.")
+
+    def identity(self, split: str) -> Iterator[str]:
+        yield ",".join(self.tasks)
+        yield from files_below(self._splits_file)
+        yield from files_below(self._skills_file)
+        for task in self.tasks:
+            yield from files_below(self._folder(split) / task)
+
+    def read(self, split: str) -> Reading:
+        listed = self._listed(split) if self._splits_file.is_file() else {}
+        skills = read_json_object(self._skills_file) if self._skills_file.is_file() else {}
+        problems: list[tuple[str, str, str | None]] = []  # id, task, reason to leave it out
+        for task in self.tasks:
+            there = set(_folder_names(self._folder(split) / task))
+            wanted = listed.get(task, there)
+            problems += [(pid, task, None if pid in there else NO_FOLDER) for pid in wanted]
+            if not _is_small(split):
+                problems += [(pid, task, NOT_LISTED) for pid in there - wanted]
+        problems.sort(key=lambda problem: (id_order(problem[0]), problem[1]))
+        return Reading(len(problems), self._problems(split, problems, skills))
+
+    def _problems(
+        self, split: str, problems: list[tuple[str, str, str | None]], skills: dict[str, Any]
+    ) -> Iterator[tuple[str, Sample | str]]:
+        for pid, task, reason in problems:
+            folder = self._folder(split) / task / pid
+            yield pid, reason or _read_question(folder, task, skills.get(pid))
+
+    def _folder(self, split: str) -> Path:
+        """The small splits' questions lie with those of the split they are part of."""
+        return self.root / split.removeprefix("mini")
+
+    def _listed(self, split: str) -> dict[str, set[str]]:
+        """The ids of each task that belong to the split."""
+        pid_splits = read_json_object(self._splits_file)
+        return {
+            task: set(split_ids(pid_splits, f"{task}_{split}", self._splits_file))
+            for task in self.tasks
+        }
+
+
+def find_root(path: Path) -> Path:
+    """The folder that holds the splits, from any of the three folders a user may name.
 
     Args:
         path: the folder that holds `iconqa_data`, or `iconqa_data`, or `iconqa_data/iconqa`.
 
     Raises:
-        DataError: the layout is not found, or a JSON file in it is malformed.
+        DataError: none of them is it.
     """
-    root = _find_root(path)
-    skills_file, splits_file = root.parent / "pid2skills.json", root.parent / "pid_splits.json"
-    skills = read_json_object(skills_file) if skills_file.is_file() else {}
-    pid_splits = read_json_object(splits_file) if splits_file.is_file() else None
-
-    skipped: Counter[str] = Counter()
-    splits: dict[str, list[Sample]] = {"train": [], "test": []}
-    for split, samples in splits.items():
-        for task, reason in UNREAD_TASKS.items():
-            skipped[reason] += len(_folder_names(root / split / task))
-        pids = _folder_names(root / split / TASK)
-        if pid_splits is not None:
-            listed = set(split_ids(pid_splits, f"{TASK}_{split}", splits_file))
-            skipped[NO_FOLDER] += len(listed.difference(pids))
-            skipped[NOT_LISTED] += len(set(pids) - listed)
-            pids = [pid for pid in pids if pid in listed]
-        for pid in pids:
-            read = _read_question(root / split / TASK / pid, skills.get(pid))
-            if isinstance(read, Sample):
-                samples.append(read)
-            else:
-                skipped[read] += 1
-    return QuestionSet("iconqa", tuple(splits["train"]), tuple(splits["test"]), +skipped)
-
-
-def _read_question(folder: Path, skills: Any) -> Sample | str:
-    """The sample in `folder`, or the reason why it is left out."""
-    file, image = folder / "data.json", folder / "image.png"
-    if not file.is_file():
-        return NO_DATA_FILE
-    raw = read_json_object(file)
-    defect = question_defect(raw)
-    if defect is not None:
-        return defect
-    if not image.is_file():
-        return MISSING_PICTURE
-    return Sample(
-        uid=folder.name,
-        question=raw["question"],
-        choices=tuple(raw["choices"]),
-        answer=raw["answer"],
-        group=_group(raw, skills),
-        image=image,
-        context=raw.get("hint") or "",
-    )
-
-
-def _group(raw: dict[str, Any], skills: Any) -> str:
-    if isinstance(skills, list) and skills:
-        return str(skills[0])
-    return f"{raw.get('grade') or 'no grade'} {TASK}"
-
-
-def _find_root(path: Path) -> Path:
-    """The folder that holds the splits, from any of the three folders a user may name."""
     for root in (path / "iconqa_data" / "iconqa", path / "iconqa", path):
-        if (root / "train").is_dir():
+        if any((root / split).is_dir() for split in ("train", "val", "test")):
             # The parent must be right for "." too; links are left alone, as they may lead away.
             return Path(os.path.abspath(root))
     raise DataError(
@@ -117,8 +144,41 @@ def _find_root(path: Path) -> Path:
     )
 
 
+def _read_question(folder: Path, task: str, skills: Any) -> Sample | str:
+    """The sample in `folder`, or the reason why it is left out."""
+    file, image = folder / "data.json", folder / "image.png"
+    if not file.is_file():
+        return NO_DATA_FILE
+    raw = read_json_object(file)
+    defect = DEFECTS[task](raw)
+    if defect is not None:
+        return defect
+    options = [folder / name for name in raw["choices"]] if task == "choose_img" else []
+    if not all(picture.is_file() for picture in (image, *options)):
+        return MISSING_PICTURE
+    free = task == "fill_in_blank"
+    skill = str(skills[0]) if isinstance(skills, list) and skills else None
+    return Sample(
+        uid=folder.name,
+        question=raw["question"],
+        group=skill or f"{raw.get('grade') or 'no grade'}/{task}",
+        subject=skill or task,
+        choices=tuple(raw["choices"]) if task == "choose_txt" else (),
+        choice_images=tuple(map(Picture, options)),
+        answer=None if free else raw["answer"],
+        free_answer=raw["answer"] if free else "",
+        image=Picture(image),
+        context=raw.get("hint") or "",
+    )
+
+
+def _is_small(split: str) -> bool:
+    return split.startswith("mini")
+
+
 def _folder_names(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, in `id_order`; none where it is not there."""
+    """Names of the folders in `folder`; none where it is not there."""
     if not folder.is_dir():
         return []
-    return sorted((entry.name for entry in folder.iterdir() if entry.is_dir()), key=id_order)
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_dir()]

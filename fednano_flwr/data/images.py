@@ -2,61 +2,61 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+import io
 
 from PIL import Image
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample
 
 UNDECODABLE_PICTURE = "picture cannot be decoded"
 
 
-def drop_unreadable(samples: Iterable[Sample]) -> tuple[list[Sample], Counter[str]]:
-    """Decode every picture once and keep the samples whose picture can be used.
+def first_defect(sample: Sample) -> str | None:
+    """Why a sample's pictures cannot be used, or None if they can; each is decoded once.
 
-    Text-only samples are kept. Call it on a client's own shard, after partitioning: which samples
-    go to which client must not depend on one machine's broken file.
-
-    Returns:
-        The usable samples in their order, and how many were dropped for which reason.
+    Call it on a client's own shard, after partitioning: which samples go to which client must not
+    depend on one machine's broken file.
     """
-    usable: list[Sample] = []
-    dropped: Counter[str] = Counter()
-    for sample in samples:
+    for picture in sample.pictures:
         try:
-            if sample.image is not None:
-                open_image(sample)
-            usable.append(sample)
+            open_image(picture)
         except FileNotFoundError:
-            dropped[MISSING_PICTURE] += 1
+            return MISSING_PICTURE
         except DataError:
-            dropped[UNDECODABLE_PICTURE] += 1
-    return usable, dropped
+            return UNDECODABLE_PICTURE
+    return None
 
 
-def open_image(sample: Sample) -> Image.Image:
-    """The sample's picture in mode RGB; of an animation, the first frame.
+def open_image(picture: Picture) -> Image.Image:
+    """The picture in mode RGB; of an animation, the first frame.
 
     Raises:
         FileNotFoundError: the file is gone.
-        DataError: it is no picture, is damaged, or is too large; or the sample is text-only.
+        DataError: it is no picture, is damaged, or is too large.
     """
-    if sample.image is None:
-        raise DataError(f"question {sample.uid} is text-only and has no picture to open.")
     try:
-        with Image.open(sample.image) as image:
+        with Image.open(_file(picture)) as image:
             image.load()
             return _to_rgb(image)
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise DataError(
-            f"{sample.image} (question {sample.uid}) cannot be decoded: {error}. "
-            "Replace the file, or drop the question with drop_unreadable."
+            f"{_name(picture)} cannot be decoded: {error}. Get the file anew, or leave its "
+            "question out (fednano_flwr.data.images.first_defect finds such questions)."
         ) from error
+
+
+def _file(picture: Picture) -> io.BytesIO | str:
+    return str(picture.path) if picture.data is None else io.BytesIO(picture.data)
+
+
+def _name(picture: Picture) -> str:
+    if picture.data is None:
+        return str(picture.path)
+    return f"a picture of {len(picture.data)} bytes in the dataset's table"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

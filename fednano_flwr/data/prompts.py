@@ -1,4 +1,4 @@
-"""The prompt of a multiple-choice question, pinned so that accuracies can be compared.
+"""The prompt of a question, pinned so that accuracies can be compared.
 
     {question}
     Context: {context}                      (only where the question has one)
@@ -6,39 +6,71 @@
     B. {choice}
     Answer with the option's letter from the given choices directly.
 
-The picture comes before the text. What stands around a user's turn ("USER: … ASSISTANT:") is the
-model's own chat template.
+LLaVA's published format for ScienceQA; for a free answer there are no options, and the last line is
+the one LLaVA-1.5 was published with for short answers. The question's picture comes before the
+text; an option that is a picture stands in its line, after its letter. What stands around a user's
+turn ("USER: … ASSISTANT:") is the model's own chat template.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fednano_flwr.data.sample import Sample
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
+FREE_INSTRUCTION = "Answer the question using a single word or phrase."
+IMAGE = {"type": "image"}
+"""The part of a turn where one of `sample.pictures` stands; they come in that order."""
+
+_OUTER = " \t\n'\"`*()[]{}"
+_ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def user_text(sample: Sample) -> str:
-    """The text of the user's turn, without the picture's placeholder."""
-    lines = [sample.question]
+    """The text of the user's turn, without the pictures' places."""
+    return "".join(part.get("text", "") for part in user_content(sample))
+
+
+def user_content(sample: Sample) -> list[dict[str, Any]]:
+    """Parts of the user's turn, `IMAGE` or `{"type": "text", "text": …}`, as templates take them.
+
+    Joined one after another they are the prompt: no part needs a separator of its own.
+    """
+    parts: list[dict[str, Any]] = [] if sample.image is None else [dict(IMAGE)]
+    text = sample.question
     if sample.context:
-        lines.append(f"Context: {sample.context}")
-    lines += [
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, sample.choices, strict=False)
-    ]
-    return "\n".join([*lines, INSTRUCTION])
+        text += f"\nContext: {sample.context}"
+    for letter, choice in zip(LETTERS, sample.choices, strict=False):
+        text += f"\n{letter}. {choice}"
+    for letter, _ in zip(LETTERS, sample.choice_images, strict=False):
+        parts += [{"type": "text", "text": f"{text}\n{letter}. "}, dict(IMAGE)]
+        text = ""
+    instruction = FREE_INSTRUCTION if sample.answer is None else INSTRUCTION
+    return [*parts, {"type": "text", "text": f"{text}\n{instruction}"}]
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
     """One user turn in the form that `processor.apply_chat_template` takes."""
-    content: list[dict[str, str]] = [{"type": "text", "text": user_text(sample)}]
-    if sample.image is not None:
-        content.insert(0, {"type": "image"})
-    return [{"role": "user", "content": content}]
+    return [{"role": "user", "content": user_content(sample)}]
 
 
-def answer_letter(sample: Sample) -> str:
-    """The letter that a right answer consists of."""
-    return LETTERS[sample.answer]
+def answer_text(sample: Sample) -> str:
+    """What a right answer consists of: the option's letter, or the free answer."""
+    return sample.free_answer if sample.answer is None else LETTERS[sample.answer]
+
+
+def normalise_answer(text: str) -> str:
+    """A free answer in the form in which two of them are compared, for exact match.
+
+    Lower case; quotes, brackets and closing punctuation around it, an article before it and the
+    commas of thousands removed; inner whitespace as single spaces. A sign, a currency and a
+    decimal point stay: "-5", "$3" and ".5" are other answers than "5" and "3".
+    """
+    text = _THOUSANDS.sub("", " ".join(text.lower().split()))
+    while (shorter := _ARTICLE.sub("", text.strip(_OUTER).rstrip(".,;:!?"))) != text:
+        text = shorter
+    return text

@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.prompts import LETTERS
+from fednano_flwr.data.sample import Sample
 
 MISSING_PICTURE = "picture file is missing"
+UNNAMED_PICTURE = "picture is not given as a file name"
 
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|gif|bmp|webp)", re.IGNORECASE)
+
+
+class Reading(NamedTuple):
+    """One split being read: how many problems there are, and each as it comes.
+
+    `problems` yields an id with its sample, or with the reason why it is left out.
+    """
+
+    total: int
+    problems: Iterator[tuple[str, Sample | str]]
+
+
+class Source(Protocol):
+    """A dataset that has been found; nothing but its layout has been looked at.
+
+    `identity` yields lines that change whenever a file that `read` depends on does.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def place(self) -> str: ...
+    def check_split(self, split: str) -> None: ...
+    def identity(self, split: str) -> Iterable[str]: ...
+    def read(self, split: str) -> Reading: ...
+
+
+def files_below(path: Path) -> Iterator[str]:
+    """Path, size in bytes and time of change of a file, or of each file below a folder."""
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            if entry.is_dir():
+                yield from files_below(Path(entry.path))
+            else:
+                yield _file_line(entry.path, entry)
+    elif path.exists():
+        yield _file_line(str(path), path)
+
+
+def _file_line(name: str, file: os.DirEntry[str] | Path) -> str:
+    try:
+        status = file.stat()
+    except FileNotFoundError:  # a link that leads nowhere
+        return f"{name} gone"
+    return f"{name} {status.st_size} {status.st_mtime_ns}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -60,20 +111,49 @@ def question_defect(raw: dict[str, Any]) -> str | None:
         raw: `question` (text), `choices` (list of texts), `answer` (index), as both datasets name
             them.
     """
-    question, choices, answer = raw.get("question"), raw.get("choices"), raw.get("answer")
-    if not isinstance(question, str) or not question.strip():
+    if (defect := _options_defect(raw)) is not None:
+        return defect
+    if any(_PICTURE_NAME.fullmatch(choice.strip()) for choice in raw["choices"]):
+        return "choices are pictures"
+    return None
+
+
+def picture_choice_defect(raw: dict[str, Any]) -> str | None:
+    """As `question_defect`, where `choices` are names of image files."""
+    if (defect := _options_defect(raw)) is not None:
+        return defect
+    return None if all(map(is_file_name, raw["choices"])) else UNNAMED_PICTURE
+
+
+def free_answer_defect(raw: dict[str, Any]) -> str | None:
+    """As `question_defect`, where `answer` is the text of a free answer."""
+    if not _is_text(raw.get("question")):
         return "question has no text"
-    if not isinstance(choices, list) or len(choices) < 2:
+    return None if _is_text(raw.get("answer")) else "answer has no text"
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether `name` names a file in the question's own folder, and none elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+
+
+def _options_defect(raw: dict[str, Any]) -> str | None:
+    choices, answer = raw.get("choices"), raw.get("answer")
+    if not _is_text(raw.get("question")):
+        return "question has no text"
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) < 2:
         return "fewer than two choices"
     if len(choices) > len(LETTERS):
         return f"more than {len(LETTERS)} choices"
-    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    if not all(map(_is_text, choices)):
         return "a choice is not text"
-    if any(_PICTURE_NAME.fullmatch(choice.strip()) for choice in choices):
-        return "choices are pictures"
     if type(answer) is not int or not 0 <= answer < len(choices):
         return "answer is not one of the choices"
     return None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def describe_skipped(skipped: Counter[str]) -> str:

@@ -1,54 +1,166 @@
-"""Datasets by the name that `dataset.name` gives; a new one is a loader and a line here."""
+"""Datasets by the name that `dataset.name` gives; a new one is a source and a line here."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fednano_flwr.data import iconqa, scienceqa
+from fednano_flwr.config import Dataset
+from fednano_flwr.data import hub, iconqa, scienceqa
+from fednano_flwr.data.cache import Split, read_split
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import describe_skipped
+from fednano_flwr.data.partition import check_partitioner
+from fednano_flwr.data.reading import Source, describe_skipped
 from fednano_flwr.data.sample import QuestionSet
+from fednano_flwr.data.table import in_memory
+from fednano_flwr.resources import resolve
 
-DATASETS: Mapping[str, Callable[[Path], QuestionSet]] = {
-    "iconqa": iconqa.load_iconqa,
-    "scienceqa": scienceqa.load_scienceqa,
+EXAMPLES_SHOWN = 5
+"""Ids that an error names for each reason why questions were left out."""
+
+
+def _open_scienceqa(path: Path, dataset: Dataset) -> Source:
+    _tasks(dataset, ())
+    return hub.HubScienceQA(path, str(path)) if hub.is_hub_copy(path) else scienceqa.ScienceQA(path)
+
+
+def _open_iconqa(path: Path, dataset: Dataset) -> Source:
+    return iconqa.IconQA(iconqa.find_root(path), _tasks(dataset, iconqa.TASKS))
+
+
+DATASETS: Mapping[str, Callable[[Path, Dataset], Source]] = {
+    "iconqa": _open_iconqa,
+    "scienceqa": _open_scienceqa,
 }
-LAYOUTS: Mapping[str, str] = {"iconqa": iconqa.LAYOUT, "scienceqa": scienceqa.LAYOUT}
+LAYOUTS: Mapping[str, str] = {
+    "iconqa": iconqa.LAYOUT,
+    "scienceqa": f"{scienceqa.LAYOUT}\nor, as the Hugging Face hub has it:\n{hub.LAYOUT}",
+}
 
 
-def load_questions(name: str, path: Path) -> QuestionSet:
-    """Read the dataset called `name` from the folder `path`.
+def load_questions(dataset: Dataset) -> QuestionSet:
+    """Read the dataset that the run config names: its train split and, where used, its test split.
+
+    With `dataset.test-fraction` above 0, clients cut their test questions from their own training
+    questions; then the dataset's test split is not read, and `test` is empty.
 
     Raises:
-        DataError: no dataset has this name, the folder is not there or not in the dataset's
-            layout, a file is malformed, an id is in both splits, or no training question is left.
+        DataError: the settings do not fit, the folder is not there or not in the dataset's layout,
+            a file is malformed, too many questions cannot be used, or an id occurs twice.
+        ResourceError: a package or module that `dataset.path` names is not installed.
     """
-    if name not in DATASETS:
-        known = ", ".join(sorted(DATASETS))
-        raise DataError(f"dataset.name is '{name}'; the datasets there are: {known}.")
-    if not path.is_dir():
+    check_partitioner(dataset)
+    source = _open(dataset, download=True)
+    splits = {name: read_split(source, name) for name in _split_names(source, dataset)}
+    train = splits[dataset.train_split].questions
+    test = in_memory() if dataset.test_fraction else splits[dataset.test_split].questions
+    _check_skipped(dataset, source, splits)
+    questions = QuestionSet(
+        dataset.name, train, test, sum((split.counts for split in splits.values()), Counter())
+    )
+    if not train:
         raise DataError(
-            f"dataset.path is '{path}', and there is no such folder on this machine. Get the "
-            f"dataset (docs/data.md says where), unpack it, and set dataset.path to the folder "
-            f"that looks like this for {name}:\n{LAYOUTS[name]}"
-        )
-    questions = DATASETS[name](path)
-    if not questions.train:
-        raise DataError(
-            f"{path} has no training question of {name} that can be used. "
+            f"{source.place} has no training question of {dataset.name} that can be used. "
             f"Left out: {describe_skipped(questions.skipped)}."
         )
-    _check_ids(questions, path)
+    _check_ids(questions, source.place)
     return questions
 
 
-def _check_ids(questions: QuestionSet, path: Path) -> None:
-    """Refuse a test question that is also trained on."""
-    trained = {sample.uid for sample in questions.train}
-    twice = [sample.uid for sample in questions.test if sample.uid in trained]
+def check_dataset(dataset: Dataset) -> None:
+    """Refuse settings that cannot work, without reading the questions or downloading them.
+
+    Raises:
+        DataError, ResourceError: as `load_questions`, for name, path, layout, tasks, splits and
+            partitioner.
+    """
+    check_partitioner(dataset)
+    source = _open(dataset, download=False)
+    if source is not None:
+        _split_names(source, dataset)
+
+
+def _open(dataset: Dataset, download: bool) -> Source:
+    """The dataset found at `dataset.path`; a hub id that is not to be downloaded stays unseen."""
+    if dataset.name not in DATASETS:
+        known = ", ".join(sorted(DATASETS))
+        raise DataError(f"dataset.name is '{dataset.name}': must be one of {known}.")
+    path = resolve("dataset.path", dataset.path)
+    if path.is_dir():
+        return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
+    if dataset.name == "scienceqa" and dataset.path == hub.HUB_ID:
+        _tasks(dataset, ())
+        return hub.HubScienceQA(hub.download() if download else Path(), hub.HUB_ID)
+    raise DataError(
+        f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get the "
+        "dataset (docs/data.md says where), unpack it, and set dataset.path to the folder that "
+        f"looks like this for {dataset.name}:\n{LAYOUTS[dataset.name]}"
+    )
+
+
+def _tasks(dataset: Dataset, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that `dataset.tasks` names, in the dataset's order."""
+    names = {name.strip() for name in dataset.tasks.split(",")}
+    if names == {"all"}:
+        return known
+    if not names <= set(known):
+        others = f", or of {', '.join(known)} one or more, joined by commas" if known else ""
+        raise DataError(
+            f"dataset.tasks is '{dataset.tasks}': for {dataset.name} it must be all{others}."
+        )
+    return tuple(task for task in known if task in names)
+
+
+def _split_names(source: Source, dataset: Dataset) -> tuple[str, ...]:
+    """The splits to read, each found to be there."""
+    names = (dataset.train_split, *(() if dataset.test_fraction else (dataset.test_split,)))
+    for name in names:
+        source.check_split(name)
+    return names
+
+
+def _check_skipped(dataset: Dataset, source: Source, splits: Mapping[str, Split]) -> None:
+    """Refuse a dataset of which more than `dataset.max-skipped` cannot be used."""
+    skipped = sum(split.counts.total() for split in splits.values())
+    total = skipped + sum(len(split.questions) for split in splits.values())
+    if not total or skipped / total <= dataset.max_skipped:
+        return
+    lines = [
+        f"  {name}: {len(pids)} {reason} ({_some(pids)})"
+        for name, split in splits.items()
+        for reason, pids in sorted(split.skipped.items(), key=lambda item: -len(item[1]))
+    ]
+    files = [f"  {split.skipped_file}" for split in splits.values() if split.skipped]
+    raise DataError(
+        f"{skipped} of {total} questions of {dataset.name} in {source.place} cannot be used: "
+        f"{100 * skipped / total:.1f} %, and dataset.max-skipped is {dataset.max_skipped:g}.\n"
+        + "\n".join(lines)
+        + "\nAll their ids are in\n"
+        + "\n".join(files)
+        + "\nRepair the dataset, or raise dataset.max-skipped to go on without them."
+    )
+
+
+def _some(pids: list[str]) -> str:
+    more = ", …" if len(pids) > EXAMPLES_SHOWN else ""
+    return ", ".join(pids[:EXAMPLES_SHOWN]) + more
+
+
+def _check_ids(questions: QuestionSet, place: str) -> None:
+    """Refuse a test question that is also trained on, and an id that two questions share."""
+    train, test = questions.train.uids, questions.test.uids
+    twice = sorted(set(train) & set(test))
     if twice:
         raise DataError(
-            f"{len(twice)} question ids of {questions.name} in {path} are in both train and test, "
+            f"{len(twice)} question ids of {questions.name} in {place} are in both train and test, "
             f"'{twice[0]}' for one. Repair the splits: no test question may be trained on."
+        )
+    if len(set(train)) < len(train) or len(set(test)) < len(test):
+        counts = Counter(train) + Counter(test)
+        pid = next(pid for pid, count in counts.items() if count > 1)
+        raise DataError(
+            f"two questions of {questions.name} in {place} have the id '{pid}'. Repair the "
+            "dataset, or read one of its tasks alone with dataset.tasks."
         )

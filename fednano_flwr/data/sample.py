@@ -3,38 +3,162 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ITERATED_AT_ONCE = 64
+"""Rows held in memory by an iteration; a row may hold the bytes of its pictures."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file that has not been decoded; exactly one of the two is set.
+
+    Attributes:
+        path: where the file lies.
+        data: its content (png, jpeg, …), where a dataset keeps pictures in its table.
+    """
+
+    path: Path | None = None
+    data: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.data is None):
+            raise ValueError("a Picture has either a path or data")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One multiple-choice question.
+    """One question.
 
     Attributes:
         uid: unique within its dataset, stable between runs and machines.
         question: the question as the dataset has it.
-        choices: the options, in the dataset's order; at least two.
-        answer: index of the right option in `choices`.
-        group: what Dirichlet partitioning splits by (a skill, a topic, a grade and task).
-        image: file of the picture, or None for a text-only question.
-        context: text given with the question (ScienceQA's `hint`), or "".
+        group: what partitioning splits by (a skill, a topic, a grade and task).
+        subject: what accuracy is reported by.
+        choices: the options in words, in the dataset's order; empty if they are pictures or none.
+        choice_images: the options as pictures; at most one of the two is non-empty.
+        answer: index of the right option, None for a free answer.
+        free_answer: text of a free answer, else "".
+        image: the question's own picture, or None.
+        context: text given with the question (a hint), or "".
     """
 
     uid: str
     question: str
-    choices: tuple[str, ...]
-    answer: int
     group: str
-    image: Path | None = None
+    subject: str
+    choices: tuple[str, ...] = ()
+    choice_images: tuple[Picture, ...] = ()
+    answer: int | None = None
+    free_answer: str = ""
+    image: Picture | None = None
     context: str = ""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures in the order in which the prompt shows them."""
+        own = () if self.image is None else (self.image,)
+        return own + self.choice_images
+
+    @property
+    def num_options(self) -> int:
+        """How many options there are to choose from; 0 for a free answer."""
+        return len(self.choices) or len(self.choice_images)
+
+
+class Questions(Sequence[Sample]):
+    """Samples in an Arrow table on disk, made when they are asked for.
+
+    Only the rows in use are in memory. A selection shares the table; pickling and copying pass on
+    where it lies and which rows are meant.
+
+    Args:
+        table: rows as `fednano_flwr.data.table` writes them.
+        root: folder that pictures' relative paths start from.
+    """
+
+    def __init__(self, table: Dataset, root: Path) -> None:
+        self._table, self._root = table, root
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Questions: ...
+    def __getitem__(self, index: int | slice) -> Sample | Questions:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return _sample(self._table[int(index)], self._root)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for columns in self._table.iter(batch_size=ITERATED_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                yield _sample(dict(zip(columns, values, strict=True)), self._root)
+
+    def __eq__(self, other: object) -> bool:
+        """The same samples in the same order, wherever they are kept."""
+        if not isinstance(other, Questions):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Questions: {len(self)}>"
+
+    @property
+    def uids(self) -> list[str]:
+        return self._table["uid"][:]
+
+    @property
+    def groups(self) -> list[str]:
+        return self._table["group"][:]
+
+    @property
+    def subjects(self) -> list[str]:
+        return self._table["subject"][:]
+
+    def select(self, indices: Sequence[int]) -> Questions:
+        """The samples with these indices, in this order."""
+        return Questions(self._table.select(indices), self._root)
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """What a loader read: the questions, and how many it left out for which reason."""
+    """What was read of a dataset, and how many questions were left out for which reason."""
 
     name: str
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    train: Questions
+    test: Questions
     skipped: Counter[str] = field(default_factory=Counter)
+
+
+def _sample(row: Mapping[str, Any], root: Path) -> Sample:
+    """The sample in a table's row."""
+    image = row["image"]
+    return Sample(
+        uid=row["uid"],
+        question=row["question"],
+        group=row["group"],
+        subject=row["subject"],
+        choices=tuple(row["choices"]),
+        choice_images=tuple(_picture(stored, root) for stored in row["choice_images"]),
+        answer=row["answer"],
+        free_answer=row["free_answer"],
+        image=None if image is None else _picture(image, root),
+        context=row["context"],
+    )
+
+
+def _picture(stored: Mapping[str, Any], root: Path) -> Picture:
+    if stored["bytes"] is not None:
+        return Picture(data=stored["bytes"])
+    return Picture(path=root / stored["path"])

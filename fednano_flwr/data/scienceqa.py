@@ -1,26 +1,30 @@
 """ScienceQA (Lu et al., NeurIPS 2022) as its authors distribute it.
 
 <path>/problems.json                      every question, by id
-<path>/pid_splits.json                    ids of `train`, `val`, `test`, …
+<path>/pid_splits.json                    ids of `train`, `val`, `test`, `minitest`, …
 <path>/images/<split>/<id>/image.png
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import (
     MISSING_PICTURE,
+    UNNAMED_PICTURE,
+    Reading,
+    files_below,
+    is_file_name,
     question_defect,
     read_json_object,
     split_ids,
 )
-from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.sample import Picture, Sample
 
-UNNAMED_PICTURE = "picture is not given as a file name"
 NOT_IN_PROBLEMS = "listed in pid_splits.json but not in problems.json"
 
 LAYOUT = """\
@@ -29,54 +33,82 @@ LAYOUT = """\
   <dataset.path>/images/<split>/<id>/image.png"""
 
 
-def load_scienceqa(path: Path) -> QuestionSet:
-    """Read the `train` and `test` questions, with or without a picture, in order of their ids.
+@dataclass(frozen=True)
+class ScienceQA:
+    """The questions in a folder, with or without a picture, in order of their ids.
 
-    A question's group is its `topic`, of which the full set has 26.
+    A question's group is its `topic`, of which the full set has 26; its subject is its `subject`.
 
-    Raises:
-        DataError: a file of the layout is missing or malformed.
+    Args:
+        root: the folder with the two JSON files.
     """
-    problems_file, splits_file = path / "problems.json", path / "pid_splits.json"
-    for file in (problems_file, splits_file):
-        if not file.is_file():
-            raise DataError(
-                f"{file} is not there. Set dataset.path to the folder of ScienceQA that looks "
-                f"like this:\n{LAYOUT}"
-            )
-    problems, pid_splits = read_json_object(problems_file), read_json_object(splits_file)
 
-    skipped: Counter[str] = Counter()
-    splits: dict[str, list[Sample]] = {"train": [], "test": []}
-    for split, samples in splits.items():
-        for pid in split_ids(pid_splits, split, splits_file):
-            read = _read_problem(pid, problems.get(pid), path / "images" / split / pid)
-            if isinstance(read, Sample):
-                samples.append(read)
-            else:
-                skipped[read] += 1
-    return QuestionSet("scienceqa", tuple(splits["train"]), tuple(splits["test"]), skipped)
+    name: ClassVar[str] = "scienceqa"
+    root: Path
+
+    @property
+    def place(self) -> str:
+        return str(self.root)
+
+    @property
+    def _splits_file(self) -> Path:
+        return self.root / "pid_splits.json"
+
+    def check_split(self, split: str) -> None:
+        """Raises: DataError: the folder has no such split, or a file is missing or malformed."""
+        for file in (self.root / "problems.json", self._splits_file):
+            if not file.is_file():
+                raise DataError(
+                    f"{file} is not there. Set dataset.path to the folder of ScienceQA that looks "
+                    f"like this:\n{LAYOUT}"
+                )
+        split_ids(read_json_object(self._splits_file), split, self._splits_file)
+
+    def identity(self, split: str) -> Iterator[str]:
+        yield from files_below(self.root / "problems.json")
+        yield from files_below(self._splits_file)
+        yield from files_below(self._pictures(split))
+
+    def read(self, split: str) -> Reading:
+        problems = read_json_object(self.root / "problems.json")
+        pids = split_ids(read_json_object(self._splits_file), split, self._splits_file)
+        folder = self._pictures(split)
+        return Reading(
+            len(pids), ((pid, _read_problem(pid, problems.get(pid), folder)) for pid in pids)
+        )
+
+    def _pictures(self, split: str) -> Path:
+        """The small splits' pictures lie with those of the split they are part of."""
+        return self.root / "images" / split.removeprefix("mini")
 
 
-def _read_problem(pid: str, problem: Any, folder: Path) -> Sample | str:
+def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
     """The sample that `problem` describes, or the reason why it is left out."""
     if not isinstance(problem, dict):
         return NOT_IN_PROBLEMS
     defect = question_defect(problem)
     if defect is not None:
         return defect
-    name = problem.get("image")
-    if name and not isinstance(name, str):
-        return UNNAMED_PICTURE
-    image = folder / name if name else None
-    if image is not None and not image.is_file():
-        return MISSING_PICTURE
+    image: Picture | None = None
+    if name := problem.get("image"):
+        if not is_file_name(name):
+            return UNNAMED_PICTURE
+        file = pictures / pid / name
+        if not file.is_file():
+            return MISSING_PICTURE
+        image = Picture(file)
+    return make_sample(pid, problem, image)
+
+
+def make_sample(uid: str, problem: dict[str, Any], image: Picture | None) -> Sample:
+    """A sound problem as a sample; the authors' files and the hub's rows name its fields alike."""
     return Sample(
-        uid=pid,
+        uid=uid,
         question=problem["question"],
+        group=str(problem.get("topic") or "no topic"),
+        subject=str(problem.get("subject") or "no subject"),
         choices=tuple(problem["choices"]),
         answer=problem["answer"],
-        group=str(problem.get("topic") or "no topic"),
         image=image,
         context=problem.get("hint") or "",
     )

@@ -1,49 +1,82 @@
-"""One client's own questions.
+"""One client's own questions: computed from the seed, or read from a folder of its own.
 
-Every client computes the whole split from the seed and takes its part, so nothing about the split
-has to be sent; in return, all clients must read the same dataset.
+Computed, every client works out the whole split and takes its part, so nothing about the split has
+to be sent; in return, all clients must read the same dataset. A folder (`fednano partition`) holds
+one client's questions and pictures and nothing of the others'.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.partition import dirichlet_partitions, proportional_partitions
-from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, check_files, read_manifest
+from fednano_flwr.data.partition import deal
+from fednano_flwr.data.proportions import cut, proportional_partitions
+from fednano_flwr.data.sample import Questions, QuestionSet
+from fednano_flwr.data.table import read_table
 
 
 @dataclass(frozen=True)
 class Shard:
     """One client's own questions."""
 
-    train: tuple[Sample, ...]
-    test: tuple[Sample, ...]
+    train: Questions
+    test: Questions
 
 
 def shard(
-    questions: QuestionSet,
-    partition_id: int,
-    num_partitions: int,
-    alpha: float,
-    seed: int,
-    min_partition_size: int,
+    questions: QuestionSet, dataset: Dataset, seed: int, partition_id: int, num_partitions: int
 ) -> Shard:
-    """Client `partition_id`'s training questions, and test questions in the same proportions.
+    """Client `partition_id`'s training and test questions.
 
     Raises:
         DataError: no such partition, or the split that is asked for cannot be made.
     """
-    train_groups = [sample.group for sample in questions.train]
-    test_groups = [sample.group for sample in questions.test]
-    train = dirichlet_partitions(train_groups, num_partitions, alpha, seed, min_partition_size)
+    shards = all_shards(questions, dataset, seed, num_partitions)
     if not 0 <= partition_id < num_partitions:
         raise DataError(
             f"partition-id is {partition_id}; with num-partitions {num_partitions} it can be "
             f"0 to {num_partitions - 1}."
         )
-    test = proportional_partitions(test_groups, train_groups, train, seed)
-    return Shard(
-        train=tuple(questions.train[index] for index in train[partition_id]),
-        test=tuple(questions.test[index] for index in test[partition_id]),
-    )
+    return shards[partition_id]
+
+
+def all_shards(
+    questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int
+) -> list[Shard]:
+    """Every client's shard.
+
+    With `dataset.test-fraction` = 0, test questions come from the dataset's test split in the
+    proportions of each client's training questions; above 0, from its own training questions.
+
+    Raises:
+        DataError: the split that is asked for cannot be made.
+    """
+    columns = {"group": questions.train.groups, "subject": questions.train.subjects}
+    train = deal(columns, dataset, num_partitions, seed)
+    if dataset.test_fraction:
+        cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
+        return [
+            Shard(questions.train.select(own), questions.train.select(tested))
+            for own, tested in cuts
+        ]
+    test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
+    return [
+        Shard(questions.train.select(own), questions.test.select(tested))
+        for own, tested in zip(train, test, strict=True)
+    ]
+
+
+def load_shard(folder: Path) -> Shard:
+    """The shard in a folder that `fednano partition` wrote; each file is checked by the manifest.
+
+    Raises:
+        DataError: the folder is not a shard, is incomplete or is damaged.
+    """
+    folder = folder.expanduser().absolute()
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return Shard(read_table(folder / TRAIN_FILE, folder), read_table(folder / TEST_FILE, folder))

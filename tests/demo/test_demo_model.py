@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from fednano_demo.processor import build_processor
 from fednano_demo.questions import BASE, DOWNSTREAM, draw_questions
 from fednano_demo.skills import IMAGE_SKILLS, TEXT_SKILLS
 from fednano_flwr.data.prompts import LETTERS, conversation, user_text
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample
 
 SKILLS = (*IMAGE_SKILLS, *TEXT_SKILLS)
 
@@ -34,9 +36,7 @@ def sample_of(question, picture_file) -> Sample:
     sample = question.sample()
     if question.picture is None:
         return sample
-    return Sample(
-        sample.uid, sample.question, sample.choices, sample.answer, sample.group, picture_file
-    )
+    return dataclasses.replace(sample, image=Picture(picture_file))
 
 
 @pytest.mark.parametrize("shift", [BASE, DOWNSTREAM])
@@ -68,7 +68,12 @@ def test_letters_are_single_tokens(processor):
 
 def test_unknown_words_become_unk(processor):
     sample = Sample(
-        "", "Quel état est situé au nord—«vraiment»?", ("Zürich (CH)", "東京"), 0, "geography"
+        "",
+        "Quel état est situé au nord—«vraiment»?",
+        group="geography",
+        subject="geography",
+        choices=("Zürich (CH)", "東京"),
+        answer=0,
     )
     ids = processor(text=prompt_of(processor, sample), return_tensors="pt")["input_ids"][0].tolist()
     unknown = processor.tokenizer.unk_token_id

@@ -1,0 +1,86 @@
+"""Samples as Arrow tables (the `datasets` library's): one schema for every dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fednano_flwr.data.sample import Picture, Questions, Sample
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+ROWS_AT_ONCE = 250
+"""Rows held in memory while a table is written."""
+
+
+def features() -> Features:
+    """The schema. A picture is a path or the bytes of an image file, never pixels."""
+    from datasets import Features, List, Value
+
+    text, picture = Value("string"), {"path": Value("string"), "bytes": Value("binary")}
+    return Features(
+        {
+            "uid": text,
+            "question": text,
+            "group": text,
+            "subject": text,
+            "choices": List(text),
+            "choice_images": List(picture),
+            "answer": Value("int32"),
+            "free_answer": text,
+            "image": picture,
+            "context": text,
+        }
+    )
+
+
+def write_table(file: Path, samples: Iterable[Sample]) -> int:
+    """Write samples to an Arrow file as they come; the number written is returned."""
+    from datasets.arrow_writer import ArrowWriter
+
+    count = 0
+    with ArrowWriter(features=features(), path=str(file), writer_batch_size=ROWS_AT_ONCE) as writer:
+        for sample in samples:
+            writer.write(_row(sample))
+            count += 1
+        writer.finalize()
+    return count
+
+
+def read_table(file: Path, root: Path | None = None) -> Questions:
+    """The questions in a file that `write_table` wrote; `root` as in `Questions`."""
+    from datasets import Dataset
+
+    return Questions(Dataset.from_file(str(file)), file.parent if root is None else root)
+
+
+def in_memory(samples: Iterable[Sample] = ()) -> Questions:
+    """A table without a file, for few samples or none."""
+    from datasets import Dataset
+
+    rows = [_row(sample) for sample in samples]
+    schema = features()
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in schema}
+    return Questions(Dataset.from_dict(columns, features=schema), Path())
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    return {
+        "uid": sample.uid,
+        "question": sample.question,
+        "group": sample.group,
+        "subject": sample.subject,
+        "choices": list(sample.choices),
+        "choice_images": [_stored(picture) for picture in sample.choice_images],
+        "answer": sample.answer,
+        "free_answer": sample.free_answer,
+        "image": None if sample.image is None else _stored(sample.image),
+        "context": sample.context,
+    }
+
+
+def _stored(picture: Picture) -> dict[str, Any]:
+    path = None if picture.path is None else str(picture.path)
+    return {"path": path, "bytes": picture.data}
