@@ -52,8 +52,9 @@ def main() -> None:
     adapters = build_adapters(
         half.hidden_size, Adapter(options.rank, 2.0 * options.rank, 0.0, "image,text"), seed=0
     )
-    encoder = load_encoder(str(Checkpoint(options.model).folder))
-    edge = NanoEdge(frozen, adapters, encoder)
+    encoder = load_encoder(Checkpoint(options.model))
+    tokens = frozen.token_table()
+    edge = NanoEdge(frozen, tokens, adapters, encoder)
     picture = Path(tempfile.gettempdir()) / "fednano-benchmark.png"
     Image.effect_noise((48, 48), 64).convert("RGB").save(picture)
     sample = Sample(
@@ -73,10 +74,9 @@ def main() -> None:
     def whole() -> None:
         inputs = edge(batch)
         padded = inputs.embeds.view(len(batch), -1, half.hidden_size)
-        hidden = half.hidden(padded).flatten(0, 1)[last_positions(batch).to(padded.device)]
-        F.cross_entropy(
-            half.head(hidden).float(), labels[labels != IGNORE].to(hidden.device)
-        ).backward()
+        mask = torch.ones(padded.shape[:2], dtype=torch.bool, device=padded.device)
+        logits = half.logits(padded, last_positions(batch).to(padded.device), mask)
+        F.cross_entropy(logits.float(), labels[labels != IGNORE].to(logits.device)).backward()
 
     near = EmbeddingsExchange(host)
     with serve(host) as address, RemoteLLM(address) as remote:
@@ -101,22 +101,22 @@ def main() -> None:
         traffic = (remote.traffic.bytes_up + remote.traffic.bytes_down) / steps
 
     base = statistics.median(times["whole model"])
-    tokens = len(batch[0].ids)
-    client = sum(parameter.numel() for parameter in frozen.parameters())
+    length = len(batch[0].ids)
+    client = sum(p.numel() for part in (frozen, tokens) for p in part.parameters())
     server = sum(parameter.numel() for parameter in half.parameters())
     trained = sum(parameter.numel() for parameter in named_trainable(adapters).values())
-    print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {tokens} tokens")
+    print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {length} tokens")
     print(f"client {client:,} frozen and {trained:,} trained parameters; host {server:,}\n")
     print("| variant | median ms a step | ratio |\n|---|---|---|")
     for name, values in times.items():
         median = statistics.median(values)
         print(f"| {name} | {1e3 * median:.2f} | {median / base:.2f} |")
-    numbers = 2 * tokens * len(batch) * half.hidden_size
+    numbers = 2 * length * len(batch) * half.hidden_size
     print(f"\nstep traffic: {traffic / 1e3:.1f} kB a step for 2·N·d = {numbers:,} numbers")
     record = {
         "setting": vars(options),
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
-        "tokens": tokens,
+        "tokens": length,
         "parameters": {"client": client, "host": server, "trained": trained},
         "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
         "step_bytes": traffic,

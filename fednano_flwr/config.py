@@ -199,7 +199,13 @@ class RunConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.num_server_rounds >= 0, "num-server-rounds", self.num_server_rounds, "≥ 0")
         _require(0 < self.fraction_train <= 1, "fraction-train", self.fraction_train, "in (0, 1]")
-        for key in ("min_available_nodes", "min_replies", "local_epochs", "batch_size", "max_answer_tokens"):
+        for key in (
+            "min_available_nodes",
+            "min_replies",
+            "local_epochs",
+            "batch_size",
+            "max_answer_tokens",
+        ):
             value = getattr(self, key)
             _require(value >= 1, key.replace("_", "-"), value, "at least 1")
         for key in ("round_timeout", "learning_rate", "max_grad_norm"):

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fednano_flwr.config import RunConfig
+from fednano_flwr.config import Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
@@ -111,10 +111,18 @@ def _introduce(
         f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
     )
     say(
-        f"run      {config.dataset.name}, {split_text(config.dataset)}; strategy "
+        f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} rounds, {config.local_epochs} local "
         f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
     )
+
+
+def _split(dataset: Dataset) -> str:
+    """How questions are dealt to clients, in words."""
+    if dataset.partitioner == "dirichlet":
+        return f"Dirichlet α = {dataset.alpha:g}"
+    arguments = f" ({dataset.partitioner_args})" if dataset.partitioner_args else ""
+    return f"partitioner {dataset.partitioner}{arguments}"
 
 
 def _report_data(scored: Answers) -> None:

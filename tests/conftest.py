@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from fednano_flwr.command import project
+from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
+from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests import tiny
@@ -48,6 +51,17 @@ def edge_half(tiny_model: Path) -> EdgeHalf:
 @pytest.fixture(scope="session")
 def llm_half(tiny_model: Path) -> LLMHalf:
     return load_llm_half(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_model: Path) -> QuestionEncoder:
+    return load_encoder(Checkpoint(str(tiny_model)))
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(defaults: dict[str, Any], tiny_questions: Path) -> Dataset:
+    """The run config's data section for `tiny_questions`."""
+    return RunConfig.parse({**defaults, "dataset.path": str(tiny_questions)}).dataset
 
 
 @pytest.fixture(scope="session")

@@ -285,9 +285,7 @@ def gemma3() -> tuple[Any, Any]:
     )
     config = tf.Gemma3Config(
         vision_config=siglip(image_size=32),
-        text_config=llama(
-            tf.Gemma3TextConfig, head_dim=12, num_hidden_layers=3, sliding_window=8
-        ),
+        text_config=llama(tf.Gemma3TextConfig, head_dim=12, num_hidden_layers=3, sliding_window=8),
         image_token_index=words.image_token_id,
         mm_tokens_per_image=4,
     )

@@ -53,9 +53,7 @@ def _right_options(edge: NanoEdge, llm: LLM, questions: list[Question]) -> list[
         return []
     candidates = sorted({token for question in questions for token in question.options})
     column = {token: i for i, token in enumerate(candidates)}
-    logits: Tensor = llm.score(
-        edge(questions), last_positions(questions), torch.tensor(candidates)
-    )
+    logits: Tensor = llm.score(edge(questions), last_positions(questions), torch.tensor(candidates))
     return [
         question.options[int(row[[column[token] for token in question.options]].argmax())]
         == question.answer[0]

@@ -101,9 +101,7 @@ class RemoteLLM:
             self._call(self._stub.Describe, pb.DescribeRequest(header=self.caller.header()))
         )
 
-    def register(
-        self, model: str, fingerprint: str, hidden_size: int, hub_id: str = ""
-    ) -> LLMInfo:
+    def register(self, model: str, fingerprint: str, hidden_size: int, hub_id: str = "") -> LLMInfo:
         """Tell the host what this client holds; a mismatch raises `HostRefusedError`."""
         request = pb.RegisterRequest(
             header=self.caller.header(),

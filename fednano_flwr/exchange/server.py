@@ -50,7 +50,10 @@ class Servicer(LLMServicer):
             _check_protocol(request.header)
             # Copies in folders may have any name; names on the hub say what was meant.
             other_model = info.hub_id and request.hub_id and info.hub_id != request.hub_id
-            same = (request.hidden_size, request.fingerprint) == (info.hidden_size, info.fingerprint)
+            same = (request.hidden_size, request.fingerprint) == (
+                info.hidden_size,
+                info.fingerprint,
+            )
             if other_model or not same:
                 raise RefusalError(
                     f"the halves do not belong together: host has {info.model} (hidden size "
@@ -71,7 +74,9 @@ class Servicer(LLMServicer):
             labels = torch.full((count,), IGNORE)
             labels[positions] = targets
             loss, gradient = self._compute(lambda: self._service.step(inputs, labels))
-        return pb.StepReply(loss=loss, gradient=codec.encode(gradient, request.inputs.embeddings.dtype))
+        return pb.StepReply(
+            loss=loss, gradient=codec.encode(gradient, request.inputs.embeddings.dtype)
+        )
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:  # noqa: N802
         with _answering(context):

@@ -89,5 +89,3 @@ def sha256(file: Path) -> str:
     """Hexadecimal digest of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-

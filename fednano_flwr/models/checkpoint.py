@@ -83,7 +83,9 @@ class Checkpoint:
             stored = file.get_slice(key)
             count = stored.get_shape()[0]
             if ids and ids[-1] >= count:
-                raise ConfigError(f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}")
+                raise ConfigError(
+                    f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}"
+                )
             return torch.cat([stored[first:end] for first, end in _runs(ids)])
 
     def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -139,7 +141,8 @@ class Checkpoint:
         found = [name for name in self.files if name.endswith("embed_tokens.weight")]
         if len(found) != 1:
             raise ConfigError(
-                f"model {self.name}: one tensor embed_tokens.weight expected, found {found or 'none'}"
+                f"model {self.name}: one tensor embed_tokens.weight expected, there "
+                f"{'are ' + ', '.join(found) if found else 'is none'}"
             )
         return found[0]
 

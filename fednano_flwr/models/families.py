@@ -44,9 +44,7 @@ FAMILIES: Mapping[str, Family] = {
     "internvl": Family("InternVLForConditionalGeneration"),
     "smolvlm": Family("SmolVLMForConditionalGeneration", language="model.text_model"),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", rotary_axes=3),
-    "paligemma": Family(
-        "PaliGemmaForConditionalGeneration", token_types="prefix", stackable=True
-    ),
+    "paligemma": Family("PaliGemmaForConditionalGeneration", token_types="prefix", stackable=True),
     "gemma3": Family("Gemma3ForConditionalGeneration", token_types="image", stackable=True),
     "instructblip": Family(
         "InstructBlipForConditionalGeneration",

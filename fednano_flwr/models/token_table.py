@@ -47,7 +47,7 @@ class TokenTable(nn.Module):
         if len(missing):
             raise MissingRowError(
                 f"token {int(missing[0])} has no embedding here: this client holds the "
-                f"{len(self.ids)} rows that its shard uses (edge.vocabulary = \"shard\", or an edge "
+                f'{len(self.ids)} rows that its shard uses (edge.vocabulary = "shard", or an edge '
                 'bundle split for another shard); use edge.vocabulary = "full" with a full bundle'
             )
         return self._layer(rows)

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
-from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.client import Client, Place
 from fednano_flwr.edge.nano_edge import FeatureCache, NanoEdge
-from fednano_flwr.edge.questions import Question, load_encoder, next_token_labels
+from fednano_flwr.edge.questions import Question, QuestionEncoder, next_token_labels
+from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import (
     TrainingPlan,
     derive_seed,
     fisher_diagonal,
-    right_answers,
     train,
 )
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
@@ -30,15 +30,14 @@ PLAN = TrainingPlan(
 
 
 @pytest.fixture(scope="module")
-def questions(tiny_model: Path, tiny_questions: Path) -> list[Question]:
-    encoder = load_encoder(str(tiny_model))
-    return [encoder.encode(s) for s in load_questions("scienceqa", tiny_questions).train[:12]]
+def questions(encoder: QuestionEncoder, tiny_dataset: Dataset) -> list[Question]:
+    return [encoder.encode(s) for s in load_questions(tiny_dataset).train[:12]]
 
 
 @pytest.fixture
-def edge(tiny_model: Path, edge_half: EdgeHalf) -> NanoEdge:
+def edge(encoder: QuestionEncoder, edge_half: EdgeHalf) -> NanoEdge:
     adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=0)
-    return NanoEdge(edge_half, adapters, load_encoder(str(tiny_model)))
+    return NanoEdge(edge_half, edge_half.token_table(), adapters, encoder)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,8 @@ def test_a_seed_fixes_local_training(
 ) -> None:
     states = []
     for seed in (1, 1, 2):
-        fresh = NanoEdge(
-            edge.frozen, build_adapters(48, Adapter(4, 8.0, 0.1, "image,text"), 0), edge.encoder
-        )
+        adapters = build_adapters(48, Adapter(4, 8.0, 0.1, "image,text"), 0)
+        fresh = NanoEdge(edge.frozen, edge.tokens, adapters, edge.encoder)
         train(fresh, llm, questions, PLAN, seed=seed)
         states.append(adapter_state(fresh.adapters))
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
@@ -81,8 +79,9 @@ def test_fisher_equals_an_independent_computation_batch_by_batch(
         inputs = edge(batch)
         losses = []
         for embeds, question in zip(inputs.embeds.split(inputs.lengths), batch, strict=True):
-            logits = llm_half.head(llm_half.hidden(embeds[None])[0, -1])
-            losses.append(torch.logsumexp(logits, 0) - logits[question.answer])
+            last = torch.tensor([len(embeds) - 1])
+            logits = llm_half.logits(embeds[None], last, torch.ones(1, len(embeds)).bool())[0]
+            losses.append(torch.logsumexp(logits, 0) - logits[question.answer[0]])
         gradients = torch.autograd.grad(sum(losses) / len(losses), list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             squares[name] += gradient.square() / 3
@@ -126,9 +125,8 @@ def test_an_image_adapter_alone_survives_batches_of_text(
 ) -> None:
     adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image"), seed=0)
     text = [question for question in questions if question.sample.image is None]
-    fisher = train(
-        NanoEdge(edge.frozen, adapters, edge.encoder), llm, text, PLAN, 1, running_fisher=True
-    ).fisher
+    alone = NanoEdge(edge.frozen, edge.tokens, adapters, edge.encoder)
+    fisher = train(alone, llm, text, PLAN, 1, running_fisher=True).fisher
     assert fisher is not None and all(value.max() == 0 for value in fisher.values())
 
 
@@ -138,17 +136,17 @@ def test_scoring_compares_a_questions_own_letters_only(
     class Loud(FrozenLLM):
         """Prefers the letter D, then the right one."""
 
-        def score(self, embeds, lengths, positions, candidates):  # type: ignore[no-untyped-def]
-            logits = super().score(embeds, lengths, positions, candidates) * 0
+        def score(self, inputs, positions, candidates):  # type: ignore[no-untyped-def]
+            logits = super().score(inputs, positions, candidates) * 0
             for row, question in zip(logits, batch, strict=True):
-                row[candidates == question.answer] = 1.0
+                row[candidates == question.answer[0]] = 1.0
                 row[candidates == letters[3]] = 2.0
             return logits
 
     letters = next(q.options for q in questions if len(q.options) == 4)
     batch = questions
     right = right_answers(edge, EmbeddingsExchange(Loud(llm_half)), questions, batch_size=12)
-    expected = [len(q.options) < 4 or q.answer == letters[3] for q in questions]
+    expected = [len(q.options) < 4 or q.answer[0] == letters[3] for q in questions]
     assert right == expected and 0 < sum(expected) < 12
 
 
@@ -177,7 +175,7 @@ def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
 def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> None:
     labels = next_token_labels(questions[:2], IGNORE)
     first = len(questions[0].ids)
-    assert labels[first - 1] == questions[0].answer and labels[-1] == questions[1].answer
+    assert labels[first - 1] == questions[0].answer[0] and labels[-1] == questions[1].answer[0]
     assert int((labels != IGNORE).sum()) == 2
 
 
@@ -193,6 +191,6 @@ def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     folder = shutil.copytree(tiny_questions, tmp_path / "broken")
     (folder / "images" / "train" / "0" / "image.png").write_bytes(b"not a picture")
     config = RunConfig.parse(run_config(dataset__path=str(folder)))
-    clients = [Client(config, partition, 2) for partition in range(2)]
+    clients = [Client(config, Place(partition, 2)) for partition in range(2)]
     assert sum(len(client.shard.train) for client in clients) == 59
     assert sum(sum(client.skipped.values()) for client in clients) == 1

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from fednano_flwr.exchange.protocol import (
     HostRefusedError,
     HostUnreachableError,
     LLMInfo,
+    LLMInputs,
 )
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
@@ -34,12 +36,12 @@ def remote(host: FrozenLLM) -> Iterator[RemoteLLM]:
         yield remote
 
 
-def batch(seed: int, lengths: tuple[int, ...] = (5, 9)) -> tuple[Tensor, tuple[int, ...], Tensor]:
+def batch(seed: int, lengths: tuple[int, ...] = (5, 9)) -> tuple[LLMInputs, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     labels = torch.full((total,), IGNORE)
     labels[torch.tensor(lengths).cumsum(0) - 1] = seed % 60
-    return torch.randn(total, 48, generator=generator), lengths, labels
+    return LLMInputs(torch.randn(total, 48, generator=generator), lengths), labels
 
 
 def test_describe_names_the_model(remote: RemoteLLM, host: FrozenLLM) -> None:
@@ -82,21 +84,22 @@ def refused(remote: RemoteLLM, request: pb.StepRequest) -> str:
 def test_malformed_requests_are_refused_and_the_next_one_is_served(remote: RemoteLLM) -> None:
     header = pb.Header(protocol=PROTOCOL_VERSION)
     good = codec.encode(torch.zeros(4, 48), "float32")
-    request = {"header": header, "embeddings": good, "lengths": [4], "label_positions": [3]}
-    assert "(N, 48)" in refused(
-        remote, pb.StepRequest(header=header, embeddings=codec.encode(torch.zeros(4, 3), "float32"))
-    )
-    assert "do not sum" in refused(remote, pb.StepRequest(**{**request, "lengths": [3]}))
-    assert "1 label positions and 0" in refused(remote, pb.StepRequest(**request))
-    assert "label 64 is out of range" in refused(remote, pb.StepRequest(**request, labels=[64]))
+
+    def request(labels: tuple[int, ...] = (1,), **changes: Any) -> pb.StepRequest:
+        inputs = pb.Inputs(**{"embeddings": good, "lengths": [4], **changes})
+        return pb.StepRequest(header=header, inputs=inputs, label_positions=[3], labels=labels)
+
+    narrow = codec.encode(torch.zeros(4, 3), "float32")
     truncated = pb.Tensor(dtype="float32", shape=[4, 48], data=good.data[:-1])
-    assert "767 bytes do not hold" in refused(
-        remote, pb.StepRequest(**{**request, "embeddings": truncated, "labels": [1]})
-    )
     unknown = pb.Tensor(dtype="float8", shape=[4, 48], data=good.data)
-    assert "float8" in refused(
-        remote, pb.StepRequest(**{**request, "embeddings": unknown, "labels": [1]})
-    )
+    assert "(N, 48)" in refused(remote, request(embeddings=narrow))
+    assert "do not sum" in refused(remote, request(lengths=[3]))
+    assert "1 label positions and 0" in refused(remote, request(labels=()))
+    assert "label 64 is out of range" in refused(remote, request(labels=(64,)))
+    assert "767 bytes do not hold" in refused(remote, request(embeddings=truncated))
+    assert "float8" in refused(remote, request(embeddings=unknown))
+    assert "do not fit 4 embeddings" in refused(remote, request(position_ids=[0] * 5))
+    assert "do not fit 4 embeddings" in refused(remote, request(token_type_ids=[0] * 3))
     assert remote.step(*batch(1))[0] > 0
 
 

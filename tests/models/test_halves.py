@@ -14,7 +14,7 @@ from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests.tiny import write_checkpoint
 
-EMBEDDINGS = "model.language_model.embed_tokens.weight"
+EMBEDDINGS = "language_model.embed_tokens.weight"
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,23 @@ def without(model: Path, target: Path, parts: tuple[str, ...], keep: str = EMBED
     return len(doomed)
 
 
+def logits(half: LLMHalf, embeds: torch.Tensor) -> torch.Tensor:
+    """Logits (T, vocabulary) after every token of one sample (1, T, d)."""
+    count = embeds.shape[1]
+    return half.logits(embeds, torch.arange(count), torch.ones(1, count).bool())
+
+
+def features(half: EdgeHalf, pixels: torch.Tensor) -> torch.Tensor:
+    return half.image_features([{"pixel_values": pixels}])[0]
+
+
 def test_the_edge_half_loads_where_the_llm_files_are_gone(
     fine_shards: Path, tmp_path: Path
 ) -> None:
-    assert without(fine_shards, tmp_path / "edge", ("model.language_model", "lm_head")) > 15
+    assert without(fine_shards, tmp_path / "edge", ("language_model", "lm_head")) > 15
     half = load_edge_half(str(tmp_path / "edge"))
-    assert half.image_features(torch.zeros(2, 3, 24, 24))[0].shape == (9, 48)
+    assert features(half, torch.zeros(2, 3, 24, 24)).shape == (18, 48)
+    assert half.token_table()(torch.tensor([1, 5])).shape == (2, 48)
     with pytest.raises(ConfigError, match="is missing"):
         load_llm_half(str(tmp_path / "edge"))
 
@@ -47,9 +58,10 @@ def test_the_edge_half_loads_where_the_llm_files_are_gone(
 def test_the_llm_half_loads_where_the_vision_files_are_gone(
     fine_shards: Path, tmp_path: Path
 ) -> None:
-    vision = ("model.vision_tower", "model.multi_modal_projector")
+    vision = ("vision_tower", "multi_modal_projector")
     assert without(fine_shards, tmp_path / "llm", vision) >= 20
-    assert load_llm_half(str(tmp_path / "llm")).hidden(torch.zeros(1, 3, 48)).shape == (1, 3, 48)
+    half = load_llm_half(str(tmp_path / "llm"))
+    assert logits(half, torch.zeros(1, 3, 48)).shape == (3, 64)
     with pytest.raises(ConfigError, match="is missing"):
         load_edge_half(str(tmp_path / "llm"))
 
@@ -61,10 +73,13 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
     for file in tiny_model.glob("*.safetensors"):
         tensors |= load_file(file)
     whole = sum(tensor.numel() for tensor in tensors.values())
-    halves = sum(p.numel() for half in (edge_half, llm_half) for p in half.parameters())
-    assert halves == whole + 64 * 48
-    assert not any(p.requires_grad for half in (edge_half, llm_half) for p in half.parameters())
-    assert not any(t.is_meta for half in (edge_half, llm_half) for t in half.state_dict().values())
+    parts = (edge_half, edge_half.token_table(), llm_half)
+    held = sum(p.numel() for part in parts for p in part.parameters())
+    unused = sum(t.numel() for key, t in tensors.items() if "encoder.layers.1." in key)
+    assert unused > 0  # LLaVA takes the second-last layer's output
+    assert held == whole - unused + 64 * 48
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+    assert not any(t.is_meta for part in parts for t in part.state_dict().values())
 
 
 @pytest.mark.parametrize("style", ["hub", "current"])
@@ -76,25 +91,27 @@ def test_names_of_older_and_newer_checkpoints_give_the_same_halves(
         tensors[key] = load_file(tiny_model / file)[name]
     if style == "hub":
         renamed = {
-            key.replace("model.language_model.", "language_model.model.")
-            .replace("model.vision_tower.", "vision_tower.vision_model.")
-            .replace("model.multi_modal", "multi_modal")
+            key.replace("language_model.", "language_model.model.")
+            .replace("vision_tower.", "vision_tower.vision_model.")
             .replace("lm_head", "language_model.lm_head"): value
             for key, value in tensors.items()
         }
         assert "vision_tower.vision_model.post_layernorm.bias" in renamed
         assert "language_model.model.norm.weight" in renamed
     else:
-        renamed = tensors
+        renamed = {
+            key if key.startswith("lm_head") else f"model.{key}": value
+            for key, value in tensors.items()
+        }
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     pixels = torch.randn(1, 3, 24, 24)
     again = load_edge_half(str(folder))
-    assert torch.equal(again.image_features(pixels)[0], edge_half.image_features(pixels)[0])
+    assert torch.equal(features(again, pixels), features(edge_half, pixels))
     embeds = torch.randn(1, 4, 48)
     host = load_llm_half(str(folder))
-    assert torch.equal(host.head(host.hidden(embeds)), llm_half.head(llm_half.hidden(embeds)))
+    assert torch.equal(logits(host, embeds), logits(llm_half, embeds))
     assert again.fingerprint == host.fingerprint == llm_half.fingerprint
 
 
@@ -109,9 +126,11 @@ def test_a_tied_head_is_the_token_embeddings(tiny_model: Path, tmp_path: Path) -
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
-    half = load_llm_half(str(folder))
+    (head,) = [
+        m for name, m in load_llm_half(str(folder)).named_modules() if name.endswith("head.head")
+    ]
     hidden = torch.randn(2, 48)
-    assert torch.equal(half.head(hidden), hidden @ tensors[EMBEDDINGS].T)
+    assert torch.equal(head(hidden), hidden @ tensors[EMBEDDINGS].T)
 
 
 def test_another_model_has_another_fingerprint(tmp_path: Path, llm_half: LLMHalf) -> None:
@@ -141,6 +160,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(
 ) -> None:
     folder = tmp_path / "cut"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    save_file({"lm_head.weight": torch.zeros(64, 48)}, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"has no tensor model\.language_model"):
+    some = {EMBEDDINGS: torch.zeros(64, 48), "lm_head.weight": torch.zeros(64, 48)}
+    save_file(some, folder / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"has no tensor language_model\.layers\.0"):
         load_llm_half(str(folder))

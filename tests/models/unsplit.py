@@ -52,7 +52,10 @@ class Unsplit:
             key = "token_type_ids" if self.family == "gemma3" else "mm_token_type_ids"
             arguments[key] = (ids == self.image_token).long()
         if self.family == "paligemma":
-            types = [(torch.arange(len(r)) >= len(q.ids)).long() for r, q in zip(rows, questions)]
+            types = [
+                (torch.arange(len(r)) >= len(q.ids)).long()
+                for r, q in zip(rows, questions, strict=True)
+            ]
             arguments["token_type_ids"] = torch.stack(
                 [F.pad(own, pad) for own, pad in zip(types, pads, strict=True)]
             )
