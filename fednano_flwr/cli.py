@@ -6,6 +6,8 @@ fednano run --clients 5 -c strategy.name=fedavg -c conf/iconqa.toml
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +20,7 @@ from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
 from fednano_flwr.command.signals import interrupts
 from fednano_flwr.command.validate import validate
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import DTYPES, ConfigError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -145,6 +147,52 @@ def partition(
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is left behind", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@cli.command()
+def split(
+    model: Annotated[
+        str, typer.Argument(help="Hub id or folder of a model that `fednano size` accepts.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the edge bundle.")],
+    shard: Annotated[
+        Path | None,
+        typer.Option(
+            help="A client's folder by `fednano partition`: keep only its tokens' embeddings."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Store tensors as float32, bfloat16 or float16; else as they are."),
+    ] = None,
+) -> None:
+    """Write the client's half of a model, to be given to a client instead of the checkpoint.
+
+    Example: fednano split llava-hf/llava-1.5-7b-hf --out edge-bundle --dtype bfloat16
+
+    A SuperNode uses it with bundle-path="/path/to/edge-bundle" in its node config, a simulation
+    with -c edge.bundle=edge-bundle.
+    """
+    from fednano_flwr.command.split import split as write
+
+    if dtype is not None and dtype not in DTYPES:
+        typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)
+        raise typer.Exit(USAGE)
+    with _refusals():
+        typer.echo(write(model, out, shard, dtype))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a user can mend, on one line; an interrupt leaves nothing half-written."""
+    try:
+        yield
+    except ValueError as error:  # ConfigError, DataError, OutputError, ResourceError
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing half-written is left", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

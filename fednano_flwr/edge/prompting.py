@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -112,7 +113,7 @@ class QFormerPrompting:
         return {"input_ids": ids, **vision}
 
 
-PROMPTING = {
+PROMPTING: Mapping[str, Callable[[Any], Prompting]] = {
     "paligemma": PrefixPrompting,
     "instructblip": QFormerPrompting,
     "blip-2": QFormerPrompting,

@@ -68,11 +68,12 @@ class QuestionEncoder:
         """
         prompt = self._prompting.write(sample)
         tensors = self._tensors(sample, prompt)
+        answer: tuple[int, ...]
+        options: tuple[int, ...] = ()
         if sample.num_options:
             options = self._letter_ids(prompt)[: sample.num_options]
             answer = (options[LETTERS.index(answer_text(sample))],)
         else:
-            options = ()
             answer = (*self._continuation(prompt, answer_text(sample)), self.end)
         geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
         return Question(sample, tensors["input_ids"][0], answer, options, geometry)

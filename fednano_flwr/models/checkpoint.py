@@ -189,12 +189,14 @@ def locate(name: str) -> tuple[Path, bool]:
     if (folder / "config.json").exists():
         return folder, False
     if folder.exists() or name.startswith("package:"):
-        raise ConfigError(f"model.name = {name!r}: {folder} has no config.json")
+        raise ConfigError(f"model {name!r}: {folder} has no config.json")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model {name!r}: there is no folder {folder}")
     try:
         return Path(snapshot_download(name, allow_patterns=SMALL_FILES)), True
     except (OSError, HFValidationError) as error:
         raise ConfigError(
-            f"model.name = {name!r}: neither a folder here nor a model that the Hugging Face hub "
+            f"model {name!r}: neither a folder here nor a model that the Hugging Face hub "
             f"(or its cache) could give: {str(error).splitlines()[0]}"
         ) from error
 
@@ -208,13 +210,13 @@ def read_config(name: str, folder: Path) -> PretrainedConfig:
     kind = json.loads((folder / "config.json").read_text()).get("model_type", "none")
     if kind not in FAMILIES:
         raise ConfigError(
-            f"model.name = {name!r}: its family is {kind}; those that can be cut are: "
+            f"model {name!r}: its family is {kind}; those that can be cut are: "
             f"{', '.join(FAMILIES)}"
         )
     config = AutoConfig.from_pretrained(folder)
     if not getattr(config, "use_decoder_only_language_model", True):
         raise ConfigError(
-            f"model.name = {name!r}: its language model ({config.text_config.model_type}) is an "
+            f"model {name!r}: its language model ({config.text_config.model_type}) is an "
             "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
             "Vicuna or OPT"
         )

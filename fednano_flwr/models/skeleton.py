@@ -57,7 +57,7 @@ def trim_encoder(config: PretrainedConfig) -> int:
         How many layers are gone.
     """
     wanted = getattr(config, "vision_feature_layer", None)
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     if wanted is None or getattr(vision, "model_type", "") != "clip_vision_model":
         return 0
     count = vision.num_hidden_layers

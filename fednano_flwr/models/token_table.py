@@ -20,6 +20,8 @@ class TokenTable(nn.Module):
         ids: (n,) ascending token ids; None where the table has every row.
     """
 
+    ids: Tensor | None
+
     def __init__(self, layer: nn.Embedding, table: Tensor, ids: Tensor | None = None) -> None:
         super().__init__()
         layer.weight = nn.Parameter(table, requires_grad=False)
