@@ -77,13 +77,11 @@ def check_dataset(dataset: Dataset) -> None:
             partitioner.
     """
     check_partitioner(dataset)
-    source = _open(dataset, download=False)
-    if source is not None:
-        _split_names(source, dataset)
+    _split_names(_open(dataset, download=False), dataset)
 
 
 def _open(dataset: Dataset, download: bool) -> Source:
-    """The dataset found at `dataset.path`; a hub id that is not to be downloaded stays unseen."""
+    """The dataset found at `dataset.path`; of a hub id not to be downloaded, its name."""
     if dataset.name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
         raise DataError(f"dataset.name is '{dataset.name}': must be one of {known}.")
@@ -92,7 +90,7 @@ def _open(dataset: Dataset, download: bool) -> Source:
         return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
     if dataset.name == "scienceqa" and dataset.path == hub.HUB_ID:
         _tasks(dataset, ())
-        return hub.HubScienceQA(hub.download() if download else Path(), hub.HUB_ID)
+        return hub.HubScienceQA(hub.download() if download else None, hub.HUB_ID)
     raise DataError(
         f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get the "
         "dataset (docs/data.md says where), unpack it, and set dataset.path to the folder that "
