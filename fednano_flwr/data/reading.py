@@ -131,9 +131,7 @@ def is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
-def _options_defect(
-    raw: dict[str, Any], reason: str, unfit: Callable[[str], object]
-) -> str | None:
+def _options_defect(raw: dict[str, Any], reason: str, unfit: Callable[[str], object]) -> str | None:
     """Of a question with options; `reason` is given where one of them is unfit."""
     choices, answer = raw.get("choices"), raw.get("answer")
     if not _is_text(raw.get("question")):

@@ -27,7 +27,8 @@ def _open_scienceqa(path: Path, dataset: Dataset) -> Source:
 
 
 def _open_iconqa(path: Path, dataset: Dataset) -> Source:
-    return iconqa.IconQA(iconqa.find_root(path), _tasks(dataset, iconqa.TASKS))
+    root = iconqa.find_root(path)
+    return iconqa.IconQA(root, _tasks(dataset, iconqa.TASKS) or iconqa.tasks_in(root))
 
 
 DATASETS: Mapping[str, Callable[[Path, Dataset], Source]] = {
@@ -99,10 +100,10 @@ def _open(dataset: Dataset, download: bool) -> Source:
 
 
 def _tasks(dataset: Dataset, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks that `dataset.tasks` names, in the dataset's order."""
+    """The tasks that `dataset.tasks` names, in the dataset's order; none where it is `all`."""
     names = {name.strip() for name in dataset.tasks.split(",")}
     if names == {"all"}:
-        return known
+        return ()
     if not names <= set(known):
         others = f", or of {', '.join(known)} one or more, joined by commas" if known else ""
         raise DataError(

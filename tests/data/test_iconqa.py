@@ -121,13 +121,30 @@ def test_pid_splits_without_the_split_names_the_key_and_the_file(tmp_path, write
     write_iconqa("train", "1")
     (tmp_path / "iconqa_data" / "pid_splits.json").write_text('{"train": []}')
     with pytest.raises(DataError, match=r"pid_splits\.json.*'choose_txt_train'.*keys are: train"):
-        IconQA(find_root(tmp_path)).check_split("train")
+        IconQA(find_root(tmp_path), ("choose_txt",)).check_split("train")
 
 
-def test_a_split_without_a_folder_is_named(tmp_path, write_iconqa):
+def test_a_split_without_a_task_s_folder_names_it_and_the_tasks_there_are(tmp_path, write_iconqa):
     write_iconqa("train", "1")
-    with pytest.raises(DataError, match="no folder 'test'"):
-        IconQA(find_root(tmp_path)).check_split("test")
+    write_iconqa("train", "2", task="choose_img")
+    write_iconqa("test", "3")
+    source = IconQA(find_root(tmp_path), ("choose_txt", "choose_img"))
+    source.check_split("train")
+    with pytest.raises(DataError, match=r"test/choose_img is not there.*that are: choose_txt\."):
+        source.check_split("test")
+    with pytest.raises(DataError, match="there is none"):
+        source.check_split("val")
+
+
+def test_all_tasks_are_those_that_the_copy_has(tmp_path, write_iconqa):
+    for split, pid in (("train", "1"), ("test", "2")):
+        write_iconqa(split, pid)
+    splits = {"choose_txt_train": [1], "choose_txt_test": [2]}
+    (tmp_path / "iconqa_data" / "pid_splits.json").write_text(json.dumps(splits))
+    dataset = settings(name="iconqa", path=str(tmp_path))
+    assert load_questions(dataset).train.uids == ["1"]
+    with pytest.raises(DataError, match="choose_img is not there"):
+        load_questions(settings(name="iconqa", path=str(tmp_path), tasks="choose_img"))
 
 
 def test_what_cannot_be_asked_is_left_out_and_counted(tmp_path, write_iconqa):

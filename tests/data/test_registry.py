@@ -119,7 +119,7 @@ def test_a_test_question_that_is_trained_on_is_refused(write_scienceqa):
 def test_two_questions_of_one_id_are_refused(write_iconqa, tmp_path):
     for task in ("choose_txt", "fill_in_blank"):
         write_iconqa("train", "1", task=task)
-    (tmp_path / "iconqa_data" / "iconqa" / "test").mkdir()
+        write_iconqa("test", f"{task}", task=task)
     with pytest.raises(DataError, match=r"two questions .* have the id '1'"):
         load_questions(settings(name="iconqa", path=str(tmp_path)))
 
