@@ -138,7 +138,7 @@ def partition(
         with interrupts():
             cwd = Path.cwd()
             parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
-            typer.echo(partition_to_folder(parsed, clients, cwd / out, map_only))
+            typer.echo(partition_to_folder(parsed, clients, cwd / out.expanduser(), map_only))
     except (ConfigError, DataError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None

@@ -96,6 +96,14 @@ def test_hub_ids_and_things_inside_packages_are_left_as_they_are(launched):
     assert config["dataset.path"] == "module:some.module/x"
 
 
+def test_a_hub_id_of_a_data_set_is_left_unless_there_is_such_a_folder(launched, tmp_path):
+    run("-c", "dataset.path=derek-thomas/ScienceQA")
+    (tmp_path / "derek-thomas" / "ScienceQA").mkdir(parents=True)
+    run("-c", "dataset.path=derek-thomas/ScienceQA")
+    paths = [call["run_config"]["dataset.path"] for call in launched]
+    assert paths == ["derek-thomas/ScienceQA", str(tmp_path / "derek-thomas" / "ScienceQA")]
+
+
 def test_the_run_waits_for_all_clients_unless_told_otherwise(launched):
     run("--clients", "7")
     run("--clients", "7", "-c", "min-available-nodes=3")

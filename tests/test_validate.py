@@ -18,12 +18,14 @@ def refuse(*_: Any) -> None:
 @pytest.fixture
 def names(monkeypatch):
     """What the registries would say, without reading a model."""
-    monkeypatch.setattr("fednano_flwr.data.registry.DATASETS", {"scienceqa": None, "iconqa": None})
     monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
     monkeypatch.setattr("fednano_flwr.models.checkpoint.check_model", lambda *_: None)
 
 
 def config(tmp_path: Path, *changes: str):
+    """A run config with a data set that has no questions: nothing may read them yet."""
+    (tmp_path / "problems.json").write_text("{}")
+    (tmp_path / "pid_splits.json").write_text('{"train": [], "test": []}')
     changes = (f"dataset.path={tmp_path}", *changes)
     return overrides.run_config(ROOT, changes, clients=5, cwd=tmp_path)
 
@@ -40,6 +42,24 @@ def test_an_unknown_data_set_lists_those_there_are(names, tmp_path):
 def test_a_missing_data_folder_is_named(names, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
         validate.validate(config(tmp_path, "dataset.path=nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("dataset.test-split=minitest", "should list question ids under 'minitest'"),
+        ("dataset.tasks=choose_img", "for scienceqa it must be all"),
+        ("dataset.partitioner=Dirichlet", "must be one of dirichlet, iid"),
+    ],
+)
+def test_data_settings_that_do_not_fit_the_data_are_refused(names, tmp_path, change, says):
+    with pytest.raises(ConfigError, match=says):
+        validate.validate(config(tmp_path, change))
+
+
+def test_a_hub_id_is_not_downloaded_by_checking_it(names, tmp_path, monkeypatch):
+    monkeypatch.setattr("fednano_flwr.data.hub.download", refuse)
+    validate.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"))
 
 
 def test_a_data_module_that_is_not_installed_is_named(names, tmp_path):

@@ -44,7 +44,7 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     """
     from fednano_flwr.data.registry import load_questions
 
-    out = out.expanduser().absolute()
+    out = out.absolute()
     _check_out(out)
     validate_dataset(config.dataset)
     questions = load_questions(config.dataset)
@@ -149,7 +149,11 @@ def _write(
     rows = []
     total = sum(client["train"] + client["test"] for client in counts)
     with tqdm(
-        desc="writing shards", total=total, unit=" questions", disable=map_only, file=sys.stderr
+        desc="writing shards",
+        total=total,
+        unit=" questions",
+        disable=map_only or None,  # None: shown on a terminal alone
+        file=sys.stderr,
     ) as bar:
         for k, (shard, client) in enumerate(zip(shards, counts, strict=True)):
             row = [f"client {k}", str(client["train"]), str(client["test"])]

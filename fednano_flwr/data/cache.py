@@ -30,6 +30,8 @@ FORMAT = 1
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""
+LOGGED_SECONDS = 10.0
+"""Between two lines of progress where they go to a log."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def _usable(reading: Reading, skipped: dict[str, list[str]], title: str) -> Iter
         total=reading.total,
         unit=" questions",
         delay=SILENT_SECONDS,
+        mininterval=0.1 if sys.stderr.isatty() else LOGGED_SECONDS,
         file=sys.stderr,
     )
     for pid, read in shown:

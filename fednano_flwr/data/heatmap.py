@@ -30,14 +30,13 @@ def draw_heatmap(table: Mapping[str, Sequence[int]], file: Path, title: str) -> 
     groups = list(table)
     counts = np.array([table[group] for group in groups]).T  # (clients, groups)
     clients = len(counts)
-    width, height = (
-        size * number for size, number in zip(INCHES_A_CELL, counts.T.shape, strict=True)
-    )
+    width = INCHES_A_CELL[0] * len(groups)
+    height = INCHES_A_CELL[1] * min(clients, MOST_LABELS)
     labels = [
         f"{group}  ({total})" for group, total in zip(groups, counts.sum(axis=0), strict=True)
     ]
     margin = 0.075 * max(map(len, labels))  # inches that the turned labels take
-    figure = Figure(figsize=(width + 3, height + margin + 1), layout="constrained")
+    figure = Figure(figsize=(width + 3.5, height + margin + 1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     norm = PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1))
@@ -47,8 +46,10 @@ def draw_heatmap(table: Mapping[str, Sequence[int]], file: Path, title: str) -> 
     totals = [f"client {k}  ({total})" for k, total in enumerate(counts.sum(axis=1))]
     if clients <= MOST_LABELS:
         axes.set_yticks(range(clients), totals, fontsize=8)
+        axes.set_yticks([y - 0.5 for y in range(1, clients)], minor=True)
+    else:
+        axes.set_ylabel(f"{clients} clients")
     axes.set_xticks([x - 0.5 for x in range(1, len(groups))], minor=True)
-    axes.set_yticks([y - 0.5 for y in range(1, clients)], minor=True)
     axes.grid(which="minor", color="#d8d8d8", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     for side in axes.spines.values():
@@ -61,4 +62,4 @@ def draw_heatmap(table: Mapping[str, Sequence[int]], file: Path, title: str) -> 
                     group, client, str(count), ha="center", va="center", color=colour, fontsize=6.5
                 )
     figure.colorbar(drawn, ax=axes, label="training questions", shrink=0.9, pad=0.01)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, bbox_inches="tight")  # a title may be wider than few groups

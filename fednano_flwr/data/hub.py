@@ -31,12 +31,12 @@ class HubScienceQA:
     The rows have no ids: question 17 of `test` is called `test-17`.
 
     Args:
-        root: the folder that holds `data`.
+        root: the folder that holds `data`; None where it has not been downloaded.
         origin: what the user called it.
     """
 
     name: ClassVar[str] = "scienceqa"
-    root: Path
+    root: Path | None
     origin: str
 
     @property
@@ -50,7 +50,7 @@ class HubScienceQA:
                 f"the split '{split}' is only in ScienceQA's original layout (pid_splits.json); "
                 f"the hub's form in {self.place} has {', '.join(_SPLITS)}."
             )
-        if not self._files(split):
+        if self.root is not None and not self._files(split):
             raise DataError(
                 f"{self.place} has no data/{_SPLITS[split]}-*.parquet, which the split '{split}' "
                 "is read from. Copy the repository again, with all files of its folder data."
@@ -76,6 +76,7 @@ class HubScienceQA:
             yield uid, _read_row(uid, row)
 
     def _files(self, split: str) -> list[Path]:
+        assert self.root is not None
         return sorted((self.root / "data").glob(f"{_SPLITS.get(split, split)}-*.parquet"))
 
 

@@ -77,9 +77,15 @@ class IconQA:
         return self.root.parent / "pid2skills.json"
 
     def check_split(self, split: str) -> None:
-        """Raises: DataError: the folder has no such split."""
-        if not self._folder(split).is_dir():
-            raise DataError(f"{self.place} has no folder '{self._folder(split).name}' to read.")
+        """Raises: DataError: the folder has no such split, or not all tasks in it."""
+        for task in self.tasks:
+            if not (self._folder(split) / task).is_dir():
+                there = [name for name in TASKS if (self._folder(split) / name).is_dir()]
+                raise DataError(
+                    f"{self._folder(split) / task} is not there. Unpack the dataset again, or set "
+                    "dataset.tasks to those of the split that are: "
+                    f"{', '.join(there) or 'there is none'}."
+                )
         if self._splits_file.is_file():
             self._listed(split)
         elif _is_small(split):
@@ -135,13 +141,19 @@ def find_root(path: Path) -> Path:
         DataError: none of them is it.
     """
     for root in (path / "iconqa_data" / "iconqa", path / "iconqa", path):
-        if any((root / split).is_dir() for split in ("train", "val", "test")):
+        if tasks_in(root):
             # The parent must be right for "." too; links are left alone, as they may lead away.
             return Path(os.path.abspath(root))
     raise DataError(
         f"No IconQA questions in {path}. Set dataset.path to the folder that looks like this:\n"
         f"{LAYOUT}"
     )
+
+
+def tasks_in(root: Path) -> tuple[str, ...]:
+    """The tasks that any split has a folder of."""
+    splits = [root / split for split in ("train", "val", "test")]
+    return tuple(task for task in TASKS if any((split / task).is_dir() for split in splits))
 
 
 def _read_question(folder: Path, task: str, skills: Any) -> Sample | str:

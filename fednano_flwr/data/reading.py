@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -111,18 +111,12 @@ def question_defect(raw: dict[str, Any]) -> str | None:
         raw: `question` (text), `choices` (list of texts), `answer` (index), as both datasets name
             them.
     """
-    if (defect := _options_defect(raw)) is not None:
-        return defect
-    if any(_PICTURE_NAME.fullmatch(choice.strip()) for choice in raw["choices"]):
-        return "choices are pictures"
-    return None
+    return _options_defect(raw, "choices are pictures", _is_picture_name)
 
 
 def picture_choice_defect(raw: dict[str, Any]) -> str | None:
     """As `question_defect`, where `choices` are names of image files."""
-    if (defect := _options_defect(raw)) is not None:
-        return defect
-    return None if all(map(is_file_name, raw["choices"])) else UNNAMED_PICTURE
+    return _options_defect(raw, UNNAMED_PICTURE, lambda choice: not is_file_name(choice))
 
 
 def free_answer_defect(raw: dict[str, Any]) -> str | None:
@@ -137,7 +131,8 @@ def is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
-def _options_defect(raw: dict[str, Any]) -> str | None:
+def _options_defect(raw: dict[str, Any], reason: str, unfit: Callable[[str], object]) -> str | None:
+    """Of a question with options; `reason` is given where one of them is unfit."""
     choices, answer = raw.get("choices"), raw.get("answer")
     if not _is_text(raw.get("question")):
         return "question has no text"
@@ -147,9 +142,15 @@ def _options_defect(raw: dict[str, Any]) -> str | None:
         return f"more than {len(LETTERS)} choices"
     if not all(map(_is_text, choices)):
         return "a choice is not text"
+    if any(map(unfit, choices)):
+        return reason
     if type(answer) is not int or not 0 <= answer < len(choices):
         return "answer is not one of the choices"
     return None
+
+
+def _is_picture_name(choice: str) -> bool:
+    return _PICTURE_NAME.fullmatch(choice.strip()) is not None
 
 
 def _is_text(value: Any) -> bool:

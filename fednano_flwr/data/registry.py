@@ -27,7 +27,8 @@ def _open_scienceqa(path: Path, dataset: Dataset) -> Source:
 
 
 def _open_iconqa(path: Path, dataset: Dataset) -> Source:
-    return iconqa.IconQA(iconqa.find_root(path), _tasks(dataset, iconqa.TASKS))
+    root = iconqa.find_root(path)
+    return iconqa.IconQA(root, _tasks(dataset, iconqa.TASKS) or iconqa.tasks_in(root))
 
 
 DATASETS: Mapping[str, Callable[[Path, Dataset], Source]] = {
@@ -77,13 +78,11 @@ def check_dataset(dataset: Dataset) -> None:
             partitioner.
     """
     check_partitioner(dataset)
-    source = _open(dataset, download=False)
-    if source is not None:
-        _split_names(source, dataset)
+    _split_names(_open(dataset, download=False), dataset)
 
 
 def _open(dataset: Dataset, download: bool) -> Source:
-    """The dataset found at `dataset.path`; a hub id that is not to be downloaded stays unseen."""
+    """The dataset found at `dataset.path`; of a hub id not to be downloaded, its name."""
     if dataset.name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
         raise DataError(f"dataset.name is '{dataset.name}': must be one of {known}.")
@@ -92,7 +91,7 @@ def _open(dataset: Dataset, download: bool) -> Source:
         return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
     if dataset.name == "scienceqa" and dataset.path == hub.HUB_ID:
         _tasks(dataset, ())
-        return hub.HubScienceQA(hub.download() if download else Path(), hub.HUB_ID)
+        return hub.HubScienceQA(hub.download() if download else None, hub.HUB_ID)
     raise DataError(
         f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get the "
         "dataset (docs/data.md says where), unpack it, and set dataset.path to the folder that "
@@ -101,10 +100,10 @@ def _open(dataset: Dataset, download: bool) -> Source:
 
 
 def _tasks(dataset: Dataset, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks that `dataset.tasks` names, in the dataset's order."""
+    """The tasks that `dataset.tasks` names, in the dataset's order; none where it is `all`."""
     names = {name.strip() for name in dataset.tasks.split(",")}
     if names == {"all"}:
-        return known
+        return ()
     if not names <= set(known):
         others = f", or of {', '.join(known)} one or more, joined by commas" if known else ""
         raise DataError(

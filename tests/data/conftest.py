@@ -1,12 +1,81 @@
+import dataclasses
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from fednano_flwr.command import project
+from fednano_flwr.config import Dataset, RunConfig
+
 Writer = Callable[..., Path]
+DEFAULTS = RunConfig.parse(project.defaults(Path(__file__).parents[2])).dataset
+
+
+def settings(**changes: Any) -> Dataset:
+    """The defaults of `dataset.*`, some changed."""
+    return dataclasses.replace(DEFAULTS, **changes)
+
+
+def png(shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (4, 3), shade).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FEDNANO_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def write_hub(tmp_path: Path) -> Writer:
+    """Write a copy of the hub's repository: rows a split, as differences from a plain one."""
+
+    def write(**splits: list[dict[str, Any]]) -> Path:
+        (tmp_path / "data").mkdir()
+        plain = {
+            "image": None,
+            "question": "Which is it?",
+            "choices": ["this", "that"],
+            "answer": 1,
+            "hint": "",
+            "task": "closed choice",
+            "grade": "grade2",
+            "subject": "natural science",
+            "topic": "physics",
+            "category": "c",
+            "skill": "s",
+            "lecture": "l",
+            "solution": "s",
+        }
+        picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+        schema = pyarrow.schema(
+            [
+                (name, kind)
+                for name, kind in {
+                    **dict.fromkeys(plain, pyarrow.string()),
+                    "image": picture,
+                    "choices": pyarrow.list_(pyarrow.string()),
+                    "answer": pyarrow.int8(),
+                }.items()
+            ]
+        )
+        for split, rows in splits.items():
+            table = pyarrow.Table.from_pylist([plain | row for row in rows], schema)
+            pyarrow.parquet.write_table(
+                table, tmp_path / "data" / f"{split}-00000-of-00001-0123456789abcdef.parquet"
+            )
+        return tmp_path
+
+    return write
 
 
 @pytest.fixture
@@ -26,9 +95,14 @@ def write_iconqa(tmp_path: Path, write_picture: Writer) -> Writer:
     def write(split: str, pid: str, task: str = "choose_txt", **changes: Any) -> Path:
         folder = tmp_path / "iconqa_data" / "iconqa" / split / task / pid
         write_picture(folder / "image.png")
+        pictures = ["choice_0.png", "choice_1.png"] if task == "choose_img" else []
+        for name in pictures:
+            write_picture(folder / name)
+        if task == "fill_in_blank":
+            changes = {"choices": None, "answer": "7", **changes}
         data = {
             "question": "How many?",
-            "choices": ["one", "two"],
+            "choices": pictures or ["one", "two"],
             "answer": 1,
             "ques_type": task,
             "grade": "grade2",
@@ -52,6 +126,7 @@ def write_scienceqa(tmp_path: Path, write_picture: Writer) -> Writer:
             "answer": 2,
             "hint": "",
             "image": None,
+            "subject": "natural science",
             "topic": "physics",
             "skill": "Tell this from that",
         }

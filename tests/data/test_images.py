@@ -1,4 +1,3 @@
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -6,21 +5,25 @@ import pytest
 from PIL import Image
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE, drop_unreadable, open_image
+from fednano_flwr.data.images import UNDECODABLE_PICTURE, first_defect, open_image
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample
+from tests.data.conftest import settings
 
 WHITE = (255, 255, 255)
 
 
-def ask(image: Path | None, uid: str = "1") -> Sample:
-    return Sample(uid=uid, question="?", choices=("a", "b"), answer=0, group="g", image=image)
+def ask(*pictures: Picture) -> Sample:
+    image, *options = pictures or [None]
+    return Sample(
+        "1", "?", group="g", subject="s", choice_images=tuple(options), answer=0, image=image
+    )
 
 
-def save(path: Path, image: Image.Image, **options: object) -> Sample:
+def save(path: Path, image: Image.Image, **options: object) -> Picture:
     image.save(path, **options)
-    return ask(path)
+    return Picture(path)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,8 @@ def test_transparent_palette_entry_is_white(tmp_path, suffix):
 
 def test_transparent_colour_without_alpha_channel_is_white(tmp_path):
     picture = Image.new("RGB", (2, 2), (1, 2, 3))
-    sample = save(tmp_path / "image.png", picture, transparency=(1, 2, 3))
-    assert open_image(sample).getpixel((0, 0)) == WHITE
+    saved = save(tmp_path / "image.png", picture, transparency=(1, 2, 3))
+    assert open_image(saved).getpixel((0, 0)) == WHITE
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path):
@@ -68,62 +71,65 @@ def test_cmyk_jpeg_becomes_rgb(tmp_path):
     assert max(image.getpixel((4, 4))) < 10
 
 
-def test_unreadable_pictures_are_dropped_and_counted(tmp_path):
+def test_what_cannot_be_decoded_is_a_defect_and_so_is_what_is_gone(tmp_path):
     whole = save(tmp_path / "whole.png", noise())
-    names = ("truncated.png", "header.png", "text.png", "empty.png", "flipped.png")
     data = (tmp_path / "whole.png").read_bytes()
     flipped = data[:60] + bytes(255 - byte for byte in data[60:90]) + data[90:]
-    contents = (data[: len(data) // 2], data[:20], b"no picture at all", b"", flipped)
-    for name, content in zip(names, contents, strict=True):
-        (tmp_path / name).write_bytes(content)
+    for content in (data[: len(data) // 2], data[:20], b"no picture at all", b"", flipped):
+        (tmp_path / "broken.png").write_bytes(content)
+        for broken in (Picture(tmp_path / "broken.png"), Picture(data=content)):
+            assert first_defect(ask(broken)) == UNDECODABLE_PICTURE
+            assert first_defect(ask(whole, whole, broken)) == UNDECODABLE_PICTURE
     (tmp_path / "folder.png").mkdir()
-    broken = [ask(tmp_path / name) for name in (*names, "folder.png")]
-    text_only, gone = ask(None), ask(tmp_path / "gone.png")
+    assert first_defect(ask(Picture(tmp_path / "folder.png"))) == UNDECODABLE_PICTURE
+    assert first_defect(ask(whole, Picture(tmp_path / "gone.png"))) == MISSING_PICTURE
+    assert first_defect(ask(whole, whole)) is None
+    assert first_defect(ask()) is None
 
-    usable, dropped = drop_unreadable([gone, whole, *broken, text_only])
-    assert usable == [whole, text_only]
-    assert dropped == {UNDECODABLE_PICTURE: 6, MISSING_PICTURE: 1}
+
+def test_a_picture_in_a_table_is_opened_from_its_bytes(tmp_path):
+    picture = save(tmp_path / "image.png", noise())
+    stored = Picture(data=(tmp_path / "image.png").read_bytes())
+    assert open_image(stored) == open_image(picture)
 
 
 def test_no_truncation_of_a_picture_crashes(tmp_path):
     for suffix in ("png", "jpg", "gif", "webp", "bmp"):
         noise().convert("RGB").save(tmp_path / f"whole.{suffix}")
         data = (tmp_path / f"whole.{suffix}").read_bytes()
-        samples = []
-        for length in range(0, len(data), max(1, len(data) // 25)):
-            path = tmp_path / f"{length}.{suffix}"
-            path.write_bytes(data[:length])
-            samples.append(ask(path))
-        usable, dropped = drop_unreadable(samples)
-        assert len(usable) + dropped.total() == len(samples)
-        assert dropped[UNDECODABLE_PICTURE] > len(samples) / 2, suffix
+        lengths = range(0, len(data), max(1, len(data) // 25))
+        defects = [first_defect(ask(Picture(data=data[:length]))) for length in lengths]
+        assert defects.count(UNDECODABLE_PICTURE) > len(lengths) / 2, suffix
 
 
-def test_a_picture_too_large_to_decode_is_dropped(tmp_path, monkeypatch):
-    sample = save(tmp_path / "image.png", Image.new("L", (50, 50)))
+def test_a_picture_too_large_to_decode_is_a_defect(tmp_path, monkeypatch):
+    picture = save(tmp_path / "image.png", Image.new("L", (50, 50)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert drop_unreadable([sample]) == ([], Counter({UNDECODABLE_PICTURE: 1}))
+    assert first_defect(ask(picture)) == UNDECODABLE_PICTURE
 
 
-def test_opening_a_broken_picture_names_file_and_question(tmp_path):
+def test_opening_a_broken_picture_names_the_file(tmp_path):
     (tmp_path / "image.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"image\.png \(question 77\) cannot be decoded"):
-        open_image(ask(tmp_path / "image.png", uid="77"))
+    with pytest.raises(DataError, match=r"image\.png cannot be decoded"):
+        open_image(Picture(tmp_path / "image.png"))
+    with pytest.raises(DataError, match="a picture of 10 bytes in the dataset's table cannot be"):
+        open_image(Picture(data=b"no picture"))
 
 
-def test_opening_a_text_only_question_says_so():
-    with pytest.raises(DataError, match="question 1 is text-only"):
-        open_image(ask(None))
+def test_a_picture_is_either_a_file_or_bytes():
+    for arguments in ({}, {"path": Path("x"), "data": b"x"}):
+        with pytest.raises(ValueError, match="either a path or data"):
+            Picture(**arguments)
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("iconqa", 31), ("scienceqa", 107)])
+@pytest.mark.parametrize(("name", "pictures"), [("iconqa", 168), ("scienceqa", 107)])
 def test_every_picture_of_the_real_samples_is_readable(sample_data, name, pictures):
-    questions = load_questions(name, sample_data / name)
+    questions = load_questions(settings(name=name, path=str(sample_data / name), max_skipped=0.5))
     samples = [*questions.train, *questions.test]
-    assert drop_unreadable(samples) == (samples, Counter())
-    with_picture = [sample for sample in samples if sample.image]
-    assert len(with_picture) == pictures
-    assert {open_image(sample).mode for sample in with_picture} == {"RGB"}
+    assert {first_defect(sample) for sample in samples} == {None}
+    opened = [open_image(picture) for sample in samples for picture in sample.pictures]
+    assert len(opened) == pictures
+    assert {image.mode for image in opened} == {"RGB"}
 
 
 def noise() -> Image.Image:

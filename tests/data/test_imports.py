@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import fednano_flwr.data
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import shard
+from tests.data.conftest import settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = [
@@ -18,30 +20,41 @@ MODULES = [
 
 SPLIT_WITHOUT_FLOWER = """
 import importlib, json, sys
-from pathlib import Path
 sys.modules["flwr"] = sys.modules["ray"] = None          # importing either raises ImportError
 for module in json.loads(sys.argv[2]):
     importlib.import_module(module)
-late = [name for name in ("torch", "transformers", "datasets", "flwr_datasets")
-        if name in sys.modules]
+heavy = ("torch", "transformers", "datasets", "flwr_datasets", "pyarrow", "matplotlib")
+early = [name for name in heavy if name in sys.modules]
+from fednano_flwr.config import Dataset
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import shard
-questions = load_questions("scienceqa", Path(sys.argv[1]))
-part = shard(questions, 1, 3, 0.5, 7, 2)
-print(json.dumps([late, [s.uid for s in part.train], [s.uid for s in part.test]]))
+dataset = Dataset(**json.loads(sys.argv[1]))
+part = shard(load_questions(dataset), dataset, 7, 1, 3)
+assert "torch" not in sys.modules
+print(json.dumps([early, [s.uid for s in part.train], [s.uid for s in part.test]]))
 """
 
 
-def test_data_works_without_flower_and_ray_and_splits_the_same_in_every_process(write_scienceqa):
+def test_data_works_without_flower_and_ray_and_splits_the_same_in_every_process(
+    write_scienceqa, tmp_path_factory
+):
+    other = tmp_path_factory.mktemp("other")
     topics = ["physics", "biology", "grammar"]
     problems = {str(pid): {"topic": topics[pid % 3]} for pid in range(60)}
     path = write_scienceqa(problems, train=list(range(40)), test=list(range(40, 60)))
-    here = shard(load_questions("scienceqa", path), 1, 3, 0.5, 7, 2)
+    dataset = settings(path=str(path), min_partition_size=2)
+    here = shard(load_questions(dataset), dataset, 7, 1, 3)
 
+    fields = json.dumps(dataclasses.asdict(dataset))
     answer = subprocess.run(
-        [sys.executable, "-c", SPLIT_WITHOUT_FLOWER, str(path), json.dumps(MODULES)],
+        [sys.executable, "-c", SPLIT_WITHOUT_FLOWER, fields, json.dumps(MODULES)],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONHASHSEED": "1234", "HF_HUB_OFFLINE": "1"},
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": "1234",
+            "HF_HUB_OFFLINE": "1",
+            "FEDNANO_CACHE": str(other),
+        },
         capture_output=True,
         text=True,
         check=False,

@@ -5,17 +5,20 @@ import warnings
 import pytest
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.partition import (
-    dirichlet_partitions,
-    group_table,
-    proportional_partitions,
-)
+from fednano_flwr.data.partition import check_partitioner, parse_args
+from fednano_flwr.data.partition import deal as deal_samples
+from fednano_flwr.data.proportions import cut, group_table, proportional_partitions
+from tests.data.conftest import settings
 
 GROUPS = [random.Random(index).choice("abcdefgh") for index in range(600)]
 
 
-def deal(num_partitions=5, alpha=0.5, seed=3, min_partition_size=5, groups=GROUPS):
-    return dirichlet_partitions(groups, num_partitions, alpha, seed, min_partition_size)
+def deal(num_partitions=5, seed=3, groups=GROUPS, **changes):
+    columns = {
+        "group": groups,
+        "subject": ["early" if group in "abc" else "late" for group in groups],
+    }
+    return deal_samples(columns, settings(**changes), num_partitions, seed)
 
 
 def skew(partitions):
@@ -36,7 +39,7 @@ def skew(partitions):
 @pytest.mark.parametrize("num_partitions", [1, 2, 5, 20])
 @pytest.mark.parametrize("alpha", [1, 0.5])
 def test_each_sample_is_in_exactly_one_partition(num_partitions, alpha):
-    partitions = deal(num_partitions, alpha)
+    partitions = deal(num_partitions, alpha=alpha)
     assert len(partitions) == num_partitions
     assert sorted(index for part in partitions for index in part) == list(range(len(GROUPS)))
     assert min(map(len, partitions)) >= 5
@@ -85,11 +88,8 @@ def test_a_size_that_no_draw_reaches_names_keys_samples_and_clients():
     ("change", "key"),
     [
         ({"num_partitions": 0}, "num-partitions is 0"),
-        ({"alpha": 0}, "dataset.alpha is 0"),
-        ({"alpha": -1.0}, "dataset.alpha is -1.0"),
-        ({"alpha": float("nan")}, "dataset.alpha is nan"),
+        ({"alpha": float("inf")}, "dataset.alpha is inf"),
         ({"seed": -1}, "seed is -1"),
-        ({"min_partition_size": 0}, "dataset.min-partition-size is 0"),
         ({"groups": []}, "there are 0"),
     ],
 )
@@ -101,6 +101,97 @@ def test_a_setting_out_of_range_is_named(change, key):
 def test_partitioning_prints_nothing(capfd):
     deal()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "sizes"),
+    [
+        ("iid", "", [200, 200, 200]),
+        ("IidPartitioner", "", [200, 200, 200]),
+        ("LinearPartitioner", "", [100, 200, 300]),
+        ("SizePartitioner", "partition_sizes=100;50;450", [100, 50, 450]),
+        ("SizePartitioner", "partition_sizes = 100; 50; 20", [100, 50, 20]),
+    ],
+)
+def test_another_partitioner_is_taken_by_name_and_shown_samples_in_the_seeds_order(
+    name, args, sizes
+):
+    def deal_with(seed):
+        return deal(3, seed, partitioner=name, partitioner_args=args)
+
+    partitions = deal_with(3)
+    assert list(map(len, partitions)) == sizes
+    assert len({index for part in partitions for index in part}) == sum(sizes)
+    assert len({GROUPS[index] for index in partitions[0]}) == 8, "all groups in each"
+    assert deal_with(3) == partitions
+    assert deal_with(4) != partitions
+
+
+def test_arguments_reach_the_partitioner():
+    partitions = deal(
+        8, partitioner="PathologicalPartitioner", partitioner_args="num_classes_per_partition=2"
+    )
+    assert [len({GROUPS[index] for index in part}) for part in partitions] == [2] * 8
+    by_subject = deal(
+        2, partitioner="NaturalIdPartitioner", partitioner_args="partition_by=subject"
+    )
+    assert {frozenset(GROUPS[index] for index in part) for part in by_subject} == {
+        frozenset("abc"),
+        frozenset("defgh"),
+    }
+
+
+def test_an_argument_of_the_users_wins_over_the_config():
+    assert deal(partitioner_args="seed=4") == deal(seed=4)
+    assert deal(partitioner_args="alpha=0.2") == deal(alpha=0.2)
+
+
+def test_the_long_name_of_the_default_is_the_default():
+    assert deal(partitioner="DirichletPartitioner") == deal()
+
+
+def test_another_number_of_partitions_than_clients_is_refused_with_both():
+    with pytest.raises(DataError, match=r"makes 8 partitions of these 600 .* 5 clients"):
+        deal(5, partitioner="NaturalIdPartitioner")
+
+
+def test_a_partitioner_that_gives_a_client_too_little_is_refused_with_the_numbers():
+    with pytest.raises(DataError, match=r"gives client 0 1 of 600 .*min-partition-size = 5"):
+        deal(3, partitioner="SizePartitioner", partitioner_args="partition_sizes=1;300;200")
+
+
+def test_a_partitioner_that_fails_says_what_it_was_given():
+    with pytest.raises(DataError) as caught:
+        deal(partitioner="PathologicalPartitioner", partitioner_args="num_classes_per_partition=9")
+    for part in ("PathologicalPartitioner", "num_classes_per_partition=9", "classes", "=8"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("dirichlett", "", "must be one of dirichlet, iid, DirichletPartitioner"),
+        ("VerticalEvenPartitioner", "", "it splits columns, not samples"),
+        ("DistributionPartitioner", "", "it takes an array"),
+        ("iid", "alfa=1", "IidPartitioner takes num_partitions; not alfa"),
+        ("dirichlet", "alpha", "must be as in num_classes_per_partition=2"),
+        ("dirichlet", "a b=3", "must be as in"),
+    ],
+)
+def test_a_partitioner_or_argument_that_cannot_be_used_is_refused(name, args, says):
+    with pytest.raises(DataError, match=says):
+        check_partitioner(settings(partitioner=name, partitioner_args=args))
+
+
+def test_arguments_are_numbers_truth_values_text_and_lists():
+    assert parse_args("a=1, b=0.5,c=true,d=first-deterministic,e=1;2.5;x,") == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "first-deterministic",
+        "e": [1, 2.5, "x"],
+    }
+    assert parse_args(" ") == {}
 
 
 def test_group_table_counts_by_hand():
@@ -153,6 +244,31 @@ def test_which_test_samples_a_partition_gets_depends_on_the_seed_alone():
     assert split(1) == split(1)
     assert split(1) != split(2)
     assert split(1)[0] != sorted(split(1)[0])
+
+
+def test_a_group_whose_training_samples_went_to_nobody_is_dealt_evenly():
+    test = proportional_partitions(["b"] * 4, ["a", "a", "b"], [[0], [1]], seed=0)
+    assert sorted(map(len, test)) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "tested"),
+    [(10, 0.2, 2), (9, 0.5, 4), (3, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (0, 0.5, 0)],
+)
+def test_a_cut_is_rounded_and_leaves_something_to_train_on(total, fraction, tested):
+    train, test = cut(range(100, 100 + total), fraction, 0, 0)
+    assert len(test) == tested
+    assert sorted(train + test) == list(range(100, 100 + total))
+
+
+def test_the_seed_and_the_client_decide_the_cut():
+    def tested(seed, client):
+        return cut(range(1000), 0.3, seed, client)[1]
+
+    assert tested(1, 2) == tested(1, 2)
+    assert tested(1, 2) != tested(2, 2)
+    assert tested(1, 2) != tested(1, 3)
+    assert tested(1, 12) != tested(11, 2)
 
 
 def test_no_test_samples_at_all_is_no_error():

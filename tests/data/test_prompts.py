@@ -1,13 +1,27 @@
 from pathlib import Path
 
-from fednano_flwr.data.prompts import answer_letter, conversation, user_text
-from fednano_flwr.data.sample import Sample
+import pytest
 
-QUESTION = Sample("1", "Which?", ("this", "that", "none"), answer=1, group="g", context="Look.")
+from fednano_flwr.data.prompts import (
+    IMAGE,
+    answer_text,
+    conversation,
+    normalise_answer,
+    user_content,
+    user_text,
+)
+from fednano_flwr.data.sample import Picture, Sample
+
+PICTURE = Picture(Path("image.png"))
+
+
+def ask(**fields):
+    plain = {"choices": ("this", "that", "none"), "answer": 1}
+    return Sample("1", "Which?", group="g", subject="s", **{**plain, **fields})
 
 
 def test_the_prompt_is_the_pinned_one():
-    assert user_text(QUESTION) == (
+    assert user_text(ask(context="Look.")) == (
         "Which?\n"
         "Context: Look.\n"
         "A. this\n"
@@ -15,15 +29,63 @@ def test_the_prompt_is_the_pinned_one():
         "C. none\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert answer_letter(QUESTION) == "B"
+    assert answer_text(ask()) == "B"
 
 
 def test_no_context_is_no_line():
-    without = Sample("1", "Which?", ("this", "that"), answer=0, group="g")
-    assert user_text(without).splitlines()[:2] == ["Which?", "A. this"]
+    assert user_text(ask()).splitlines()[:2] == ["Which?", "A. this"]
 
 
 def test_the_picture_comes_first_and_only_where_there_is_one():
-    pictured = Sample("1", "Which?", ("this", "that"), 0, "g", image=Path("image.png"))
-    assert [part["type"] for part in conversation(pictured)[0]["content"]] == ["image", "text"]
-    assert [part["type"] for part in conversation(QUESTION)[0]["content"]] == ["text"]
+    (turn,) = conversation(ask(image=PICTURE))
+    assert turn["role"] == "user"
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
+    assert [part["type"] for part in user_content(ask())] == ["text"]
+
+
+def test_each_letter_stands_right_before_the_picture_it_names():
+    sample = ask(image=PICTURE, choices=(), choice_images=(PICTURE, PICTURE), context="Look.")
+    assert user_content(sample) == [
+        IMAGE,
+        {"type": "text", "text": "Which?\nContext: Look.\nA. "},
+        IMAGE,
+        {"type": "text", "text": "\nB. "},
+        IMAGE,
+        {
+            "type": "text",
+            "text": "\nAnswer with the option's letter from the given choices directly.",
+        },
+    ]
+    assert user_content(sample).count(IMAGE) == len(sample.pictures)
+
+
+def test_a_free_answer_is_asked_for_as_a_word_or_phrase():
+    sample = ask(choices=(), answer=None, free_answer="7,364", image=PICTURE)
+    assert user_text(sample) == "Which?\nAnswer the question using a single word or phrase."
+    assert answer_text(sample) == "7,364"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("Seven.", "seven"),
+        ("  A  red\nCircle ", "red circle"),
+        ('"The answer!"', "answer"),
+        ("(3)", "3"),
+        ("7,364", "7364"),
+        ("1,000,000", "1000000"),
+        ("1,2", "1,2"),
+        ("-5", "-5"),
+        (".5", ".5"),
+        ("3.50", "3.50"),
+        ("$3", "$3"),
+        ("a", "a"),
+        ("an", "an"),
+        ("", ""),
+        ("the 'a' word", "a' word"),
+        ("10:30", "10:30"),
+    ],
+)
+def test_free_answers_are_compared_in_one_form(said, meant):
+    assert normalise_answer(said) == meant
+    assert normalise_answer(meant) == normalise_answer(said)

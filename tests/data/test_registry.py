@@ -4,52 +4,131 @@ import pytest
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.iconqa import LAYOUT
-from fednano_flwr.data.reading import describe_skipped
-from fednano_flwr.data.registry import DATASETS, LAYOUTS, load_questions
+from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
+from fednano_flwr.data.registry import DATASETS, LAYOUTS, check_dataset, load_questions
+from fednano_flwr.resources import ResourceError
+from tests.data.conftest import settings
 
 
 def test_each_dataset_loads_by_its_name(sample_data):
     for name in DATASETS:
-        questions = load_questions(name, sample_data / name)
+        dataset = settings(name=name, path=str(sample_data / name), max_skipped=0.5)
+        check_dataset(dataset)
+        questions = load_questions(dataset)
         assert questions.name == name
-        assert questions.train
-        assert questions.test
+        assert len(questions.train) and len(questions.test)
 
 
 def test_each_dataset_says_its_layout():
     assert LAYOUTS.keys() == DATASETS.keys()
 
 
-def test_unknown_name_lists_those_there_are(tmp_path):
-    with pytest.raises(DataError, match=r"'sciencqa'; the datasets there are: iconqa, scienceqa"):
-        load_questions("sciencqa", tmp_path)
+@pytest.mark.parametrize("use", [check_dataset, load_questions])
+class TestBeforeAndWhenReading:
+    def test_an_unknown_name_lists_those_there_are(self, use):
+        with pytest.raises(DataError, match="'sciencqa': must be one of iconqa, scienceqa"):
+            use(settings(name="sciencqa"))
+
+    def test_a_missing_folder_says_path_layout_and_what_to_do(self, use, tmp_path):
+        with pytest.raises(DataError, match=r"set dataset\.path") as caught:
+            use(settings(name="iconqa", path=str(tmp_path / "nowhere")))
+        assert str(tmp_path / "nowhere") in str(caught.value)
+        assert LAYOUT in str(caught.value)
+
+    @pytest.mark.parametrize("name", sorted(DATASETS))
+    def test_a_folder_of_something_else_says_the_layout(self, use, tmp_path, name):
+        with pytest.raises(DataError, match=r"Set dataset\.path") as caught:
+            use(settings(name=name, path=str(tmp_path)))
+        assert LAYOUTS[name].splitlines()[0] in str(caught.value)
+
+    def test_a_module_that_is_not_installed_is_named(self, use):
+        with pytest.raises(ResourceError, match="no_such_module is not installed"):
+            use(settings(path="module:no_such_module/x"))
+
+    @pytest.mark.parametrize(
+        ("name", "tasks", "says"),
+        [
+            ("iconqa", "choose_text", "choose_txt, choose_img, fill_in_blank one or more"),
+            ("iconqa", "", "must be all, or of"),
+            ("iconqa", "all,choose_img", "must be all, or of"),
+            ("scienceqa", "choose_txt", "for scienceqa it must be all."),
+        ],
+    )
+    def test_a_task_that_is_not_there_names_those_that_are(
+        self, use, write_scienceqa, write_iconqa, tmp_path, name, tasks, says
+    ):
+        write_scienceqa({"1": {}}, train=["1"], test=[])
+        write_iconqa("train", "1")
+        with pytest.raises(DataError, match=says):
+            use(settings(name=name, path=str(tmp_path), tasks=tasks))
+
+    def test_a_split_that_is_not_there_is_refused(self, use, write_scienceqa):
+        path = write_scienceqa({"1": {}}, train=["1"], test=[])
+        with pytest.raises(DataError, match="'minitest'"):
+            use(settings(path=str(path), test_split="minitest"))
+
+    def test_an_unknown_partitioner_is_refused(self, use, write_scienceqa):
+        path = write_scienceqa({"1": {}}, train=["1"], test=[])
+        with pytest.raises(DataError, match="must be one of dirichlet, iid"):
+            use(settings(path=str(path), partitioner="natural"))
 
 
-def test_missing_folder_says_path_layout_and_what_to_do(tmp_path):
-    with pytest.raises(DataError, match=r"set dataset\.path") as caught:
-        load_questions("iconqa", tmp_path / "nowhere")
-    assert str(tmp_path / "nowhere") in str(caught.value)
-    assert LAYOUT in str(caught.value)
-
-
-@pytest.mark.parametrize("name", sorted(DATASETS))
-def test_folder_of_something_else_says_the_layout(tmp_path, name):
-    with pytest.raises(DataError, match=r"Set dataset\.path") as caught:
-        load_questions(name, tmp_path)
-    assert LAYOUTS[name] in str(caught.value)
+def test_tasks_are_read_alone(write_iconqa, tmp_path):
+    for split, pid in (("train", "1"), ("test", "2")):
+        for number, task in enumerate(("choose_txt", "choose_img", "fill_in_blank")):
+            write_iconqa(split, f"{pid}{number}", task=task)
+    dataset = settings(name="iconqa", path=str(tmp_path), tasks=" fill_in_blank, choose_txt")
+    assert load_questions(dataset).train.uids == ["10", "12"]
 
 
 def test_no_usable_training_question_lists_why(write_scienceqa):
     problems = {"1": {"image": "image.png"}, "2": {"image": "image.png"}, "3": {"answer": 9}}
     path = write_scienceqa(problems, train=["1", "2", "3"], test=[])
     with pytest.raises(DataError, match="2 picture file is missing; 1 answer is not one of"):
-        load_questions("scienceqa", path)
+        load_questions(settings(path=str(path), max_skipped=1))
+
+
+def test_more_unreadable_questions_than_allowed_stop_the_run_with_the_list(write_scienceqa):
+    bad = {str(pid): {"image": "image.png"} for pid in range(7)}
+    good = {str(pid): {} for pid in range(7, 18)}
+    path = write_scienceqa({**bad, **good}, train=[*bad, *list(good)[:8]], test=list(good)[8:])
+    with pytest.raises(DataError, match=r"7 of 18 questions .* 38\.9 %.*max-skipped is 0\.3") as e:
+        load_questions(settings(path=str(path), max_skipped=0.3))
+    assert "train: 7 picture file is missing (0, 1, 2, 3, 4, …)" in str(e.value)
+    (file,) = (line.strip() for line in str(e.value).splitlines() if line.endswith("skipped.json"))
+    with open(file) as opened:
+        assert '"6"' in opened.read()
+    questions = load_questions(settings(path=str(path), max_skipped=0.4))
+    assert questions.skipped == {MISSING_PICTURE: 7}
+
+
+def test_exactly_the_allowed_share_of_unreadable_questions_passes(write_scienceqa):
+    problems = {"1": {"answer": 9}, **{str(pid): {} for pid in range(2, 11)}}
+    path = write_scienceqa(problems, train=list(problems), test=[])
+    assert len(load_questions(settings(path=str(path), max_skipped=0.1)).train) == 9
+    with pytest.raises(DataError, match="1 of 10"):
+        load_questions(settings(path=str(path), max_skipped=0.09))
 
 
 def test_a_test_question_that_is_trained_on_is_refused(write_scienceqa):
     path = write_scienceqa({"1": {}, "2": {}}, train=["1", "2"], test=["2"])
     with pytest.raises(DataError, match=r"1 question ids .* in both train and test, '2'"):
-        load_questions("scienceqa", path)
+        load_questions(settings(path=str(path)))
+
+
+def test_two_questions_of_one_id_are_refused(write_iconqa, tmp_path):
+    for task in ("choose_txt", "fill_in_blank"):
+        write_iconqa("train", "1", task=task)
+        write_iconqa("test", f"{task}", task=task)
+    with pytest.raises(DataError, match=r"two questions .* have the id '1'"):
+        load_questions(settings(name="iconqa", path=str(tmp_path)))
+
+
+def test_where_clients_cut_their_own_test_questions_the_test_split_is_not_read(write_scienceqa):
+    path = write_scienceqa({"1": {}, "2": {}}, train=["1", "2"], val=[])
+    dataset = settings(path=str(path), test_fraction=0.5)
+    check_dataset(dataset)
+    assert len(load_questions(dataset).test) == 0
 
 
 def test_skip_reasons_are_listed_most_frequent_first():

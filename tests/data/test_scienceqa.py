@@ -5,34 +5,50 @@ import pytest
 
 from fednano_flwr.data import scienceqa
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import MISSING_PICTURE
-from fednano_flwr.data.scienceqa import load_scienceqa
+from fednano_flwr.data.reading import MISSING_PICTURE, UNNAMED_PICTURE
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.scienceqa import ScienceQA
+from tests.data.conftest import settings
+
+
+def read(path, split="train"):
+    """The samples of a split, and how many were left out for which reason."""
+    found = [problem for _, problem in ScienceQA(path).read(split).problems]
+    samples = [problem for problem in found if isinstance(problem, Sample)]
+    return samples, Counter(problem for problem in found if not isinstance(problem, Sample))
 
 
 def test_a_question_with_a_picture_is_read_with_every_field(write_scienceqa, write_picture):
     path = write_scienceqa({"5": {"image": "image.png", "hint": "Look."}}, train=["5"], test=[])
     image = write_picture(path / "images" / "train" / "5" / "image.png")
-    (sample,) = load_scienceqa(path).train
+    ((sample,), _) = read(path)
     assert (sample.uid, sample.question, sample.answer) == ("5", "Which is it?", 2)
     assert sample.choices == ("this", "that", "neither")
-    assert (sample.group, sample.context, sample.image) == ("physics", "Look.", image)
+    assert (sample.group, sample.subject) == ("physics", "natural science")
+    assert (sample.context, sample.image) == ("Look.", Picture(image))
 
 
 @pytest.mark.parametrize("no_image", [None, ""])
 def test_a_question_without_a_picture_is_text_only(write_scienceqa, no_image):
     path = write_scienceqa({"1": {"image": no_image, "hint": None}}, train=["1"], test=[])
-    (sample,) = load_scienceqa(path).train
+    ((sample,), _) = read(path)
     assert sample.image is None
     assert sample.context == ""
 
 
-def test_only_train_and_test_are_read(write_scienceqa):
+def test_a_split_is_what_pid_splits_lists_in_numeric_order(write_scienceqa):
     problems = {pid: {} for pid in ("1", "2", "3", "10")}
-    splits = {"train": ["10", "2"], "val": ["1"], "test": ["3"], "minitest": ["1"]}
-    questions = load_scienceqa(write_scienceqa(problems, **splits))
-    assert [sample.uid for sample in questions.train] == ["2", "10"]
-    assert [sample.uid for sample in questions.test] == ["3"]
-    assert not questions.skipped
+    path = write_scienceqa(problems, train=["10", "2"], val=["1"], test=["3"], minitest=["1"])
+    assert [sample.uid for sample in read(path)[0]] == ["2", "10"]
+    assert [sample.uid for sample in read(path, "val")[0]] == ["1"]
+    assert [sample.uid for sample in read(path, "test")[0]] == ["3"]
+
+
+def test_pictures_of_a_small_split_lie_with_the_split_it_is_part_of(write_scienceqa, write_picture):
+    path = write_scienceqa({"5": {"image": "image.png"}}, minitest=["5"])
+    image = write_picture(path / "images" / "test" / "5" / "image.png")
+    assert read(path, "minitest")[0][0].image == Picture(image)
 
 
 def test_what_cannot_be_asked_is_left_out_and_counted(write_scienceqa):
@@ -44,15 +60,16 @@ def test_what_cannot_be_asked_is_left_out_and_counted(write_scienceqa):
         "5": {"answer": -1},
         "6": {"image": "image.png"},
         "7": {"image": {"path": "image.png"}},
+        "8": {"image": "../1/image.png"},
     }
-    questions = load_scienceqa(write_scienceqa(problems, train=[*problems, "99"], test=[]))
-    assert [sample.uid for sample in questions.train] == ["1"]
-    assert questions.skipped == {
+    samples, skipped = read(write_scienceqa(problems, train=[*problems, "99"], test=[]))
+    assert [sample.uid for sample in samples] == ["1"]
+    assert skipped == {
         "choices are pictures": 1,
         "fewer than two choices": 1,
         "answer is not one of the choices": 2,
         MISSING_PICTURE: 1,
-        scienceqa.UNNAMED_PICTURE: 1,
+        UNNAMED_PICTURE: 2,
         scienceqa.NOT_IN_PROBLEMS: 1,
     }
 
@@ -61,7 +78,7 @@ def test_missing_file_is_named_with_the_layout(write_scienceqa):
     path = write_scienceqa({"1": {}}, train=["1"], test=[])
     (path / "pid_splits.json").unlink()
     with pytest.raises(DataError, match=r"pid_splits\.json is not there.*dataset\.path") as caught:
-        load_scienceqa(path)
+        ScienceQA(path).check_split("train")
     assert scienceqa.LAYOUT in str(caught.value)
 
 
@@ -71,8 +88,14 @@ def test_malformed_json_names_the_file(write_scienceqa, file, content):
     path = write_scienceqa({"1": {}}, train=["1"], test=[])
     (path / file).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        load_scienceqa(path)
+        read(path)
     assert str(path / file) in str(caught.value)
+
+
+def test_a_split_that_is_not_listed_names_those_there_are(write_scienceqa):
+    path = write_scienceqa({"1": {}}, train=["1"], test=[])
+    with pytest.raises(DataError, match="under 'minival'; its keys are: test, train"):
+        ScienceQA(path).check_split("minival")
 
 
 def test_the_real_sample_is_read_as_counted_by_hand(sample_data):
@@ -82,7 +105,7 @@ def test_the_real_sample_is_read_as_counted_by_hand(sample_data):
     text_only = [problem for problem in train if problem["image"] is None]
     assert (len(train), len(text_only)) == (1041, 520)
 
-    questions = load_scienceqa(path)
+    questions = load_questions(settings(path=str(path), max_skipped=0.5))
     assert (len(questions.train), len(questions.test)) == (520, 241)
     assert questions.skipped == {MISSING_PICTURE: 1041 - 520}
     assert sum(sample.image is not None for sample in questions.test) == 107
@@ -90,4 +113,4 @@ def test_the_real_sample_is_read_as_counted_by_hand(sample_data):
     assert Counter(sample.group for sample in questions.train) == Counter(
         problem["topic"] for problem in text_only
     )
-    assert load_scienceqa(path) == questions
+    assert load_questions(settings(path=str(path), max_skipped=0.5)) == questions

@@ -1,0 +1,149 @@
+"""What IconQA in full costs a client in memory: 107,439 made-up problems in the original layout.
+
+    python benchmarks/iconqa_memory.py [--questions 107439] [--clients 10]
+
+Writes a folder with IconQA's numbers of problems a task and split (data.json and tiny PNGs), then
+measures in processes of their own: reading it for the first time, reading it again from the cache
+with one client's shard opened and every picture of it decoded, and the same from the shard's own
+folder. Prints a table, writes JSON. Needs about 2 GB of disk for a while.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TASKS = {"choose_txt": 31_578, "choose_img": 57_672, "fill_in_blank": 18_189}  # 107,439
+SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
+SKILLS = (
+    "geometry counting comparing spatial scene pattern time fraction estimation algebra "
+    "measurement commonsense probability"
+).split()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=sum(TASKS.values()))
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--out", default="benchmarks/results/iconqa_memory.json")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure[0], Path(options.measure[1]), options.clients)))
+        return
+    with tempfile.TemporaryDirectory(prefix="iconqa-memory-") as name:
+        folder = Path(name)
+        started = time.perf_counter()
+        made = write_iconqa(folder, options.questions)
+        print(f"{made:,} problems written in {time.perf_counter() - started:.0f} s", flush=True)
+        environment = {**os.environ, "FEDNANO_CACHE": str(folder / "cache")}
+        results = {}
+        for what in ("read for the first time", "read from the cache", "shard's own folder"):
+            command = [sys.executable, __file__, "--measure", what, name]
+            command += ["--clients", str(options.clients)]
+            answer = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            results[what] = json.loads(answer.stdout)
+    print("| | peak memory, MiB | seconds |\n|---|---|---|")
+    for what, result in results.items():
+        print(f"| {what} | {result['peak_mib']:.0f} | {result['seconds']:.1f} |")
+    setting = {"questions": made, "clients": options.clients, "python": sys.version.split()[0]}
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
+
+
+def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
+    """Load, split and go through client 0's pictures in this process, and say what it took."""
+    from fednano_flwr.command.project import PACKAGE, defaults
+    from fednano_flwr.config import RunConfig
+    from fednano_flwr.data.images import first_defect
+    from fednano_flwr.data.registry import load_questions
+    from fednano_flwr.data.shard import load_shard, shard
+    from fednano_flwr.data.shard_folder import write_shard
+
+    config = RunConfig.parse(defaults(PACKAGE.parent))
+    dataset = dataclasses.replace(config.dataset, name="iconqa", path=str(folder))
+    own = folder / "shard"
+    started = time.perf_counter()
+    counts: dict[str, int] = {}
+    if what == "shard's own folder":
+        part = load_shard(own)
+    else:
+        questions = load_questions(dataset)
+        part = shard(questions, dataset, config.seed, 0, clients)
+        counts = {"all_train": len(questions.train), "all_test": len(questions.test)}
+    broken = pictures = 0
+    for questions_of in (part.train, part.test):
+        for sample in questions_of:
+            pictures += len(sample.pictures)
+            broken += first_defect(sample) is not None
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if what == "read from the cache":
+        write_shard(own, part, {})
+    counts |= {"train": len(part.train), "test": len(part.test)}
+    counts |= {"pictures": pictures, "broken": broken}
+    return {"peak_mib": peak, "seconds": seconds, **counts}
+
+
+def write_iconqa(folder: Path, questions: int) -> int:
+    """Write about `questions` problems in the original layout; their number is returned."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    shades = []
+    for shade in range(256):
+        buffer = BytesIO()
+        Image.new("L", (16, 16), shade).save(buffer, "png")
+        shades.append(buffer.getvalue())
+    rng = random.Random(0)
+    root = folder / "iconqa_data"
+    pids: dict[str, list[str]] = {}
+    skills: dict[str, list[str]] = {}
+    pid = 0
+    for task, number in TASKS.items():
+        for index in range(round(number * questions / sum(TASKS.values()))):
+            pid += 1
+            split = rng.choices(list(SPLITS), list(SPLITS.values()))[0]
+            place = root / "iconqa" / split / task / str(pid)
+            place.mkdir(parents=True)
+            options = rng.randint(2, 5)
+            problem: dict[str, Any] = {
+                "question": f"Which of the pictures shows {index} things in a row, or a group?",
+                "choices": [f"about {10 * n}" for n in range(options)],
+                "answer": rng.randrange(options),
+                "ques_type": task,
+                "grade": f"grade{rng.randint(1, 3)}",
+                "label": "U7",
+            }
+            (place / "image.png").write_bytes(rng.choice(shades))
+            if task == "fill_in_blank":
+                del problem["choices"]
+                problem["answer"] = str(problem["answer"])
+            elif task == "choose_img":
+                problem["choices"] = [f"choice_{n}.png" for n in range(options)]
+                for name in problem["choices"]:
+                    (place / name).write_bytes(rng.choice(shades))
+            (place / "data.json").write_text(json.dumps(problem))
+            pids.setdefault(f"{task}_{split}", []).append(str(pid))
+            skills[str(pid)] = rng.sample(SKILLS, rng.randint(1, 3))
+    (root / "pid_splits.json").write_text(json.dumps(pids))
+    (root / "pid2skills.json").write_text(json.dumps(skills))
+    return pid
+
+
+if __name__ == "__main__":
+    main()
