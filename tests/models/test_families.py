@@ -46,8 +46,11 @@ BATCHES = {
 # In float32 the whole model is padded where the host pads; padding on the left rounds differently.
 SIDES = {"float32": "right", "float64": "left"}
 # Relative to the largest value. Where the whole model itself is further from its own float64
-# result (as Gemma's is, whose norms are float32 in any dtype), twice that distance is allowed.
+# result, a few times that distance is allowed. Gemma's norms are float32 in any dtype, so its
+# float64 result is no better than that.
 TOLERANCE = 1e-6
+OWN_ROUNDING = 4
+FLOAT32_INSIDE = {"gemma3": 1e-5, "paligemma": 1e-5}
 
 
 def picture(seed: int, height: int, width: int) -> Picture:
@@ -122,9 +125,10 @@ def error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def agree(got: Tensor, expected: Tensor, exact: Tensor) -> bool:
-    """Whether `got` is `expected` but for rounding that `expected` itself has had."""
-    return error(got, expected) <= max(TOLERANCE, 2 * error(expected, exact))
+def agree(got: Tensor, expected: Tensor, exact: Tensor, family: str) -> bool:
+    """Whether `got` is `expected` but for rounding such as `expected` itself has had."""
+    allowed = FLOAT32_INSIDE.get(family, TOLERANCE)
+    return error(got, expected) <= max(allowed, OWN_ROUNDING * error(expected, exact))
 
 
 def unsplit(setting: Setting, whole: Unsplit, chosen: list[Question]) -> Outcome:
@@ -167,7 +171,7 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
     rows = (labels != IGNORE).nonzero().squeeze(1)
     inputs = setting.edge(chosen, teacher_forced(chosen))
     scores = llm.score(inputs, rows, torch.arange(logits.shape[1]))
-    assert agree(scores.to(logits.dtype), logits, exact[0])
+    assert agree(scores.to(logits.dtype), logits, exact[0], setting.family)
     split = llm.loss(inputs, labels)
     assert split.item() == pytest.approx(loss, rel=1e-6)
     split.backward()
@@ -175,4 +179,5 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
         if theirs is None or not theirs.any():  # it took no part: a batch without pictures
             assert got is None or not got.any()
         else:
-            assert got is not None and best is not None and agree(got, theirs, best)
+            assert got is not None and best is not None
+            assert agree(got, theirs, best, setting.family)
