@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
@@ -21,6 +21,7 @@ class LocalGrid(Grid):
         order: seeds node ids and the order of replies.
         gone: partitions whose node never answers.
         leaves: after so many messages no node is connected any more.
+        node_config: of a partition's node, instead of its partition-id and num-partitions.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class LocalGrid(Grid):
         order: int = 0,
         gone: Iterable[int] = (),
         leaves: int | None = None,
+        node_config: Callable[[int], dict[str, str]] | None = None,
     ) -> None:
         self._app = app
         self._config = dict(run_config)
@@ -38,6 +40,7 @@ class LocalGrid(Grid):
         self._random = random.Random(order)
         self._gone = set(gone)
         self._messages_left = leaves
+        self._node_config = node_config
         self.nodes = {
             node: partition
             for partition, node in enumerate(self._random.sample(range(1, 2**40), clients))
@@ -71,10 +74,13 @@ class LocalGrid(Grid):
         return ready
 
     def _context(self, message: Message, partition: int) -> Context:
+        node_config: dict[str, Any] = {"partition-id": partition, "num-partitions": self._clients}
+        if self._node_config is not None:
+            node_config = {**self._node_config(partition)}
         return Context(
             run_id=1,
             node_id=message.metadata.dst_node_id,
-            node_config={"partition-id": partition, "num-partitions": self._clients},
+            node_config=node_config,
             state=RecordDict(),
             run_config=self._config,
         )

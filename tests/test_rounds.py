@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
+from fednano_flwr.command.partition import partition_to_folder
+from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
@@ -41,6 +43,14 @@ def test_a_run_trains_merges_and_writes_its_folder(run_config: Config, strategy:
     assert sum(rounds[2]["test_questions_per_client"].values()) == 24
     assert rounds[1]["step_bytes_up"] > rounds[0]["step_bytes_up"] > 0
     assert rounds[2]["round_bytes_down"] == rounds[1]["round_bytes_down"]
+    by = rounds[2]["accuracy_by"]
+    assert list(by) == ["all", "with picture (IMG)", "text only", "natural science"]
+    assert [by[kind]["questions"] for kind in by] == [24, 12, 12, 24]
+    pooled = sum(
+        accuracy * rounds[2]["test_questions_per_client"][client]
+        for client, accuracy in rounds[2]["accuracy_per_client"].items()
+    )
+    assert by["all"]["accuracy"] == pytest.approx(pooled / 24)
     moved = adapters(folder)["base_model.model.text_adapter.lora_B.weight"]
     assert moved.abs().max() > 0
     assert json.loads((folder.path / "state.json").read_text())["round"] == 2
@@ -54,6 +64,54 @@ def test_the_same_seed_gives_the_same_adapters_whatever_the_order_of_replies(
     other = adapters(run(run_config(run__name="c", seed=1), order=1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_shard_an_edge_bundle_and_a_shards_own_rows_change_nothing(
+    run_config: Config, tiny_model: Path, tmp_path: Path
+) -> None:
+    flat = run_config()
+    config = RunConfig.parse(flat)
+    expected = run(flat)
+    partition_to_folder(config, 3, tmp_path / "shards", map_only=False)
+    rows = split(str(tiny_model), tmp_path / "bundle", tmp_path / "shards" / "client-1", None)
+    assert "of 64 tokens" in rows and "64 of 64" not in rows
+    split(str(tiny_model), tmp_path / "full", None, None)
+
+    def node_config(partition: int) -> dict[str, str]:
+        bundle = tmp_path / ("bundle" if partition == 1 else "full")
+        shard = tmp_path / "shards" / f"client-{partition}"
+        return {"data-path": str(shard), "bundle-path": str(bundle)}
+
+    there = run_config(
+        run__name="there", dataset__path=str(tmp_path / "nowhere"), edge__vocabulary="shard"
+    )
+    folder = run(there, node_config=node_config)
+    assert not folder.rounds[-1]["failures"]["train"]
+    for key, value in adapters(expected).items():
+        assert torch.equal(adapters(folder)[key], value), key
+
+
+def test_a_bundle_of_another_model_is_refused_at_the_first_message(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.write_checkpoint(tmp_path / "other", seed=5)
+    split(str(other), tmp_path / "bundle", None, None)
+    with pytest.raises(TooFewClientsError):
+        run(run_config(edge__bundle=str(tmp_path / "bundle")))
+    said = capsys.readouterr().out
+    assert "do not belong together" in said and str(other) in said
+
+
+def test_free_answers_need_the_whole_vocabulary(
+    run_config: Config, sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iconqa = {"dataset__name": "iconqa", "dataset__path": str(sample_data / "iconqa")}
+    flat = run_config(edge__vocabulary="shard", dataset__min_partition_size=2, **iconqa)
+    with pytest.raises(TooFewClientsError):
+        run(flat)
+    assert 'use edge.vocabulary = "full"' in capsys.readouterr().out
+    tasks = "choose_txt,choose_img"
+    assert run({**flat, "dataset.tasks": tasks, "num-server-rounds": 0}).rounds
 
 
 def test_a_fraction_of_the_clients_trains_and_the_seed_says_which(run_config: Config) -> None:
