@@ -1,4 +1,8 @@
-"""The same app in Ray's simulation and on real SuperNodes: the same adapters, to the last bit."""
+"""The same app in Ray's simulation and on real SuperNodes: the same adapters, to the last bit.
+
+One SuperNode has the whole data set and the checkpoint and takes its part; the other was given its
+own shard and an edge bundle, as `fednano partition` and `fednano split` write them.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +43,16 @@ def adapters(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+def fednano(*arguments: str) -> None:
+    command = [sys.executable, "-m", "fednano_flwr.cli", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def simulate(config: dict[str, Any], folder: Path) -> None:
     file = folder / f"{config['run.name']}.toml"
     file.write_text(tomli_w.dumps(config))
-    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=180)
-    assert result.returncode == 0, result.stdout + result.stderr
+    fednano("run", "--clients", "2", "-c", str(file))
 
 
 def deploy(config: dict[str, Any], folder: Path) -> str:
@@ -53,13 +61,21 @@ def deploy(config: dict[str, Any], folder: Path) -> str:
     file.write_text(tomli_w.dumps(config))
     state = folder / "deployment"
     state.mkdir()
+    shards, bundle = folder / "shards", folder / "bundle"
+    fednano("partition", "--clients", "2", "-c", str(file), "--out", str(shards))
+    shard = str(shards / "client-1")
+    fednano("split", config["model.name"], "--out", str(bundle), "--shard", shard)
+    nodes = (
+        "partition-id=0 num-partitions=2",
+        f'data-path="{shard}" bundle-path="{bundle}"',
+    )
     with superlink(state, simulation=False) as link:
-        for partition in range(2):
+        for partition, node_config in enumerate(nodes):
             log = (state / f"supernode-{partition}.log").open("wb")
             link.start(
                 "flower-supernode",
                 *("--insecure", "--superlink", link.address, "--port", str(free_port())),
-                *("--node-config", f"partition-id={partition} num-partitions=2"),
+                *("--node-config", node_config),
                 stdout=log,
                 stderr=log,
             )
