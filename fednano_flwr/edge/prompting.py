@@ -71,8 +71,11 @@ class ChatPrompting:
         )
 
     def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
-        images = {"images": [pictures]} if pictures else {}
-        return dict(self._processor(text=[prompt], return_tensors="pt", **images))
+        more: dict[str, Any] = {"images": [pictures]} if pictures else {}
+        first = self._processor.tokenizer.bos_token
+        if first and prompt.startswith(first):  # the template wrote it; once is enough
+            more["add_special_tokens"] = False
+        return dict(self._processor(text=[prompt], return_tensors="pt", **more))
 
 
 class PrefixPrompting:

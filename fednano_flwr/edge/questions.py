@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,20 +47,18 @@ class QuestionEncoder:
     Args:
         model_type: of the model's config.
         processor: of the model.
+        ends: tokens that end a generated answer, beside the tokenizer's own.
 
     Raises:
         ConfigError: the processor lacks what prompts need.
     """
 
-    def __init__(self, model_type: str, processor: Any) -> None:
+    def __init__(self, model_type: str, processor: Any, ends: Iterable[int] = ()) -> None:
         self._processor = processor
+        self.end: int = processor.tokenizer.eos_token_id
+        self.ends = {self.end, *ends}
         self._prompting = prompting_for(model_type, processor)
         self._letters: dict[str, tuple[int, ...]] = {}
-
-    @property
-    def end(self) -> int:
-        """The token that ends an answer."""
-        return self._processor.tokenizer.eos_token_id
 
     def encode(self, sample: Sample) -> Question:
         """Tokenize a sample; its pictures are only measured here, not encoded.
@@ -123,7 +123,17 @@ class QuestionEncoder:
 
 def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
     """Encoder with the processor of a model, or of an edge bundle."""
-    return QuestionEncoder(checkpoint.config.model_type, load_processor(checkpoint.folder))
+    processor = load_processor(checkpoint.folder)
+    return QuestionEncoder(checkpoint.config.model_type, processor, _ends(checkpoint.folder))
+
+
+def _ends(folder: Path) -> list[int]:
+    """End tokens by the model's generation config, where it has one: chats may end otherwise."""
+    file = folder / "generation_config.json"
+    found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+    if found is None:
+        return []
+    return found if isinstance(found, list) else [found]
 
 
 def used_tokens(questions: Sequence[Question]) -> list[int]:

@@ -76,7 +76,7 @@ def generate(edge: NanoEdge, llm: LLM, questions: list[Question], max_tokens: in
         asked, endings = [questions[i] for i in open_ones], [answers[i] for i in open_ones]
         tokens = llm.next_tokens(edge(asked, endings), last_positions(asked, endings)).tolist()
         for index, token in zip(list(open_ones), tokens, strict=True):
-            if token == edge.encoder.end:
+            if token in edge.encoder.ends:
                 open_ones.remove(index)
             else:
                 answers[index] = (*answers[index], token)

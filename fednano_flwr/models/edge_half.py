@@ -58,7 +58,7 @@ class EdgeHalf(nn.Module):
             questions: for each question what the model's processor made of its pictures, under the
                 names of `get_image_features`' arguments.
         """
-        if not self.family.stackable:
+        if not (self.family.stackable and all(_only_pixels(own) for own in questions)):
             return [self._features(question) for question in questions]
         pixels = [question["pixel_values"] for question in questions]
         rows = self._features({"pixel_values": torch.cat(pixels)})
@@ -105,6 +105,11 @@ class EdgeHalf(nn.Module):
         if self.family.token_types == "prefix":
             return (torch.arange(len(ids)) >= prompt).long()
         return None
+
+
+def _only_pixels(vision: VisionInputs) -> bool:
+    """Whether pictures are all of one size, so that nothing else says how to read them."""
+    return vision.keys() <= {"pixel_values", "num_crops"}
 
 
 def image_token(checkpoint: Checkpoint) -> int:

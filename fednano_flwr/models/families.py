@@ -25,8 +25,8 @@ class Family:
             "" (nothing: causal), "image" (a picture's tokens see each other) or "prefix" (all
             tokens of the prompt see each other).
         rotary_axes: 3 where positions are those of a token in time, height and width.
-        stackable: whether pictures of several questions may be encoded in one batch; else their
-            number of patches differs.
+        stackable: whether pictures of several questions may be encoded in one batch, as all have
+            one size.
     """
 
     architecture: str

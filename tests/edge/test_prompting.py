@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Sample
@@ -70,6 +72,27 @@ def test_a_model_without_a_chat_template_is_refused(tiny_model: Path) -> None:
     processor.chat_template = processor.tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
         ChatPrompting(processor)
+
+
+def test_a_first_token_that_the_template_writes_is_not_added_again(tiny_model: Path) -> None:
+    processor = load_processor(tiny_model)
+    tokenizer = processor.tokenizer
+    tokenizer.bos_token = "</s>"
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", tokenizer.bos_token_id)]
+    )
+    plain = ChatPrompting(processor)
+    without = plain.tensors(plain.write(SAMPLES[1]), [])["input_ids"][0].tolist()
+    processor.chat_template = "</s> " + processor.chat_template
+    written = ChatPrompting(processor)
+    twice = written.tensors(written.write(SAMPLES[1]), [])["input_ids"][0].tolist()
+    assert without == twice and without.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_chats_own_end_ends_an_answer_too(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 9]}')
+    assert load_encoder(Checkpoint(str(folder))).ends == {3, 9}
 
 
 def test_answers_are_a_letter_or_words_and_an_end(checkpoint: Checkpoint) -> None:
