@@ -25,6 +25,7 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
+from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import IGNORE
@@ -181,3 +182,30 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
         else:
             assert got is not None and best is not None
             assert agree(got, theirs, best, setting.family)
+
+
+def test_greedy_answers_are_those_of_the_whole_models_own_generation(setting: Setting) -> None:
+    if setting.dtype == "float64":
+        pytest.skip("argmax is not a matter of rounding here: float32 says it all")
+    zero = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
+    edge = NanoEdge(setting.edge.frozen, setting.edge.tokens, zero, setting.encoder)
+    chosen = [setting.questions[i] for i in (4, 0, 3)]
+    answers = generate(edge, EmbeddingsExchange(setting.host), chosen, max_tokens=6)
+    for question, answer in zip(chosen, answers, strict=True):
+        vision = setting.encoder.vision_inputs(question.sample)
+        prompt = {
+            "input_ids": question.ids[None],
+            "attention_mask": torch.ones_like(question.ids)[None],
+        }
+        if setting.family in ("gemma3", "qwen2_5_vl"):
+            key = "token_type_ids" if setting.family == "gemma3" else "mm_token_type_ids"
+            prompt[key] = (question.ids == setting.whole.image_token).long()[None]
+        if setting.family == "paligemma":
+            prompt["token_type_ids"] = torch.zeros_like(question.ids)[None]
+        written = setting.whole.model.generate(
+            **prompt, **vision, max_new_tokens=6, do_sample=False, eos_token_id=setting.encoder.end
+        )[0].tolist()
+        if setting.family not in ("instructblip", "blip-2"):  # these return the answer alone
+            written = written[len(question.ids) :]
+        assert setting.encoder.decode(written) == answer
+    assert any(answers)
