@@ -112,7 +112,7 @@ def _introduce(
     )
     say(
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
-        f"{config.strategy.name}, {config.num_server_rounds} rounds, {config.local_epochs} local "
+        f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
         f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
     )
 

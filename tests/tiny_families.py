@@ -337,7 +337,7 @@ def blip2() -> tuple[Any, Any]:
             ffn_dim=96,
             num_hidden_layers=2,
             num_attention_heads=4,
-            init_std=0.2,
+            init_std=0.1,
             dropout=0.0,
         ),
         num_query_tokens=4,

@@ -13,12 +13,12 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.command.signals import no_interrupts
 from fednano_flwr.command.validate import validate_dataset
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.console import human_bytes, table
@@ -53,16 +53,16 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     existing = _nearest_folder(out.parent)
     if not map_only:
         _check_room(shards, existing)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
+        partial.mkdir(parents=True)
         rows = _write(partial, shards, facts, map_only)
-        partial.chmod(0o755)  # mkdtemp's folder is its owner's alone
         _check_out(out)
         os.replace(partial, out)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        _remove_empty(out.parent, existing)
+        with no_interrupts():
+            shutil.rmtree(partial, ignore_errors=True)
+            _remove_empty(out.parent, existing)
         raise
     return _report(rows, questions, shards, map_only, out)
 

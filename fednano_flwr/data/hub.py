@@ -22,6 +22,8 @@ LAYOUT = """\
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _COLUMNS = ["image", "question", "choices", "answer", "hint", "subject", "topic"]
 _ROWS_AT_ONCE = 64
+_BUFFER = 2**20
+"""Bytes of a file read at once."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,9 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
 
     for file in files:
         try:
-            batches = parquet.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=_COLUMNS)
-            for batch in batches:
+            # As a stream: by default a whole row group, with all its pictures, would be in memory.
+            opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=_COLUMNS):
                 yield from batch.to_pylist()
         except (OSError, ValueError, KeyError) as error:
             raise DataError(_damaged([file], error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.prompts import conversation, user_content
+from fednano_flwr.data.prompts import IMAGE, conversation, user_content
 from fednano_flwr.data.sample import Sample
 
 QFORMER_TOKENS = 512
@@ -29,7 +30,11 @@ class Prompting(Protocol):
 
 
 class ChatPrompting:
-    """The model's own chat template, by its processor."""
+    """The model's own chat template, by its processor.
+
+    Some templates (LLaVA-1.5's) write all pictures first. An option's picture has to stand beside
+    its letter, so there the text itself holds the picture's token.
+    """
 
     def __init__(self, processor: Any) -> None:
         if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
@@ -40,8 +45,29 @@ class ChatPrompting:
         self._processor = processor
 
     def write(self, sample: Sample) -> str:
+        turns = conversation(sample)
+        if sample.choice_images and not self._keeps_order:
+            turns = [{"role": "user", "content": self._in_text(user_content(sample))}]
+        return self._filled(turns)
+
+    @cached_property
+    def _keeps_order(self) -> bool:
+        """Whether a picture between two texts stays between them."""
+        parts = [{"type": "text", "text": "before"}, IMAGE, {"type": "text", "text": "after"}]
+        written = self._filled([{"role": "user", "content": parts}])
+        between = written.partition("before")[2].partition("after")[0]
+        return self._processor.image_token in between
+
+    def _in_text(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same with every picture but a leading one as its token in the text."""
+        leading = [part for part in parts[:1] if part == IMAGE]
+        rest = parts[len(leading) :]
+        text = "".join(part.get("text", self._processor.image_token) for part in rest)
+        return [*leading, {"type": "text", "text": text}]
+
+    def _filled(self, turns: list[dict[str, Any]]) -> str:
         return self._processor.apply_chat_template(
-            conversation(sample), add_generation_prompt=True, tokenize=False
+            turns, add_generation_prompt=True, tokenize=False
         )
 
     def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:

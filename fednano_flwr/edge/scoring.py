@@ -14,7 +14,8 @@ from fednano_flwr.edge.questions import Question, last_positions
 from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import LLM
 
-WITH_PICTURE, TEXT_ONLY = "with picture (IMG)", "text only"
+ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
+KINDS = (ALL, WITH_PICTURE, TEXT_ONLY)
 Tally = dict[str, list[int]]
 """Right answers and questions, by what they have in common."""
 
@@ -83,10 +84,10 @@ def generate(edge: NanoEdge, llm: LLM, questions: list[Question], max_tokens: in
 
 
 def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:
-    """Right answers and questions with and without pictures, and by subject (or skill)."""
+    """Right answers and questions: all, with and without pictures, by subject (or skill)."""
     counts: Tally = {}
     for sample, right in zip(samples, correct, strict=True):
-        for key in (WITH_PICTURE if sample.pictures else TEXT_ONLY, sample.subject):
+        for key in (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, sample.subject):
             entry = counts.setdefault(key, [0, 0])
             entry[0] += right
             entry[1] += 1
@@ -94,11 +95,12 @@ def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:
 
 
 def merged(tallies: Sequence[Mapping[str, Sequence[int]]]) -> Tally:
-    """Sum of several clients' tallies, by key."""
+    """Sum of several clients' tallies, by key: the kinds first, then subjects by name."""
     total: Tally = {}
     for one in tallies:
         for key, (right, asked) in one.items():
             entry = total.setdefault(key, [0, 0])
             entry[0] += right
             entry[1] += asked
-    return dict(sorted(total.items()))
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return dict(sorted(total.items(), key=lambda item: (order.get(item[0], len(KINDS)), item[0])))

@@ -45,7 +45,12 @@ BATCHES = {
 }
 # In float32 the whole model is padded where the host pads; padding on the left rounds differently.
 SIDES = {"float32": "right", "float64": "left"}
+# Relative to the largest value. Where the whole model itself is further from its own float64
+# result, a few times that distance is allowed. Gemma's norms are float32 in any dtype, so its
+# float64 result is no better than that.
 TOLERANCE = 1e-6
+OWN_ROUNDING = 4
+FLOAT32_INSIDE = {"gemma3": 1e-5, "paligemma": 1e-5}
 
 
 def picture(seed: int, height: int, width: int) -> Picture:
@@ -56,19 +61,19 @@ def picture(seed: int, height: int, width: int) -> Picture:
 
 
 SAMPLES = (
-    Sample("0", "w60 w61 ?", "g", "s", ("w62", "w63"), answer=1, image=picture(0, 40, 30)),
-    Sample("1", "w64 w65 w66", "g", "s", ("w67", "w68", "w69"), answer=0),
+    Sample("0", "w20 w21 ?", "g", "s", ("w22", "w23"), answer=1, image=picture(0, 40, 30)),
+    Sample("1", "w24 w25 w26", "g", "s", ("w27", "w28", "w29"), answer=0),
     Sample(
         "2",
-        "w70 w71",
+        "w30 w31",
         "g",
         "s",
         choice_images=(picture(1, 20, 60), picture(2, 32, 32)),
         answer=1,
         image=picture(3, 24, 24),
     ),
-    Sample("3", "w72 " * 9, "g", "s", ("w73", "w74"), answer=0, image=picture(4, 64, 20)),
-    Sample("4", "w75 w76", "g", "s", free_answer="w77 w78 w79", image=picture(5, 30, 30)),
+    Sample("3", "w32 " * 9, "g", "s", ("w33", "w34"), answer=0, image=picture(4, 64, 20)),
+    Sample("4", "w35 w36", "g", "s", free_answer="w37 w38 w39", image=picture(5, 30, 30)),
 )
 
 
@@ -77,6 +82,7 @@ class Setting:
     family: str
     dtype: str
     whole: Unsplit
+    exact: Unsplit
     edge: NanoEdge
     host: FrozenLLM
     questions: list[Question]
@@ -102,6 +108,7 @@ def setting(request: pytest.FixtureRequest, checkpoint: Path) -> Setting:
         family=checkpoint.name,
         dtype=dtype,
         whole=Unsplit(checkpoint, checkpoint.name, dtype),
+        exact=Unsplit(checkpoint, checkpoint.name, "float64"),
         edge=NanoEdge(frozen, frozen.token_table(), adapters, encoder),
         host=FrozenLLM(load_llm_half(str(checkpoint), dtype=dtype)),
         questions=[encoder.encode(sample) for sample in SAMPLES],
@@ -109,10 +116,37 @@ def setting(request: pytest.FixtureRequest, checkpoint: Path) -> Setting:
     )
 
 
+Outcome = tuple[Tensor, float, list[Tensor | None]]
+
+
 def error(got: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value."""
     assert got.shape == expected.shape and expected.abs().max() > 0
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+def agree(got: Tensor, expected: Tensor, exact: Tensor, family: str) -> bool:
+    """Whether `got` is `expected` but for rounding such as `expected` itself has had."""
+    allowed = FLOAT32_INSIDE.get(family, TOLERANCE)
+    return error(got, expected) <= max(allowed, OWN_ROUNDING * error(expected, exact))
+
+
+def unsplit(setting: Setting, whole: Unsplit, chosen: list[Question]) -> Outcome:
+    """Logits, loss and adapter gradients of a whole model."""
+    adapters = setting.edge.adapters.to(whole.model.dtype)
+    adapters.zero_grad(set_to_none=True)
+    logits = whole.logits(chosen, setting.encoder, adapters, SIDES[setting.dtype])
+    labels = next_token_labels(chosen, IGNORE)
+    loss = F.cross_entropy(logits, labels[labels != IGNORE])
+    loss.backward()
+    return logits.detach(), loss.item(), gradients(setting)
+
+
+def gradients(setting: Setting) -> list[Tensor | None]:
+    parameters = named_trainable(setting.edge.adapters).values()
+    found = [parameter.grad for parameter in parameters]
+    setting.edge.adapters.zero_grad(set_to_none=True)
+    return found
 
 
 @pytest.fixture(params=["in-process", "grpc"])
@@ -129,30 +163,21 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
     setting: Setting, llm: EmbeddingsExchange, batch: str
 ) -> None:
     chosen = setting.questions[BATCHES[batch]]
+    exact = unsplit(setting, setting.exact, chosen)
+    logits, loss, wanted = unsplit(setting, setting.whole, chosen)
+    setting.edge.adapters.to(getattr(torch, setting.dtype))
+
     labels = next_token_labels(chosen, IGNORE)
     rows = (labels != IGNORE).nonzero().squeeze(1)
-    parameters = named_trainable(setting.edge.adapters.to(getattr(torch, setting.dtype)))
-
-    setting.edge.adapters.zero_grad(set_to_none=True)
-    expected = setting.whole.logits(
-        chosen, setting.encoder, setting.edge.adapters, SIDES[setting.dtype]
-    )
-    loss = F.cross_entropy(expected, labels[rows])
-    loss.backward()
-    theirs = {name: parameter.grad for name, parameter in parameters.items()}
-    setting.edge.adapters.zero_grad(set_to_none=True)
-
     inputs = setting.edge(chosen, teacher_forced(chosen))
-    everything = torch.arange(expected.shape[1])
-    scores = llm.score(inputs, rows, everything).to(expected.dtype)
-    assert error(scores, expected.detach()) <= TOLERANCE
+    scores = llm.score(inputs, rows, torch.arange(logits.shape[1]))
+    assert agree(scores.to(logits.dtype), logits, exact[0], setting.family)
     split = llm.loss(inputs, labels)
-    assert split.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert split.item() == pytest.approx(loss, rel=1e-6)
     split.backward()
-    for name, parameter in parameters.items():
-        got, wanted = parameter.grad, theirs[name]
-        if wanted is None or not wanted.any():  # it took no part: a batch without pictures
-            assert got is None or not got.any(), name
+    for got, theirs, best in zip(gradients(setting), wanted, exact[2], strict=True):
+        if theirs is None or not theirs.any():  # it took no part: a batch without pictures
+            assert got is None or not got.any()
         else:
-            assert got is not None, name
-            assert error(got, wanted) <= TOLERANCE, name
+            assert got is not None and best is not None
+            assert agree(got, theirs, best, setting.family)

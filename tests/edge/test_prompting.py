@@ -1,0 +1,84 @@
+"""Where pictures stand in the prompt of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.prompting import ChatPrompting
+from fednano_flwr.edge.questions import load_encoder, used_tokens
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.processor import load_processor
+from tests import tiny_families
+from tests.models.test_families import SAMPLES, picture
+
+OPTIONS = Sample(
+    "p",
+    "w20",
+    "g",
+    "s",
+    choice_images=(picture(1, 20, 20), picture(2, 20, 20), picture(3, 20, 20)),
+    answer=2,
+    image=picture(4, 20, 20),
+)
+# The template that LLaVA-1.5 is published with writes a turn's pictures before its texts.
+PICTURES_FIRST = (
+    "{% for m in messages %}{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}"
+    "<image>\n{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ c['text'] }}{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny_families.write(request.param, tmp_path_factory.mktemp("model") / request.param)
+    return Checkpoint(str(folder))
+
+
+def test_each_option_picture_follows_its_letter_in_every_family(checkpoint: Checkpoint) -> None:
+    encoder = load_encoder(checkpoint)
+    ids = encoder.encode(OPTIONS).ids.tolist()
+    image = checkpoint.config.image_token_id
+    letters = [encoder._processor.tokenizer.convert_tokens_to_ids(x) for x in ("A", "B", "C")]
+    places = [ids.index(letter) for letter in letters]
+    runs = [ids[a:b].count(image) for a, b in zip([0, *places], [*places, len(ids)], strict=True)]
+    assert all(runs) and len(set(runs)) == 1, runs  # four pictures of one size, each in its place
+
+
+def test_pictures_stay_beside_their_letters_where_the_template_writes_them_first(
+    tiny_model: Path,
+) -> None:
+    processor = load_processor(tiny_model)
+    processor.chat_template = PICTURES_FIRST
+    written = ChatPrompting(processor).write(OPTIONS)
+    assert written.startswith("<image>\nw20")
+    assert [line for line in written.splitlines() if line[1:2] == "."] == [
+        "A. <image>",
+        "B. <image>",
+        "C. <image>",
+    ]
+    assert ChatPrompting(processor).write(SAMPLES[0]).count("<image>") == 1
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny_model: Path) -> None:
+    processor = load_processor(tiny_model)
+    processor.chat_template = processor.tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        ChatPrompting(processor)
+
+
+def test_answers_are_a_letter_or_words_and_an_end(checkpoint: Checkpoint) -> None:
+    encoder = load_encoder(checkpoint)
+    choice, free = encoder.encode(SAMPLES[0]), encoder.encode(SAMPLES[4])
+    assert choice.answer == (choice.options[1],) and len(choice.options) == 2
+    assert len(free.answer) == 4 and free.answer[-1] == encoder.end and free.options == ()
+    assert encoder.decode(free.answer) == "w37 w38 w39"
+    assert set(used_tokens([choice, free])) == {*choice.ids.tolist(), *free.ids.tolist()} | {
+        *choice.answer,
+        *free.answer,
+    }
