@@ -19,7 +19,7 @@ from fednano_flwr.command.overrides import run_config
 from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
 from fednano_flwr.command.signals import interrupts
-from fednano_flwr.command.validate import validate
+from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.config import DTYPES, ConfigError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -94,6 +94,7 @@ def run(
         parsed = run_config(folder, config or [], clients, cwd)
         with Screen(verbose) as screen:
             validate(parsed)
+            read_questions(parsed.dataset)
             status = launch(folder, parsed.flat(), clients, client_cpus, client_gpus, screen.show)
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
@@ -132,30 +133,19 @@ def partition(
     130 if it was interrupted; where it is not 0, nothing is left behind.
     """
     from fednano_flwr.command.partition import partition_to_folder
-    from fednano_flwr.data.errors import DataError
 
-    try:
-        with interrupts():
-            cwd = Path.cwd()
-            parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
-            typer.echo(partition_to_folder(parsed, clients, cwd / out.expanduser(), map_only))
-    except (ConfigError, DataError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(USAGE) from None
-    except OSError as error:
-        typer.echo(f"error: {out} cannot be written: {error}; nothing is left there", err=True)
-        raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is left behind", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with _writing(out):
+        cwd = Path.cwd()
+        parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
+        typer.echo(partition_to_folder(parsed, clients, cwd / out.expanduser(), map_only))
 
 
-@cli.command()
+@cli.command(
+    epilog="Example: fednano split llava-hf/llava-1.5-7b-hf --out edge-bundle --dtype bfloat16"
+)
 def split(
-    model: Annotated[
-        str, typer.Argument(help="Hub id or folder of a model that `fednano size` accepts.")
-    ],
-    out: Annotated[Path, typer.Option(help="New folder for the edge bundle.")],
+    model: Annotated[str, typer.Argument(help="Hub id, or folder of a model.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
     shard: Annotated[
         Path | None,
         typer.Option(
@@ -169,16 +159,18 @@ def split(
 ) -> None:
     """Write the client's half of a model, to be given to a client instead of the checkpoint.
 
-    Example: fednano split llava-hf/llava-1.5-7b-hf --out edge-bundle --dtype bfloat16
+    DIR holds vision encoder, connector, token embeddings, processor and a manifest; nothing of the
+    language model. Give it to a SuperNode with --node-config 'bundle-path="…/edge-bundle"', to a
+    simulation with -c edge.bundle=edge-bundle.
 
-    A SuperNode uses it with bundle-path="/path/to/edge-bundle" in its node config, a simulation
-    with -c edge.bundle=edge-bundle.
+    Exits with 0 if DIR is written, 1 if writing failed, 2 if the model cannot be split and 130 if
+    it was interrupted; where it is not 0, nothing is left behind.
     """
     from fednano_flwr.command.split import split as write
 
     _check_dtype(dtype)
-    with _refusals():
-        typer.echo(write(model, out, shard, dtype))
+    with _writing(out):
+        typer.echo(write(model, out.expanduser(), shard, dtype))
 
 
 @cli.command(
@@ -215,14 +207,18 @@ def size(
     MODEL is llava-1.5-7b, llava-1.5-13b or instructblip-vicuna-7b (their configs are shipped), a
     model's folder, a config.json, package:NAME/SUB, or a hub id.
 
-    Counted from its config alone: no weight is read or downloaded.
+    Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
+    model or it cannot be cut.
     """
     from fednano_flwr.command.size import Asked
     from fednano_flwr.command.size import size as measure
 
     _check_dtype(dtype)
-    with _refusals():
+    try:
         typer.echo(measure(Asked(model, rank, rows, dtype, tokens, batch_size), as_json))
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
 
 
 def _check_dtype(dtype: str | None) -> None:
@@ -232,15 +228,23 @@ def _check_dtype(dtype: str | None) -> None:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """What a user can mend, on one line; an interrupt leaves nothing half-written."""
+def _writing(out: Path) -> Iterator[None]:
+    """What goes wrong while a folder is written, on one line and as an exit status."""
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.output import OutputError
+    from fednano_flwr.resources import ResourceError
+
     try:
-        yield
-    except ValueError as error:  # ConfigError, DataError, OutputError, ResourceError
+        with interrupts():
+            yield
+    except (ConfigError, DataError, OutputError, ResourceError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None
+    except OSError as error:
+        typer.echo(f"error: {out} cannot be written: {error}; nothing is left there", err=True)
+        raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing half-written is left", err=True)
+        typer.echo("interrupted; nothing is left behind", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

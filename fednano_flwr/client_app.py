@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays, to_arrays
@@ -116,16 +118,23 @@ def _round(task: ConfigRecord) -> int:
 def _place(context: Context) -> Place:
     """This node's partition, and where its data and its half of the model lie.
 
+    A shard that `fednano partition` wrote knows its partition itself.
+
     Raises:
         ConfigError: the node config does not say which partition.
+        DataError: its `data-path` is no shard.
     """
     node = context.node_config
+    data_path, bundle_path = str(node.get("data-path", "")), str(node.get("bundle-path", ""))
+    if data_path:
+        shard = read_manifest(Path(data_path).expanduser())
+        return Place(shard["partition_id"], shard["num_partitions"], data_path, bundle_path)
     try:
         partition, num_partitions = int(node["partition-id"]), int(node["num-partitions"])
     except KeyError as error:
         raise ConfigError(
             f"the node config has no {error}: start the SuperNode with "
-            '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id)'
+            '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id), or '
+            'with data-path="/the/shard" of a folder that `fednano partition` wrote'
         ) from error
-    data_path, bundle_path = str(node.get("data-path", "")), str(node.get("bundle-path", ""))
     return Place(partition, num_partitions, data_path, bundle_path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fednano_flwr.console import human_bytes
 
 
 class OutputError(ValueError):
@@ -17,27 +20,39 @@ class OutputError(ValueError):
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place `out` when the block ends well.
 
-    It lies beside `out` until then, and is removed where the block fails or is interrupted.
+    It lies beside `out` until then, and is removed where the block fails or is interrupted, with
+    the folders above it that had to be made.
 
     Raises:
-        OutputError: `out` is there and not empty, or nothing can be written beside it.
+        OutputError: `out` is there and not empty.
+        OSError: writing failed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out} is there already; choose another folder, or remove it first")
+    require_free(out)
+    existing = _nearest(out.parent)
     partial = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        partial.chmod(0o755)  # a temporary folder is the owner's alone
+        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        partial.chmod(0o755)  # a temporary folder is its owner's alone
         yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
+        require_free(out)
+        os.replace(partial, out)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+        _remove_empty(out.parent, existing)
+
+
+def require_free(out: Path) -> None:
+    """Refuse a place where something is.
+
+    Raises:
+        OutputError: `out` is a file, or a folder that is not empty.
+    """
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out}: the folder is not empty; give a new one, or empty it")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; give a folder")
 
 
 def require_space(out: Path, needed: int, what: str) -> None:
@@ -49,10 +64,27 @@ def require_space(out: Path, needed: int, what: str) -> None:
     Raises:
         OutputError: with both numbers.
     """
-    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    folder = _nearest(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
-            f"{what} takes about {needed / 1e9:.2f} GB, and the disk of {folder} has "
-            f"{free / 1e9:.2f} GB free; make room, or choose a folder on another disk"
+            f"{what} takes about {human_bytes(needed)}, and the disk of {folder} has "
+            f"{human_bytes(free)} free; make room, or choose a folder on another disk"
         )
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself or the nearest one above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _remove_empty(folder: Path, above: Path) -> None:
+    """Remove the folders made on the way to an output, as far as they are empty."""
+    folder = folder.absolute()
+    while folder != above:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent

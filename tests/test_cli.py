@@ -27,6 +27,7 @@ def launched(monkeypatch, tmp_path) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(cli, "launch", launch)
     monkeypatch.setattr(cli, "validate", lambda config: None)
+    monkeypatch.setattr(cli, "read_questions", lambda dataset: None)
     monkeypatch.chdir(tmp_path)
     return calls
 

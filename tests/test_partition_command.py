@@ -138,7 +138,9 @@ def test_too_little_disk_is_refused_with_the_numbers_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 5000, 5000))
     result = partition("--out", "new/shards")
     assert result.exit_code == 2
-    assert "kB, and" in result.output and "has 5.0 kB free" in " ".join(result.output.split())
+    assert "kB, and the disk of" in result.output and "5.0 kB free" in " ".join(
+        result.output.split()
+    )
     assert list(tmp_path.iterdir()) == []
     assert partition("--out", "new/map", "--map-only").exit_code == 0
 

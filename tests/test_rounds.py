@@ -213,4 +213,4 @@ def test_what_a_client_says_is_shown_in_full(
         run(run_config(dataset__path=str(tmp_path / "nowhere")))
     assert not (tmp_path / "runs").exists()  # nothing came of it, so nothing is left of it
     said = capsys.readouterr().out
-    assert "no such folder" in said and "<dataset.path>/problems.json" in said
+    assert "there is no folder" in said and "<dataset.path>/problems.json" in said

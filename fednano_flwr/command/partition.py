@@ -10,22 +10,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.command.signals import no_interrupts
 from fednano_flwr.command.validate import validate_dataset
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes, table
-from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import describe_skipped
 from fednano_flwr.data.sample import QuestionSet
 from fednano_flwr.data.shard import Shard, all_shards
+from fednano_flwr.output import new_folder, require_free, require_space
 
 MAP, SUMMARY = "partition.png", "partition.json"
 ROOM_A_QUESTION = 4096
@@ -39,74 +36,35 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     is whole or not there.
 
     Raises:
-        ConfigError, ResourceError, DataError: the settings, the dataset or `out` cannot be used.
+        ConfigError, ResourceError, DataError: the settings or the dataset cannot be used.
+        OutputError: `out` is there already, or the disk is too small.
         OSError: writing failed.
     """
     from fednano_flwr.data.registry import load_questions
 
     out = out.absolute()
-    _check_out(out)
+    require_free(out)
     validate_dataset(config.dataset)
     questions = load_questions(config.dataset)
     shards = all_shards(questions, config.dataset, config.seed, clients)
     facts = _facts(config, clients, questions)
-    existing = _nearest_folder(out.parent)
     if not map_only:
-        _check_room(shards, existing)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+        require_space(out, _bytes_needed(shards), "writing the shards")
+    with new_folder(out) as partial:
         rows = _write(partial, shards, facts, map_only)
-        _check_out(out)
-        os.replace(partial, out)
-    except BaseException:
-        with no_interrupts():
-            shutil.rmtree(partial, ignore_errors=True)
-            _remove_empty(out.parent, existing)
-        raise
     return _report(rows, questions, shards, map_only, out)
 
 
-def _check_out(out: Path) -> None:
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise ConfigError(f"--out {out}: the folder is not empty; give a new one, or empty it")
-    elif out.exists():
-        raise ConfigError(f"--out {out}: is a file; give a folder")
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The folder itself or the nearest one above it that is there."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
-def _remove_empty(folder: Path, above: Path) -> None:
-    """Remove the folders made on the way to the output, as far as they are empty."""
-    while folder != above:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
-
-
-def _check_room(shards: Sequence[Shard], folder: Path) -> None:
-    """Refuse to begin what the disk has no room for."""
+def _bytes_needed(shards: Sequence[Shard]) -> int:
+    """What the shards take on disk, about."""
     from fednano_flwr.data.shard_folder import picture_size
 
-    needed = sum(
+    return sum(
         ROOM_A_QUESTION + sum(map(picture_size, sample.pictures))
         for shard in shards
         for part in (shard.train, shard.test)
         for sample in part
     )
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"the shards take about {human_bytes(needed)}, and {folder} has {human_bytes(free)} "
-            "free. Make room, choose another disk with --out, or write the map alone with "
-            "--map-only."
-        )
 
 
 def _facts(config: RunConfig, clients: int, questions: QuestionSet) -> dict[str, Any]:

@@ -17,9 +17,14 @@ def validate(config: RunConfig) -> None:
         ConfigError: otherwise; the message says what there is.
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
+    from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
     from fednano_flwr.models.checkpoint import check_model
     from fednano_flwr.strategies.registry import check_strategy
 
+    if config.edge.bundle and not isinstance(open_checkpoint(config.edge.bundle), EdgeBundle):
+        raise ConfigError(
+            f"edge.bundle = {config.edge.bundle!r}: is no edge bundle; `fednano split` writes one"
+        )
     validate_dataset(config.dataset)
     check_strategy(config.strategy.name, config.strategy.args)
     check_model(config.model.name)
@@ -37,6 +42,21 @@ def validate_dataset(dataset: Dataset) -> None:
 
     try:
         check_dataset(dataset)
+    except (DataError, ResourceError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def read_questions(dataset: Dataset) -> None:
+    """Read the data set once for all clients of this machine, which then find its table.
+
+    Raises:
+        ConfigError: it cannot be read, or too many of its questions cannot.
+    """
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.data.registry import load_questions
+
+    try:
+        load_questions(dataset)
     except (DataError, ResourceError) as error:
         raise ConfigError(str(error)) from None
 

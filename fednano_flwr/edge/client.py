@@ -15,6 +15,7 @@ from torch import Tensor
 from fednano_flwr.config import ConfigError, Dataset, Edge, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
+from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import QuestionSet, Sample
@@ -211,7 +212,8 @@ def _question_set(dataset: Dataset) -> QuestionSet:
 @lru_cache(maxsize=SHARDS_KEPT)
 def _encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
     if place.data_path:
-        part, skipped = load_shard(Path(place.data_path)), Counter[str]()
+        part = load_shard(Path(place.data_path))
+        skipped = Counter(read_manifest(Path(place.data_path).expanduser())["skipped"])
     else:
         questions = _question_set(dataset)
         part = shard(questions, dataset, seed, place.partition, place.num_partitions)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
@@ -28,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 FINGERPRINT_ROWS = 64
+LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -230,7 +231,14 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
             f"model {name!r}: its family is {kind}; those that can be cut are: "
             f"{', '.join(FAMILIES)}"
         )
-    config = AutoConfig.from_pretrained(file)
+    try:
+        config = AutoConfig.from_pretrained(file)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        says = " ".join(str(error).split())
+        says = says if len(says) <= LONGEST_REASON else f"{says[:LONGEST_REASON]} …"
+        raise ConfigError(
+            f"model {name!r}: {file} is no config of the family {kind}: {says}"
+        ) from error
     if not getattr(config, "use_decoder_only_language_model", True):
         raise ConfigError(
             f"model {name!r}: its language model ({config.text_config.model_type}) is an "

@@ -182,7 +182,17 @@ def test_a_config_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None
     assert found.folder is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "idefics3"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"model_type": "idefics3"}',
+        '{"model_type": "llava", "text_config": 7}',
+        '{"model_type": "llava", "text_config": {"model_type": "nonsense"}}',
+        '{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": "x"}}',
+    ],
+)
 def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.json"
     file.write_text(text)
