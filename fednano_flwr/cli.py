@@ -168,11 +168,63 @@ def split(
     """
     from fednano_flwr.command.split import split as write
 
+    _check_dtype(dtype)
+    with _writing(out):
+        typer.echo(write(model, out.expanduser(), shard, dtype))
+
+
+@cli.command(
+    epilog="Example: fednano size llava-1.5-7b --rank 64 --dtype bfloat16. "
+    "What is counted and how: docs/models.md."
+)
+def size(
+    model: Annotated[
+        str,
+        typer.Argument(help="A shipped config's name, a folder, a config.json or a hub id."),
+    ],
+    rank: Annotated[int, typer.Option(min=1, help="r of the NanoAdapters.")] = 64,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Token rows that a client keeps; else what 1,653 ScienceQA questions use.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the frozen parts and the wire: float32, bfloat16 or float16.")
+    ] = "bfloat16",
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a sample; else one picture's and 128 of text."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples in a step; only matters to the lowrank exchange.")
+    ] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object of all counts.")] = False,
+) -> None:
+    """Show what each side of a model takes: parameters, storage, memory and traffic.
+
+    MODEL is llava-1.5-7b, llava-1.5-13b or instructblip-vicuna-7b (their configs are shipped), a
+    model's folder, a config.json, package:NAME/SUB, or a hub id.
+
+    Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
+    model or it cannot be cut.
+    """
+    from fednano_flwr.command.size import Asked
+    from fednano_flwr.command.size import size as measure
+
+    _check_dtype(dtype)
+    try:
+        typer.echo(measure(Asked(model, rank, rows, dtype, tokens, batch_size), as_json))
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+
+
+def _check_dtype(dtype: str | None) -> None:
     if dtype is not None and dtype not in DTYPES:
         typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)
         raise typer.Exit(USAGE)
-    with _writing(out):
-        typer.echo(write(model, out.expanduser(), shard, dtype))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ WITHOUT_FLOWER = [
     "fednano_flwr.models.checkpoint",
     "fednano_flwr.models.edge_half",
     "fednano_flwr.models.llm_half",
+    "fednano_flwr.models.size",
     "fednano_flwr.exchange.client",
     "fednano_flwr.exchange.server",
     "fednano_flwr.exchange.embeddings",

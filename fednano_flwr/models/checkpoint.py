@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
@@ -28,6 +28,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 FINGERPRINT_ROWS = 64
+LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -180,8 +181,15 @@ def check_model(name: str) -> None:
     read_config(name, locate(name)[0])
 
 
-def locate(name: str) -> tuple[Path, bool]:
-    """Folder that holds config and processor, and whether weights come from the hub."""
+def locate(name: str, small_files: Sequence[str] = SMALL_FILES) -> tuple[Path, bool]:
+    """Folder that holds config and processor, and whether weights come from the hub.
+
+    Args:
+        small_files: patterns of what is downloaded where `name` is a hub id.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
     try:
         folder = resolve("model.name", name)
     except ResourceError as error:
@@ -193,7 +201,7 @@ def locate(name: str) -> tuple[Path, bool]:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"model {name!r}: there is no folder {folder}")
     try:
-        return Path(snapshot_download(name, allow_patterns=SMALL_FILES)), True
+        return Path(snapshot_download(name, allow_patterns=list(small_files))), True
     except (OSError, HFValidationError) as error:
         raise ConfigError(
             f"model {name!r}: neither a folder here nor a model that the Hugging Face hub "
@@ -201,19 +209,36 @@ def locate(name: str) -> tuple[Path, bool]:
         ) from error
 
 
-def read_config(name: str, folder: Path) -> PretrainedConfig:
+def read_config(name: str, place: Path) -> PretrainedConfig:
     """The config of a model that can be cut.
+
+    Args:
+        place: the model's folder, or its config file.
 
     Raises:
         ConfigError: it cannot; the message says why, and which families can.
     """
-    kind = json.loads((folder / "config.json").read_text()).get("model_type", "none")
+    file = place / "config.json" if place.is_dir() else place
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model {name!r}: {file} is no config that can be read: {error}"
+        ) from error
+    kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
     if kind not in FAMILIES:
         raise ConfigError(
             f"model {name!r}: its family is {kind}; those that can be cut are: "
             f"{', '.join(FAMILIES)}"
         )
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(file)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        says = " ".join(str(error).split())
+        says = says if len(says) <= LONGEST_REASON else f"{says[:LONGEST_REASON]} …"
+        raise ConfigError(
+            f"model {name!r}: {file} is no config of the family {kind}: {says}"
+        ) from error
     if not getattr(config, "use_decoder_only_language_model", True):
         raise ConfigError(
             f"model {name!r}: its language model ({config.text_config.model_type}) is an "

@@ -63,7 +63,7 @@ def write_bundle(
         progress("writing", size, size)
         save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
         (folder / SINGLE).chmod(0o644)
-        for file in _small_files(checkpoint.folder):
+        for file in small_files(checkpoint.folder):
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.folder / file, target)
@@ -94,7 +94,7 @@ def write_bundle(
     return EdgeBundle(str(out))
 
 
-def _small_files(folder: Path) -> list[Path]:
+def small_files(folder: Path) -> list[Path]:
     """Config, processor and tokenizer files, by their paths in the folder."""
     found = {path.relative_to(folder) for kind in SMALL_FILES for path in folder.rglob(kind)}
     return sorted(

@@ -1,0 +1,303 @@
+"""How large the parts of a model are and what a client needs of it, counted from its config alone.
+
+parts = count(read_size_config("llava-1.5-7b").config)
+sizes = Sizes(parts, Setting(rank=64, rows=5_481, dtype_bytes=2, tokens=704, batch_size=8))
+sizes.client_bytes / sizes.model_bytes
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from fednano_flwr.config import SITES, ConfigError
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.checkpoint import locate, read_config
+from fednano_flwr.models.families import FAMILIES
+
+SHIPPED = Path(__file__).parent / "configs"
+FLOAT32, INT64 = 4, 8  # bytes
+INSIDE_ENCODER = "merger"
+"""What transformers calls a connector that is a part of the vision encoder's module."""
+
+
+@dataclass(frozen=True)
+class SizeConfig:
+    """A model's config and where it came from.
+
+    Attributes:
+        config: of the model.
+        origin: in words.
+        folder: the model's folder, where it is one on this machine.
+    """
+
+    config: PretrainedConfig
+    origin: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parameters of each part of a model; what two parts share is counted with the first.
+
+    Attributes:
+        encoder: vision encoder.
+        encoder_used: the same without the layers whose output is never used.
+        layers_unused: how many layers those are.
+        connector: all else that a client holds but its token embeddings.
+        vocabulary: rows of the token embeddings.
+        hidden_size: d, numbers in a row.
+        language_model: without token embeddings and head.
+        head: 0 where it is the token embeddings (`tied`).
+        tied: whether head and token embeddings are one matrix.
+        picture_tokens: tokens that a picture becomes; None where that depends on the picture.
+    """
+
+    encoder: int
+    encoder_used: int
+    layers_unused: int
+    connector: int
+    vocabulary: int
+    hidden_size: int
+    language_model: int
+    head: int
+    tied: bool
+    picture_tokens: int | None
+
+    @property
+    def token_embeddings(self) -> int:
+        return self.vocabulary * self.hidden_size
+
+    @property
+    def model(self) -> int:
+        """All parameters, each once."""
+        return self.encoder + self.connector + self.server
+
+    @property
+    def server(self) -> int:
+        """What the LLM host loads; the token embeddings are on both sides."""
+        return self.token_embeddings + self.language_model + self.head
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What sizes depend on beside the model.
+
+    Attributes:
+        rank: r of the NanoAdapters.
+        rows: token embeddings that a client keeps.
+        dtype_bytes: of a number of the frozen parts, and of one on the wire.
+        tokens: T, of a sample.
+        batch_size: samples in a step.
+        file_bytes: config, processor and tokenizer; 0 where they are not known.
+    """
+
+    rank: int
+    rows: int
+    dtype_bytes: int
+    tokens: int
+    batch_size: int
+    file_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that is stored: its parameters (0 where it has none) and bytes."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes of numbers that a sample sends and gets in one training step, and once in a run."""
+
+    up: int
+    down: int
+    once: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of everything, for one model and setting."""
+
+    parts: Parts
+    setting: Setting
+
+    @property
+    def model_bytes(self) -> int:
+        return self.parts.model * self.setting.dtype_bytes
+
+    @property
+    def server_bytes(self) -> int:
+        return self.parts.server * self.setting.dtype_bytes
+
+    @property
+    def adapter_parameters(self) -> int:
+        """A (r, d) and B (d, r) at both sites."""
+        return len(SITES) * 2 * self.setting.rank * self.parts.hidden_size
+
+    @property
+    def adapter_bytes(self) -> int:
+        """In float32, whatever the frozen parts have."""
+        return self.adapter_parameters * FLOAT32
+
+    def client(self, with_options: bool = True) -> list[Item]:
+        """What a client stores, with or without a bundle's options.
+
+        The options leave out the encoder's unused layers and keep `setting.rows` token embeddings.
+        """
+        parts, setting = self.parts, self.setting
+        rows = setting.rows if with_options else parts.vocabulary
+        frozen = {
+            "vision encoder": parts.encoder_used if with_options else parts.encoder,
+            "connector": parts.connector,
+            "token embeddings": rows * parts.hidden_size,
+        }
+        return [
+            *(Item(name, count, count * setting.dtype_bytes) for name, count in frozen.items()),
+            Item("ids of the kept rows", 0, rows * INT64 if rows < parts.vocabulary else 0),
+            Item("NanoAdapters", self.adapter_parameters, self.adapter_bytes),
+            Item("config, processor, tokenizer", 0, setting.file_bytes),
+        ]
+
+    @property
+    def client_bytes(self) -> int:
+        """All that a client stores with a bundle's options."""
+        return _total(self.client())
+
+    @property
+    def client_bytes_without_options(self) -> int:
+        return _total(self.client(with_options=False))
+
+    def training_memory(self) -> list[Item]:
+        """What training the adapters takes beside what is stored; activations are not in it."""
+        return [
+            Item("gradients", self.adapter_parameters, self.adapter_bytes),
+            Item("AdamW's two moments", 2 * self.adapter_parameters, 2 * self.adapter_bytes),
+        ]
+
+    def upload_bytes(self, fisher: bool) -> int:
+        """State that a client sends in a round: adapters and, with `fisher`, their diagonals."""
+        return self.adapter_bytes * (2 if fisher else 1)
+
+    def embeddings_step(self) -> StepTraffic:
+        """The plain exchange: T·d numbers up, as many down."""
+        each = self.setting.tokens * self.parts.hidden_size * self.setting.dtype_bytes
+        return StepTraffic(each, each)
+
+    def lowrank_step(self) -> StepTraffic:
+        """The low-rank exchange: z up and dz down, T·r each, and a share of a step's B and dB.
+
+        Image features go up once, for the host to keep; of text the host has the embeddings.
+        """
+        setting, d = self.setting, self.parts.hidden_size
+        b = len(SITES) * d * setting.rank / setting.batch_size
+        each = round((setting.tokens * setting.rank + b) * setting.dtype_bytes)
+        return StepTraffic(each, each, (self.parts.picture_tokens or 0) * d * setting.dtype_bytes)
+
+    def most_rows(self, share: float) -> int | None:
+        """The most token embeddings with which a bundle stays within `share` of the model's bytes.
+
+        None where it does not with any.
+        """
+        sizes = {rows: self._with_rows(rows) for rows in (0, self.parts.vocabulary)}
+        room = int(share * self.model_bytes)
+        if sizes[self.parts.vocabulary] <= room:
+            return self.parts.vocabulary
+        if sizes[0] > room:
+            return None
+        return (room - sizes[0]) // (self.parts.hidden_size * self.setting.dtype_bytes + INT64)
+
+    def _with_rows(self, rows: int) -> int:
+        return replace(self, setting=replace(self.setting, rows=rows)).client_bytes
+
+
+def shipped() -> tuple[str, ...]:
+    """Short names of the configs that come with the project."""
+    return tuple(sorted(file.stem for file in SHIPPED.glob("*.json")))
+
+
+def read_size_config(name: str) -> SizeConfig:
+    """The config called `name`; from the hub nothing else is downloaded.
+
+    Args:
+        name: a shipped config's short name, a config file, or what `model.name` may be.
+
+    Raises:
+        ConfigError: there is no such model, or its family cannot be cut.
+    """
+    if name in shipped():
+        file = SHIPPED / f"{name}.json"
+        return SizeConfig(read_config(name, file), "shipped config")
+    file = Path(name).expanduser()
+    if file.is_file():
+        return SizeConfig(read_config(name, file), "config file")
+    if file.suffix == ".json":
+        raise ConfigError(f"model {name!r}: there is no such file")
+    try:
+        folder, on_hub = locate(name, ["config.json"])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. Configs that are always there: {', '.join(shipped())}"
+        ) from error
+    config = read_config(name, folder)
+    return SizeConfig(config, "hub") if on_hub else SizeConfig(config, "folder", folder)
+
+
+def count(config: PretrainedConfig) -> Parts:
+    """Count the parameters of the module tree that `config` builds; nothing takes memory."""
+    whole = skeleton.build(config)
+    whole.tie_weights()
+    table = whole.get_input_embeddings().weight
+    head = whole.get_output_embeddings()
+    encoder = whole.get_encoder("image")
+    inside = [getattr(encoder, INSIDE_ENCODER)] if hasattr(encoder, INSIDE_ENCODER) else []
+    language = whole.get_submodule(FAMILIES[config.model_type].language)
+    in_head = _numel([head]) - (table.numel() if head.weight is table else 0)
+    in_language = _numel([language, head]) - table.numel() - in_head
+    in_encoder = _numel([encoder]) - _numel(inside)
+    trimmed = copy.deepcopy(config)
+    unused = skeleton.trim_encoder(trimmed)
+    used = _numel([skeleton.build(trimmed).get_encoder("image")]) if unused else in_encoder
+    return Parts(
+        encoder=in_encoder,
+        encoder_used=used,
+        layers_unused=unused,
+        connector=_numel([whole]) - _numel([language, head, encoder]) + _numel(inside),
+        vocabulary=table.shape[0],
+        hidden_size=table.shape[1],
+        language_model=in_language,
+        head=in_head,
+        tied=head.weight is table,
+        picture_tokens=picture_tokens(config),
+    )
+
+
+def picture_tokens(config: PretrainedConfig) -> int | None:
+    """Tokens that one picture becomes, where the config fixes it."""
+    for key in ("num_query_tokens", "mm_tokens_per_image"):
+        if number := getattr(config, key, None):
+            return number
+    vision = config.vision_config
+    if not FAMILIES[config.model_type].stackable or vision.model_type == "pixtral":
+        return None
+    of_class = vision.model_type == "clip_vision_model"
+    left_out = getattr(config, "vision_feature_select_strategy", None) == "default"
+    return (vision.image_size // vision.patch_size) ** 2 + of_class - left_out
+
+
+def _numel(modules: Sequence[nn.Module]) -> int:
+    """Parameters of several modules, each once."""
+    found = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(found.values())
+
+
+def _total(items: Sequence[Item]) -> int:
+    return sum(item.bytes for item in items)

@@ -1,0 +1,207 @@
+"""Sizes from the config alone are those of the checkpoint and of what each side loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from fednano_flwr.config import Adapter, ConfigError
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.adapters import build_adapters, named_trainable
+from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.checkpoint import Checkpoint, read_config
+from fednano_flwr.models.edge_half import image_token, load_edge_half
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
+from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config, shipped
+from fednano_flwr.models.split import write_bundle
+from tests.tiny_families import write
+
+FIXED_PICTURES = {"llava", "paligemma", "gemma3", "instructblip", "blip-2"}
+PARTS = Parts(
+    encoder=100,
+    encoder_used=80,
+    layers_unused=1,
+    connector=10,
+    vocabulary=50,
+    hidden_size=4,
+    language_model=3000,
+    head=200,
+    tied=False,
+    picture_tokens=6,
+)
+SETTING = Setting(rank=2, rows=5, dtype_bytes=2, tokens=16, batch_size=8, file_bytes=7)
+SIZES = Sizes(PARTS, SETTING)
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of each family."""
+    return write(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def counted(folder: Path) -> Parts:
+    return count(read_size_config(str(folder)).config)
+
+
+def test_the_model_is_as_large_as_its_saved_checkpoint(saved: Path) -> None:
+    numbers = 0
+    for path in saved.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            numbers += sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    assert counted(saved).model == numbers
+
+
+def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
+    parts, edge, host = counted(saved), load_edge_half(str(saved)), load_llm_half(str(saved))
+    assert parts.encoder_used + parts.connector == sum(p.numel() for p in edge.parameters())
+    assert parts.token_embeddings == edge.token_table().weight.numel()
+    assert parts.server == sum(p.numel() for p in host.parameters())
+    assert parts.tied == ("lm_head.weight" not in Checkpoint(str(saved)).files)
+    assert (parts.head == 0) == parts.tied
+    heads = [module.head for module in host.modules() if isinstance(module, HeadAtRows)]
+    head = sum(p.numel() for module in heads for p in module.parameters())
+    assert parts.head == (0 if parts.tied else head)
+
+
+def test_the_encoder_is_what_checkpoints_call_so_and_the_connector_the_rest(saved: Path) -> None:
+    checkpoint, parts = Checkpoint(str(saved)), counted(saved)
+    encoder = connector = 0
+    for name, tensor in checkpoint.read(checkpoint.files):
+        if name.startswith(("language_model.", "lm_head.")):
+            continue
+        of_encoder = name.startswith(("vision_tower.", "vision_model.", "visual."))
+        if of_encoder and not name.startswith("visual.merger."):
+            encoder += tensor.numel()
+        else:
+            connector += tensor.numel()
+    assert (parts.encoder, parts.connector) == (encoder, connector)
+
+
+def test_a_clients_bytes_are_those_of_its_bundle(saved: Path, tmp_path: Path) -> None:
+    ids = [1, 4, 5, 9]
+    bundle = write_bundle(Checkpoint(str(saved)), tmp_path / "bundle", ids)
+    parts = counted(saved)
+    setting = Setting(rank=1, rows=len(ids), dtype_bytes=4, tokens=1, batch_size=1)
+    stored = 0
+    with safe_open(bundle.folder / "model.safetensors", framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            stored += file.get_tensor(key).nbytes
+    sizes = Sizes(parts, setting)
+    assert sizes.client_bytes - sizes.adapter_bytes == stored
+
+
+def test_a_picture_takes_as_many_tokens_as_its_prompt_has_placeholders(
+    saved: Path, tmp_path: Path
+) -> None:
+    checkpoint, parts = Checkpoint(str(saved)), counted(saved)
+    assert (parts.picture_tokens is None) == (checkpoint.config.model_type not in FIXED_PICTURES)
+    if parts.picture_tokens is None:
+        return
+    Image.new("RGB", (24, 24)).save(tmp_path / "one.png")
+    sample = Sample(
+        "s", "what is it", "g", "g", ("w1", "w2"), answer=0, image=Picture(tmp_path / "one.png")
+    )
+    ids = load_encoder(checkpoint).encode(sample).ids
+    assert int((ids == image_token(checkpoint)).sum()) == parts.picture_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "unused"),
+    [
+        ("llava-1.5-7b", 7_063_427_072, 1),
+        ("llava-1.5-13b", 13_351_494_656, 1),
+        ("instructblip-vicuna-7b", 7_913_210_624, 0),
+    ],
+)
+def test_shipped_configs_build_the_published_models(name: str, parameters: int, unused: int):
+    config = read_size_config(name).config
+    parts = count(config)
+    assert name in shipped()
+    assert parts.model == parameters
+    assert parts.model == sum(p.numel() for p in skeleton.build(config).parameters())
+    assert parts.layers_unused == unused
+
+
+def test_llava_7b_takes_a_client_less_than_5_percent_with_everything_counted() -> None:
+    parts = count(read_size_config("llava-1.5-7b").config)
+    sizes = Sizes(parts, Setting(rank=64, rows=5_481, dtype_bytes=2, tokens=704, batch_size=8))
+    assert sizes.adapter_parameters == 1_048_576
+    assert sizes.client_bytes == 2 * (290_911_232 + 20_979_712) + 5_481 * (8192 + 8) + 4 * 2**20
+    assert sizes.client_bytes / sizes.model_bytes < 0.05
+    assert sizes.client_bytes_without_options / sizes.model_bytes > 0.06
+    most = sizes.most_rows(0.05)
+    assert most is not None
+    for rows, within in ((most, True), (most + 1, False)):
+        changed = replace(sizes, setting=replace(sizes.setting, rows=rows))
+        assert (changed.client_bytes <= 0.05 * sizes.model_bytes) is within
+
+
+def test_counts_worked_out_by_hand() -> None:
+    assert PARTS.model == 100 + 10 + 200 + 3000 + 200
+    assert SIZES.model_bytes == 2 * 3510
+    assert SIZES.adapter_parameters == 2 * 2 * 2 * 4
+    assert SIZES.client_bytes == 2 * (80 + 10 + 5 * 4) + 5 * 8 + 4 * 32 + 7
+    assert SIZES.client_bytes_without_options == 2 * (100 + 10 + 200) + 4 * 32 + 7
+    assert sum(item.bytes for item in SIZES.training_memory()) == 3 * 4 * 32
+    assert SIZES.upload_bytes(fisher=True) == 2 * SIZES.upload_bytes(fisher=False) == 2 * 4 * 32
+
+
+def test_step_traffic_worked_out_by_hand() -> None:
+    plain, low = SIZES.embeddings_step(), SIZES.lowrank_step()
+    assert plain.up == plain.down == 16 * 4 * 2
+    assert low.up == low.down == (16 * 2 + 2 * 4 * 2 / 8) * 2
+    assert (plain.once, low.once) == (0, 6 * 4 * 2)
+
+
+def test_adapters_are_as_many_parameters_as_are_built() -> None:
+    built = build_adapters(4, Adapter(2, 4.0, 0.0, "image,text"), seed=0)
+    assert SIZES.adapter_parameters == sum(p.numel() for p in named_trainable(built).values())
+
+
+def test_a_bundle_of_all_rows_needs_no_ids_of_them() -> None:
+    whole = replace(SIZES, setting=replace(SETTING, rows=50))
+    assert {item.name: item.bytes for item in whole.client()}["ids of the kept rows"] == 0
+
+
+def test_where_the_share_is_never_or_always_kept_there_is_no_row_at_which_it_ends() -> None:
+    assert SIZES.most_rows(0.01) is None
+    assert SIZES.most_rows(1.0) == 50
+
+
+def test_a_config_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None:
+    folder = write("llava", tmp_path / "model")
+    found = read_size_config(str(folder / "config.json"))
+    assert count(found.config) == counted(folder)
+    assert found.folder is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"model_type": "idefics3"}',
+        '{"model_type": "llava", "text_config": 7}',
+        '{"model_type": "llava", "text_config": {"model_type": "nonsense"}}',
+        '{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": "x"}}',
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_config(str(file), file)
+
+
+def test_a_shipped_config_is_small_json_of_a_family_that_is_cut() -> None:
+    for name in shipped():
+        file = Path(skeleton.__file__).parent / "configs" / f"{name}.json"
+        assert file.stat().st_size < 2_000
+        assert json.loads(file.read_text())["model_type"] in FAMILIES
