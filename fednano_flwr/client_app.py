@@ -61,7 +61,11 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
         {
             "metrics": MetricRecord(metrics),
             "notes": ConfigRecord(
-                {"skipped": json.dumps(client.skipped), "tally": json.dumps(result.tally)}
+                {
+                    "skipped": json.dumps(client.shard.skipped),
+                    "unreadable": json.dumps(client.shard.unreadable),
+                    "tally": json.dumps(result.tally),
+                }
             ),
         }
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections import Counter
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -128,11 +128,13 @@ def _split(dataset: Dataset) -> str:
 def _report_data(scored: Answers) -> None:
     """Say how many questions each client has, and what was left out for which reason."""
     sizes = []
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()  # of the whole data set: every client says the same
+    unreadable: Counter[str] = Counter()  # of a client's own shard
     for reply in scored.replies:
         sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
-        notes: Mapping[str, Any] = json.loads(str(reply.content.config_records["notes"]["skipped"]))
-        skipped |= {reason: max(count, skipped.get(reason, 0)) for reason, count in notes.items()}
+        notes = reply.content.config_records["notes"]
+        skipped |= Counter(json.loads(str(notes["skipped"])))
+        unreadable += Counter(json.loads(str(notes["unreadable"])))
     say(f"shards   {len(sizes)} clients with train+test questions: {', '.join(sizes)}")
-    for reason, count in sorted(skipped.items()):
+    for reason, count in sorted((skipped + unreadable).items()):
         say(f"skipped  {count} questions: {reason}")

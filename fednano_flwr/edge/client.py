@@ -61,11 +61,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A client's readable questions, tokenized, and those left out, counted by reason."""
+    """A client's readable questions, tokenized, and those left out, counted by reason.
+
+    `skipped` are those of the whole data set, `unreadable` this shard's own.
+    """
 
     train: list[Question]
     test: list[Question]
     skipped: Counter[str]
+    unreadable: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,6 @@ class Client:
             _encoder(source),
             _feature_cache(source, config.dataset, config.edge, place.data_path),
         )
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Questions left out, by reason: of the data set, and unreadable ones of this shard."""
-        return dict(self.shard.skipped)
 
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, fisher: str
@@ -237,7 +236,7 @@ def _encode(
             f"{unreadable.total()} of this client's {count} questions cannot be read "
             f"({describe_skipped(unreadable)}); dataset.max-skipped allows {max_skipped:.0%}"
         )
-    return EncodedShard(train, test, skipped + unreadable)
+    return EncodedShard(train, test, skipped, unreadable)
 
 
 def _readable(

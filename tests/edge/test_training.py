@@ -193,4 +193,4 @@ def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     config = RunConfig.parse(run_config(dataset__path=str(folder)))
     clients = [Client(config, Place(partition, 2)) for partition in range(2)]
     assert sum(len(client.shard.train) for client in clients) == 59
-    assert sum(sum(client.skipped.values()) for client in clients) == 1
+    assert sum(client.shard.unreadable.total() for client in clients) == 1
