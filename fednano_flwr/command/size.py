@@ -323,4 +323,4 @@ def _bytes(count: int) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return f"{100 * share:.{2 if share >= 0.001 else 4}f} %"
