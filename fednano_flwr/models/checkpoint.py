@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,11 @@ SINGLE = "model.safetensors"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 FINGERPRINT_ROWS = 64
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+
+
+def frozen(name: str, tensor: Tensor) -> nn.Parameter:
+    """A parameter that is not trained."""
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 class Checkpoint:
@@ -88,8 +93,18 @@ class Checkpoint:
                 )
             return torch.cat([stored[first:end] for first, end in _runs(ids)])
 
-    def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Give every parameter of `module` (built on the meta device) its frozen weight."""
+    def fill(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        make: Callable[[str, Tensor], nn.Parameter] = frozen,
+    ) -> None:
+        """Give every parameter of `module` (built on the meta device) its frozen weight.
+
+        Args:
+            make: turns a name in `module` and the tensor read for it into the parameter.
+        """
         names = {canonical(name): name for name, _ in module.named_parameters()}
         for place, tensor in self.read(names):
             owner_name, _, leaf = names[place].rpartition(".")
@@ -100,8 +115,7 @@ class Checkpoint:
                     f"model {self.name}: tensor {place} has shape {tuple(tensor.shape)}, "
                     f"the config asks for {tuple(expected)}"
                 )
-            weight = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-            setattr(owner, leaf, weight)
+            setattr(owner, leaf, make(names[place], tensor.to(device, dtype)))
         for buffers in module.modules():
             for key, value in buffers.named_buffers(recurse=False):
                 setattr(buffers, key, value.to(device))
@@ -212,6 +226,11 @@ def read_config(name: str, folder: Path) -> PretrainedConfig:
             f"{', '.join(FAMILIES)}"
         )
     config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        raise ConfigError(
+            f"model.name = {name!r}: its weights are stored quantized, and only unquantized ones "
+            "are read; take the model it was made from, and set llm.quantization"
+        )
     if not getattr(config, "use_decoder_only_language_model", True):
         raise ConfigError(
             f"model.name = {name!r}: its language model ({config.text_config.model_type}) is an "
