@@ -92,7 +92,9 @@ class Quantizer:
         """What the model holds as its parameter `name`; `tensor` is on the device it goes to."""
         if not self._quantizes(name):
             return frozen(name, tensor)
-        return self._operation.convert({name: tensor}, model=self._whole)[name]
+        # Versions of transformers differ in which of these arguments they look at.
+        made = self._operation.convert({name: [tensor]}, model=self._whole, full_layer_name=name)
+        return made[name]
 
     def keep_gradients(self) -> None:
         """Let every call give gradients to its inputs, also after calls that needed none.
