@@ -49,7 +49,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     folder = RunFolder(config)
     if config.llm.threads:
         torch.set_num_threads(config.llm.threads)
-    half = load_llm_half(config.model.name, config.llm.device, config.llm.dtype)
+    half = load_llm_half(
+        config.model.name, config.llm.device, config.llm.dtype, config.llm.quantization
+    )
     host = FrozenLLM(half, config.llm.max_tokens)
     adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
     arrays = to_arrays(adapter_state(adapters))
@@ -100,9 +102,11 @@ def _introduce(
 ) -> None:
     """Say what runs where, before anything takes long."""
     trained = sum(value.numel() for value in from_arrays(arrays).values())
-    frozen = sum(parameter.numel() for parameter in half.parameters())
+    kept = info.dtype
+    if config.llm.quantization != "none":
+        kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
     say(
-        f"server   LLM half of {info.model}: {frozen:,} frozen parameters, {info.dtype} on "
+        f"server   LLM half of {info.model}: {half.size:,} frozen parameters, {kept} on "
         f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})"
     )
     say(

@@ -19,7 +19,7 @@ def refuse(*_: Any) -> None:
 def names(monkeypatch):
     """What the registries would say, without reading a model."""
     monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
-    monkeypatch.setattr("fednano_flwr.models.checkpoint.check_model", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.models.source.check_model", lambda *_: None)
 
 
 def config(tmp_path: Path, *changes: str):
@@ -76,7 +76,7 @@ def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "seam", ["strategies.registry.check_strategy", "models.checkpoint.check_model"]
+    "seam", ["strategies.registry.check_strategy", "models.source.check_model"]
 )
 def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
     monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)

@@ -26,7 +26,9 @@ TEMPLATE = (
 )
 
 
-def write_checkpoint(folder: Path, seed: int = 0, shard_size: str = "100KB") -> Path:
+def write_checkpoint(
+    folder: Path, seed: int = 0, shard_size: str = "100KB", width: int = 48
+) -> Path:
     """A random LLaVA of about 90,000 parameters in the hub's format, several shards, processor."""
     vocabulary = ["<pad>", "<unk>", "<image>", "</s>", *WORDS]
     vocabulary += [f"w{i}" for i in range(64 - len(vocabulary))]
@@ -64,8 +66,8 @@ def write_checkpoint(folder: Path, seed: int = 0, shard_size: str = "100KB") -> 
         ),
         text_config=LlamaConfig(
             vocab_size=64,
-            hidden_size=48,
-            intermediate_size=96,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=128,

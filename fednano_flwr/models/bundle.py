@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.checkpoint import Checkpoint, locate
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.source import locate
 
 MANIFEST = "edge_bundle.json"
 FORMAT = 1
@@ -48,12 +49,17 @@ class EdgeBundle(Checkpoint):
         """That of the checkpoint it was split from."""
         return self._manifest["fingerprint"]
 
-    def embedding_rows(self, ids: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    def embedding_rows(
+        self,
+        ids: Sequence[int] | None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         if TOKEN_IDS not in self.files:
-            return super().embedding_rows(ids)
-        (_, held), (_, table) = self.read([TOKEN_IDS, self.token_embeddings])
+            return super().embedding_rows(ids, device, dtype)
+        ((_, held),) = self.read([TOKEN_IDS])
         if ids is None:
-            return table, held
+            return super().embedding_rows(None, device, dtype)[0], held
         wanted = torch.tensor(ids)
         places = torch.searchsorted(held, wanted).clamp(max=len(held) - 1)
         missing = wanted[held[places] != wanted]
@@ -63,7 +69,7 @@ class EdgeBundle(Checkpoint):
                 f"tokens that this client's questions use, token {int(missing[0])} for one: it was "
                 "split for another shard. Split again with this shard, or without --shard"
             )
-        return table[places], wanted
+        return self.rows(self.token_embeddings, places.tolist(), device, dtype), wanted
 
     def _verify(self, path: str) -> None:
         for name, expected in self._manifest["files"].items():

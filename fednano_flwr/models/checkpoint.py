@@ -2,6 +2,11 @@
 
 Only the tensors asked for are read: a client opens none of the language model's, the host none of
 the vision encoder's. From the hub, only the shards that hold them are downloaded.
+
+A file is mapped into memory, and what was touched of it counts as this process's until the mapping
+is gone. A weight that stays as it is stored stays mapped; one that is converted is read through a
+mapping of its own, some megabytes at a time. So a side needs its own half's memory and little
+besides.
 """
 
 from __future__ import annotations
@@ -9,27 +14,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.families import FAMILIES, Family, canonical
-from fednano_flwr.resources import ResourceError, resolve
+from fednano_flwr.models.source import locate, read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 FINGERPRINT_ROWS = 64
-LONGEST_REASON = 300  # some of transformers' errors list every family it knows
-_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+PIECE_BYTES = 16 * 2**20  # of a tensor, converted before its mapping is let go
+PIECE_ROWS = 256  # likewise where rows are picked: each brings its neighbours' pages along
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+
+
+def frozen(name: str, tensor: Tensor) -> nn.Parameter:
+    """A parameter that is not trained."""
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 class Checkpoint:
@@ -46,6 +60,7 @@ class Checkpoint:
         self.name = name
         self.folder, self._on_hub = locate(name)
         self.hub_id = name if self._on_hub else ""
+        self._downloaded: dict[str, Path] = {}
         self.config: PretrainedConfig = read_config(name, self.folder)
         self.family: Family = FAMILIES[self.config.model_type]
 
@@ -63,36 +78,72 @@ class Checkpoint:
             raise ConfigError(f"model {self.name}: two of its tensors have the same place")
         return files
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the named tensors as stored, file by file.
+    def read(
+        self,
+        names: Iterable[str],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the named tensors, file by file, moved and converted where asked for.
+
+        One that is neither stays mapped: processes on one machine share its memory.
 
         Raises:
-            ConfigError: the checkpoint lacks one of them.
+            ConfigError: the checkpoint lacks one of them; none is read then.
         """
         by_file: dict[str, list[str]] = {}
         for name in names:
             by_file.setdefault(self._entry(name)[0], []).append(name)
         for filename, wanted in by_file.items():
-            with safe_open(self._file(filename), framework="pt") as file:
+            path = self._file(filename)
+            with safe_open(path, framework="pt") as file:
                 for name in wanted:
-                    yield name, file.get_tensor(self.files[name][1])
+                    key = self.files[name][1]
+                    stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
+                    if dtype in (None, stored.dtype) and device in (None, stored.device):
+                        yield name, stored
+                    else:
+                        yield name, _converted(path, key, stored, device, dtype)
 
-    def rows(self, name: str, ids: Sequence[int]) -> Tensor:
+    def rows(
+        self,
+        name: str,
+        ids: Sequence[int],
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
         filename, key = self._entry(name)
-        with safe_open(self._file(filename), framework="pt") as file:
+        path = self._file(filename)
+        with safe_open(path, framework="pt") as file:
             stored = file.get_slice(key)
-            count = stored.get_shape()[0]
-            if ids and ids[-1] >= count:
-                raise ConfigError(
-                    f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}"
-                )
-            return torch.cat([stored[first:end] for first, end in _runs(ids)])
+            count, width = stored.get_shape()
+            dtype = dtype or _DTYPES[stored.get_dtype()]
+        if ids and ids[-1] >= count:
+            raise ConfigError(f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}")
+        result = torch.empty(len(ids), width, dtype=dtype, device=device)
+        for start in range(0, len(ids), PIECE_ROWS):
+            with safe_open(path, framework="pt") as file:
+                stored, place = file.get_slice(key), start
+                for first, end in _runs(ids[start : start + PIECE_ROWS]):
+                    result[place : place + end - first] = stored[first:end]
+                    place += end - first
+        return result
 
-    def fill(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Give every parameter of `module` (built on the meta device) its frozen weight."""
+    def fill(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        make: Callable[[str, Tensor], nn.Parameter] = frozen,
+    ) -> None:
+        """Give every parameter of `module` (built on the meta device) its frozen weight.
+
+        Args:
+            make: turns a name in `module` and the tensor read for it into the parameter.
+        """
         names = {canonical(name): name for name, _ in module.named_parameters()}
-        for place, tensor in self.read(names):
+        for place, tensor in self.read(names, device, dtype):
             owner_name, _, leaf = names[place].rpartition(".")
             owner = module.get_submodule(owner_name)
             expected = getattr(owner, leaf).shape
@@ -101,19 +152,23 @@ class Checkpoint:
                     f"model {self.name}: tensor {place} has shape {tuple(tensor.shape)}, "
                     f"the config asks for {tuple(expected)}"
                 )
-            weight = nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-            setattr(owner, leaf, weight)
+            setattr(owner, leaf, make(names[place], tensor))
         for buffers in module.modules():
             for key, value in buffers.named_buffers(recurse=False):
                 setattr(buffers, key, value.to(device))
         module.eval()
 
-    def embedding_rows(self, ids: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    def embedding_rows(
+        self,
+        ids: Sequence[int] | None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Token embeddings (n, d) of `ids`, or of all, and these ids (n,), None for all."""
         if ids is None:
-            ((_, table),) = self.read([self.token_embeddings])
+            ((_, table),) = self.read([self.token_embeddings], device, dtype)
             return table, None
-        return self.rows(self.token_embeddings, ids), torch.tensor(ids)
+        return self.rows(self.token_embeddings, ids, device, dtype), torch.tensor(ids)
 
     def nbytes(self, names: Iterable[str]) -> int:
         """Bytes of the named tensors as they are stored; only the files' headers are read."""
@@ -122,7 +177,7 @@ class Checkpoint:
             filename, key = self._entry(name)
             with safe_open(self._file(filename), framework="pt") as file:
                 stored = file.get_slice(key)
-                total += math.prod(stored.get_shape()) * _BYTES[stored.get_dtype()]
+                total += math.prod(stored.get_shape()) * _DTYPES[stored.get_dtype()].itemsize
         return total
 
     @cached_property
@@ -154,11 +209,31 @@ class Checkpoint:
 
     def _file(self, filename: str) -> Path:
         if self._on_hub:
-            return Path(hf_hub_download(self.hub_id, filename))
+            if filename not in self._downloaded:  # asks the hub each time
+                self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
+            return self._downloaded[filename]
         path = self.folder / filename
         if not path.exists():
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
+
+
+def _converted(
+    path: Path,
+    key: str,
+    stored: Tensor,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """A copy of one tensor of a file, of which no more than a piece is ever in memory twice."""
+    if stored.dim() == 0:
+        return stored.to(device, dtype)
+    result = torch.empty(stored.shape, dtype=dtype or stored.dtype, device=device)
+    step = max(1, PIECE_BYTES * len(stored) // max(1, stored.nbytes))
+    for first in range(0, len(stored), step):
+        with safe_open(path, framework="pt") as file:
+            result[first : first + step] = file.get_slice(key)[first : first + step]
+    return result
 
 
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -170,79 +245,3 @@ def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
         if position + 1 == len(ids) or ids[position + 1] != row + 1:
             yield first, row + 1
             first = None
-
-
-def check_model(name: str) -> None:
-    """Refuse a model that is not there or cannot be cut, before any weight is read.
-
-    Raises:
-        ConfigError: with the families that work.
-    """
-    read_config(name, locate(name)[0])
-
-
-def locate(name: str, small_files: Sequence[str] = SMALL_FILES) -> tuple[Path, bool]:
-    """Folder that holds config and processor, and whether weights come from the hub.
-
-    Args:
-        small_files: patterns of what is downloaded where `name` is a hub id.
-
-    Raises:
-        ConfigError: there is no such model.
-    """
-    try:
-        folder = resolve("model.name", name)
-    except ResourceError as error:
-        raise ConfigError(str(error)) from error
-    if (folder / "config.json").exists():
-        return folder, False
-    if folder.exists() or name.startswith("package:"):
-        raise ConfigError(f"model {name!r}: {folder} has no config.json")
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ConfigError(f"model {name!r}: there is no folder {folder}")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(small_files))), True
-    except (OSError, HFValidationError) as error:
-        raise ConfigError(
-            f"model {name!r}: neither a folder here nor a model that the Hugging Face hub "
-            f"(or its cache) could give: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def read_config(name: str, place: Path) -> PretrainedConfig:
-    """The config of a model that can be cut.
-
-    Args:
-        place: the model's folder, or its config file.
-
-    Raises:
-        ConfigError: it cannot; the message says why, and which families can.
-    """
-    file = place / "config.json" if place.is_dir() else place
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model {name!r}: {file} is no config that can be read: {error}"
-        ) from error
-    kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
-    if kind not in FAMILIES:
-        raise ConfigError(
-            f"model {name!r}: its family is {kind}; those that can be cut are: "
-            f"{', '.join(FAMILIES)}"
-        )
-    try:
-        config = AutoConfig.from_pretrained(file)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        says = " ".join(str(error).split())
-        says = says if len(says) <= LONGEST_REASON else f"{says[:LONGEST_REASON]} …"
-        raise ConfigError(
-            f"model {name!r}: {file} is no config of the family {kind}: {says}"
-        ) from error
-    if not getattr(config, "use_decoder_only_language_model", True):
-        raise ConfigError(
-            f"model {name!r}: its language model ({config.text_config.model_type}) is an "
-            "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
-            "Vicuna or OPT"
-        )
-    return config

@@ -46,9 +46,9 @@ class EdgeHalf(nn.Module):
         Raises:
             ConfigError: the checkpoint, or the bundle, lacks one of them.
         """
-        table, held = self.checkpoint.embedding_rows(ids)
+        table, held = self.checkpoint.embedding_rows(ids, self.device, self.dtype)
         layer = copy.deepcopy(self._embedding_layer[0])
-        return TokenTable(layer, table.to(self.device, self.dtype), held)
+        return TokenTable(layer, table, held)
 
     @torch.no_grad()
     def image_features(self, questions: Sequence[VisionInputs]) -> list[Tensor]:

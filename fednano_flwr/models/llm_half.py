@@ -11,6 +11,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.quantize import Quantizer, check_quantization
 
 
 class HeadAtRows(nn.Module):
@@ -27,9 +28,20 @@ class HeadAtRows(nn.Module):
 
 
 class LLMHalf(nn.Module):
-    """Frozen language model and head of one checkpoint."""
+    """Frozen language model and head of one checkpoint.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    Args:
+        dtype: of the embeddings that come in and of all weights that are not quantized.
+        quantization: of the linear layers: "none", "8bit" or "4bit".
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: str = "none",
+    ) -> None:
         super().__init__()
         text = checkpoint.config.get_text_config()
         self.model = checkpoint.name
@@ -46,7 +58,13 @@ class LLMHalf(nn.Module):
         tied = "lm_head.weight" not in checkpoint.files
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
-        checkpoint.fill(whole, device, dtype)
+        self.size = sum(parameter.numel() for parameter in whole.parameters())
+        if quantization == "none":
+            checkpoint.fill(whole, device, dtype)
+        else:
+            quantizer = Quantizer(whole, quantization, device, dtype)
+            checkpoint.fill(whole, device, dtype, quantizer.weight)
+            quantizer.keep_gradients()
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self._head = host.lm_head = HeadAtRows(host.lm_head)
@@ -85,16 +103,20 @@ class LLMHalf(nn.Module):
         return self._host(inputs_embeds=embeds, use_cache=False, **extra).logits
 
 
-def load_llm_half(name: str, device: str = "cpu", dtype: str = "float32") -> LLMHalf:
+def load_llm_half(
+    name: str, device: str = "cpu", dtype: str = "float32", quantization: str = "none"
+) -> LLMHalf:
     """Read the server's half of `name` and nothing of the vision encoder.
 
     Raises:
-        ConfigError: no such model, or its family cannot be cut.
+        ConfigError: no such model, its family cannot be cut, or this machine lacks what a
+            quantized host needs.
     """
+    check_quantization(quantization, device)
     checkpoint = open_checkpoint(name)
     if isinstance(checkpoint, EdgeBundle):
         raise ConfigError(
             f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
             f"checkpoint that it was split from, {checkpoint.name}"
         )
-    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype))
+    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), quantization)

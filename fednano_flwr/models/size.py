@@ -17,8 +17,8 @@ from transformers import PretrainedConfig
 
 from fednano_flwr.config import SITES, ConfigError
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import locate, read_config
 from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.source import locate, read_config
 
 SHIPPED = Path(__file__).parent / "configs"
 FLOAT32, INT64 = 4, 8  # bytes

@@ -16,8 +16,9 @@ from torch import Tensor
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle, sha256
-from fednano_flwr.models.checkpoint import SINGLE, SMALL_FILES, Checkpoint
+from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
 from fednano_flwr.models.families import canonical
+from fednano_flwr.models.source import SMALL_FILES
 from fednano_flwr.output import new_folder, require_space
 
 Progress = Callable[[str, int, int], None]

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.checkpoint import Checkpoint, check_model
+from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+from fednano_flwr.models.source import check_model
 from tests.tiny import write_checkpoint
 
 EMBEDDINGS = "language_model.embed_tokens.weight"

@@ -15,11 +15,12 @@ from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import Checkpoint, read_config
+from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
 from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config, shipped
+from fednano_flwr.models.source import read_config
 from fednano_flwr.models.split import write_bundle
 from tests.tiny_families import write
 

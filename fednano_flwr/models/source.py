@@ -1,0 +1,99 @@
+"""Where a model lies, on disk or on the hub, and whether its config is one that can be cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from transformers import AutoConfig, PretrainedConfig
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.resources import ResourceError, resolve
+
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+LONGEST_REASON = 300  # some of transformers' errors list every family it knows
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is not there or cannot be cut, before any weight is read.
+
+    Raises:
+        ConfigError: with the families that work.
+    """
+    read_config(name, locate(name)[0])
+
+
+def locate(name: str, small_files: Sequence[str] = SMALL_FILES) -> tuple[Path, bool]:
+    """Folder that holds config and processor, and whether weights come from the hub.
+
+    Args:
+        small_files: patterns of what is downloaded where `name` is a hub id.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    try:
+        folder = resolve("model.name", name)
+    except ResourceError as error:
+        raise ConfigError(str(error)) from error
+    if (folder / "config.json").exists():
+        return folder, False
+    if folder.exists() or name.startswith("package:"):
+        raise ConfigError(f"model {name!r}: {folder} has no config.json")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ConfigError(f"model {name!r}: there is no folder {folder}")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(small_files))), True
+    except (OSError, HFValidationError) as error:
+        raise ConfigError(
+            f"model {name!r}: neither a folder here nor a model that the Hugging Face hub "
+            f"(or its cache) could give: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def read_config(name: str, place: Path) -> PretrainedConfig:
+    """The config of a model that can be cut.
+
+    Args:
+        place: the model's folder, or its config file.
+
+    Raises:
+        ConfigError: it cannot; the message says why, and which families can.
+    """
+    file = place / "config.json" if place.is_dir() else place
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model {name!r}: {file} is no config that can be read: {error}"
+        ) from error
+    kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"model {name!r}: its family is {kind}; those that can be cut are: "
+            f"{', '.join(FAMILIES)}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(file)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        says = " ".join(str(error).split())
+        says = says if len(says) <= LONGEST_REASON else f"{says[:LONGEST_REASON]} …"
+        raise ConfigError(
+            f"model {name!r}: {file} is no config of the family {kind}: {says}"
+        ) from error
+    if hasattr(config, "quantization_config"):
+        raise ConfigError(
+            f"model {name!r}: its weights are stored quantized, and only unquantized ones "
+            "are read; take the model it was made from, and set llm.quantization"
+        )
+    if not getattr(config, "use_decoder_only_language_model", True):
+        raise ConfigError(
+            f"model {name!r}: its language model ({config.text_config.model_type}) is an "
+            "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
+            "Vicuna or OPT"
+        )
+    return config
