@@ -140,8 +140,13 @@ class LLM:
     port: int
     address: str
     max_tokens: int
+    feature_memory_mb: int
+    feature_disk_mb: int
 
     def __post_init__(self) -> None:
+        for key in ("feature_memory_mb", "feature_disk_mb"):
+            value = getattr(self, key)
+            _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
@@ -164,7 +169,7 @@ class Exchange:
     retry_seconds: float
 
     def __post_init__(self) -> None:
-        _one_of("exchange.kind", self.kind, ("embeddings",))
+        _one_of("exchange.kind", self.kind, ("embeddings", "lowrank"))
         _one_of("exchange.dtype", self.dtype, ("auto", *DTYPES))
         _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
         _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")

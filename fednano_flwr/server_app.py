@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import closing
 from functools import partial
 from typing import cast
 
@@ -18,6 +19,7 @@ from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.federation import Answers, Federation
+from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.metrics import round_record
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
@@ -52,12 +54,15 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     half = load_llm_half(
         config.model.name, config.llm.device, config.llm.dtype, config.llm.quantization
     )
-    host = FrozenLLM(half, config.llm.max_tokens)
+    features = FeatureStore(
+        config.llm.feature_memory_mb * 2**20, config.llm.feature_disk_mb * 2**20
+    )
+    host = FrozenLLM(half, config.llm.max_tokens, features)
     adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
     arrays = to_arrays(adapter_state(adapters))
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
 
-    with serve(host, config.llm.bind, config.llm.port) as bound:
+    with closing(features), serve(host, config.llm.bind, config.llm.port) as bound:
         address = config.llm.address or bound
         _introduce(config, host.describe(), half, arrays, address)
         federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")

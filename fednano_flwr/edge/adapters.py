@@ -8,9 +8,11 @@ trainable parameters, state dicts, saving and several named adapters works uncha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -91,3 +93,31 @@ def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
         if parameter.requires_grad
     }
     return dict(sorted(trainable.items()))
+
+
+def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two factors that a site's adapters add at `hidden`: h' = h + z Bᵀ with z = s · A h.
+
+    Several active adapters lie side by side along the rank.
+
+    Args:
+        site: "image" or "text".
+        hidden: (n, d) frozen embeddings.
+
+    Returns:
+        z (n, R) and B (d, R), both in float32 and differentiable; None where there is no adapter.
+    """
+    layer: Any = getattr(adapters.base_model.model, f"{site}_adapter")
+    if not isinstance(layer, LoraLayer):
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not names:
+        return None
+    z, b = [], []
+    for name in names:
+        down: Any = layer.lora_A[name]
+        up: Any = layer.lora_B[name]
+        moved = layer.lora_dropout[name](hidden.to(down.weight.dtype))
+        z.append(layer.scaling[name] * down(moved))
+        b.append(up.weight)
+    return torch.cat(z, dim=1), torch.cat(b, dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,8 @@ from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder,
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
-from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.protocol import LLM, LLMService
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.token_table import TokenTable
@@ -128,7 +129,7 @@ class Client:
         if not self.shard.train:
             raise ValueError(f"partition {self.partition} has no readable training question")
         load_adapter_state(self.edge.adapters, theta)
-        config, llm = self.config, EmbeddingsExchange(service)
+        config, llm = self.config, self._llm(service)
         plan = TrainingPlan(
             local_epochs=config.local_epochs,
             batch_size=config.batch_size,
@@ -145,16 +146,25 @@ class Client:
             adapter_state(self.edge.adapters), diagonal, result.loss, len(self.shard.train)
         )
 
+    def _llm(self, service: LLMService) -> LLM:
+        return EXCHANGES[self.config.exchange.kind](service)
+
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService) -> Scored:
         """Score the client's own test questions."""
         load_adapter_state(self.edge.adapters, theta)
-        llm, config = EmbeddingsExchange(service), self.config
+        config, llm = self.config, self._llm(service)
         questions = self.shard.test
         right = right_answers(
             self.edge, llm, questions, config.batch_size, config.max_answer_tokens
         )
         samples = [question.sample for question in questions]
         return Scored(sum(right), len(right), tally(samples, right))
+
+
+EXCHANGES: Mapping[str, Callable[[LLMService], LLM]] = {
+    "embeddings": EmbeddingsExchange,
+    "lowrank": LowRankExchange,
+}
 
 
 def peak_memory_mb() -> float:

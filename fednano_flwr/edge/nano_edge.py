@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, MutableMapping, Sequence
 
@@ -9,8 +10,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from fednano_flwr.edge.adapters import low_rank
 from fednano_flwr.edge.questions import Question, QuestionEncoder
-from fednano_flwr.exchange.protocol import LLMInputs
+from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.token_table import TokenTable
 
@@ -73,8 +75,8 @@ class NanoEdge(nn.Module):
 
     def forward(
         self, questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
-    ) -> LLMInputs:
-        """Adapted embeddings of a batch, (N, d), in the dtype of the frozen half.
+    ) -> AdaptedBatch:
+        """Frozen embeddings of a batch and what the adapters add to them.
 
         Args:
             endings: tokens after each prompt: of its answer in training, or what was generated.
@@ -85,21 +87,26 @@ class NanoEdge(nn.Module):
         """
         ids, is_image = _laid_out(questions, endings, self.frozen.image_token_id)
         ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
-        text = self.adapters.text_adapter(self.tokens(ids[~is_image]))
-        embeds = text.new_empty(len(ids), self.frozen.hidden_size)
-        embeds[~is_image] = text
+        text = self.tokens(ids[~is_image])
+        hidden = text.new_empty(len(ids), self.frozen.hidden_size)
+        hidden[~is_image] = text
         features = self._features(questions)
+        count = sum(len(feature.rows) for feature in features)
+        if count != int(is_image.sum()):
+            raise ValueError(
+                f"the pictures have {count} features, the prompts ask for {int(is_image.sum())}"
+            )
         if features:
-            image = torch.cat(features)
-            if len(image) != int(is_image.sum()):
-                raise ValueError(
-                    f"the pictures have {len(image)} features, the prompts ask for "
-                    f"{int(is_image.sum())}"
-                )
-            embeds[is_image] = self.adapters.image_adapter(image)
+            hidden[is_image] = torch.cat([feature.rows for feature in features])
+        z, b = {}, {}
+        for site, where in (("image", is_image), ("text", ~is_image)):
+            factors = low_rank(self.adapters, site, hidden[where])
+            if factors is not None and where.any():
+                z[site], b[site] = factors
         added = [len(ending) for ending in endings] if endings else [0] * len(questions)
         lengths = tuple(len(q.ids) + extra for q, extra in zip(questions, added, strict=True))
-        return LLMInputs(embeds, lengths, *self._layout(questions, ids.cpu(), lengths))
+        layout = self._layout(questions, ids.cpu(), lengths)
+        return AdaptedBatch(hidden, is_image, ids, tuple(features), z, b, lengths, *layout)
 
     def _layout(
         self, questions: Sequence[Question], ids: Tensor, lengths: tuple[int, ...]
@@ -111,8 +118,8 @@ class NanoEdge(nn.Module):
             types.append(self.frozen.token_type_ids(own, len(question.ids)))
         return _joined(positions), _joined(types)
 
-    def _features(self, questions: Sequence[Question]) -> list[Tensor]:
-        """Frozen connector outputs (n, d) of the questions that have pictures, in order."""
+    def _features(self, questions: Sequence[Question]) -> list[Feature]:
+        """Frozen connector outputs of the questions that have pictures, in order."""
         samples = [question.sample for question in questions if question.sample.pictures]
         missing = {s.uid: s for s in samples if s.uid not in self.cache}
         fresh: dict[str, Tensor] = {}
@@ -124,7 +131,15 @@ class NanoEdge(nn.Module):
             fresh |= {sample.uid: feature for sample, feature in zip(chunk, features, strict=True)}
         self.encoder_seconds += time.perf_counter() - started
         self.cache.update(fresh)
-        return [fresh[s.uid] if s.uid in fresh else self.cache[s.uid] for s in samples]
+        return [
+            Feature(feature_key(s.uid), fresh[s.uid] if s.uid in fresh else self.cache[s.uid])
+            for s in samples
+        ]
+
+
+def feature_key(uid: str) -> bytes:
+    """What a client calls a question's features before the host; says nothing of the question."""
+    return hashlib.sha256(uid.encode()).digest()[:16]
 
 
 def _laid_out(

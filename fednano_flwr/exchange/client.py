@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,10 +18,14 @@ from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
+    Feature,
+    FeaturesMissingError,
     HostRefusedError,
     HostUnreachableError,
     LLMInfo,
     LLMInputs,
+    LowRankGradients,
+    LowRankInputs,
 )
 from fednano_flwr.exchange.traffic import StepTraffic
 
@@ -55,7 +59,7 @@ class RemoteLLM:
     """An LLM host at `address`, used like a local one.
 
     A lost connection is retried with doubling pauses; a repeated step changes nothing, because
-    the host keeps no state. Use it as a context manager, or call `close`.
+    all that the host keeps are frozen features. Use it as a context manager, or call `close`.
 
     Args:
         address: `host:port` of the LLM service.
@@ -123,23 +127,62 @@ class RemoteLLM:
         reply = self._call(self._stub.Step, request)
         return reply.loss, codec.decode(reply.gradient).to(inputs.embeds)
 
-    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
+    def step_low_rank(
+        self, inputs: LowRankInputs, labels: Tensor, owner: bytes = b""
+    ) -> tuple[float, LowRankGradients]:
+        positions = (labels != IGNORE).nonzero().squeeze(1)
+        request = pb.StepRequest(
+            header=self.caller.header(),
+            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
+            label_positions=positions.tolist(),
+            labels=labels[positions].tolist(),
+        )
+        reply = self._found(self._call(self._stub.Step, request))
+        z, b = codec.decode_factors(reply.gradients)
+        return reply.loss, LowRankGradients(
+            {site: value.to(inputs.z[site]) for site, value in z.items()},
+            {site: value.to(inputs.b[site]) for site, value in b.items()},
+        )
+
+    def score(
+        self,
+        inputs: LLMInputs | LowRankInputs,
+        positions: Tensor,
+        candidates: Tensor,
+        owner: bytes = b"",
+    ) -> Tensor:
         request = pb.ScoreRequest(
             header=self.caller.header(),
             inputs=codec.encode_inputs(inputs, self._wire_dtype()),
             positions=positions.tolist(),
             candidates=candidates.tolist(),
         )
-        return codec.decode(self._call(self._stub.Score, request).logits)
+        return codec.decode(self._found(self._call(self._stub.Score, request)).logits)
 
-    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+    def next_tokens(
+        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
+    ) -> Tensor:
         request = pb.NextTokensRequest(
             header=self.caller.header(),
             inputs=codec.encode_inputs(inputs, self._wire_dtype()),
             positions=positions.tolist(),
         )
-        reply = self._call(self._stub.NextTokens, request)
+        reply = self._found(self._call(self._stub.NextTokens, request))
         return torch.tensor(list(reply.tokens), dtype=torch.int64)
+
+    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
+        dtype = self._wire_dtype()
+        for feature in features:  # one a message: a batch of pictures may be larger than the limit
+            entry = pb.FeatureEntry(key=feature.key, rows=codec.encode(feature.rows, dtype))
+            request = pb.KeepFeaturesRequest(header=self.caller.header(), features=[entry])
+            self._call(self._stub.KeepFeatures, request)
+
+    def _found(self, reply: Reply) -> Reply:
+        """The reply, unless it says which features to send first."""
+        missing = tuple(reply.missing)  # type: ignore[attr-defined]
+        if missing:
+            raise FeaturesMissingError(missing)
+        return reply
 
     def _introduced(self, reply: pb.Description) -> LLMInfo:
         if self.dtype == "auto":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import LLMInputs, LLMService
+from fednano_flwr.exchange.protocol import AdaptedBatch, LLMInputs, LLMService
 
 
 class EmbeddingsExchange:
@@ -16,14 +16,15 @@ class EmbeddingsExchange:
     def __init__(self, service: LLMService) -> None:
         self.service = service
 
-    def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        inputs = batch.embedded()
         return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self.service)
 
-    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self.service.score(inputs.detach(), positions, candidates)
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        return self.service.score(batch.embedded().detach(), positions, candidates)
 
-    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
-        return self.service.next_tokens(inputs.detach(), positions)
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        return self.service.next_tokens(batch.embedded().detach(), positions)
 
 
 class _HostLoss(torch.autograd.Function):

@@ -29,17 +29,41 @@ class Tensor(_message.Message):
     data: bytes
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class Factors(_message.Message):
+    __slots__ = ("site", "z", "b")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    Z_FIELD_NUMBER: _ClassVar[int]
+    B_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    z: Tensor
+    b: Tensor
+    def __init__(self, site: _Optional[str] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class LowRank(_message.Message):
+    __slots__ = ("token_ids", "image_runs", "features", "factors")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_RUNS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    FACTORS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    image_runs: _containers.RepeatedScalarFieldContainer[int]
+    features: _containers.RepeatedScalarFieldContainer[bytes]
+    factors: _containers.RepeatedCompositeFieldContainer[Factors]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., image_runs: _Optional[_Iterable[int]] = ..., features: _Optional[_Iterable[bytes]] = ..., factors: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
+
 class Inputs(_message.Message):
-    __slots__ = ("embeddings", "lengths", "position_ids", "token_type_ids")
+    __slots__ = ("embeddings", "lengths", "position_ids", "token_type_ids", "low_rank")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_TYPE_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOW_RANK_FIELD_NUMBER: _ClassVar[int]
     embeddings: Tensor
     lengths: _containers.RepeatedScalarFieldContainer[int]
     position_ids: _containers.RepeatedScalarFieldContainer[int]
     token_type_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    low_rank: LowRank
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("header",)
@@ -94,12 +118,16 @@ class StepRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., label_positions: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("loss", "gradient")
+    __slots__ = ("loss", "gradient", "gradients", "missing")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     loss: float
     gradient: Tensor
-    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    gradients: _containers.RepeatedCompositeFieldContainer[Factors]
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions", "candidates")
@@ -114,10 +142,12 @@ class ScoreRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("logits",)
+    __slots__ = ("logits", "missing")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     logits: Tensor
-    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class NextTokensRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions")
@@ -130,7 +160,29 @@ class NextTokensRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class NextTokensReply(_message.Message):
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "missing")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class FeatureEntry(_message.Message):
+    __slots__ = ("key", "rows")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    rows: Tensor
+    def __init__(self, key: _Optional[bytes] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class KeepFeaturesRequest(_message.Message):
+    __slots__ = ("header", "features")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    features: _containers.RepeatedCompositeFieldContainer[FeatureEntry]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., features: _Optional[_Iterable[_Union[FeatureEntry, _Mapping]]] = ...) -> None: ...
+
+class KeepFeaturesReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -59,6 +59,11 @@ class LLMStub(object):
                 request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
                 response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
                 _registered_method=True)
+        self.KeepFeatures = channel.unary_unary(
+                '/fednano.v1.LLM/KeepFeatures',
+                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.SerializeToString,
+                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.FromString,
+                _registered_method=True)
 
 
 class LLMServicer(object):
@@ -99,6 +104,13 @@ class LLMServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepFeatures(self, request, context):
+        """Keep frozen image features for later requests of the same node to name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LLMServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_LLMServicer_to_server(servicer, server):
                     servicer.NextTokens,
                     request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.FromString,
                     response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.SerializeToString,
+            ),
+            'KeepFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeepFeatures,
+                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.FromString,
+                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class LLM(object):
             '/fednano.v1.LLM/NextTokens',
             fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
             fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fednano.v1.LLM/KeepFeatures',
+            fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.SerializeToString,
+            fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.FromString,
             options,
             channel_credentials,
             insecure,

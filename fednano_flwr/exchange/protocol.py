@@ -6,6 +6,7 @@ language model runs in this process or behind a wire is the business of the `LLM
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,6 +14,61 @@ from torch import Tensor
 
 PROTOCOL_VERSION = 2
 IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Frozen image features of one question, by a name that the host may know them under."""
+
+    key: bytes
+    rows: Tensor  # (n, d)
+
+
+@dataclass(frozen=True)
+class AdaptedBatch:
+    """A batch as the edge half makes it: frozen embeddings and what the adapters add to them.
+
+    h' = h + z Bᵀ at the rows of each site. The exchanges differ in which parts they send.
+
+    Attributes:
+        hidden: (N, d) frozen embeddings h, samples laid one after another without padding.
+        is_image: (N,) bool, rows that are image features; the others are tokens.
+        token_ids: (N,) int64; at image rows the placeholder.
+        features: the questions' image features; together they are the image rows in order.
+        z: (n, R) float32 of each site that has an adapter ("image", "text"); s · A h.
+        b: (d, R) float32 likewise.
+        lengths, position_ids, token_type_ids: see `LLMInputs`.
+    """
+
+    hidden: Tensor
+    is_image: Tensor
+    token_ids: Tensor
+    features: tuple[Feature, ...]
+    z: dict[str, Tensor]
+    b: dict[str, Tensor]
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+    def embedded(self) -> LLMInputs:
+        """The adapted embeddings themselves, differentiable in z and b."""
+        rows = {"image": self.is_image, "text": ~self.is_image}
+        embeds = adapted(self.hidden, {site: rows[site] for site in self.z}, self.z, self.b)
+        return LLMInputs(embeds, self.lengths, self.position_ids, self.token_type_ids)
+
+
+def adapted(
+    hidden: Tensor, rows: Mapping[str, Tensor], z: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> Tensor:
+    """h + z Bᵀ at the rows (N,) bool of each site, (N, d) in the dtype of `hidden`.
+
+    The sum is made in the dtype of z, as PEFT does.
+    """
+    result = hidden
+    for site, where in rows.items():
+        changed = hidden[where].to(z[site].dtype) + z[site] @ b[site].T
+        result = result.index_put((where,), changed.to(hidden.dtype))
+    return result
 
 
 @dataclass(frozen=True)
@@ -59,6 +115,45 @@ class LLMInfo:
     max_tokens: int
 
 
+@dataclass(frozen=True)
+class LowRankInputs:
+    """The same batch without its embeddings: the host makes them from what it has.
+
+    Attributes:
+        token_ids: (N - n,) of the rows that are tokens, in order.
+        is_image: (N,) bool.
+        keys: of the questions' image features, in order.
+        z: (n, R) of each site that has an adapter.
+        b: (d, R) likewise.
+        lengths, position_ids, token_type_ids: see `LLMInputs`.
+    """
+
+    token_ids: Tensor
+    is_image: Tensor
+    keys: tuple[bytes, ...]
+    z: dict[str, Tensor]
+    b: dict[str, Tensor]
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LowRankGradients:
+    """Gradients of a loss with respect to z and b of a `LowRankInputs`, by site."""
+
+    z: dict[str, Tensor]
+    b: dict[str, Tensor]
+
+
+class FeaturesMissingError(LookupError):
+    """The host does not have (any more) the features of these keys; send them and ask again."""
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        super().__init__(f"{len(keys)} features are not at the host")
+        self.keys = keys
+
+
 class HostRefusedError(RuntimeError):
     """The host understood the request and will not serve it; repeating it is of no use."""
 
@@ -86,26 +181,51 @@ class LLMService(Protocol):
         """
         ...
 
-    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
+    def step_low_rank(
+        self, inputs: LowRankInputs, labels: Tensor, owner: bytes = b""
+    ) -> tuple[float, LowRankGradients]:
+        """Loss of a batch and its gradient with respect to z and b.
+
+        Args:
+            owner: whose features the batch names; over a wire, the caller.
+
+        Raises:
+            FeaturesMissingError: image features that the batch names are not here.
+        """
+        ...
+
+    def score(
+        self,
+        inputs: LLMInputs | LowRankInputs,
+        positions: Tensor,
+        candidates: Tensor,
+        owner: bytes = b"",
+    ) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
         ...
 
-    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+    def next_tokens(
+        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
+    ) -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
+        ...
+
+    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
+        """Keep frozen image features for later batches to name; they may be gone at any time."""
         ...
 
 
 class LLM(Protocol):
     """A frozen language model that a client can train against."""
 
-    def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of `labels` (N,) int64, differentiable in `inputs.embeds`."""
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of `labels` (N,) int64, differentiable in the batch's z and b."""
         ...
 
-    def score(self, inputs: LLMInputs, positions: Tensor, candidates: Tensor) -> Tensor:
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
         ...
 
-    def next_tokens(self, inputs: LLMInputs, positions: Tensor) -> Tensor:
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...

@@ -14,10 +14,20 @@ from torch import Tensor
 from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_to_server
-from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, LLMInfo, LLMInputs, LLMService
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    PROTOCOL_VERSION,
+    Feature,
+    FeaturesMissingError,
+    LLMInfo,
+    LLMInputs,
+    LLMService,
+    LowRankInputs,
+)
 
 Result = TypeVar("Result")
 WAITING_REQUESTS = 64
+LONGEST_KEY = 32
 
 
 class RefusalError(ValueError):
@@ -66,54 +76,111 @@ class Servicer(LLMServicer):
     def Step(self, request: pb.StepRequest, context: grpc.ServicerContext) -> pb.StepReply:  # noqa: N802
         with _answering(context):
             inputs = self._batch(request.header, request.inputs)
-            count = len(inputs.embeds)
+            count = sum(inputs.lengths)
             positions = _indices(request.label_positions, count, "label position")
             targets = _indices(request.labels, self._info.vocabulary, "label")
             if not len(positions) or len(positions) != len(targets):
                 raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
             labels = torch.full((count,), IGNORE)
             labels[positions] = targets
-            loss, gradient = self._compute(lambda: self._service.step(inputs, labels))
-        return pb.StepReply(
-            loss=loss, gradient=codec.encode(gradient, request.inputs.embeddings.dtype)
-        )
+            if isinstance(inputs, LLMInputs):
+                plain = inputs
+                loss, gradient = self._compute(lambda: self._service.step(plain, labels))
+                dtype = request.inputs.embeddings.dtype
+                return pb.StepReply(loss=loss, gradient=codec.encode(gradient, dtype))
+            low_rank, owner = inputs, _owner(request.header)
+            try:
+                loss, found = self._compute(
+                    lambda: self._service.step_low_rank(low_rank, labels, owner)
+                )
+            except FeaturesMissingError as missing:
+                return pb.StepReply(missing=missing.keys)
+            dtypes = {factors.z.dtype for factors in request.inputs.low_rank.factors}
+            factors = codec.encode_factors(found.z, found.b, dtypes.pop() if dtypes else "float32")
+            return pb.StepReply(loss=loss, gradients=factors)
+        raise AssertionError("unreachable")
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:  # noqa: N802
         with _answering(context):
-            inputs = self._batch(request.header, request.inputs)
-            positions = _indices(request.positions, len(inputs.embeds), "position")
+            inputs, owner = self._batch(request.header, request.inputs), _owner(request.header)
+            positions = _indices(request.positions, sum(inputs.lengths), "position")
             candidates = _indices(request.candidates, self._info.vocabulary, "candidate")
-            logits = self._compute(lambda: self._service.score(inputs, positions, candidates))
+            try:
+                logits = self._compute(
+                    lambda: self._service.score(inputs, positions, candidates, owner)
+                )
+            except FeaturesMissingError as missing:
+                return pb.ScoreReply(missing=missing.keys)
         return pb.ScoreReply(logits=codec.encode(logits, "float32"))
 
     def NextTokens(  # noqa: N802
         self, request: pb.NextTokensRequest, context: grpc.ServicerContext
     ) -> pb.NextTokensReply:
         with _answering(context):
-            inputs = self._batch(request.header, request.inputs)
-            positions = _indices(request.positions, len(inputs.embeds), "position")
-            tokens = self._compute(lambda: self._service.next_tokens(inputs, positions))
+            inputs, owner = self._batch(request.header, request.inputs), _owner(request.header)
+            positions = _indices(request.positions, sum(inputs.lengths), "position")
+            try:
+                tokens = self._compute(lambda: self._service.next_tokens(inputs, positions, owner))
+            except FeaturesMissingError as missing:
+                return pb.NextTokensReply(missing=missing.keys)
         return pb.NextTokensReply(tokens=tokens.tolist())
+
+    def KeepFeatures(  # noqa: N802
+        self, request: pb.KeepFeaturesRequest, context: grpc.ServicerContext
+    ) -> pb.KeepFeaturesReply:
+        with _answering(context):
+            _check_protocol(request.header)
+            features = []
+            for entry in request.features:
+                shape = tuple(entry.rows.shape)
+                if len(shape) != 2 or shape[1] != self._info.hidden_size:
+                    raise RefusalError(
+                        f"features of shape {shape}; must be (n, {self._info.hidden_size})"
+                    )
+                if not 0 < len(entry.key) <= LONGEST_KEY:
+                    raise RefusalError(f"a key of {len(entry.key)} bytes; 1 to {LONGEST_KEY}")
+                features.append(Feature(entry.key, codec.decode(entry.rows)))
+            self._service.keep_features(features, _owner(request.header))
+        return pb.KeepFeaturesReply()
 
     def _compute(self, work: Callable[[], Result]) -> Result:
         return self._worker.submit(work).result()
 
-    def _batch(self, header: pb.Header, batch: pb.Inputs) -> LLMInputs:
+    def _batch(self, header: pb.Header, batch: pb.Inputs) -> LLMInputs | LowRankInputs:
         _check_protocol(header)
-        counts = tuple(batch.lengths)
-        shape = tuple(batch.embeddings.shape)
-        if len(shape) != 2 or shape[1] != self._info.hidden_size:
+        counts, size = tuple(batch.lengths), self._info.hidden_size
+        if not batch.HasField("low_rank"):
+            shape = tuple(batch.embeddings.shape)
+            if len(shape) != 2 or shape[1] != size:
+                raise RefusalError(f"embeddings of shape {shape}; must be (N, {size})")
+            if sum(counts) != shape[0]:
+                raise RefusalError(f"lengths {counts} do not sum to the {shape[0]} embeddings sent")
+        if not counts or min(counts) < 1:
+            raise RefusalError(f"lengths {counts}; at least one sample of at least one token")
+        if sum(counts) > self._info.max_tokens:
             raise RefusalError(
-                f"embeddings of shape {shape}; must be (N, {self._info.hidden_size})"
-            )
-        if not counts or min(counts) < 1 or sum(counts) != shape[0]:
-            raise RefusalError(f"lengths {counts} do not sum to the {shape[0]} embeddings sent")
-        if shape[0] > self._info.max_tokens:
-            raise RefusalError(
-                f"{shape[0]} tokens in one request; the host takes {self._info.max_tokens} "
+                f"{sum(counts)} tokens in one request; the host takes {self._info.max_tokens} "
                 "(llm.max-tokens): use a smaller batch-size"
             )
-        return codec.decode_inputs(batch)
+        inputs = codec.decode_inputs(batch)
+        if isinstance(inputs, LowRankInputs):
+            self._check_low_rank(inputs)
+        return inputs
+
+    def _check_low_rank(self, inputs: LowRankInputs) -> None:
+        if len(inputs.token_ids) and int(inputs.token_ids.max()) >= self._info.vocabulary:
+            raise RefusalError(f"token {int(inputs.token_ids.max())} is out of range")
+        pictured = int(inputs.is_image.sum())
+        rows = {"image": pictured, "text": len(inputs.is_image) - pictured}
+        for site, z in inputs.z.items():
+            b = inputs.b[site]
+            expected = (rows[site], self._info.hidden_size)
+            if z.dim() != 2 or b.dim() != 2 or z.shape[1] != b.shape[1]:
+                raise RefusalError(f"{site}: z {tuple(z.shape)} and b {tuple(b.shape)} do not fit")
+            if (len(z), len(b)) != expected:
+                raise RefusalError(
+                    f"{site}: z and b have {len(z)} and {len(b)} rows, {expected} are needed"
+                )
 
 
 @contextmanager
@@ -166,6 +233,11 @@ def _check_protocol(header: pb.Header) -> None:
             f"host speaks protocol {PROTOCOL_VERSION}, client {header.protocol}: "
             "run the same version of fednano-flwr on both sides"
         )
+
+
+def _owner(header: pb.Header) -> bytes:
+    """Whose features a request names: the node's own, in this run."""
+    return f"{header.run}/{header.node}".encode()
 
 
 def _indices(values: Iterable[int], below: int, what: str) -> Tensor:

@@ -67,8 +67,13 @@ class LLMHalf(nn.Module):
             quantizer.keep_gradients()
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
+        self._embeddings = host.get_input_embeddings()
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
+        return self._embeddings(ids)
 
     def logits(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
+from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     Question,
@@ -27,8 +28,7 @@ from fednano_flwr.edge.questions import (
 )
 from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.client import RemoteLLM
-from fednano_flwr.exchange.embeddings import EmbeddingsExchange
-from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.protocol import IGNORE, LLM, LLMService
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -150,18 +150,25 @@ def gradients(setting: Setting) -> list[Tensor | None]:
     return found
 
 
+@pytest.fixture(params=["embeddings", "lowrank"])
+def exchange(request: pytest.FixtureRequest) -> Callable[[LLMService], LLM]:
+    return EXCHANGES[request.param]
+
+
 @pytest.fixture(params=["in-process", "grpc"])
-def llm(request: pytest.FixtureRequest, setting: Setting) -> Iterator[EmbeddingsExchange]:
+def llm(
+    request: pytest.FixtureRequest, setting: Setting, exchange: Callable[[LLMService], LLM]
+) -> Iterator[LLM]:
     if request.param == "in-process":
-        yield EmbeddingsExchange(setting.host)
+        yield exchange(setting.host)
     else:
         with serve(setting.host) as address, RemoteLLM(address) as remote:
-            yield EmbeddingsExchange(remote)
+            yield exchange(remote)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_halves_give_the_whole_models_logits_and_adapter_gradients(
-    setting: Setting, llm: EmbeddingsExchange, batch: str
+    setting: Setting, llm: LLM, batch: str
 ) -> None:
     chosen = setting.questions[BATCHES[batch]]
     exact = unsplit(setting, setting.exact, chosen)
@@ -184,13 +191,15 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
             assert agree(got, theirs, best, setting.family)
 
 
-def test_greedy_answers_are_those_of_the_whole_models_own_generation(setting: Setting) -> None:
+def test_greedy_answers_are_those_of_the_whole_models_own_generation(
+    setting: Setting, exchange: Callable[[LLMService], LLM]
+) -> None:
     if setting.dtype == "float64":
         pytest.skip("argmax is not a matter of rounding here: float32 says it all")
     zero = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
     edge = NanoEdge(setting.edge.frozen, setting.edge.tokens, zero, setting.encoder)
     chosen = [setting.questions[i] for i in (4, 0, 3)]
-    answers = generate(edge, EmbeddingsExchange(setting.host), chosen, max_tokens=6)
+    answers = generate(edge, exchange(setting.host), chosen, max_tokens=6)
     for question, answer in zip(chosen, answers, strict=True):
         vision = setting.encoder.vision_inputs(question.sample)
         prompt = {

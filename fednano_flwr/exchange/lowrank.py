@@ -1,0 +1,95 @@
+"""The low-rank exchange: frozen parts are sent once, then only what the adapters' ranks need.
+
+h' = h + z Bᵀ with z = s · A h. The host has h: token embeddings from its own table, image features
+from its store. A step sends z (N·r) and B (d·r) and gets their gradients; the client's autograd
+carries dL/dz on into A. The gradients are those of the plain exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import (
+    AdaptedBatch,
+    FeaturesMissingError,
+    HostRefusedError,
+    LLMService,
+    LowRankGradients,
+    LowRankInputs,
+)
+
+Answer = TypeVar("Answer")
+TRIES = 4
+SITES = ("image", "text")
+
+
+class LowRankExchange:
+    """An `LLM` on top of any `LLMService`."""
+
+    def __init__(self, service: LLMService) -> None:
+        self.service = service
+
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        factors = [batch.z[site] for site in SITES if site in batch.z]
+        factors += [batch.b[site] for site in SITES if site in batch.b]
+        if not factors:  # nothing to train takes part in this batch
+            return torch.tensor(self.step(batch, labels)[0])
+        return _HostLoss.apply(self, batch, labels, *factors)
+
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        return self._answered(
+            batch, lambda inputs: self.service.score(inputs, positions, candidates)
+        )
+
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        return self._answered(batch, lambda inputs: self.service.next_tokens(inputs, positions))
+
+    def step(self, batch: AdaptedBatch, labels: Tensor) -> tuple[float, LowRankGradients]:
+        """Loss and gradients of one batch, features sent where the host lacks them."""
+        return self._answered(batch, lambda inputs: self.service.step_low_rank(inputs, labels))
+
+    def _answered(self, batch: AdaptedBatch, ask: Callable[[LowRankInputs], Answer]) -> Answer:
+        inputs = LowRankInputs(
+            token_ids=batch.token_ids[~batch.is_image],
+            is_image=batch.is_image,
+            keys=tuple(feature.key for feature in batch.features),
+            z={site: z.detach() for site, z in batch.z.items()},
+            b={site: b.detach() for site, b in batch.b.items()},
+            lengths=batch.lengths,
+            position_ids=batch.position_ids,
+            token_type_ids=batch.token_type_ids,
+        )
+        for _ in range(TRIES):
+            try:
+                return ask(inputs)
+            except FeaturesMissingError as missing:
+                wanted = set(missing.keys)
+                self.service.keep_features([f for f in batch.features if f.key in wanted])
+        raise HostRefusedError(
+            f"the LLM host did not keep the features of one batch of {len(batch.features)} "
+            "pictured questions: raise llm.feature-memory-mb, or lower batch-size"
+        )
+
+
+class _HostLoss(torch.autograd.Function):
+    """The host's loss as a node of the client's graph; its gradients came with the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, exchange: LowRankExchange, batch: AdaptedBatch, labels: Tensor, *factors: Tensor
+    ) -> Tensor:
+        loss, gradients = exchange.step(batch, labels)
+        found = [gradients.z[site] for site in SITES if site in batch.z]
+        found += [gradients.b[site] for site in SITES if site in batch.b]
+        moved = [gradient.to(factor) for gradient, factor in zip(found, factors, strict=True)]
+        ctx.save_for_backward(*moved)
+        return factors[0].new_tensor(loss, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_outputs[0]
+        return None, None, None, *(gradient * scale.to(gradient) for gradient in ctx.saved_tensors)
