@@ -1,0 +1,191 @@
+"""The low-rank exchange: what it sends, and what it survives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fednano_flwr.config import Adapter, Dataset
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.edge.adapters import build_adapters, named_trainable
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question, QuestionEncoder, last_positions, next_token_labels
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.protocol import IGNORE, FeaturesMissingError, HostRefusedError
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm.feature_store import FeatureStore
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.edge_half import EdgeHalf
+from fednano_flwr.models.llm_half import LLMHalf
+
+FEATURE_BYTES = 9 * 48 * 4  # of one picture of the tiny model
+
+
+@pytest.fixture(scope="module")
+def questions(tiny_dataset: Dataset, encoder: QuestionEncoder) -> list[Question]:
+    return [encoder.encode(s) for s in load_questions(tiny_dataset).train[:8]]
+
+
+@pytest.fixture
+def edge(edge_half: EdgeHalf, encoder: QuestionEncoder) -> NanoEdge:
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=3)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in named_trainable(adapters).items():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return NanoEdge(edge_half, edge_half.token_table(), adapters, encoder)
+
+
+@pytest.fixture
+def host(llm_half: LLMHalf) -> FrozenLLM:
+    return FrozenLLM(llm_half)
+
+
+@pytest.fixture
+def remote(host: FrozenLLM) -> Iterator[RemoteLLM]:
+    with serve(host) as address, RemoteLLM(address, Caller(run=1, node=7)) as remote:
+        yield remote
+
+
+def gradients(exchange: object, edge: NanoEdge, questions: list[Question]) -> list[torch.Tensor]:
+    edge.adapters.zero_grad(set_to_none=True)
+    assert isinstance(exchange, LowRankExchange | EmbeddingsExchange)
+    exchange.loss(edge(questions), next_token_labels(questions, IGNORE)).backward()
+    found = [p.grad for p in named_trainable(edge.adapters).values()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def close(got: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    pairs = zip(got, expected, strict=True)
+    return all((g - e).abs().max() <= 1e-6 * e.abs().max() for g, e in pairs)
+
+
+def test_features_are_sent_once_and_then_only_ranks(
+    remote: RemoteLLM, edge: NanoEdge, questions: list[Question], host: FrozenLLM
+) -> None:
+    exchange = LowRankExchange(remote)
+    expected = gradients(EmbeddingsExchange(host), edge, questions)
+    assert close(gradients(exchange, edge, questions), expected)
+    first = remote.traffic.bytes_up
+    assert close(gradients(exchange, edge, questions), expected)
+    later = remote.traffic.bytes_up - first
+    assert first - later > 4 * FEATURE_BYTES  # of four pictures
+    assert later < first / 3
+    assert host.features.bytes_in_memory == 4 * FEATURE_BYTES
+
+
+def test_a_store_emptied_between_steps_costs_a_resend(
+    remote: RemoteLLM, edge: NanoEdge, questions: list[Question], host: FrozenLLM
+) -> None:
+    exchange = LowRankExchange(remote)
+    expected = gradients(exchange, edge, questions)
+    host.features.close()
+    assert close(gradients(exchange, edge, questions), expected)
+
+
+def test_a_store_too_small_for_a_batch_is_named(
+    llm_half: LLMHalf, edge: NanoEdge, questions: list[Question]
+) -> None:
+    exchange = LowRankExchange(FrozenLLM(llm_half, features=FeatureStore(2 * FEATURE_BYTES)))
+    with pytest.raises(HostRefusedError, match=r"llm\.feature-memory-mb"):
+        exchange.loss(edge(questions), next_token_labels(questions, IGNORE))
+
+
+def test_a_batch_whose_features_lie_on_disk_has_the_same_gradients(
+    llm_half: LLMHalf, edge: NanoEdge, questions: list[Question], host: FrozenLLM
+) -> None:
+    store = FeatureStore(2 * FEATURE_BYTES, 100 * FEATURE_BYTES)
+    exchange = LowRankExchange(FrozenLLM(llm_half, features=store))
+    expected = gradients(EmbeddingsExchange(host), edge, questions)
+    for _ in range(2):
+        assert close(gradients(exchange, edge, questions), expected)
+    assert store.bytes_on_disk > 0
+    store.close()
+
+
+def test_another_node_does_not_find_what_a_node_has_sent(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+) -> None:
+    batch, labels = edge(questions), next_token_labels(questions, IGNORE)
+    with serve(host) as address:
+        with RemoteLLM(address, Caller(run=1, node=7)) as mine:
+            LowRankExchange(mine).loss(batch, labels)
+        for caller in (Caller(run=1, node=8), Caller(run=2, node=7)):
+            with RemoteLLM(address, caller) as other:
+                asked = []
+                other.keep_features = asked.append  # type: ignore[method-assign, assignment]
+                with pytest.raises(HostRefusedError):
+                    LowRankExchange(other).loss(batch, labels)
+                assert asked and all(len(features) == 4 for features in asked)
+
+
+def test_a_restarted_host_is_sent_the_features_again(
+    llm_half: LLMHalf, edge: NanoEdge, questions: list[Question]
+) -> None:
+    with serve(FrozenLLM(llm_half)) as address:
+        remote = RemoteLLM(address, Caller(run=1, node=7), retry_seconds=20)
+        exchange = LowRankExchange(remote)
+        expected = gradients(exchange, edge, questions)
+    port = int(address.rpartition(":")[2])
+    with serve(FrozenLLM(llm_half), port=port):
+        assert close(gradients(exchange, edge, questions), expected)
+    remote.close()
+
+
+def test_scores_and_generated_tokens_are_those_of_the_plain_exchange(
+    remote: RemoteLLM, edge: NanoEdge, questions: list[Question], host: FrozenLLM
+) -> None:
+    batch, last = edge(questions), last_positions(questions)
+    plain, low = EmbeddingsExchange(host), LowRankExchange(remote)
+    expected = plain.score(batch, last, torch.arange(64))
+    assert (low.score(batch, last, torch.arange(64)) - expected).abs().max() < 1e-5
+    assert torch.equal(low.next_tokens(batch, last), plain.next_tokens(batch, last))
+
+
+def test_a_batch_without_a_site_of_an_adapter_has_a_loss_and_nothing_to_train(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+) -> None:
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image"), seed=0)
+    alone = NanoEdge(edge.frozen, edge.tokens, adapters, edge.encoder)
+    text = [question for question in questions if not question.sample.pictures]
+    labels = next_token_labels(text, IGNORE)
+    loss = LowRankExchange(host).loss(alone(text), labels)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(EmbeddingsExchange(host).loss(alone(text), labels).item())
+
+
+def test_several_adapters_at_once_have_the_plain_exchanges_gradients(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+) -> None:
+    adapters = edge.adapters
+    adapters.add_adapter("second", adapters.peft_config["default"])
+    adapters.base_model.set_adapter(["default", "second"])
+    for name, parameter in adapters.named_parameters():
+        if "second" in name:
+            parameter.requires_grad_()
+            torch.nn.init.normal_(parameter, std=0.2)
+    found = []
+    for exchange in (EmbeddingsExchange(host), LowRankExchange(host)):
+        adapters.zero_grad(set_to_none=True)
+        exchange.loss(edge(questions), next_token_labels(questions, IGNORE)).backward()
+        found.append([p.grad.clone() for p in adapters.parameters() if p.grad is not None])
+    assert len(found[0]) == 8 and close(*found)
+
+
+def test_a_host_in_process_says_which_features_it_lacks(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+) -> None:
+    batch = edge(questions)
+    asked: list[tuple[bytes, ...]] = []
+    original = host.keep_features
+    host.keep_features = lambda features, owner=b"": (  # type: ignore[method-assign]
+        asked.append(tuple(feature.key for feature in features)) or original(features, owner)
+    )
+    LowRankExchange(host).loss(batch, next_token_labels(questions, IGNORE))
+    assert asked == [tuple(feature.key for feature in batch.features)]
+    assert issubclass(FeaturesMissingError, LookupError)

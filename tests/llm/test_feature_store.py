@@ -1,0 +1,125 @@
+"""Frozen features at the host: bounded, and gone at any time without harm."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fednano_flwr.llm.feature_store import FeatureStore
+
+ONE = 4 * 8 * 4  # bytes of a (4, 8) float32 tensor
+
+
+def tensor(value: int) -> torch.Tensor:
+    return torch.full((4, 8), float(value))
+
+
+def held(store: FeatureStore, owner: bytes = b"a", count: int = 10) -> list[int]:
+    found = [store.get(owner, bytes([i])) for i in range(count)]
+    for i, features in enumerate(found):
+        assert features is None or torch.equal(features, tensor(i))
+    return [i for i, features in enumerate(found) if features is not None]
+
+
+def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
+    store = FeatureStore(3 * ONE)
+    for i in range(3):
+        store.put(b"a", bytes([i]), tensor(i))
+    assert store.get(b"a", bytes([0])) is not None  # used again: 1 is the oldest now
+    store.put(b"a", bytes([3]), tensor(3))
+    assert held(store) == [0, 2, 3] and store.bytes_in_memory == 3 * ONE
+
+
+def test_what_leaves_memory_lies_on_disk_until_that_is_full_too() -> None:
+    store = FeatureStore(2 * ONE, 3 * ONE)
+    for i in range(7):
+        store.put(b"a", bytes([i]), tensor(i))
+    assert store.bytes_in_memory == 2 * ONE and store.bytes_on_disk == 3 * ONE
+    assert held(store) == [2, 3, 4, 5, 6]
+    assert store.bytes_in_memory == 2 * ONE and store.bytes_on_disk <= 3 * ONE
+    store.close()
+    assert held(store) == [] and store.bytes_in_memory == store.bytes_on_disk == 0
+
+
+def test_its_folder_is_gone_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = FeatureStore(0, 5 * ONE)
+    store.put(b"a", b"k", tensor(1))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    store.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_owner_cannot_name_anothers_entries() -> None:
+    store = FeatureStore(10 * ONE)
+    store.put(b"a", bytes([1]), tensor(1))
+    assert store.get(b"b", bytes([1])) is None and held(store, b"a") == [1]
+
+
+def test_a_name_put_again_replaces_what_it_was() -> None:
+    store = FeatureStore(10 * ONE)
+    store.put(b"a", b"k", tensor(1))
+    store.put(b"a", b"k", tensor(2))
+    found = store.get(b"a", b"k")
+    assert found is not None and torch.equal(found, tensor(2)) and store.bytes_in_memory == ONE
+
+
+def test_what_is_larger_than_both_is_not_kept() -> None:
+    store = FeatureStore(ONE - 1, ONE - 1)
+    store.put(b"a", bytes([0]), tensor(0))
+    assert held(store) == [] and store.bytes_in_memory == store.bytes_on_disk == 0
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_a_file_that_was_tampered_with_is_as_good_as_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = FeatureStore(0, 5 * ONE)
+    store.put(b"a", bytes([0]), tensor(0))
+    (file,) = tmp_path.rglob("*.safetensors")
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut short":
+        file.write_bytes(content[:-3])
+    assert store.get(b"a", bytes([0])) is None and store.bytes_on_disk == 0
+    store.close()
+
+
+def test_a_full_disk_costs_the_entry_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fednano_flwr.llm.feature_store.save_file", full)
+    store = FeatureStore(ONE, 5 * ONE)
+    for i in range(3):
+        store.put(b"a", bytes([i]), tensor(i))
+    assert held(store) == [2] and store.bytes_on_disk == 0
+    store.close()
+
+
+def test_many_threads_at_once_get_what_they_put() -> None:
+    store = FeatureStore(6 * ONE, 6 * ONE)
+    wrong: list[int] = []
+
+    def work(owner: int) -> None:
+        for turn in range(40):
+            key = bytes([turn % 5])
+            store.put(bytes([owner]), key, tensor(owner))
+            found = store.get(bytes([owner]), key)
+            if found is not None and not torch.equal(found, tensor(owner)):
+                wrong.append(owner)
+
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert store.bytes_in_memory <= 6 * ONE and store.bytes_on_disk <= 6 * ONE
+    store.close()
