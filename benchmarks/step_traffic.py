@@ -1,0 +1,141 @@
+"""Step traffic of both exchanges: bytes really sent and received over gRPC.
+
+    python -m benchmarks.step_traffic [--json FILE]
+
+LLaVA-1.5-7B's width and a batch of its questions (576 image and 128 text tokens each) in bfloat16;
+the language model behind the service is a stub of that width, since bytes do not depend on it. A
+round is one training step for each sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.client import RemoteLLM
+from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm.feature_store import FeatureStore
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.llm_half import LLMHalf
+
+VOCABULARY = 1000
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def stub(hidden_size: int, dtype: torch.dtype) -> LLMHalf:
+    """A language model of this width that does as little as can be: a head on its inputs."""
+    head = torch.randn(hidden_size, VOCABULARY, dtype=dtype) / hidden_size**0.5
+
+    def logits(embeds: Tensor, rows: Tensor, *rest: Any) -> Tensor:
+        return embeds.flatten(0, 1)[rows] @ head
+
+    half = SimpleNamespace(
+        model="stub",
+        fingerprint="",
+        hub_id="",
+        hidden_size=hidden_size,
+        vocabulary=VOCABULARY,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        logits=logits,
+        embed=lambda ids: torch.zeros(len(ids), hidden_size, dtype=dtype),
+    )
+    return cast(LLMHalf, half)
+
+
+def make_batch(options: argparse.Namespace, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
+    """A batch of pictured questions with factors to train, and its labels."""
+    length, d = options.image_tokens + options.text_tokens, options.hidden_size
+    is_image = torch.zeros(options.batch, length, dtype=torch.bool)
+    is_image[:, 5 : 5 + options.image_tokens] = True
+    is_image = is_image.flatten()
+    hidden = torch.randn(options.batch * length, d).to(dtype)
+    pictures = hidden[is_image].split(options.image_tokens)
+    labels = torch.full((options.batch, length), IGNORE)
+    labels[:, -1] = 7
+    rows = {"image": is_image, "text": ~is_image}
+    batch = AdaptedBatch(
+        hidden=hidden,
+        is_image=is_image,
+        token_ids=torch.randint(0, VOCABULARY, (options.batch * length,)),
+        features=tuple(Feature(bytes([i]), rows) for i, rows in enumerate(pictures)),
+        z={s: torch.randn(int(w.sum()), options.rank).requires_grad_() for s, w in rows.items()},
+        b={s: torch.randn(d, options.rank).requires_grad_() for s in rows},
+        lengths=(length,) * options.batch,
+    )
+    return batch, labels.flatten()
+
+
+def measure(kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any) -> list[int]:
+    """Bytes up and down of each step of one batch, the first one first."""
+    dtype = DTYPES[options.dtype]
+    store = FeatureStore(2**31)
+    with serve(FrozenLLM(stub(options.hidden_size, dtype), features=store)) as address:
+        with RemoteLLM(address) as remote:
+            remote.describe()
+            exchange: LLM = kind(remote)
+            batch, labels = make_batch(options, dtype)
+            taken, before = [], 0
+            for _ in range(options.steps):
+                before = remote.traffic.bytes_up + remote.traffic.bytes_down
+                exchange.loss(batch, labels).backward()
+                taken.append(remote.traffic.bytes_up + remote.traffic.bytes_down - before)
+    return taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden-size", type=int, default=4096)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-tokens", type=int, default=576)
+    parser.add_argument("--text-tokens", type=int, default=128)
+    parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES))
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--json", default="benchmarks/results/step_traffic.json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+    plain = measure(EmbeddingsExchange, options)
+    low = measure(LowRankExchange, options)
+    rounds = 10
+    ten = {"embeddings": plain[0] + 9 * plain[-1], "lowrank": low[0] + 9 * low[-1]}
+    record = {
+        "setting": {key: value for key, value in vars(options).items() if key != "json"},
+        "bytes_of_a_step": {
+            "embeddings": {"first": plain[0], "later": plain[-1]},
+            "lowrank": {"first": low[0], "later": low[-1]},
+        },
+        f"bytes_of_{rounds}_rounds": ten,
+        "steady_ratio": plain[-1] / low[-1],
+        "ten_round_ratio": ten["embeddings"] / ten["lowrank"],
+    }
+    print(
+        f"d = {options.hidden_size}, r = {options.rank}, {options.batch} samples of "
+        f"{options.image_tokens} + {options.text_tokens} tokens, {options.dtype}; MB a sample\n"
+    )
+    print("| exchange | first step | later step | 10 rounds |\n|---|---|---|---|")
+    for name, taken in (("embeddings", plain), ("lowrank", low)):
+        cells = [taken[0], taken[-1], ten[name]]
+        print(f"| {name} | " + " | ".join(f"{c / options.batch / 1e6:.2f}" for c in cells) + " |")
+    print(
+        f"\nembeddings / lowrank: {record['steady_ratio']:.1f} in a later step, "
+        f"{record['ten_round_ratio']:.1f} over {rounds} rounds"
+    )
+    out = Path(options.json)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
