@@ -272,3 +272,15 @@ def test_what_a_client_says_is_shown_in_full(
     assert not (tmp_path / "runs").exists()  # nothing came of it, so nothing is left of it
     said = capsys.readouterr().out
     assert "there is no folder" in said and "<dataset.path>/problems.json" in said
+
+
+def test_a_run_with_the_low_rank_exchange_learns_what_the_plain_one_does(
+    run_config: Config,
+) -> None:
+    plain = run(run_config(learning_rate=0.002))
+    low = run(run_config(run__name="low", exchange__kind="lowrank", learning_rate=0.002))
+    for key, value in adapters(plain).items():
+        assert (adapters(low)[key] - value).abs().max() <= 1e-3 * value.abs().max(), key
+    assert low.rounds[1]["train_loss"] == pytest.approx(plain.rounds[1]["train_loss"], rel=1e-4)
+    sent = [[r["step_bytes_up"] for r in folder.rounds] for folder in (plain, low)]
+    assert sent[1][2] < sent[0][2] / 2  # rank 4 of 48, and features were sent in round 0
