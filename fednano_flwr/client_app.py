@@ -95,6 +95,8 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
             "step-retries": llm.traffic.retries,
             "llm-seconds": llm.traffic.seconds,
             "encoder-seconds": client.edge.encoder_seconds,
+            "features-encoded": client.edge.encoded,
+            "features-from-disk": client.features.from_disk,
             "seconds": time.perf_counter() - started,
             "peak-memory-mb": peak_memory_mb(),
             "peak-gpu-memory-mb": peak_gpu_memory_mb(),

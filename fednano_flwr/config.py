@@ -120,6 +120,8 @@ class Edge:
     dtype: str
     threads: int
     feature_cache_mb: int
+    feature_disk_mb: int
+    feature_dir: str
     vocabulary: str
     bundle: str
 
@@ -128,6 +130,7 @@ class Edge:
         _one_of("edge.vocabulary", self.vocabulary, ("full", "shard"))
         _require(self.threads >= 0, "edge.threads", self.threads, "0 (torch's choice) or more")
         _require(self.feature_cache_mb >= 0, "edge.feature-cache-mb", self.feature_cache_mb, "≥ 0")
+        _require(self.feature_disk_mb >= 0, "edge.feature-disk-mb", self.feature_disk_mb, "≥ 0")
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ def round_record(
         "step_bytes_down": _total(replies, "step-bytes-down"),
         "step_calls": _total(replies, "step-calls"),
         "step_retries": _total(replies, "step-retries"),
+        "features": {
+            "encoded": _total(replies, "features-encoded"),
+            "from_disk": _total(replies, "features-from-disk"),
+        },
         "seconds": seconds,
         "client_seconds": {
             "train": [metric(r, "seconds") for r in training],

@@ -87,6 +87,7 @@ def run_config(
             "adapter.rank": 4,
             "exchange.retry-seconds": 0.5,
             "llm.threads": 1,
+            "edge.feature-dir": str(tmp_path / "features"),
         }
         for key, value in overrides.items():
             config[key.replace("__", ".").replace("_", "-")] = value

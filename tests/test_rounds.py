@@ -14,6 +14,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
+from fednano_flwr.edge import client
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
 from fednano_flwr.run_folder import RunFolder
@@ -64,6 +65,19 @@ def test_the_same_seed_gives_the_same_adapters_whatever_the_order_of_replies(
     other = adapters(run(run_config(run__name="c", seed=1), order=1))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_a_later_run_encodes_no_picture_and_gets_the_same_adapters(run_config: Config) -> None:
+    first = run(run_config(run__name="first"))
+    for part in vars(client).values():  # what a fresh process would not have
+        if hasattr(part, "cache_clear"):
+            part.cache_clear()
+    second = run(run_config(run__name="second"))
+    assert sum(record["features"]["encoded"] for record in first.rounds) == 42
+    assert sum(record["features"]["encoded"] for record in second.rounds) == 0
+    assert sum(record["features"]["from_disk"] for record in second.rounds) == 42
+    for key, value in adapters(first).items():
+        assert torch.equal(adapters(second)[key], value), key
 
 
 def test_a_shard_an_edge_bundle_and_a_shards_own_rows_change_nothing(

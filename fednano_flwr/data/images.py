@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image
 
@@ -11,6 +15,7 @@ from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
 
 UNDECODABLE_PICTURE = "picture cannot be decoded"
+DIGESTS_KEPT = 2**16
 
 
 def first_defect(sample: Sample) -> str | None:
@@ -47,6 +52,24 @@ def open_image(picture: Picture) -> Image.Image:
             f"{_name(picture)} cannot be decoded: {error}. Get the file anew, or leave its "
             "question out (fednano_flwr.data.images.first_defect finds such questions)."
         ) from error
+
+
+def content_digest(picture: Picture) -> bytes:
+    """SHA-256 of the picture's file; one that has not been touched is read once a process.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+    """
+    if picture.path is None:
+        return hashlib.sha256(picture.data or b"").digest()
+    found = os.stat(picture.path)
+    return _file_digest(picture.path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=DIGESTS_KEPT)
+def _file_digest(path: Path, *state: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _file(picture: Picture) -> io.BytesIO | str:

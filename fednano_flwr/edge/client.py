@@ -25,7 +25,14 @@ from fednano_flwr.edge.adapters import (
     build_adapters,
     load_adapter_state,
 )
-from fednano_flwr.edge.nano_edge import FeatureCache, NanoEdge
+from fednano_flwr.edge.feature_cache import (
+    FeatureCache,
+    FeatureFolder,
+    FeatureLevels,
+    Features,
+)
+from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
@@ -35,10 +42,13 @@ from fednano_flwr.exchange.protocol import LLM, LLMService
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.resources import cache_folder
 
 # Parts that a process may keep from one message to the next. In deployment each message has a
 # process of its own, so nothing may rely on finding them.
 SHARDS_KEPT = 8
+FEATURES = "features"
+"""Of image features in the cache folder, unless the run config names another."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,15 @@ class Client:
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
         half = _edge_half(source, config.edge)
         self.half = half
+        self.features = FeatureLevels(
+            _features_in_memory(source, config.edge), _features_on_disk(source, config.edge)
+        )
         self.edge = NanoEdge(
             half,
             _token_table(source, config, place),
             build_adapters(half.hidden_size, config.adapter, config.seed),
             _encoder(source),
-            _feature_cache(source, config.dataset, config.edge, place.data_path),
+            self.features,
         )
 
     def train(
@@ -264,6 +277,17 @@ def _readable(
 
 
 @lru_cache(maxsize=1)
-def _feature_cache(source: str, dataset: Dataset, edge: Edge, data_path: str) -> FeatureCache:
-    """One cache for what all four determine, shared by the clients of a process."""
+def _features_in_memory(source: str, edge: Edge) -> FeatureCache:
+    """Shared by the clients of a process."""
     return FeatureCache(edge.feature_cache_mb * 2**20)
+
+
+@lru_cache(maxsize=1)
+def _features_on_disk(source: str, edge: Edge) -> Features:
+    """Shared by all processes of a machine; one that holds nothing where they are turned off."""
+    if not edge.feature_disk_mb:
+        return FeatureCache(0)
+    folder = Path(edge.feature_dir).expanduser() if edge.feature_dir else cache_folder() / FEATURES
+    half = _edge_half(source, edge)
+    model = model_digest(half, _encoder(source))
+    return FeatureFolder(folder, edge.feature_disk_mb * 2**20, model, half.device)

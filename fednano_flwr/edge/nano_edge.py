@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from fednano_flwr.edge.adapters import low_rank
+from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, QuestionEncoder
 from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.token_table import TokenTable
 
 ENCODE_BATCH = 16
-
-
-class FeatureCache(MutableMapping[str, Tensor]):
-    """Frozen image features by sample, up to a number of bytes; what does not fit is not kept."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._features: dict[str, Tensor] = {}
-        self._free = max_bytes
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._features[key]
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        size = value.numel() * value.element_size()
-        if key not in self._features and size <= self._free:
-            self._features[key] = value
-            self._free -= size
-
-    def __delitem__(self, key: str) -> None:
-        value = self._features.pop(key)
-        self._free += value.numel() * value.element_size()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._features)
-
-    def __len__(self) -> int:
-        return len(self._features)
 
 
 class NanoEdge(nn.Module):
@@ -54,7 +28,11 @@ class NanoEdge(nn.Module):
         tokens: the token embeddings that this client holds.
         adapters: from `build_adapters`; moved to the frozen half's device.
         encoder: with the model's processor.
-        cache: image features that earlier calls computed, by question.
+        cache: image features computed before, by `QuestionEncoder.vision_key`.
+
+    Attributes:
+        encoded: how many questions' pictures went through the vision encoder.
+        encoder_seconds: how long that took, preprocessing included.
     """
 
     def __init__(
@@ -63,14 +41,15 @@ class NanoEdge(nn.Module):
         tokens: TokenTable,
         adapters: PeftModel,
         encoder: QuestionEncoder,
-        cache: MutableMapping[str, Tensor] | None = None,
+        cache: Features | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
         self.tokens = tokens
         self.adapters = adapters.to(frozen.device)
         self.encoder = encoder
-        self.cache = {} if cache is None else cache
+        self.cache: Features = {} if cache is None else cache
+        self.encoded = 0
         self.encoder_seconds = 0.0
 
     def forward(
@@ -121,25 +100,27 @@ class NanoEdge(nn.Module):
     def _features(self, questions: Sequence[Question]) -> list[Feature]:
         """Frozen connector outputs of the questions that have pictures, in order."""
         samples = [question.sample for question in questions if question.sample.pictures]
-        missing = {s.uid: s for s in samples if s.uid not in self.cache}
-        fresh: dict[str, Tensor] = {}
-        started = time.perf_counter()
-        pending = list(missing.values())
-        for start in range(0, len(pending), ENCODE_BATCH):
-            chunk = pending[start : start + ENCODE_BATCH]
-            features = self.frozen.image_features([self.encoder.vision_inputs(s) for s in chunk])
-            fresh |= {sample.uid: feature for sample, feature in zip(chunk, features, strict=True)}
-        self.encoder_seconds += time.perf_counter() - started
-        self.cache.update(fresh)
-        return [
-            Feature(feature_key(s.uid), fresh[s.uid] if s.uid in fresh else self.cache[s.uid])
-            for s in samples
-        ]
+        keys = [self.encoder.vision_key(sample) for sample in samples]
+        wanted = dict(zip(keys, samples, strict=True))
+        known = {key: found for key in wanted if (found := self.cache.get(key)) is not None}
+        missing = [key for key in wanted if key not in known]
+        for start in range(0, len(missing), ENCODE_BATCH):
+            chunk = missing[start : start + ENCODE_BATCH]
+            started = time.perf_counter()
+            inputs = [self.encoder.vision_inputs(wanted[key]) for key in chunk]
+            fresh = dict(zip(chunk, self.frozen.image_features(inputs), strict=True))
+            self.encoder_seconds += time.perf_counter() - started
+            self.encoded += len(chunk)
+            known |= fresh
+            for key, feature in fresh.items():
+                if self.encoder.vision_key(wanted[key]) == key:  # no picture changed meanwhile
+                    self.cache[key] = feature
+        return [Feature(feature_key(key), known[key]) for key in keys]
 
 
-def feature_key(uid: str) -> bytes:
-    """What a client calls a question's features before the host; says nothing of the question."""
-    return hashlib.sha256(uid.encode()).digest()[:16]
+def feature_key(key: str) -> bytes:
+    """What a client calls features before the host: a digest of what they were made from."""
+    return hashlib.sha256(key.encode()).digest()[:16]
 
 
 def _laid_out(

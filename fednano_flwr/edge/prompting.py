@@ -28,6 +28,10 @@ class Prompting(Protocol):
         """`input_ids` (1, T) and what the vision encoder takes, of one prompt."""
         ...
 
+    def encoder_ids(self, sample: Sample) -> list[int]:
+        """Tokens that the vision encoder reads beside the pictures; in most families none."""
+        ...
+
 
 class ChatPrompting:
     """The model's own chat template, by its processor.
@@ -77,6 +81,9 @@ class ChatPrompting:
             more["add_special_tokens"] = False
         return dict(self._processor(text=[prompt], return_tensors="pt", **more))
 
+    def encoder_ids(self, sample: Sample) -> list[int]:
+        return []
+
 
 class PrefixPrompting:
     """PaliGemma: pictures, text and a line's end; there is no template."""
@@ -96,6 +103,9 @@ class PrefixPrompting:
         return dict(
             tokenizer([tokenizer.bos_token + prompt], add_special_tokens=False, return_tensors="pt")
         )
+
+    def encoder_ids(self, sample: Sample) -> list[int]:
+        return []
 
 
 class QFormerPrompting:
@@ -131,15 +141,23 @@ class QFormerPrompting:
         if not pictures:
             return {"input_ids": ids}
         vision = dict(self._processor.image_processor(pictures, return_tensors="pt"))
-        if hasattr(self._processor, "qformer_tokenizer"):
-            read = self._processor.qformer_tokenizer(
-                [text.replace(self._image, "")] * len(pictures),
-                truncation=True,
-                max_length=QFORMER_TOKENS,
-                return_tensors="pt",
-            )
-            vision |= {f"qformer_{key}": read[key] for key in ("input_ids", "attention_mask")}
+        if self._reads_text:
+            read = torch.tensor([self._read(prompt)] * len(pictures))
+            vision |= {"qformer_input_ids": read, "qformer_attention_mask": torch.ones_like(read)}
         return {"input_ids": ids, **vision}
+
+    def encoder_ids(self, sample: Sample) -> list[int]:
+        return self._read(self.write(sample)) if self._reads_text else []
+
+    @property
+    def _reads_text(self) -> bool:
+        return hasattr(self._processor, "qformer_tokenizer")
+
+    def _read(self, prompt: str) -> list[int]:
+        """What InstructBLIP's Q-Former reads of a prompt."""
+        return self._processor.qformer_tokenizer(
+            prompt.replace(self._image, ""), truncation=True, max_length=QFORMER_TOKENS
+        )["input_ids"]
 
 
 PROMPTING: Mapping[str, Callable[[Any], Prompting]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.data.images import open_image
+from fednano_flwr.data.images import content_digest, open_image
 from fednano_flwr.data.prompts import LETTERS, answer_text
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.prompting import prompting_for
@@ -82,6 +83,19 @@ class QuestionEncoder:
         """What the vision encoder takes of a sample that has pictures."""
         tensors = self._tensors(sample, self._prompting.write(sample))
         return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
+
+    def vision_key(self, sample: Sample) -> str:
+        """Digest of all that `vision_inputs` depends on in a sample; no picture is decoded."""
+        digest = hashlib.sha256()
+        for picture in sample.pictures:
+            digest.update(content_digest(picture))
+        digest.update(str(self._prompting.encoder_ids(sample)).encode())
+        return digest.hexdigest()
+
+    @property
+    def processor_classes(self) -> tuple[str, str]:
+        """Which code prepares pictures: it depends on what is installed, too."""
+        return type(self._processor).__name__, type(self._processor.image_processor).__name__
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens."""

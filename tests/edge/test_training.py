@@ -9,7 +9,8 @@ from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
 from fednano_flwr.edge.client import Client, Place
-from fednano_flwr.edge.nano_edge import FeatureCache, NanoEdge
+from fednano_flwr.edge.feature_cache import FeatureCache
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, next_token_labels
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import (

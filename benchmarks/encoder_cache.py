@@ -1,0 +1,249 @@
+"""Encoder work saved by the feature cache: client seconds an epoch, the first and later ones.
+
+    python benchmarks/encoder_cache.py [--samples 8] [--device cpu] [--dtype float32]
+
+The encoder has the shape of LLaVA-1.5's (CLIP ViT-L/14 at 336 px, connector to 4096, random
+weights). A constant gradient stands in for the host, so that all time is the client's: features,
+adapters, optimizer. Two processes train one after the other on the same pictures, as two messages
+do in deployment; before the second, the system is asked to drop the features' files from memory.
+Needs neither flwr nor ray. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from fednano_flwr.config import Adapter
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.adapters import build_adapters
+from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
+from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.edge.training import TrainingPlan, train
+from fednano_flwr.exchange.protocol import LLMInputs
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.resources import resolve
+
+WORDS = "package:fednano_demo/model"  # whose tokenizer and prompt are used
+IMAGE_SIZE, PATCH = 336, 14
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH,
+    "projection_dim": 768,
+}
+WIDTH = 4096  # of the language model, so that features have the size that LLaVA-1.5-7B's have
+CACHE_BYTES = 2**34
+REQUIRED = 10.0
+
+
+class NoHost:
+    """In place of the host: a loss whose gradient costs nothing."""
+
+    def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
+        return inputs.embeds.float().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4, help="in each process")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", default="benchmarks/results/encoder_cache.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_model(place / "model")
+        write_pictures(place / "pictures", options.samples)
+        first = in_a_process(place, options)
+        forget(place / "features")
+        second = in_a_process(place, options)
+        sizes = [file.stat().st_size for file in (place / "features").iterdir()]
+    seconds = {
+        "first (encoder)": first["epochs"][0],
+        "later, from memory": statistics.median([*first["epochs"][1:], *second["epochs"][1:]]),
+        "later, from disk in a fresh process": second["epochs"][0],
+    }
+    digest = second["digest_seconds"]
+    base = seconds["first (encoder)"]
+    print(f"{first['name']}, {options.dtype}, {options.threads} CPU threads")
+    print(
+        f"vision encoder and connector: {first['parameters']:,} parameters; {options.samples} "
+        f"pictures of {first['rows']} × {WIDTH} features, {sizes[0] / 1e6:.1f} MB each\n"
+    )
+    print("| epoch | client seconds | questions encoded | times less |\n|---|---|---|---|")
+    encoded = (
+        first["encoded"][0],
+        first["encoded"][-1] - first["encoded"][0],
+        second["encoded"][0],
+    )
+    for (name, value), count in zip(seconds.items(), encoded, strict=True):
+        print(f"| {name} | {value:.2f} | {count} | {base / value:.1f} |")
+    with_digest = base / (seconds["later, from disk in a fresh process"] + digest)
+    print(
+        f"\nonce a process: {second['load_seconds']:.2f} s to load, {digest:.2f} s to hash the "
+        f"weights for the key; with the latter, from disk is {with_digest:.1f} times less"
+    )
+    record = {
+        "setting": vars(options),
+        "device": first["name"],
+        "parameters": first["parameters"],
+        "feature_rows": first["rows"],
+        "feature_file_bytes": sizes[0],
+        "seconds_an_epoch": seconds,
+        "times_less": {name: base / value for name, value in seconds.items()},
+        "times_less_from_disk_with_digest": with_digest,
+        "first_process": first,
+        "fresh_process": second,
+    }
+    out = Path(options.json)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    if first["loss"] != second["loss"]:
+        raise SystemExit("the two processes did not compute the same")
+    if min(base / value for name, value in seconds.items() if name.startswith("later")) < REQUIRED:
+        raise SystemExit(f"a later epoch is not {REQUIRED:g} times less")
+
+
+def write_model(folder: Path) -> None:
+    """A random checkpoint: all of the vision half's size, next to nothing of a language model."""
+    words = resolve("model", WORDS)
+    processor: Any = AutoProcessor.from_pretrained(words)
+    pictures = processor.image_processor
+    pictures.size = {"shortest_edge": IMAGE_SIZE}
+    pictures.crop_size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor.patch_size = PATCH
+    processor.tokenizer.model_max_length = 2048
+    written = json.loads((words / "config.json").read_text(encoding="utf-8"))
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(
+            vocab_size=written["text_config"]["vocab_size"],
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            head_dim=64,
+        ),
+        image_token_index=written["image_token_index"],
+        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for index in range(count):
+        picture = Image.effect_noise((400 + index, 300), 64).convert("RGB")
+        picture.save(folder / f"{index}.png")
+
+
+def in_a_process(place: Path, options: argparse.Namespace) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=measure, args=(place, options, theirs))
+    worker.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        worker.join()
+
+
+def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
+    """What one process takes: loading, the key's digest, and each epoch."""
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    half = load_edge_half(str(place / "model"), options.device, options.dtype)
+    load_seconds = time.perf_counter() - started
+    encoder = load_encoder(Checkpoint(str(place / "model")))
+    started = time.perf_counter()
+    model = model_digest(half, encoder)
+    digest_seconds = time.perf_counter() - started
+    adapters = build_adapters(
+        WIDTH, Adapter(options.rank, 2.0 * options.rank, 0.0, "image,text"), seed=0
+    )
+    cache = FeatureLevels(
+        FeatureCache(CACHE_BYTES),
+        FeatureFolder(place / "features", CACHE_BYTES, model, half.device),
+    )
+    edge = NanoEdge(half, half.token_table(), adapters, encoder, cache)
+    questions = [
+        encoder.encode(
+            Sample(
+                file.stem,
+                "how many icons are there",
+                group="counting",
+                subject="counting",
+                choices=("1", "2", "3"),
+                answer=0,
+                image=Picture(file),
+            )
+        )
+        for file in sorted((place / "pictures").iterdir())
+    ]
+    plan = TrainingPlan(1, options.batch, 1e-4, 0.0, 1.0)
+    epochs, encoded, loss = [], [], 0.0
+    for epoch in range(options.epochs):
+        started = time.perf_counter()
+        loss = train(edge, NoHost(), questions, plan, seed=epoch).loss
+        epochs.append(time.perf_counter() - started)
+        encoded.append(edge.encoded)
+    cuda = options.device.startswith("cuda")
+    answer.send(
+        {
+            "name": torch.cuda.get_device_name() if cuda else "cpu",
+            "parameters": sum(p.numel() for p in half.parameters()),
+            "rows": int((questions[0].ids == half.image_token_id).sum()),
+            "load_seconds": load_seconds,
+            "digest_seconds": digest_seconds,
+            "epochs": epochs,
+            "encoded": encoded,
+            "loss": loss,
+        }
+    )
+
+
+def forget(folder: Path) -> None:
+    """Ask the system to drop the files of a folder from memory, so that they come from disk."""
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main()
