@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import tiny_families
+
 pytestmark = pytest.mark.e2e
 
 
@@ -66,28 +68,39 @@ def test_the_demo_gains_accuracy_and_writes_its_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "reasons"),
-    [
-        ("iconqa", ("31 questions: ", "choose_img", "fill_in_blank")),
-        ("scienceqa", ("521 questions: ", "missing")),
-    ],
+    ("family", "dataset"), [("instructblip", "iconqa"), ("llava", "scienceqa")]
 )
-def test_real_samples_run_to_the_end_and_report_what_was_skipped(
-    sample_data: Path, tmp_path: Path, dataset: str, reasons: tuple[str, ...]
+def test_real_samples_run_to_the_end_and_report_every_kind(
+    sample_data: Path, tmp_path: Path, family: str, dataset: str
 ) -> None:
+    model = tiny_families.write(family, tmp_path / "model")
     result = fednano(
-        *("--clients", "3", "-c", f'dataset.name="{dataset}"'),
-        *("-c", f'dataset.path="{sample_data / dataset}"'),
-        *("-c", "num-server-rounds=1", "-c", "run.name=real"),
+        *("--clients", "2", "-c", f"dataset.name={dataset}", "-c", f"model.name={model}"),
+        *("-c", f'dataset.path="{sample_data / dataset}"', "-c", "dataset.max-skipped=0.5"),
+        *("-c", "num-server-rounds=1", "-c", "local-epochs=1", "-c", "run.name=real"),
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    for reason in reasons:
-        assert reason in result.stdout
-    tested = {"iconqa": 9, "scienceqa": 241}[dataset]
+    said = {
+        "iconqa": ("choose_img", "choose_txt", "fill_in_blank"),
+        "scienceqa": ("521 questions: picture file is missing", "text only", "natural science"),
+    }
+    for text in ("with picture (IMG)", *said[dataset]):
+        assert text in result.stdout
     last = rounds(tmp_path / "runs" / "real")[-1]
+    tested = {"iconqa": 27, "scienceqa": 241}[dataset]
     assert sum(last["test_questions_per_client"].values()) == tested
+    assert last["accuracy_by"]["all"]["questions"] == tested
     assert last["train_loss"] > 0
+
+
+def test_too_many_unreadable_questions_are_listed_before_anything_starts(
+    sample_data: Path, tmp_path: Path
+) -> None:
+    result = fednano("-c", f"dataset.path={sample_data / 'scienceqa'}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "521 of 1282 questions" in result.stderr and "dataset.max-skipped" in result.stderr
+    assert "picture file is missing" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_run_without_enough_replies_fails_and_says_why(tmp_path: Path) -> None:

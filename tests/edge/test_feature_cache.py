@@ -74,10 +74,10 @@ def test_a_second_process_encodes_nothing_and_gets_the_same_bits(
     edge_half: EdgeHalf, encoder: QuestionEncoder, pictured: list[Question], tmp_path: Path
 ) -> None:
     first = make_edge(edge_half, encoder, tmp_path)
-    expected = first(pictured).embeds
+    expected = first(pictured).embedded().embeds
     second = make_edge(edge_half, encoder, tmp_path)
-    assert torch.equal(second(pictured).embeds, expected)
-    assert torch.equal(second(pictured).embeds, expected)  # now from memory
+    assert torch.equal(second(pictured).embedded().embeds, expected)
+    assert torch.equal(second(pictured).embedded().embeds, expected)  # now from memory
     assert (first.encoded, second.encoded) == (len(pictured), 0)
     assert second.cache.from_disk == len(pictured) and second.encoder_seconds == 0  # type: ignore[attr-defined]
 
@@ -106,7 +106,7 @@ def test_a_changed_picture_of_the_same_uid_is_encoded_anew(
     for color in ("red", "blue", "red"):
         Image.new("RGB", (24, 24), color).save(file)
         os.utime(file, ns=(0, 1000 + len(results)))
-        results.append(edge([encoder.encode(sample)]).embeds)
+        results.append(edge([encoder.encode(sample)]).embedded().embeds)
     assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
     assert edge.encoded == 2
 
@@ -307,7 +307,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_goes_on(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     edge = make_edge(edge_half, encoder, tmp_path / "file" / "features")
-    assert torch.isfinite(edge(pictured).embeds).all()
+    assert torch.isfinite(edge(pictured).embedded().embeds).all()
     edge(pictured)
     assert edge.encoded == len(pictured)  # memory still works
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -77,7 +77,7 @@ def test_fisher_equals_an_independent_computation_batch_by_batch(
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for start in (0, 5, 10):  # the last batch has two questions
         batch = questions[start : start + 5]
-        inputs = edge(batch)
+        inputs = edge(batch).embedded()
         losses = []
         for embeds, question in zip(inputs.embeds.split(inputs.lengths), batch, strict=True):
             last = torch.tensor([len(embeds) - 1])
@@ -162,13 +162,13 @@ def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
         lambda self, pixels: seen.append(len(pixels)) or original(self, pixels),
     )
     pictured = [question for question in questions if question.sample.image is not None]
-    first = edge(pictured).embeds
-    second = edge(pictured).embeds
+    first = edge(pictured).embedded().embeds
+    second = edge(pictured).embedded().embeds
     assert seen == [len(pictured)] and torch.equal(first, second)
     one = 9 * 48 * 4
     edge.cache = FeatureCache(max_bytes=2 * one + 1)
     edge(pictured)
-    again = edge(pictured).embeds
+    again = edge(pictured).embedded().embeds
     assert len(edge.cache) == 2 and seen[2] == len(pictured) - 2
     assert torch.allclose(again, first, atol=1e-6)
 

@@ -86,7 +86,7 @@ def test_adapters_with_zero_b_change_nothing(
     questions: list[Question],
 ) -> None:
     with torch.no_grad():
-        inputs = nano_edge(edge_half, adapters(zero=True), encoder)(questions)
+        inputs = nano_edge(edge_half, adapters(zero=True), encoder)(questions).embedded()
         scores = FrozenLLM(llm_half).score(inputs, last_positions(questions), torch.arange(64))
         expected = whole.logits(questions, encoder, None, "right")
     assert (scores - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -96,7 +96,7 @@ def test_adapters_with_zero_b_change_nothing(
 def test_both_services_give_the_same_bits(
     llm_half: LLMHalf, edge_half: EdgeHalf, encoder: QuestionEncoder, questions: list[Question]
 ) -> None:
-    inputs = nano_edge(edge_half, adapters(), encoder)(questions).detach()
+    inputs = nano_edge(edge_half, adapters(), encoder)(questions).embedded().detach()
     labels, last = next_token_labels(questions, IGNORE), last_positions(questions)
     host = FrozenLLM(llm_half)
     with serve(host) as address, RemoteLLM(address) as remote:
