@@ -6,6 +6,7 @@ fednano run --clients 5 -c strategy.name=fedavg -c conf/iconqa.toml
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,8 @@ def _options(
     ] = False,
 ) -> None:
     """FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server."""
+    # Where it is installed, PEFT imports it, and it complains of an optional package.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @cli.command()

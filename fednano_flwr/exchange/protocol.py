@@ -64,10 +64,11 @@ def adapted(
 
     The sum is made in the dtype of z, as PEFT does.
     """
-    result = hidden
+    result = hidden.clone()
     for site, where in rows.items():
-        changed = hidden[where].to(z[site].dtype) + z[site] @ b[site].T
-        result = result.index_put((where,), changed.to(hidden.dtype))
+        places = where.nonzero().squeeze(1)
+        changed = hidden[places].to(z[site].dtype) + z[site] @ b[site].T
+        result.index_copy_(0, places, changed.to(hidden.dtype))
     return result
 
 
