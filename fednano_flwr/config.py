@@ -165,7 +165,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         _one_of("exchange.kind", self.kind, ("embeddings",))
-        _one_of("exchange.dtype", self.dtype, ("auto", *DTYPES))
+        _one_of("exchange.dtype", self.dtype, ("auto", *DTYPES, "int8"))
         _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
         _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"o\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\x9f\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"?\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"0\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"!\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r2\xc6\x02\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x36\n\x04Step\x12\x17.fednano.v1.StepRequest\x1a\x15.fednano.v1.StepReply\x12\x39\n\x05Score\x12\x18.fednano.v1.ScoreRequest\x1a\x16.fednano.v1.ScoreReply\x12H\n\nNextTokens\x12\x1d.fednano.v1.NextTokensRequest\x1a\x1b.fednano.v1.NextTokensReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"o\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\x9f\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"?\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"0\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"!\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r2\xc6\x02\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x36\n\x04Step\x12\x17.fednano.v1.StepRequest\x1a\x15.fednano.v1.StepReply\x12\x39\n\x05Score\x12\x18.fednano.v1.ScoreRequest\x1a\x16.fednano.v1.ScoreReply\x12H\n\nNextTokens\x12\x1d.fednano.v1.NextTokensRequest\x1a\x1b.fednano.v1.NextTokensReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADER']._serialized_start=51
   _globals['_HEADER']._serialized_end=134
   _globals['_TENSOR']._serialized_start=136
-  _globals['_TENSOR']._serialized_end=188
-  _globals['_INPUTS']._serialized_start=190
-  _globals['_INPUTS']._serialized_end=301
-  _globals['_DESCRIBEREQUEST']._serialized_start=303
-  _globals['_DESCRIBEREQUEST']._serialized_end=356
-  _globals['_DESCRIPTION']._serialized_start=359
-  _globals['_DESCRIPTION']._serialized_end=518
-  _globals['_REGISTERREQUEST']._serialized_start=520
-  _globals['_REGISTERREQUEST']._serialized_end=646
-  _globals['_STEPREQUEST']._serialized_start=648
-  _globals['_STEPREQUEST']._serialized_end=774
-  _globals['_STEPREPLY']._serialized_start=776
-  _globals['_STEPREPLY']._serialized_end=839
-  _globals['_SCOREREQUEST']._serialized_start=841
-  _globals['_SCOREREQUEST']._serialized_end=966
-  _globals['_SCOREREPLY']._serialized_start=968
-  _globals['_SCOREREPLY']._serialized_end=1016
-  _globals['_NEXTTOKENSREQUEST']._serialized_start=1018
-  _globals['_NEXTTOKENSREQUEST']._serialized_end=1128
-  _globals['_NEXTTOKENSREPLY']._serialized_start=1130
-  _globals['_NEXTTOKENSREPLY']._serialized_end=1163
-  _globals['_LLM']._serialized_start=1166
-  _globals['_LLM']._serialized_end=1492
+  _globals['_TENSOR']._serialized_end=238
+  _globals['_INPUTS']._serialized_start=240
+  _globals['_INPUTS']._serialized_end=351
+  _globals['_DESCRIBEREQUEST']._serialized_start=353
+  _globals['_DESCRIBEREQUEST']._serialized_end=406
+  _globals['_DESCRIPTION']._serialized_start=409
+  _globals['_DESCRIPTION']._serialized_end=568
+  _globals['_REGISTERREQUEST']._serialized_start=570
+  _globals['_REGISTERREQUEST']._serialized_end=696
+  _globals['_STEPREQUEST']._serialized_start=698
+  _globals['_STEPREQUEST']._serialized_end=824
+  _globals['_STEPREPLY']._serialized_start=826
+  _globals['_STEPREPLY']._serialized_end=889
+  _globals['_SCOREREQUEST']._serialized_start=891
+  _globals['_SCOREREQUEST']._serialized_end=1016
+  _globals['_SCOREREPLY']._serialized_start=1018
+  _globals['_SCOREREPLY']._serialized_end=1066
+  _globals['_NEXTTOKENSREQUEST']._serialized_start=1068
+  _globals['_NEXTTOKENSREQUEST']._serialized_end=1178
+  _globals['_NEXTTOKENSREPLY']._serialized_start=1180
+  _globals['_NEXTTOKENSREPLY']._serialized_end=1213
+  _globals['_LLM']._serialized_start=1216
+  _globals['_LLM']._serialized_end=1542
 # @@protoc_insertion_point(module_scope)

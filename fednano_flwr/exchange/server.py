@@ -74,9 +74,8 @@ class Servicer(LLMServicer):
             labels = torch.full((count,), IGNORE)
             labels[positions] = targets
             loss, gradient = self._compute(lambda: self._service.step(inputs, labels))
-        return pb.StepReply(
-            loss=loss, gradient=codec.encode(gradient, request.inputs.embeddings.dtype)
-        )
+            reply = codec.encode(gradient, request.inputs.embeddings.dtype)
+        return pb.StepReply(loss=loss, gradient=reply)
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:  # noqa: N802
         with _answering(context):
