@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 SITES = ("image", "text")
 DTYPES = ("float32", "bfloat16", "float16")
+EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -173,7 +174,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         _one_of("exchange.kind", self.kind, ("embeddings", "lowrank"))
-        _one_of("exchange.dtype", self.dtype, ("auto", *DTYPES))
+        _one_of("exchange.dtype", self.dtype, EXCHANGE_DTYPES)
         _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
         _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")
 

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.config import ConfigError, RunConfig, key_types
+from fednano_flwr.config import EXCHANGE_DTYPES, ConfigError, RunConfig, key_types
+from fednano_flwr.exchange import codec
 
 
 def test_the_defaults_are_valid_and_complete(defaults: dict[str, Any]) -> None:
@@ -42,8 +43,9 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ("fraction-train", 1.5, r"in \(0, 1\]"),
         ("strategy.weight-by", "size", "samples, equal"),
         ("edge.dtype", "int8", "float32, bfloat16, float16"),
+        ("exchange.dtype", "int4", "auto, float32, bfloat16, float16, int8"),
         ("llm.bind", "0.0.0.0", "loopback.*no TLS"),
-        ("exchange.kind", "lowrank", "embeddings"),
+        ("exchange.kind", "ranks", "embeddings, lowrank"),
     ],
 )
 def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
@@ -56,6 +58,11 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
 
 def test_a_whole_number_is_taken_where_a_float_is_meant(defaults: dict[str, Any]) -> None:
     assert RunConfig.parse({**defaults, "dataset.alpha": 1}).dataset.alpha == 1.0
+
+
+def test_every_dtype_of_the_exchange_has_a_codec(defaults: dict[str, Any]) -> None:
+    for name in EXCHANGE_DTYPES[1:]:
+        assert RunConfig.parse({**defaults, "exchange.dtype": name}).exchange.dtype in codec.NAMES
 
 
 def test_run_configs_for_tests_are_valid(run_config: Callable[..., dict[str, Any]]) -> None:

@@ -64,7 +64,7 @@ class RemoteLLM:
     Args:
         address: `host:port` of the LLM service.
         caller: goes along with every request.
-        dtype: in which tensors cross the wire; "auto" is the host's.
+        dtype: in which tensors cross the wire (`codec.NAMES`); "auto" is the host's.
         timeout: seconds that one attempt may take.
         retry_seconds: how long to go on trying after the first failure.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange import int8
 from fednano_flwr.exchange.protocol import LLMInputs, LowRankInputs
 
 DTYPES: dict[str, torch.dtype] = {
@@ -20,31 +21,94 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 
+NAMES = (*DTYPES, "int8")
+
+
 def encode(tensor: Tensor, dtype: str) -> pb.Tensor:
-    """A floating-point tensor of any shape, cast to `dtype` (a key of `DTYPES`)."""
-    flat = tensor.detach().to("cpu", DTYPES[dtype]).contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy().tobytes()
-    return pb.Tensor(dtype=dtype, shape=tensor.shape, data=data)
+    """A floating-point tensor of any shape and device, cast to `dtype` (one of `NAMES`).
+
+    Error bounds: docs/exchange.md.
+
+    Raises:
+        ValueError: a finite number that `dtype` cannot hold, or for int8 any that is not finite.
+    """
+    if dtype == "int8":
+        return _encode_int8(tensor)
+    cast = tensor.detach().to(DTYPES[dtype])
+    if cast.numel() and not cast.abs().amax().isfinite():
+        lost = tensor[cast.isinf() & tensor.isfinite()]
+        if len(lost):
+            raise ValueError(
+                f"{dtype} holds numbers up to {torch.finfo(cast.dtype).max:g}, but there is one of "
+                f"{lost.abs().max():g}: set exchange.dtype to bfloat16 or float32"
+            )
+    return pb.Tensor(dtype=dtype, shape=tensor.shape, data=_bytes(cast))
 
 
 def decode(message: pb.Tensor) -> Tensor:
-    """The tensor of `encode`, on the CPU and writable.
+    """The tensor of `encode`, on the CPU and writable; int8's in float32.
 
     Raises:
-        ValueError: an unknown dtype, or bytes that do not fit the shape.
+        ValueError: an unknown dtype, bytes that do not fit the shape, or for int8 places that do
+            not ascend within the tensor or numbers that are not finite.
     """
+    if message.dtype == "int8":
+        return _decode_int8(message)
     if message.dtype not in DTYPES:
-        raise ValueError(f"dtype {message.dtype!r} is none of {', '.join(DTYPES)}")
-    dtype = DTYPES[message.dtype]
-    expected = math.prod(message.shape) * dtype.itemsize
-    if len(message.data) != expected:
-        raise ValueError(
-            f"{len(message.data)} bytes do not hold {message.dtype} of shape "
-            f"{tuple(message.shape)} ({expected} bytes)"
-        )
+        raise ValueError(f"dtype {message.dtype!r} is none of {', '.join(NAMES)}")
+    shape = tuple(message.shape)
+    return _tensor(message.data, DTYPES[message.dtype], shape, f"{message.dtype} of shape {shape}")
+
+
+def _encode_int8(tensor: Tensor) -> pb.Tensor:
+    width = tensor.shape[-1] if tensor.dim() else 1
+    try:
+        quantized = int8.quantize(tensor.reshape(tensor.numel() // max(1, width), width))
+    except ValueError as error:
+        raise ValueError(f"{error}: lower learning-rate or max-grad-norm") from error
+    return pb.Tensor(
+        dtype="int8",
+        shape=tensor.shape,
+        data=_bytes(quantized.codes),
+        scales=_bytes(quantized.scales),
+        places=_bytes(quantized.places.to(torch.int32)),
+        outliers=_bytes(quantized.outliers),
+    )
+
+
+def _decode_int8(message: pb.Tensor) -> Tensor:
+    shape = tuple(message.shape)
+    width = shape[-1] if shape else 1
+    rows, blocks = math.prod(shape[:-1]), -(-width // int8.BLOCK)
+    count = len(message.places) // 4
+    quantized = int8.Int8(
+        codes=_tensor(message.data, torch.int8, (rows, width), f"int8 of shape {shape}"),
+        scales=_tensor(
+            message.scales, torch.bfloat16, (rows, blocks), f"the scales of shape {shape}"
+        ),
+        places=_tensor(message.places, torch.int32, (count,), f"{count} places").long(),
+        outliers=_tensor(message.outliers, torch.bfloat16, (count,), f"{count} outliers"),
+    )
+    places = quantized.places
+    within = not count or (int(places[0]) >= 0 and int(places[-1]) < rows * width)
+    if not within or not (places.diff() > 0).all():
+        raise ValueError(f"the outliers' places do not ascend within a tensor of shape {shape}")
+    if not quantized.is_finite():
+        raise ValueError("a scale or an outlier is not finite")
+    return int8.dequantize(quantized).reshape(shape)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], what: str) -> Tensor:
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise ValueError(f"{len(data)} bytes do not hold {what} ({expected} bytes)")
     if not expected:
-        return torch.empty(tuple(message.shape), dtype=dtype)
-    return torch.frombuffer(bytearray(message.data), dtype=dtype).reshape(tuple(message.shape))
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
 def encode_inputs(inputs: LLMInputs | LowRankInputs, dtype: str) -> pb.Inputs:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\x9f\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"x\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\x12\x0f\n\x07missing\x18\x04 \x03(\x0c\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"A\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"2\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\x96\x03\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x36\n\x04Step\x12\x17.fednano.v1.StepRequest\x1a\x15.fednano.v1.StepReply\x12\x39\n\x05Score\x12\x18.fednano.v1.ScoreRequest\x1a\x16.fednano.v1.ScoreReply\x12H\n\nNextTokens\x12\x1d.fednano.v1.NextTokensRequest\x1a\x1b.fednano.v1.NextTokensReply\x12N\n\x0cKeepFeatures\x12\x1f.fednano.v1.KeepFeaturesRequest\x1a\x1d.fednano.v1.KeepFeaturesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\x9f\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"x\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\x12\x0f\n\x07missing\x18\x04 \x03(\x0c\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"A\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"2\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\x96\x03\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x36\n\x04Step\x12\x17.fednano.v1.StepRequest\x1a\x15.fednano.v1.StepReply\x12\x39\n\x05Score\x12\x18.fednano.v1.ScoreRequest\x1a\x16.fednano.v1.ScoreReply\x12H\n\nNextTokens\x12\x1d.fednano.v1.NextTokensRequest\x1a\x1b.fednano.v1.NextTokensReply\x12N\n\x0cKeepFeatures\x12\x1f.fednano.v1.KeepFeaturesRequest\x1a\x1d.fednano.v1.KeepFeaturesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,37 +34,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEADER']._serialized_start=51
   _globals['_HEADER']._serialized_end=134
   _globals['_TENSOR']._serialized_start=136
-  _globals['_TENSOR']._serialized_end=188
-  _globals['_FACTORS']._serialized_start=190
-  _globals['_FACTORS']._serialized_end=275
-  _globals['_LOWRANK']._serialized_start=277
-  _globals['_LOWRANK']._serialized_end=381
-  _globals['_INPUTS']._serialized_start=384
-  _globals['_INPUTS']._serialized_end=534
-  _globals['_DESCRIBEREQUEST']._serialized_start=536
-  _globals['_DESCRIBEREQUEST']._serialized_end=589
-  _globals['_DESCRIPTION']._serialized_start=592
-  _globals['_DESCRIPTION']._serialized_end=751
-  _globals['_REGISTERREQUEST']._serialized_start=753
-  _globals['_REGISTERREQUEST']._serialized_end=879
-  _globals['_STEPREQUEST']._serialized_start=881
-  _globals['_STEPREQUEST']._serialized_end=1007
-  _globals['_STEPREPLY']._serialized_start=1009
-  _globals['_STEPREPLY']._serialized_end=1129
-  _globals['_SCOREREQUEST']._serialized_start=1131
-  _globals['_SCOREREQUEST']._serialized_end=1256
-  _globals['_SCOREREPLY']._serialized_start=1258
-  _globals['_SCOREREPLY']._serialized_end=1323
-  _globals['_NEXTTOKENSREQUEST']._serialized_start=1325
-  _globals['_NEXTTOKENSREQUEST']._serialized_end=1435
-  _globals['_NEXTTOKENSREPLY']._serialized_start=1437
-  _globals['_NEXTTOKENSREPLY']._serialized_end=1487
-  _globals['_FEATUREENTRY']._serialized_start=1489
-  _globals['_FEATUREENTRY']._serialized_end=1550
-  _globals['_KEEPFEATURESREQUEST']._serialized_start=1552
-  _globals['_KEEPFEATURESREQUEST']._serialized_end=1653
-  _globals['_KEEPFEATURESREPLY']._serialized_start=1655
-  _globals['_KEEPFEATURESREPLY']._serialized_end=1674
-  _globals['_LLM']._serialized_start=1677
-  _globals['_LLM']._serialized_end=2083
+  _globals['_TENSOR']._serialized_end=238
+  _globals['_FACTORS']._serialized_start=240
+  _globals['_FACTORS']._serialized_end=325
+  _globals['_LOWRANK']._serialized_start=327
+  _globals['_LOWRANK']._serialized_end=431
+  _globals['_INPUTS']._serialized_start=434
+  _globals['_INPUTS']._serialized_end=584
+  _globals['_DESCRIBEREQUEST']._serialized_start=586
+  _globals['_DESCRIBEREQUEST']._serialized_end=639
+  _globals['_DESCRIPTION']._serialized_start=642
+  _globals['_DESCRIPTION']._serialized_end=801
+  _globals['_REGISTERREQUEST']._serialized_start=803
+  _globals['_REGISTERREQUEST']._serialized_end=929
+  _globals['_STEPREQUEST']._serialized_start=931
+  _globals['_STEPREQUEST']._serialized_end=1057
+  _globals['_STEPREPLY']._serialized_start=1059
+  _globals['_STEPREPLY']._serialized_end=1179
+  _globals['_SCOREREQUEST']._serialized_start=1181
+  _globals['_SCOREREQUEST']._serialized_end=1306
+  _globals['_SCOREREPLY']._serialized_start=1308
+  _globals['_SCOREREPLY']._serialized_end=1373
+  _globals['_NEXTTOKENSREQUEST']._serialized_start=1375
+  _globals['_NEXTTOKENSREQUEST']._serialized_end=1485
+  _globals['_NEXTTOKENSREPLY']._serialized_start=1487
+  _globals['_NEXTTOKENSREPLY']._serialized_end=1537
+  _globals['_FEATUREENTRY']._serialized_start=1539
+  _globals['_FEATUREENTRY']._serialized_end=1600
+  _globals['_KEEPFEATURESREQUEST']._serialized_start=1602
+  _globals['_KEEPFEATURESREQUEST']._serialized_end=1703
+  _globals['_KEEPFEATURESREPLY']._serialized_start=1705
+  _globals['_KEEPFEATURESREPLY']._serialized_end=1724
+  _globals['_LLM']._serialized_start=1727
+  _globals['_LLM']._serialized_end=2133
 # @@protoc_insertion_point(module_scope)

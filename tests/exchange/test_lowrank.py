@@ -189,3 +189,16 @@ def test_a_host_in_process_says_which_features_it_lacks(
     LowRankExchange(host).loss(batch, next_token_labels(questions, IGNORE))
     assert asked == [tuple(feature.key for feature in batch.features)]
     assert issubclass(FeaturesMissingError, LookupError)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_ranks_sent_with_fewer_bits_give_nearly_the_same_gradients(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question], dtype: str
+) -> None:
+    expected = gradients(LowRankExchange(host), edge, questions)
+    host.features.close()
+    with serve(host) as address, RemoteLLM(address, dtype=dtype) as remote:
+        got = gradients(LowRankExchange(remote), edge, questions)
+    for one, other in zip(got, expected, strict=True):
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.98
+        assert not torch.equal(one, other)
