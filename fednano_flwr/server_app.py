@@ -97,6 +97,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
 
     say()
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say()
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(f"written to {folder.path}")
     return folder
