@@ -168,8 +168,8 @@ def step_table(asked: Asked, sizes: Sizes) -> str:
         [
             table(f"Step traffic a sample, rank {setting.rank}, {asked.dtype}", columns, rows),
             consists,
-            f"With lowrank the {_counted(setting.batch_size, 'sample')} of a step share B and dB, which "
-            "are counted.",
+            f"With lowrank the {_counted(setting.batch_size, 'sample')} of a step share B and dB, "
+            "which are counted.",
         ]
     )
 
