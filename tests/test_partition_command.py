@@ -18,6 +18,7 @@ from fednano_flwr.command import partition as command
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import all_shards, load_shard
+from tests.signals import interruptible
 
 ROOT = Path(__file__).parents[1]
 
@@ -186,6 +187,7 @@ def test_a_process_that_is_told_to_stop_cleans_up(tiny_questions, tmp_path, numb
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=interruptible,
     )
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     assert [f.name.endswith(".partial") for f in tmp_path.iterdir()] == [True]

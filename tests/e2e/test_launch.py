@@ -18,11 +18,16 @@ import psutil
 import pytest
 import tomli_w
 
+from tests.signals import interruptible
+
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 # The command, without the check of names: the toy app trains nothing.
-COMMAND = "from fednano_flwr import cli; cli.validate = lambda config: None; cli.main()"
+COMMAND = (
+    "from fednano_flwr import cli; cli.validate = lambda config: None; "
+    "cli.read_questions = lambda dataset: None; cli.main()"
+)
 LOGS = ["run-config.toml", "run.log", "superlink.log"]
 SERVER = """
 import time, toyapp
@@ -136,6 +141,7 @@ def start(app: Path, tmp_path: Path) -> Iterator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=interruptible,
         )
         everything.append(Started(process, mark, temporary))
         return everything[-1]
