@@ -113,7 +113,8 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
             parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
     encoder = load_encoder(Checkpoint(config.model.name))
     batch = [encoder.encode(sample) for sample in load_questions(config.dataset).train[:size]]
-    inputs = NanoEdge(half, half.token_table(), adapters, encoder)(batch, teacher_forced(batch))
+    edge = NanoEdge(half, half.token_table(), adapters, encoder)
+    inputs = edge(batch, teacher_forced(batch)).embedded()
     labels, host = next_token_labels(batch, IGNORE), FrozenLLM(model)
 
     def adapter_gradient(gradient: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from fednano_flwr.edge.feature_keys import model_digest
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.training import TrainingPlan, train
-from fednano_flwr.exchange.protocol import LLMInputs
+from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.resources import resolve
@@ -64,8 +64,8 @@ REQUIRED = 10.0
 class NoHost:
     """In place of the host: a loss whose gradient costs nothing."""
 
-    def loss(self, inputs: LLMInputs, labels: Tensor) -> Tensor:
-        return inputs.embeds.float().mean()
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        return batch.embedded().embeds.float().mean()
 
 
 def main() -> None:
