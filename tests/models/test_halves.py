@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from fednano_flwr.config import ConfigError
@@ -142,6 +143,14 @@ def test_another_model_has_another_fingerprint(tmp_path: Path, llm_half: LLMHalf
 def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
     with pytest.raises(ConfigError, match=r"its family is idefics3.*llava"):
+        check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["InstructBlipConfig", "Blip2Config"])
+def test_an_encoder_decoder_language_model_is_refused(tmp_path: Path, family: str) -> None:
+    config = getattr(transformers, family)(text_config=transformers.T5Config(d_model=32))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"\(t5\) is an encoder-decoder.*Vicuna or OPT"):
         check_model(str(tmp_path))
 
 
