@@ -7,7 +7,6 @@ images/<SHA-256>.<type>
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +14,13 @@ from typing import Any
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import read_json_object
+from fednano_flwr.files import describe_file
 
 FORMAT = 1
 KIND = "fednano-shard"
 MANIFEST = "manifest.json"
 TRAIN_FILE, TEST_FILE = "data/train.arrow", "data/test.arrow"
 AGAIN = "Copy the shard again from where `fednano partition` wrote it, or write it anew."
-
-
-def describe_file(file: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file."""
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fednano_flwr.edge.adapters import low_rank
 from fednano_flwr.edge.feature_cache import Features
-from fednano_flwr.edge.questions import Question, QuestionEncoder
+from fednano_flwr.edge.questions import Question, QuestionEncoder, lengths
 from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.token_table import TokenTable
@@ -82,17 +82,16 @@ class NanoEdge(nn.Module):
             factors = low_rank(self.adapters, site, hidden[where])
             if factors is not None and where.any():
                 z[site], b[site] = factors
-        added = [len(ending) for ending in endings] if endings else [0] * len(questions)
-        lengths = tuple(len(q.ids) + extra for q, extra in zip(questions, added, strict=True))
-        layout = self._layout(questions, ids.cpu(), lengths)
-        return AdaptedBatch(hidden, is_image, ids, tuple(features), z, b, lengths, *layout)
+        sizes = lengths(questions, endings)
+        layout = self._layout(questions, ids.cpu(), sizes)
+        return AdaptedBatch(hidden, is_image, ids, tuple(features), z, b, sizes, *layout)
 
     def _layout(
-        self, questions: Sequence[Question], ids: Tensor, lengths: tuple[int, ...]
+        self, questions: Sequence[Question], ids: Tensor, sizes: tuple[int, ...]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Positions (axes, N) and types (N,) of all tokens, where the language model needs them."""
         positions, types = [], []
-        for question, own in zip(questions, ids.split(lengths), strict=True):
+        for question, own in zip(questions, ids.split(sizes), strict=True):
             positions.append(self.frozen.position_ids(own, question.geometry))
             types.append(self.frozen.token_type_ids(own, len(question.ids)))
         return _joined(positions), _joined(types)

@@ -174,6 +174,12 @@ def last_positions(
     questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
 ) -> Tensor:
     """(B,) rows of each question's last token in a batch laid one after another."""
-    added = [len(ending) for ending in endings] if endings else [0] * len(questions)
-    lengths = [len(q.ids) + extra for q, extra in zip(questions, added, strict=True)]
-    return torch.tensor(lengths).cumsum(0) - 1
+    return torch.tensor(lengths(questions, endings)).cumsum(0) - 1
+
+
+def lengths(
+    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
+) -> tuple[int, ...]:
+    """Tokens of each question with what follows its prompt."""
+    endings = endings or [()] * len(questions)
+    return tuple(len(q.ids) + len(end) for q, end in zip(questions, endings, strict=True))

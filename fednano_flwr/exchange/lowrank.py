@@ -7,7 +7,7 @@ carries dL/dz on into A. The gradients are those of the plain exchange.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -34,8 +34,7 @@ class LowRankExchange:
         self.service = service
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        factors = [batch.z[site] for site in SITES if site in batch.z]
-        factors += [batch.b[site] for site in SITES if site in batch.b]
+        factors = _in_order(batch.z, batch.b)
         if not factors:  # nothing to train takes part in this batch
             return torch.tensor(self.step(batch, labels)[0])
         return _HostLoss.apply(self, batch, labels, *factors)
@@ -75,6 +74,11 @@ class LowRankExchange:
         )
 
 
+def _in_order(z: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[Tensor]:
+    """Factors, or their gradients, as autograd takes them: a list."""
+    return [part[site] for part in (z, b) for site in SITES if site in part]
+
+
 class _HostLoss(torch.autograd.Function):
     """The host's loss as a node of the client's graph; its gradients came with the loss."""
 
@@ -83,8 +87,7 @@ class _HostLoss(torch.autograd.Function):
         ctx: Any, exchange: LowRankExchange, batch: AdaptedBatch, labels: Tensor, *factors: Tensor
     ) -> Tensor:
         loss, gradients = exchange.step(batch, labels)
-        found = [gradients.z[site] for site in SITES if site in batch.z]
-        found += [gradients.b[site] for site in SITES if site in batch.b]
+        found = _in_order(gradients.z, gradients.b)
         moved = [gradient.to(factor) for gradient, factor in zip(found, factors, strict=True)]
         ctx.save_for_backward(*moved)
         return factors[0].new_tensor(loss, dtype=torch.float32)

@@ -52,21 +52,20 @@ class AdaptedBatch:
 
     def embedded(self) -> LLMInputs:
         """The adapted embeddings themselves, differentiable in z and b."""
-        rows = {"image": self.is_image, "text": ~self.is_image}
-        embeds = adapted(self.hidden, {site: rows[site] for site in self.z}, self.z, self.b)
+        embeds = adapted(self.hidden, self.is_image, self.z, self.b)
         return LLMInputs(embeds, self.lengths, self.position_ids, self.token_type_ids)
 
 
 def adapted(
-    hidden: Tensor, rows: Mapping[str, Tensor], z: Mapping[str, Tensor], b: Mapping[str, Tensor]
+    hidden: Tensor, is_image: Tensor, z: Mapping[str, Tensor], b: Mapping[str, Tensor]
 ) -> Tensor:
-    """h + z Bᵀ at the rows (N,) bool of each site, (N, d) in the dtype of `hidden`.
+    """h + z Bᵀ at the rows of each site, (N, d) in the dtype of `hidden`.
 
     The sum is made in the dtype of z, as PEFT does.
     """
     result = hidden.clone()
-    for site, where in rows.items():
-        places = where.nonzero().squeeze(1)
+    for site in z:
+        places = (is_image if site == "image" else ~is_image).nonzero().squeeze(1)
         changed = hidden[places].to(z[site].dtype) + z[site] @ b[site].T
         result.index_copy_(0, places, changed.to(hidden.dtype))
     return result

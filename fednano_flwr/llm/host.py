@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class FrozenLLM:
             for factors in (inputs.z, inputs.b)
         )
         with torch.enable_grad():
-            embeds = adapted(hidden, _rows(inputs, z, hidden.device), z, b)
+            embeds = adapted(hidden, inputs.is_image.to(hidden.device), z, b)
             loss = self._loss(embeds, inputs, labels)
         leaves = [*z.values(), *b.values()]
         found = iter(torch.autograd.grad(loss, leaves) if leaves else ())
@@ -115,7 +115,7 @@ class FrozenLLM:
             {site: value.to(hidden.device) for site, value in factors.items()}
             for factors in (inputs.z, inputs.b)
         )
-        return adapted(hidden, _rows(inputs, z, hidden.device), z, b)
+        return adapted(hidden, inputs.is_image.to(hidden.device), z, b)
 
     @torch.no_grad()
     def _hidden(self, inputs: LowRankInputs, owner: bytes) -> Tensor:
@@ -162,12 +162,6 @@ class FrozenLLM:
             _padded(inputs.token_type_ids, lengths, embeds.device),
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _rows(inputs: LowRankInputs, sites: Iterable[str], device: torch.device) -> dict[str, Tensor]:
-    """Rows (N,) bool of each site."""
-    is_image = inputs.is_image.to(device)
-    return {site: is_image if site == "image" else ~is_image for site in sites}
 
 
 def _padded(values: Tensor | None, lengths: list[int], device: torch.device) -> Tensor | None:

@@ -7,16 +7,15 @@ config.json, …       config, processor and tokenizer, as the checkpoint has th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.files import describe_file
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.source import locate
 
@@ -74,9 +73,9 @@ class EdgeBundle(Checkpoint):
     def _verify(self, path: str) -> None:
         for name, expected in self._manifest["files"].items():
             file = self.folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != expected["bytes"] or sha256(file) != expected["sha256"]:
-                what = "is missing" if size is None else "is not the file that was written"
+            there = file.is_file()
+            if not there or describe_file(file) != expected:
+                what = "is not the file that was written" if there else "is missing"
                 raise ConfigError(f"edge bundle {path}: {name} {what}; copy or split it again")
 
 
@@ -89,9 +88,3 @@ def open_checkpoint(name: str) -> Checkpoint:
     if (locate(name)[0] / MANIFEST).is_file():
         return EdgeBundle(name)
     return Checkpoint(name)
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

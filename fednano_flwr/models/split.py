@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.files import describe_file
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle, sha256
+from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle
 from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.source import SMALL_FILES
@@ -83,13 +84,7 @@ def write_bundle(
                 "of": checkpoint.config.get_text_config().vocab_size,
             },
             "written_by": f"fednano-flwr {importlib.metadata.version('fednano-flwr')}",
-            "files": {
-                file.relative_to(folder).as_posix(): {
-                    "bytes": file.stat().st_size,
-                    "sha256": sha256(file),
-                }
-                for file in written
-            },
+            "files": {file.relative_to(folder).as_posix(): describe_file(file) for file in written},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return EdgeBundle(str(out))
