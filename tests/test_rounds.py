@@ -80,6 +80,32 @@ def test_a_later_run_encodes_no_picture_and_gets_the_same_adapters(run_config: C
         assert torch.equal(adapters(second)[key], value), key
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"exchange__kind": "lowrank"}, {"exchange__labels_at": "client"}],
+    ids=["low-rank exchange", "labels at the client"],
+)
+def test_what_crosses_changes_no_bit_of_the_adapters(
+    run_config: Config, change: dict[str, str]
+) -> None:
+    plain = {"exchange__kind": "embeddings", "exchange__labels_at": "server"}
+    expected = adapters(run(run_config(run__name="plain", **plain)))
+    other = run(run_config(run__name="other", **{**plain, **change}))
+    assert not other.rounds[-1]["failures"]["train"]
+    for key, value in adapters(other).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_host_that_batches_across_clients_gives_nearly_the_same_adapters(
+    run_config: Config,
+) -> None:
+    expected = adapters(run(run_config(run__name="one")))
+    batched = adapters(run(run_config(run__name="batched", llm__batch_tokens=200)))
+    assert any(not torch.equal(batched[key], expected[key]) for key in batched)
+    for key, value in batched.items():
+        assert (value - expected[key]).abs().max() < 1e-3 * expected[key].abs().max(), key
+
+
 def test_a_shard_an_edge_bundle_and_a_shards_own_rows_change_nothing(
     run_config: Config, tiny_model: Path, tmp_path: Path
 ) -> None:
