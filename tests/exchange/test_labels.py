@@ -28,12 +28,12 @@ def requests(llm_half: LLMHalf) -> list[Any]:
     with serve(FrozenLLM(llm_half)) as address, RemoteLLM(address) as remote:
         remote.describe()
         sent: list[Any] = []
-        call = remote._call
-        remote._call = lambda method, request: sent.append(request) or call(method, request)  # type: ignore[method-assign, func-returns-value]
+        answer = remote._answer
+        remote._answer = lambda call: sent.append(call) or answer(call)  # type: ignore[method-assign, func-returns-value]
         inputs = LLMInputs(torch.randn(14, 48), (5, 9))
         stepper(remote, "server")(inputs, labels)
         step_in_two(remote, inputs, labels)
-    return sent
+    return [getattr(call, call.WhichOneof("what")) for call in sent]
 
 
 def test_label_ids_are_sent_only_where_they_may(requests: list[Any]) -> None:

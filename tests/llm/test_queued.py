@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
 from fednano_flwr.exchange.protocol import (
     IGNORE,
-    PROTOCOL_VERSION,
     FeaturesMissingError,
     HostBusyError,
     HostRefusedError,
@@ -221,18 +217,13 @@ def test_what_a_vanished_client_asked_for_is_not_computed(
 ) -> None:
     with QueuedLLM(host) as queued, serve(queued) as address:
         first = shut(host, queued, pool)
-        with grpc.insecure_channel(address) as channel:
-            inputs, labels = batch(1)
-            with RemoteLLM(address) as remote:
-                remote.describe()
-                sent: list[Any] = []
-                remote._call = lambda method, request: sent.append(request) or pb.StepReply()  # type: ignore[method-assign, return-value]
-                with pytest.raises(ValueError):
-                    remote.step(inputs, labels)
-            assert sent[0].header.protocol == PROTOCOL_VERSION
-            call = LLMStub(channel).Step.future(sent[0])
-            waits(queued, 1)
-            call.cancel()
+        vanishing = RemoteLLM(address, Caller(node=7), retry_seconds=0.1)
+        vanishing.describe()
+        asked = pool.submit(vanishing.step, *batch(1))
+        waits(queued, 1)
+        vanishing.close()
+        with pytest.raises((HostRefusedError, HostUnreachableError)):
+            asked.result(WAIT)
         host.gate.set()
         first.result(WAIT)
         queued.step(*batch(2), b"next")
