@@ -22,7 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class HostMemoryError(ValueError):
-    """A single sample does not fit the host's memory; repeating it is of no use."""
+    """What was asked does not fit the host's memory; repeating it is of no use."""
+
+    def __init__(self, what: str, error: BaseException | str) -> None:
+        reason = str(error).splitlines()[0]
+        super().__init__(
+            f"the LLM host's memory does not last for {what} ({reason}); its operator can set "
+            "llm.checkpointing"
+        )
 
 
 class FrozenLLM:
@@ -85,10 +92,14 @@ class FrozenLLM:
             samples = Job(inputs, positions, owner).samples()
             embedded = embed(inputs, self._half, self.features, owner, trains=True)
             rows = embedded.rows.requires_grad_()
-            with torch.enable_grad():
-                logits = self._logits([sample.rows(rows) for sample in samples], samples)
-                order = torch.cat([sample.asked for sample in samples]).argsort()
-                logits = logits[order.to(logits.device)]
+            try:
+                with torch.enable_grad():
+                    logits = self._logits([sample.rows(rows) for sample in samples], samples)
+                    order = torch.cat([sample.asked for sample in samples]).argsort()
+                    logits = logits[order.to(logits.device)]
+            except torch.OutOfMemoryError as error:
+                what = f"a graph of {sum(inputs.lengths)} tokens: use a smaller batch-size"
+                raise HostMemoryError(what, error) from error
             number = self.graphs.keep(owner, Graph(embedded, rows, logits))
         return number, logits.detach().cpu()
 
@@ -153,10 +164,7 @@ class FrozenLLM:
             torch.cuda.empty_cache()
         if len(samples) == 1:
             samples[0].job.fail(
-                HostMemoryError(
-                    f"the LLM host's memory does not last for one sample of {samples[0].length} "
-                    f"tokens ({reason}); its operator can set llm.checkpointing"
-                )
+                HostMemoryError(f"one sample of {samples[0].length} tokens", reason)
             )
             return
         if not self._told_of_memory:

@@ -289,4 +289,6 @@ def test_a_sample_that_does_not_fit_memory_alone_is_refused_with_what_to_do(
     with serve(FrozenLLM(small)) as address, RemoteLLM(address) as remote:
         with pytest.raises(HostRefusedError, match=r"one sample of 30 tokens.*llm\.checkpointing"):
             remote.step(*batch(1, (5, 30, 4)))
+        with pytest.raises(HostRefusedError, match=r"a graph of 39 tokens.*batch-size"):
+            remote.forward(batch(1, (5, 30, 4))[0], torch.tensor([38]))
         assert remote.step(*batch(1, (5, 4)))[0] > 0
