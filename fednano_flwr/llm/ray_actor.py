@@ -1,0 +1,73 @@
+"""A replica as a Ray actor: its process, and what Ray says about it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from fednano_flwr.exchange.protocol import LLMService
+
+LONGEST_REASON = 300
+
+
+def start_replica(make: Callable[[], LLMService], num_gpus: float, concurrent_calls: int) -> Any:
+    """An actor that holds a `Replica`, with the code that this process has.
+
+    Its class is sent by value and finds this process's `sys.path` before anything of ours is
+    imported there: the app bundle of a run, and not what lies in Ray's working directory.
+    """
+
+    class LLMReplica:
+        def __init__(self, path: list[str], made: bytes) -> None:
+            sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+            from fednano_flwr.llm.replica import Replica
+
+            self.replica = Replica(pickle.loads(made))
+
+        @ray.method(concurrency_group="health")
+        def ping(self) -> int:
+            return self.replica.ping()
+
+        @ray.method(concurrency_group="calls")
+        def load(self) -> Any:
+            return self.replica.load()
+
+        @ray.method(concurrency_group="calls")
+        def call(self, *arguments: Any) -> Any:
+            return self.replica.call(*arguments)
+
+    options: dict[str, Any] = dict(
+        num_cpus=0,  # simulated clients have them all
+        num_gpus=num_gpus,
+        max_restarts=0,
+        concurrency_groups={"health": 1, "calls": concurrent_calls},
+    )
+    return ray.remote(**options)(LLMReplica).remote(
+        [os.path.abspath(entry) for entry in sys.path], pickle.dumps(make)
+    )
+
+
+def end_replica(actor: Any) -> None:
+    """End its process at once, whatever it does."""
+    with suppress(RayError, ValueError):  # Ray was ended meanwhile, and the replica with it
+        ray.kill(actor)
+
+
+def check_ray() -> None:
+    """Ray starts a cluster anew where it was ended: that is not what is wanted here."""
+    if not ray.is_initialized():
+        raise RuntimeError("Ray was ended in this process")
+
+
+def one_line(error: BaseException) -> str:
+    """The telling line of an error; Ray's run over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "because" in line] or lines or [type(error).__name__]
+    return telling[0][:LONGEST_REASON]
