@@ -261,6 +261,8 @@ class Keeper:
         return False
 
     def _resources(self) -> str:
+        if not self._num_gpus:
+            return "Ray has not started it yet"
         total, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"it asks for {self._num_gpus:g} GPUs (llm.replica-gpus); "

@@ -44,7 +44,7 @@ class Replicas:
 
     Args:
         make: builds the service in a replica's process, where it loads its own weights; picklable,
-            as a `functools.partial` of a module's function.
+            as a `functools.partial` of a module's function. Several threads call the service.
         count: of replicas.
         num_gpus: that Ray reserves for each: a fraction of one, or several.
         limits: times and numbers that are not in the run config.

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange.protocol import FeaturesMissingError, LLMInfo, LowRankInputs
-from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.llm_half import load_llm_half
 
 
 def frozen(folder: str) -> Any:
     """A real host; `step` takes both kinds of inputs and an owner, whatever `FrozenLLM` takes."""
+    from fednano_flwr.llm.host import FrozenLLM  # the others need not load transformers
+    from fednano_flwr.models.llm_half import load_llm_half
+
     torch.set_num_threads(1)
     host: Any = FrozenLLM(load_llm_half(folder))
     return Uniform(host) if hasattr(host, "step_low_rank") else host
@@ -25,15 +26,20 @@ def frozen(folder: str) -> Any:
 
 class Uniform:
     def __init__(self, host: Any) -> None:
-        self.host = host
+        self.host, self.lock = host, threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.host, name)
+        def one_at_a_time(*arguments: Any) -> Any:
+            with self.lock:
+                return getattr(self.host, name)(*arguments)
+
+        return one_at_a_time
 
     def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> Any:
-        if isinstance(inputs, LowRankInputs):
-            return self.host.step_low_rank(inputs, labels, owner)
-        return self.host.step(inputs, labels)
+        with self.lock:
+            if isinstance(inputs, LowRankInputs):
+                return self.host.step_low_rank(inputs, labels, owner)
+            return self.host.step(inputs, labels)
 
 
 class OddError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -29,8 +30,15 @@ from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
 from tests.llm import fakes
 
 QUICK = Limits(
-    check_seconds=0.3, missed_checks=2, stall_seconds=1.5, pause_seconds=0.1, start_seconds=20.0
+    check_seconds=0.3,
+    missed_checks=2,
+    stall_seconds=1.5,
+    start_seconds=60.0,
+    pause_seconds=0.1,
+    settled_seconds=0.0,
+    losses_of_a_call=2,
 )
+ONCE = Limits(check_seconds=0.3, pause_seconds=0.05, failed_starts=1, start_seconds=60.0)
 A = torch.ones(2)
 
 
@@ -47,15 +55,30 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def said() -> list[str]:
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture
-def pair(tmp_path: Path, said: list[str]) -> Iterator[Replicas]:
-    with Replicas(partial(fakes.fake, tmp_path), 2, limits=QUICK, say=said.append) as service:
+def said(lines: list[str]) -> list[str]:
+    """What the replicas said in this test."""
+    lines.clear()
+    return lines
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("fakes")
+    with Replicas(partial(fakes.fake, folder), 2, limits=QUICK, say=lines.append) as service:
         yield service
+
+
+@pytest.fixture
+def pair(two: Replicas, said: list[str]) -> Iterator[Replicas]:
+    """Two replicas that are up; whoever breaks one leaves it to be started again."""
+    yield two
+    assert eventually(lambda: all(keeper.up for keeper in two.keepers), 60.0)
 
 
 def process(service: Replicas, owner: bytes = b"", seconds: float = 0.0) -> int:
@@ -67,7 +90,7 @@ def told(service: Replicas, what: str, owner: bytes = b"") -> Any:
     return service.next_tokens(what, A, owner)  # type: ignore[arg-type]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.05)
@@ -157,7 +180,7 @@ def test_the_services_own_errors_arrive_as_they_are_and_no_replica_is_lost(
         told(pair, "local")
     with pytest.raises((fakes.OddError, RuntimeError), match="odd 7"):
         told(pair, "odd")
-    assert not said and [keeper.losses for keeper in pair.keepers] == [0, 0]
+    assert not said
 
 
 def test_a_replica_runs_the_code_of_this_process(pair: Replicas) -> None:
@@ -185,7 +208,6 @@ def test_a_replica_killed_in_the_middle_of_calls_costs_none_of_them_and_comes_ba
             each.result()
     assert len(answers) == 72
     assert eventually(lambda: all(keeper.up for keeper in pair.keepers))
-    assert sum(keeper.losses for keeper in pair.keepers) == 1
     assert victim not in {process(pair, b"%d" % owner) for owner in range(6)}
     assert len({process(pair, b"%d" % owner) for owner in range(6)}) == 2
     assert eventually(lambda: len(said) == 2)
@@ -208,7 +230,6 @@ def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
         os.kill(victim, signal.SIGSTOP)
         assert process(pair, b"a") in pids - {victim}
         assert any("checks of 0.3 s without an answer" in line for line in said)
-    assert eventually(lambda: all(keeper.up for keeper in pair.keepers))
     assert eventually(lambda: not alive(victim))
 
 
@@ -217,14 +238,13 @@ def fakes_folder(service: Replicas) -> Path:
 
 
 def test_a_replica_whose_device_has_failed_is_replaced(pair: Replicas, said: list[str]) -> None:
-    with pytest.raises(ReplicasLostError, match=r"3 LLM replicas.*next_tokens.*device-side"):
+    with pytest.raises(ReplicasLostError, match=r"2 LLM replicas.*next_tokens.*device-side"):
         told(pair, "device")
-    assert all("device-side assert" in line for line in said if "is lost" in line)
-    assert eventually(lambda: all(keeper.up for keeper in pair.keepers))
+    assert eventually(lambda: sum("device-side assert" in line for line in said) == 2)
 
 
 def test_a_call_that_kills_every_replica_is_refused_and_the_others_go_on(pair: Replicas) -> None:
-    with pytest.raises(ReplicasLostError, match=r"3 LLM replicas were lost over one call"):
+    with pytest.raises(ReplicasLostError, match="2 LLM replicas were lost over one call"):
         told(pair, "die", b"a")
     assert process(pair, b"b") > 0
 
@@ -250,13 +270,13 @@ def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ReplicasLostError, match="MemoryError: no room: full"):
         with Replicas(partial(fakes.fake, tmp_path, "full"), 2, limits=QUICK):
             raise AssertionError("unreachable")
-    assert time.monotonic() - began < 15 and not (tmp_path / "starts").exists()
+    assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
 
 
 def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls_fail(
     tmp_path: Path, said: list[str]
 ) -> None:
-    limits = Limits(check_seconds=0.3, pause_seconds=0.05, failed_starts=2, start_seconds=20.0)
+    limits = dataclasses.replace(ONCE, failed_starts=2)
     make = partial(fakes.fake, tmp_path, "full")
     with Replicas(make, 2, limits=limits, say=said.append) as service:
         (tmp_path / "full").touch()
@@ -273,9 +293,8 @@ def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls
 
 
 def test_a_replica_of_another_model_is_not_taken(tmp_path: Path, said: list[str]) -> None:
-    limits = Limits(check_seconds=0.3, failed_starts=1)
     make = partial(fakes.another, tmp_path)
-    with Replicas(make, 2, limits=limits, say=said.append) as service:
+    with Replicas(make, 2, limits=ONCE, say=said.append) as service:
         assert sum(keeper.up for keeper in service.keepers) == 1
         assert service.describe().model == str(process(service))
     assert any("another model than the first one" in line for line in said)
@@ -289,13 +308,14 @@ def test_more_gpus_than_ray_has_are_refused_at_once(tmp_path: Path) -> None:
 def test_nothing_is_left_after_the_end_even_of_a_call_in_flight(
     tmp_path: Path, said: list[str]
 ) -> None:
+    before = threading.active_count()
     with ThreadPoolExecutor(1) as pool:
         with Replicas(partial(fakes.fake, tmp_path), 2, limits=QUICK, say=said.append) as service:
             flying = pool.submit(process, service, b"a", 30.0)
             time.sleep(0.3)
         with pytest.raises(ReplicasLostError, match="closed"):
             flying.result(timeout=10)
-    assert not [name for name in threading.enumerate() if name.name.startswith("llm-replica")]
+    assert threading.active_count() == before
     pids = [int(line) for line in (tmp_path / "starts").read_text().split()]
     assert len(pids) == 2 and eventually(lambda: not any(alive(pid) for pid in pids))
     assert not said and ray.is_initialized()
