@@ -57,7 +57,8 @@ def start_replica(make: Callable[[], LLMService], num_gpus: float, concurrent_ca
 def end_replica(actor: Any) -> None:
     """End its process at once, whatever it does."""
     with suppress(RayError, ValueError):  # Ray was ended meanwhile, and the replica with it
-        ray.kill(actor)
+        if ray.is_initialized():
+            ray.kill(actor)
 
 
 def check_ray() -> None:
@@ -70,4 +71,4 @@ def one_line(error: BaseException) -> str:
     """The telling line of an error; Ray's run over many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "because" in line] or lines or [type(error).__name__]
-    return telling[0][:LONGEST_REASON]
+    return telling[0].partition(" Some common causes")[0][:LONGEST_REASON]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +29,7 @@ from fednano_flwr.exchange.protocol import (
     LowRankInputs,
 )
 from fednano_flwr.llm.keeper import Limits
+from fednano_flwr.llm.ray_session import ray_session
 from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
 from tests.llm import fakes
 
@@ -268,7 +272,7 @@ def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "full").touch()
     began = time.monotonic()
     with pytest.raises(ReplicasLostError, match="MemoryError: no room: full"):
-        with Replicas(partial(fakes.fake, tmp_path, "full"), 2, limits=QUICK):
+        with Replicas(partial(fakes.fake, tmp_path, "full"), 1, limits=QUICK):
             raise AssertionError("unreachable")
     assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
 
@@ -305,19 +309,59 @@ def test_more_gpus_than_ray_has_are_refused_at_once(tmp_path: Path) -> None:
         Replicas(partial(fakes.fake, tmp_path), 2, num_gpus=0.5)
 
 
+OWN_RAY = """
+import sys, threading, psutil, ray
+from functools import partial
+from pathlib import Path
+from fednano_flwr.llm.ray_session import ray_session
+from fednano_flwr.llm.replicas import Replicas
+from tests.llm import fakes
+
+def work():
+    with Replicas(partial(fakes.fake, Path(sys.argv[1])), 1) as service:
+        print(service.describe().model, service.keepers[0].pid in [p.pid for p in processes()])
+
+def processes():
+    return [p for p in psutil.Process().children(True) if p.status() != psutil.STATUS_ZOMBIE]
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+psutil.wait_procs(processes(), timeout=10)
+print(ray.is_initialized(), len(processes()))
+"""
+
+
+def test_where_nobody_has_started_ray_it_is_started_and_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWN_RAY, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["fake", "True", "False", "0"]
+
+
+def test_ray_that_somebody_else_was_to_start_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setattr("fednano_flwr.llm.ray_session.ray", nothing)
+    with pytest.raises(TimeoutError, match=r"was not up in 0\.2 s"):
+        with ray_session(wait_seconds=0.2):
+            raise AssertionError("unreachable")
+
+
 def test_nothing_is_left_after_the_end_even_of_a_call_in_flight(
     tmp_path: Path, said: list[str]
 ) -> None:
     before = threading.active_count()
     with ThreadPoolExecutor(1) as pool:
-        with Replicas(partial(fakes.fake, tmp_path), 2, limits=QUICK, say=said.append) as service:
+        with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK, say=said.append) as service:
             flying = pool.submit(process, service, b"a", 30.0)
             time.sleep(0.3)
         with pytest.raises(ReplicasLostError, match="closed"):
             flying.result(timeout=10)
     assert threading.active_count() == before
     pids = [int(line) for line in (tmp_path / "starts").read_text().split()]
-    assert len(pids) == 2 and eventually(lambda: not any(alive(pid) for pid in pids))
+    assert len(pids) == 1 and eventually(lambda: not any(alive(pid) for pid in pids))
     assert not said and ray.is_initialized()
     with pytest.raises(ReplicasLostError, match="closed"):
         process(service)
