@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,13 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 
 from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.llm.parcel import Parcel, unpack
-from fednano_flwr.llm.ray_actor import check_ray, end_replica, one_line, start_replica
+from fednano_flwr.llm.ray_actor import (
+    check_ray,
+    end_replica,
+    one_line,
+    process_of,
+    start_replica,
+)
 from fednano_flwr.llm.replica import BROKEN, ERROR
 
 POLL_SECONDS = 0.2
@@ -57,6 +65,10 @@ class Keeper:
         changed: lock and condition that all keepers share; what they publish changes under it.
         accept: says what is wrong with what a loaded replica is, or nothing.
         say: takes one line for people.
+
+    Attributes:
+        pid: its process, 0 where there is none on this machine.
+        calls: when each call in flight began, by its number.
     """
 
     def __init__(
@@ -74,7 +86,7 @@ class Keeper:
         self.losses = 0
         self.last_reason = ""
         self.given_up = False
-        self.calls: dict[int, float] = {}  # number of each call in flight: when it began
+        self.calls: dict[int, float] = {}
         self._make, self._num_gpus, self._limits = make, num_gpus, limits
         self._changed, self._accept, self._say = changed, accept, say
         self._numbers = itertools.count()
@@ -173,11 +185,12 @@ class Keeper:
 
     def _live(self) -> str | None:
         """Start the replica and watch it; why it was lost, or None when all is closed."""
-        self._loading = 0.0
+        self._loading, self.pid = 0.0, 0
         actor: Any = None
+        folder = tempfile.mkdtemp(prefix="fednano-replica-")
         try:
             check_ray()
-            actor = start_replica(self._make, self._num_gpus, self._limits.concurrent_calls)
+            actor = start_replica(self._make, self._num_gpus, self._limits.concurrent_calls, folder)
             return self._load(actor) or self._watch(actor)
         except Exception as error:  # of Ray; or `make` cannot be sent
             return one_line(error)
@@ -186,7 +199,8 @@ class Keeper:
                 self._actor = None
                 self._changed.notify_all()
             if actor is not None:
-                end_replica(actor)
+                end_replica(actor, self.pid)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _load(self, actor: Any) -> str | None:
         """Wait until the replica serves; why it does not."""
@@ -199,7 +213,7 @@ class Keeper:
                 return f"Ray gave it no process in {limit:g} s: {self._resources()}"
         if self._closed:
             return None
-        pid = ray.get(placed)
+        self.pid = process_of(ray.get(placed))
         loaded = actor.load.remote()
         if not self._comes(loaded, limit - (time.monotonic() - started)):
             return None if self._closed else f"it was not loaded in {limit:g} s"
@@ -213,11 +227,11 @@ class Keeper:
             return problem
         self._loading = time.monotonic() - started
         with self._changed:
-            self.pid, self._lost, self._actor = pid, None, actor
+            self._lost, self._actor = None, actor
             self._last_end = time.monotonic()
             self._changed.notify_all()
         if self.losses:
-            self._say(f"LLM replica {self.number} is back (process {pid})")
+            self._say(f"LLM replica {self.number} is back (process {self.pid})")
         return None
 
     def _watch(self, actor: Any) -> str | None:

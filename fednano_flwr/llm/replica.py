@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,10 +27,6 @@ class Replica:
     def __init__(self, make: Callable[[], LLMService]) -> None:
         self._make = make
         self._service: LLMService | None = None
-
-    def ping(self) -> int:
-        """Process id."""
-        return os.getpid()
 
     def load(self) -> Answer:
         """Build the service; answers with its `LLMInfo`."""
