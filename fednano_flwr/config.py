@@ -139,6 +139,8 @@ class LLM:
     device: str
     dtype: str
     quantization: str
+    replicas: int
+    replica_gpus: float
     threads: int
     bind: str
     port: int
@@ -163,6 +165,7 @@ class LLM:
         _require(self.graph_seconds > 0, "llm.graph-seconds", self.graph_seconds, "above 0")
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
+        self._check_replicas()
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
         _require(
             self.bind in ("127.0.0.1", "localhost", "::1"),
@@ -172,6 +175,30 @@ class LLM:
             "it is not opened to a network",
         )
         _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
+
+    def _check_replicas(self) -> None:
+        gpus = self.replica_gpus
+        _require(self.replicas >= 1, "llm.replicas", self.replicas, "at least 1")
+        _require(
+            0 <= gpus <= 1 or (gpus > 1 and gpus.is_integer()),
+            "llm.replica-gpus",
+            gpus,
+            "a share of a GPU (0 to 1) or a whole number of them",
+        )
+        if self.replicas > 1 and self.device.startswith("cuda"):
+            _require(
+                gpus > 0,
+                "llm.replica-gpus",
+                gpus,
+                'above 0 with llm.replicas above 1 and llm.device = "cuda": the share of a GPU '
+                "that each replica takes, such as 0.5 for two on one GPU",
+            )
+            _require(
+                self.device == "cuda",
+                "llm.device",
+                self.device,
+                '"cuda" with llm.replicas above 1: each replica is given its GPU',
+            )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fednano_flwr.config import Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
@@ -47,7 +48,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     folder = RunFolder(config)
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
-        open_host(config.model.name, config.llm) as host,
+        open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(host, config.llm.bind, config.llm.port, config.llm.max_clients) as bound,
     ):
         info = host.describe()

@@ -46,6 +46,9 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ("exchange.dtype", "int4", "auto, float32, bfloat16, float16, int8"),
         ("llm.bind", "0.0.0.0", "loopback.*no TLS"),
         ("exchange.kind", "ranks", "embeddings, lowrank"),
+        ("llm.replicas", 0, "at least 1"),
+        ("llm.replica-gpus", -0.5, "share of a GPU"),
+        ("llm.replica-gpus", 1.5, "whole number"),
     ],
 )
 def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
@@ -54,6 +57,16 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
     with pytest.raises(ConfigError, match=accepts) as refusal:
         RunConfig.parse({**defaults, key: value})
     assert key in str(refusal.value) and repr(value) in str(refusal.value)
+
+
+def test_replicas_on_gpus_need_a_share_of_them_and_no_number(defaults: dict[str, Any]) -> None:
+    cuda = {**defaults, "llm.device": "cuda", "llm.replicas": 2, "llm.replica-gpus": 0.5}
+    assert RunConfig.parse(cuda).llm.replica_gpus == 0.5
+    with pytest.raises(ConfigError, match=r"llm\.replica-gpus = 0\.0.*above 0 .*0\.5 for two"):
+        RunConfig.parse({**cuda, "llm.replica-gpus": 0.0})
+    with pytest.raises(ConfigError, match=r"llm\.device = 'cuda:1'.*given its GPU"):
+        RunConfig.parse({**cuda, "llm.device": "cuda:1"})
+    RunConfig.parse({**cuda, "llm.replicas": 1, "llm.replica-gpus": 0.0, "llm.device": "cuda:1"})
 
 
 def test_a_whole_number_is_taken_where_a_float_is_meant(defaults: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -14,6 +15,9 @@ from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import load_llm_half
+
+RAY_STARTS_WITHIN = 60.0
+"""Seconds that Flower's simulation may take to start Ray."""
 
 
 def load_host(model: str, config: LLM) -> QueuedLLM:
@@ -32,7 +36,26 @@ def load_host(model: str, config: LLM) -> QueuedLLM:
 
 
 @contextmanager
-def open_host(model: str, config: LLM) -> Iterator[LLMService]:
-    """The service, closed after the block."""
-    with load_host(model, config) as host:
-        yield host
+def open_host(
+    model: str, config: LLM, in_simulation: bool, say: Callable[[str], None]
+) -> Iterator[LLMService]:
+    """The service, closed after the block: the model in this process, or replicas in their own.
+
+    Args:
+        in_simulation: Flower starts Ray in this process, and replicas join it.
+        say: takes lines for people.
+    """
+    if config.replicas == 1:
+        with load_host(model, config) as host:
+            yield host
+        return
+    from fednano_flwr.llm.replicas import Replicas  # needs Ray, which a lone host does not
+
+    with Replicas(
+        partial(load_host, model, config),
+        config.replicas,
+        num_gpus=config.replica_gpus,
+        wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,
+        say=say,
+    ) as replicas:
+        yield replicas

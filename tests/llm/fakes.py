@@ -1,0 +1,121 @@
+"""Services for replicas' tests, built in the replicas' own processes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import FeaturesMissingError, LLMInfo, LowRankInputs
+
+
+def frozen(folder: str) -> Any:
+    """A real host; `step` takes both kinds of inputs and an owner, whatever `FrozenLLM` takes."""
+    from fednano_flwr.llm.host import FrozenLLM  # the others need not load transformers
+    from fednano_flwr.models.llm_half import load_llm_half
+
+    torch.set_num_threads(1)
+    host: Any = FrozenLLM(load_llm_half(folder))
+    return Uniform(host) if hasattr(host, "step_low_rank") else host
+
+
+class Uniform:
+    def __init__(self, host: Any) -> None:
+        self.host, self.lock = host, threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        def one_at_a_time(*arguments: Any) -> Any:
+            with self.lock:
+                return getattr(self.host, name)(*arguments)
+
+        return one_at_a_time
+
+    def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> Any:
+        with self.lock:
+            if isinstance(inputs, LowRankInputs):
+                return self.host.step_low_rank(inputs, labels, owner)
+            return self.host.step(inputs, labels)
+
+
+class OddError(ValueError):
+    """Has attributes, and arguments that its `__init__` would not take back."""
+
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(f"{what} {number}")
+        self.number = number
+
+
+class GoneError(LookupError):
+    """As the host says that a graph is gone."""
+
+
+class Fake:
+    """Answers `score` with its process and the sum of what it was sent; does odd things if told."""
+
+    def __init__(self, folder: Path, gate: str = "", model: str = "fake") -> None:
+        self.folder, self.model = folder, model
+        self.graphs: dict[bytes, int] = {}
+        self.inside, self.most, self.lock = 0, 0, threading.Lock()
+        if gate and (folder / gate).exists():
+            raise MemoryError(f"no room: {gate}")
+        tempfile.mkdtemp(prefix="fednano-features-")
+        with (folder / "starts").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def describe(self) -> Any:
+        return LLMInfo(self.model, "f", "", 8, 16, "float32", 100)
+
+    def score(self, inputs: Any, positions: Tensor, candidates: Any, owner: bytes = b"") -> Tensor:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        time.sleep(float(candidates))
+        with self.lock:
+            self.inside -= 1
+        return torch.tensor([float(os.getpid()), float(positions.sum()), float(self.most)])
+
+    def next_tokens(self, inputs: Any, positions: Any, owner: bytes = b"") -> Any:
+        """Does what `inputs` says."""
+        if inputs == "hang" and (self.folder / "hang").read_text() == str(os.getpid()):
+            time.sleep(60)
+        if inputs == "device":
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        if inputs == "odd":
+            raise OddError("odd", 7)
+        if inputs == "missing":
+            raise FeaturesMissingError((b"a", b"b"))
+        if inputs == "local":
+
+            class LocalError(Exception):
+                pass
+
+            raise LocalError("cannot travel")
+        if inputs == "code":
+            import fednano_flwr
+
+            return fednano_flwr.__file__
+        return os.getpid()
+
+    def forward(self, inputs: Any, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        self.graphs[owner] = time.time_ns()
+        return self.graphs[owner], positions * 2.0
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Tensor:
+        if self.graphs.get(owner) != graph:
+            raise GoneError(f"graph {graph}")
+        return gradient + 1
+
+
+def fake(folder: Path, gate: str = "") -> Any:
+    return Fake(folder, gate)
+
+
+def another(folder: Path) -> Any:
+    """Every start describes another model."""
+    return Fake(folder, model=str(os.getpid()))

@@ -1,0 +1,369 @@
+"""Replicas answer as one host would, whatever happens to some of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+import fednano_flwr
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    Feature,
+    FeaturesMissingError,
+    LLMInputs,
+    LowRankInputs,
+)
+from fednano_flwr.llm.keeper import Limits
+from fednano_flwr.llm.ray_session import ray_session
+from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
+from tests.llm import fakes
+
+QUICK = Limits(
+    check_seconds=0.3,
+    missed_checks=2,
+    stall_seconds=1.5,
+    start_seconds=60.0,
+    pause_seconds=0.1,
+    settled_seconds=0.0,
+    losses_of_a_call=2,
+)
+ONCE = Limits(check_seconds=0.3, pause_seconds=0.05, failed_starts=1, start_seconds=60.0)
+A = torch.ones(2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here() -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def said(lines: list[str]) -> list[str]:
+    """What the replicas said in this test."""
+    lines.clear()
+    return lines
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("fakes")
+    with Replicas(partial(fakes.fake, folder), 2, limits=QUICK, say=lines.append) as service:
+        yield service
+
+
+@pytest.fixture
+def pair(two: Replicas, said: list[str]) -> Iterator[Replicas]:
+    """Two replicas that are up; whoever breaks one leaves it to be started again."""
+    yield two
+    assert eventually(lambda: all(keeper.up for keeper in two.keepers), 60.0)
+
+
+def process(service: Replicas, owner: bytes = b"", seconds: float = 0.0) -> int:
+    """Of the replica that answers this owner."""
+    return int(service.score(None, A, seconds, owner)[0])  # type: ignore[arg-type]
+
+
+def told(service: Replicas, what: str, owner: bytes = b"") -> Any:
+    return service.next_tokens(what, A, owner)  # type: ignore[arg-type]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def embeddings(seed: int, size: int) -> tuple[LLMInputs, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    lengths = (5 + seed % 3, 3, 7)
+    labels = torch.full((sum(lengths),), IGNORE)
+    labels[[3, 6, 10]] = torch.randint(0, 64, (3,), generator=made)
+    return LLMInputs(torch.randn(sum(lengths), size, generator=made), lengths), labels
+
+
+def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Feature]]:
+    made = torch.Generator().manual_seed(seed)
+    is_image = torch.zeros(12, dtype=torch.bool)
+    is_image[2:6] = True
+    rows = {"image": 4, "text": 8}
+    inputs = LowRankInputs(
+        token_ids=torch.randint(3, 60, (8,), generator=made),
+        is_image=is_image,
+        keys=(b"picture",),
+        z={site: torch.randn(n, 2, generator=made) for site, n in rows.items()},
+        b={site: torch.randn(size, 2, generator=made) for site in rows},
+        lengths=(12,),
+    )
+    labels = torch.full((12,), IGNORE)
+    labels[9] = 7
+    return inputs, labels, [Feature(b"picture", torch.randn(4, size, generator=made))]
+
+
+def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path) -> None:
+    host = fakes.frozen(str(tiny_model))
+    size = host.describe().hidden_size
+    owners = [b"run/%d" % i for i in range(5)]
+
+    def work(service: Any, owner: bytes) -> list[Any]:
+        seed = owners.index(owner)
+        inputs, labels = embeddings(seed, size)
+        loss, gradient = service.step(inputs, labels, owner)
+        pictured, targets, features = low_rank(seed, size)
+        with pytest.raises(FeaturesMissingError) as missing:
+            service.step(pictured, targets, owner)
+        assert missing.value.keys == (b"picture",)
+        service.keep_features(features, owner)
+        again, factors = service.step(pictured, targets, owner)
+        where = torch.tensor([4, 7])
+        scored = service.score(inputs, where, torch.tensor([1, 5, 9]), owner)
+        tokens = service.next_tokens(pictured, where, owner)
+        gradient += 0  # may be written
+        return [loss, again, gradient, *factors.z.values(), *factors.b.values(), scored, tokens]
+
+    with Replicas(partial(fakes.frozen, str(tiny_model)), 2, limits=QUICK) as service:
+        assert service.describe() == host.describe()
+        with ThreadPoolExecutor(5) as pool:
+            found = list(pool.map(partial(work, service), owners))
+        assert len({service._homes.of(owner, service.keepers).number for owner in owners}) == 2
+    for owner, values in zip(owners, found, strict=True):
+        for value, expected in zip(values, work(host, owner), strict=True):
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected)), owner
+
+
+def test_an_owner_stays_with_one_replica_and_several_calls_are_inside_it(pair: Replicas) -> None:
+    homes = {owner: process(pair, owner) for owner in (b"a", b"b", b"c", b"d")}
+    assert sorted(homes.values()) == sorted(2 * [keeper.pid for keeper in pair.keepers])
+    with ThreadPoolExecutor(8) as pool:
+        inside = list(pool.map(lambda _: pair.score(None, A, 0.2, b"a"), range(8)))  # type: ignore[arg-type]
+    assert {int(answer[0]) for answer in inside} == {homes[b"a"]}
+    assert max(int(answer[2]) for answer in inside) > 4
+
+
+def test_the_services_own_errors_arrive_as_they_are_and_no_replica_is_lost(
+    pair: Replicas, said: list[str]
+) -> None:
+    with pytest.raises(FeaturesMissingError) as missing:
+        told(pair, "missing")
+    assert missing.value.keys == (b"a", b"b")
+    with pytest.raises(RuntimeError, match="LocalError: cannot travel"):
+        told(pair, "local")
+    with pytest.raises((fakes.OddError, RuntimeError), match="odd 7"):
+        told(pair, "odd")
+    assert not said
+
+
+def test_a_replica_runs_the_code_of_this_process(pair: Replicas) -> None:
+    assert told(pair, "code") == fednano_flwr.__file__
+
+
+def test_a_replica_killed_in_the_middle_of_calls_costs_none_of_them_and_comes_back(
+    pair: Replicas, said: list[str]
+) -> None:
+    victim = process(pair, b"0")
+    answers: list[torch.Tensor] = []
+
+    def work(owner: int) -> None:
+        for turn in range(12):
+            sent = torch.tensor([float(owner), float(turn)])
+            found = pair.score(None, sent, 0.1, b"%d" % owner)  # type: ignore[arg-type]
+            assert found[1] == owner + turn
+            answers.append(found)
+
+    with ThreadPoolExecutor(6) as pool:
+        working = [pool.submit(work, owner) for owner in range(6)]
+        time.sleep(0.35)
+        os.kill(victim, signal.SIGKILL)
+        for each in working:
+            each.result()
+    assert len(answers) == 72
+    assert eventually(lambda: all(keeper.up for keeper in pair.keepers))
+    assert victim not in {process(pair, b"%d" % owner) for owner in range(6)}
+    assert len({process(pair, b"%d" % owner) for owner in range(6)}) == 2
+    assert eventually(lambda: len(said) == 2)
+    assert "is lost" in said[0] and "starting it again in 0.1 s" in said[0]
+    assert "is back" in said[1] and not any("\n" in line for line in said)
+
+
+@pytest.mark.parametrize("how", ["its calls do not end", "it does not answer pings"])
+def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
+    pair: Replicas, said: list[str], how: str
+) -> None:
+    victim = process(pair, b"a")
+    pids = {keeper.pid for keeper in pair.keepers}
+    if how == "its calls do not end":
+        flags = fakes_folder(pair) / "hang"
+        flags.write_text(str(victim))
+        assert told(pair, "hang", b"a") in pids - {victim}
+        reason = "none of its calls ended for"
+    else:
+        os.kill(victim, signal.SIGSTOP)
+        assert process(pair, b"a") in pids - {victim}
+        reason = "2 checks of 0.3 s without an answer"
+    assert eventually(lambda: any(reason in line for line in said))
+    assert not alive(victim)
+
+
+def fakes_folder(service: Replicas) -> Path:
+    return service.keepers[0]._make.args[0]  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
+    pair: Replicas, said: list[str]
+) -> None:
+    with pytest.raises(ReplicasLostError, match=r"2 LLM replicas.*next_tokens.*device-side"):
+        told(pair, "device", b"a")
+    assert process(pair, b"b") > 0
+    assert eventually(lambda: sum("device-side assert" in line for line in said) == 2)
+
+
+def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
+    graph, logits = pair.forward(None, A, b"a")  # type: ignore[arg-type]
+    assert torch.equal(pair.backward(graph, logits, b"a"), 2 * A + 1)  # type: ignore[arg-type]
+    os.kill(process(pair, b"a"), signal.SIGKILL)
+    with pytest.raises(fakes.GoneError):
+        pair.backward(graph, logits, b"a")
+
+
+def test_calls_wait_for_the_only_replica_to_come_back(tmp_path: Path) -> None:
+    with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK) as service:
+        victim = process(service)
+        os.kill(victim, signal.SIGKILL)
+        assert process(service) != victim
+
+
+def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    began = time.monotonic()
+    with pytest.raises(ReplicasLostError, match="MemoryError: no room: full"):
+        with Replicas(partial(fakes.fake, tmp_path, "full"), 1, limits=QUICK):
+            raise AssertionError("unreachable")
+    assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
+
+
+def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls_fail(
+    tmp_path: Path, said: list[str]
+) -> None:
+    limits = dataclasses.replace(ONCE, failed_starts=2)
+    make = partial(fakes.fake, tmp_path, "full")
+    with Replicas(make, 2, limits=limits, say=said.append) as service:
+        (tmp_path / "full").touch()
+        first, second = service.keepers
+        os.kill(first.pid, signal.SIGKILL)
+        assert eventually(lambda: first.given_up)
+        assert process(service, b"a") == process(service, b"b") == second.pid
+        os.kill(second.pid, signal.SIGKILL)
+        with pytest.raises(
+            ReplicasLostError, match=r"replica 0 was lost 2 times, last: .*no room: full; replica 1"
+        ):
+            process(service)
+    assert sum("given up after 2 losses on end" in line for line in said) == 2
+
+
+def test_a_replica_of_another_model_is_not_taken(tmp_path: Path, said: list[str]) -> None:
+    make = partial(fakes.another, tmp_path)
+    with Replicas(make, 2, limits=ONCE, say=said.append) as service:
+        assert sum(keeper.up for keeper in service.keepers) == 1
+        assert service.describe().model == str(process(service))
+    assert any("another model than the first one" in line for line in said)
+
+
+def test_more_gpus_than_ray_has_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 replicas .*llm\.replica-gpus.* 0 GPUs"):
+        Replicas(partial(fakes.fake, tmp_path), 2, num_gpus=0.5)
+
+
+OWN_RAY = """
+import sys, threading, psutil, ray
+from functools import partial
+from pathlib import Path
+from fednano_flwr.llm.ray_session import ray_session
+from fednano_flwr.llm.replicas import Replicas
+from tests.llm import fakes
+
+def work():
+    with Replicas(partial(fakes.fake, Path(sys.argv[1])), 1) as service:
+        print(service.describe().model, service.keepers[0].pid in [p.pid for p in processes()])
+
+def processes():
+    return [p for p in psutil.Process().children(True) if p.status() != psutil.STATUS_ZOMBIE]
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+psutil.wait_procs(processes(), timeout=10)
+print(ray.is_initialized(), len(processes()))
+"""
+
+
+def test_where_nobody_has_started_ray_it_is_started_and_ended(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OWN_RAY, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["fake", "True", "False", "0"]
+
+
+def test_ray_that_somebody_else_was_to_start_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setattr("fednano_flwr.llm.ray_session.ray", nothing)
+    with pytest.raises(TimeoutError, match=r"was not up in 0\.2 s"):
+        with ray_session(wait_seconds=0.2):
+            raise AssertionError("unreachable")
+
+
+def test_nothing_is_left_after_the_end_even_of_a_call_in_flight(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    before = threading.active_count()
+    with ThreadPoolExecutor(1) as pool:
+        with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK, say=said.append) as service:
+            flying = pool.submit(process, service, b"a", 30.0)
+            time.sleep(0.3)
+            assert len(list((tmp_path / "tmp").rglob("fednano-features-*"))) == 1
+        with pytest.raises(ReplicasLostError, match="closed"):
+            flying.result(timeout=10)
+    assert threading.active_count() == before
+    pids = [int(line) for line in (tmp_path / "starts").read_text().split()]
+    assert len(pids) == 1 and eventually(lambda: not any(alive(pid) for pid in pids))
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not said and ray.is_initialized()
+    with pytest.raises(ReplicasLostError, match="closed"):
+        process(service)
