@@ -18,11 +18,10 @@ from torch import Tensor
 
 from fednano_flwr.exchange.protocol import (
     Feature,
+    Gradient,
+    Inputs,
     LLMInfo,
-    LLMInputs,
     LLMService,
-    LowRankGradients,
-    LowRankInputs,
 )
 from fednano_flwr.llm.homes import Homes
 from fednano_flwr.llm.keeper import AwayError, Keeper, Limits, LostError
@@ -112,27 +111,21 @@ class Replicas:
         assert self._info is not None
         return self._info
 
-    def step(
-        self, inputs: LLMInputs | LowRankInputs, labels: Tensor, owner: bytes = b""
-    ) -> tuple[float, Tensor | LowRankGradients]:
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         """See `LLMService.step`."""
         return self._ask(owner, "step", inputs, labels, owner)
 
-    def forward(
-        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
-    ) -> tuple[int, Tensor]:
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`."""
         return self._ask(owner, "forward", inputs, positions, owner)
 
-    def backward(
-        self, graph: int, gradient: Tensor, owner: bytes = b""
-    ) -> Tensor | LowRankGradients:
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
         """See `LLMService.backward`; a graph is gone when its replica was lost."""
         return self._ask(owner, "backward", graph, gradient, owner, stay=True)
 
     def score(
         self,
-        inputs: LLMInputs | LowRankInputs,
+        inputs: Inputs,
         positions: Tensor,
         candidates: Tensor,
         owner: bytes = b"",
@@ -140,9 +133,7 @@ class Replicas:
         """See `LLMService.score`."""
         return self._ask(owner, "score", inputs, positions, candidates, owner)
 
-    def next_tokens(
-        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
-    ) -> Tensor:
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """See `LLMService.next_tokens`."""
         return self._ask(owner, "next_tokens", inputs, positions, owner)
 

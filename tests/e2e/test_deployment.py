@@ -99,10 +99,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_simulation_repeats_itself_and_deployment_equals_it(
+def test_simulation_repeats_itself_with_replicas_and_deployment_equals_it(
     settings: Config, tmp_path: Path
 ) -> None:
-    first, second, deployed = settings("first"), settings("second"), settings("deployed")
+    first, deployed = settings("first"), settings("deployed")
+    second = {**settings("second"), "llm.replicas": 2}
     simulate(first, tmp_path)
     simulate(second, tmp_path)
     output = deploy(deployed, tmp_path)

@@ -12,35 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import FeaturesMissingError, LLMInfo, LowRankInputs
+from fednano_flwr.exchange.protocol import FeaturesMissingError, GraphGoneError, LLMInfo
 
 
 def frozen(folder: str) -> Any:
-    """A real host; `step` takes both kinds of inputs and an owner, whatever `FrozenLLM` takes."""
+    """A real host."""
     from fednano_flwr.llm.host import FrozenLLM  # the others need not load transformers
     from fednano_flwr.models.llm_half import load_llm_half
 
     torch.set_num_threads(1)
-    host: Any = FrozenLLM(load_llm_half(folder))
-    return Uniform(host) if hasattr(host, "step_low_rank") else host
-
-
-class Uniform:
-    def __init__(self, host: Any) -> None:
-        self.host, self.lock = host, threading.Lock()
-
-    def __getattr__(self, name: str) -> Any:
-        def one_at_a_time(*arguments: Any) -> Any:
-            with self.lock:
-                return getattr(self.host, name)(*arguments)
-
-        return one_at_a_time
-
-    def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> Any:
-        with self.lock:
-            if isinstance(inputs, LowRankInputs):
-                return self.host.step_low_rank(inputs, labels, owner)
-            return self.host.step(inputs, labels)
+    return FrozenLLM(load_llm_half(folder))
 
 
 class OddError(ValueError):
@@ -49,10 +30,6 @@ class OddError(ValueError):
     def __init__(self, what: str, number: int) -> None:
         super().__init__(f"{what} {number}")
         self.number = number
-
-
-class GoneError(LookupError):
-    """As the host says that a graph is gone."""
 
 
 class Fake:
@@ -108,7 +85,7 @@ class Fake:
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Tensor:
         if self.graphs.get(owner) != graph:
-            raise GoneError(f"graph {graph}")
+            raise GraphGoneError(f"graph {graph}")
         return gradient + 1
 
 

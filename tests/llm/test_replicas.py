@@ -25,6 +25,7 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
     FeaturesMissingError,
+    GraphGoneError,
     LLMInputs,
     LowRankInputs,
 )
@@ -255,7 +256,7 @@ def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
     graph, logits = pair.forward(None, A, b"a")  # type: ignore[arg-type]
     assert torch.equal(pair.backward(graph, logits, b"a"), 2 * A + 1)  # type: ignore[arg-type]
     os.kill(process(pair, b"a"), signal.SIGKILL)
-    with pytest.raises(fakes.GoneError):
+    with pytest.raises(GraphGoneError):
         pair.backward(graph, logits, b"a")
 
 
