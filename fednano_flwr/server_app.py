@@ -22,6 +22,7 @@ from fednano_flwr.federation import Answers, Federation
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.metrics import round_record
+from fednano_flwr.models.host_options import host_options
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
@@ -52,7 +53,11 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     if config.llm.threads:
         torch.set_num_threads(config.llm.threads)
     half = load_llm_half(
-        config.model.name, config.llm.device, config.llm.dtype, config.llm.quantization
+        config.model.name,
+        config.llm.device,
+        config.llm.dtype,
+        config.llm.quantization,
+        host_options(config.llm),
     )
     features = FeatureStore(
         config.llm.feature_memory_mb * 2**20, config.llm.feature_disk_mb * 2**20
