@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import backend_registration
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models import checkpoint, placement, skeleton
+from fednano_flwr.models import checkpoint, skeleton
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.host_options import HostOptions
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.placement import device_of, place
 from tests import tiny_families
+from tests.conftest import REPOSITORY
 from tests.models.test_host_options import questions
 
 GPU = [torch.device("cuda", index) for index in range(3)]
@@ -70,11 +72,12 @@ def bytes_on(host: Any, places: Any) -> dict[torch.device, int]:
     return total
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "blip-2"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_layers_stay_whole_and_fit_the_memory_given(
     family: str, strategy: str, folder: Callable[[str], Path]
 ) -> None:
+    # Not of the tiny OPT, most of which is one table of positions.
     host = on_meta(folder(family))
     size = sum(bytes_on(host, {"": GPU[0]}).values())
     limit = int(0.7 * size)
@@ -160,9 +163,7 @@ def test_a_dispatched_host_gives_the_same_bits(
     name = str(folder(family))
     wanted = parts(on_meta(folder(family)))
     plain = load_llm_half(name)
-    half = load_llm_half(
-        name, options=HostOptions(device_map=wanted, checkpointing=checkpointing)
-    )
+    half = load_llm_half(name, options=HostOptions(device_map=wanted, checkpointing=checkpointing))
     hooked = [module for module in half.modules() if hasattr(module, "_hf_hook")]
     assert len(hooked) > len(wanted) and half.device == torch.device("cpu")
     inputs, labels = questions(half)
@@ -173,15 +174,15 @@ def test_a_dispatched_host_gives_the_same_bits(
     assert torch.equal(half.embed(ids), plain.embed(ids))
 
 
-@pytest.mark.parametrize("family", ["instructblip", "gemma3", "qwen2_5_vl", "blip-2"])
+@pytest.mark.parametrize("places", [("cpu", "other"), ("other", "cpu")])
+@pytest.mark.parametrize("family", ["instructblip", "gemma3", "qwen2_5_vl"])
 def test_activations_follow_the_weights_over_two_devices(
-    family: str, folder: Callable[[str], Path]
+    family: str, places: tuple[str, str], folder: Callable[[str], Path]
 ) -> None:
-    if not hasattr(placement.torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this PyTorch has no second device to pretend with")
-    script = Path(__file__).with_name("two_devices.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder(family))], capture_output=True, text=True
-    )
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this version of PyTorch has no second device to pretend with")
+    command = [sys.executable, "-m", "tests.models.two_devices", str(folder(family)), *places]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "loss and gradient" in done.stdout
+    for layer, device in enumerate(places):
+        assert f"layers.{layer}: {device}" in done.stdout
