@@ -55,8 +55,8 @@ def check_options(options: HostOptions, device: str, quantization: str) -> None:
 def _check_compile(options: HostOptions, device: str, quantization: str) -> None:
     if quantization != "none":
         raise ConfigError(
-            f"llm.compile = true with llm.quantization = {quantization!r}: bitsandbytes' layers "
-            "keep state that a compiled layer does not; leave one of the two out"
+            f"llm.compile = true with llm.quantization = {quantization!r}: compiling "
+            "bitsandbytes' layers has not been tested; leave one of the two out"
         )
     if options.device_map:
         raise ConfigError(

@@ -23,25 +23,27 @@ BATCHES = ((9, 5), (7,), (12, 3, 4))
 """Lengths of samples: two, one, and three of them."""
 
 
+TOLERANCE = 1e-5
+
+
 def error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def compare(folder: Path, options: HostOptions, dtype: str = "float32") -> None:
+def compare(folder: Path, options: HostOptions) -> None:
     """A compiling host against a plain one, on batches of several sizes, and its graphs."""
-    plain = FrozenLLM(load_llm_half(str(folder), dtype=dtype))
-    half = load_llm_half(str(folder), dtype=dtype, options=options)
+    plain = FrozenLLM(load_llm_half(str(folder)))
+    half = load_llm_half(str(folder), options=options)
     host, everything = FrozenLLM(half), torch.arange(half.vocabulary)
-    tolerance = 1e-5 if dtype == "float32" else 0.05
     for lengths in BATCHES:
         inputs, labels = questions(half, lengths)
         loss, gradient = plain.step(inputs, labels)
         again, gradient_again = host.step(inputs, labels)
-        assert again == pytest.approx(loss, rel=tolerance)
-        assert error(gradient_again, gradient) < tolerance
+        assert again == pytest.approx(loss, rel=TOLERANCE)
+        assert error(gradient_again, gradient) < TOLERANCE
         last = torch.tensor([lengths[0] - 1])
         scores = plain.score(inputs, last, everything)
-        assert error(host.score(inputs, last, everything), scores) < tolerance
+        assert error(host.score(inputs, last, everything), scores) < TOLERANCE
 
 
 def graphs() -> int:
@@ -56,7 +58,7 @@ def nothing_is_compiled() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_all_layers_share_what_is_compiled(tmp_path: Path, checkpointing: bool) -> None:
-    with mock.patch.dict(tiny_families.TEXT, {"num_hidden_layers": 5}):
+    with mock.patch.dict(tiny_families.TEXT, {"num_hidden_layers": 4}):
         folder = tiny_families.write("instructblip", tmp_path / "instructblip")
     options = HostOptions(checkpointing, compile=True, compile_backend="eager")
     compare(folder, options)
@@ -65,21 +67,18 @@ def test_all_layers_share_what_is_compiled(tmp_path: Path, checkpointing: bool) 
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl", "blip-2"])
-def test_other_kinds_of_layers_give_the_same_results(family: str, tmp_path: Path) -> None:
-    folder = tiny_families.write(family, tmp_path / family)
+def test_each_kind_of_layer_is_compiled_for_itself(tmp_path: Path) -> None:
+    folder = tiny_families.write("gemma3", tmp_path / "gemma3")
     compare(folder, HostOptions(compile=True, compile_backend="eager"))
-    kinds = 2 if family == "gemma3" else 1  # local and global attention
-    assert graphs() == 4 * kinds < VARIANTS
-    assert torch._dynamo.config.recompile_limit >= VARIANTS
+    # Local and global attention, each as above: as many as PyTorch's own limit.
+    assert graphs() == 8 < VARIANTS <= torch._dynamo.config.recompile_limit
 
 
 @pytest.mark.skipif(
     shutil.which(COMPILER) is None, reason=f"compiling for a CPU needs a C++ compiler, {COMPILER}"
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_machine_code_gives_the_same_results_within_the_dtype(tmp_path: Path, dtype: str) -> None:
+def test_machine_code_gives_the_same_results(tmp_path: Path) -> None:
     folder = tiny_families.write("instructblip", tmp_path / "instructblip")
     with mock.patch(f"{__name__}.BATCHES", BATCHES[:1]):
-        compare(folder, HostOptions(checkpointing=True, compile=True), dtype)
+        compare(folder, HostOptions(checkpointing=True, compile=True))
     assert graphs() == 2
