@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 SITES = ("image", "text")
 DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -141,6 +142,9 @@ class LLM:
     quantization: str
     replicas: int
     replica_gpus: float
+    checkpointing: bool
+    compile: bool
+    device_map: str
     threads: int
     bind: str
     port: int
@@ -166,6 +170,12 @@ class LLM:
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         self._check_replicas()
+        _require(
+            self.device_map in ("", *DEVICE_MAPS),
+            "llm.device-map",
+            self.device_map,
+            "empty (all on llm.device), or one of " + ", ".join(DEVICE_MAPS),
+        )
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
         _require(
             self.bind in ("127.0.0.1", "localhost", "::1"),

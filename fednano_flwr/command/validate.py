@@ -11,7 +11,7 @@ from fednano_flwr.resources import ResourceError
 def validate(config: RunConfig) -> None:
     """Check that data set, strategy and model are there and fit, and that the run's folder is not.
 
-    Also that a quantized host can run here: the server is started on this machine.
+    Also that the host can run here as asked for: the server is started on this machine.
 
     A data set that a module writes (`module:NAME`) is written here, once for all clients.
 
@@ -20,6 +20,7 @@ def validate(config: RunConfig) -> None:
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
     from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
+    from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
     from fednano_flwr.models.source import check_model
     from fednano_flwr.strategies.registry import check_strategy
@@ -31,6 +32,7 @@ def validate(config: RunConfig) -> None:
     validate_dataset(config.dataset)
     check_strategy(config.strategy.name, config.strategy.args)
     check_quantization(config.llm.quantization, config.llm.device)
+    check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
     check_model(config.model.name)
     _check_run_folder(config.run.dir, config.run.name)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -20,8 +22,24 @@ from fednano_flwr.models.token_table import TokenTable
 ENCODE_BATCH = 16
 
 
+@dataclass(frozen=True)
+class FrozenBatch:
+    """What of a batch does not depend on the adapters; attributes as in `AdaptedBatch`."""
+
+    hidden: Tensor
+    is_image: Tensor
+    token_ids: Tensor
+    features: tuple[Feature, ...]
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None
+    token_type_ids: Tensor | None
+
+
 class NanoEdge(nn.Module):
     """Embeds questions: frozen features, adapted by `h' = h + s·B(A h)` on image and on text.
+
+    The two steps can be taken apart: `embed` a batch in one thread while another is adapted and
+    sent. `embed` may be called from several threads; they take turns.
 
     Args:
         frozen: vision encoder and connector, shared by all clients of a process.
@@ -32,7 +50,8 @@ class NanoEdge(nn.Module):
 
     Attributes:
         encoded: how many questions' pictures went through the vision encoder.
-        encoder_seconds: how long that took, preprocessing included.
+        encoder_seconds: how long that took, preprocessing included; part of it while the host
+            worked.
     """
 
     def __init__(
@@ -51,11 +70,19 @@ class NanoEdge(nn.Module):
         self.cache: Features = {} if cache is None else cache
         self.encoded = 0
         self.encoder_seconds = 0.0
+        self._turn = threading.Lock()  # over cache and counters
 
     def forward(
         self, questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
     ) -> AdaptedBatch:
-        """Frozen embeddings of a batch and what the adapters add to them.
+        """Both steps: `adapt(embed(questions, endings))`."""
+        return self.adapt(self.embed(questions, endings))
+
+    @torch.no_grad()
+    def embed(
+        self, questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
+    ) -> FrozenBatch:
+        """Frozen embeddings of a batch; the same whenever and in whichever thread it is called.
 
         Args:
             endings: tokens after each prompt: of its answer in training, or what was generated.
@@ -63,13 +90,15 @@ class NanoEdge(nn.Module):
         Raises:
             MissingRowError: a token's embedding is not among those that this client holds.
             ValueError: pictures and their placeholders do not agree.
+            DataError, FileNotFoundError: a picture cannot be read.
         """
         ids, is_image = _laid_out(questions, endings, self.frozen.image_token_id)
         ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
         text = self.tokens(ids[~is_image])
         hidden = text.new_empty(len(ids), self.frozen.hidden_size)
         hidden[~is_image] = text
-        features = self._features(questions)
+        with self._turn:
+            features = self._features(questions)
         count = sum(len(feature.rows) for feature in features)
         if count != int(is_image.sum()):
             raise ValueError(
@@ -77,14 +106,18 @@ class NanoEdge(nn.Module):
             )
         if features:
             hidden[is_image] = torch.cat([feature.rows for feature in features])
-        z, b = {}, {}
-        for site, where in (("image", is_image), ("text", ~is_image)):
-            factors = low_rank(self.adapters, site, hidden[where])
-            if factors is not None and where.any():
-                z[site], b[site] = factors
         sizes = lengths(questions, endings)
         layout = self._layout(questions, ids.cpu(), sizes)
-        return AdaptedBatch(hidden, is_image, ids, tuple(features), z, b, sizes, *layout)
+        return FrozenBatch(hidden, is_image, ids, tuple(features), sizes, *layout)
+
+    def adapt(self, batch: FrozenBatch) -> AdaptedBatch:
+        """What the adapters add to a batch, differentiable and, in training, with dropout."""
+        z, b = {}, {}
+        for site, where in (("image", batch.is_image), ("text", ~batch.is_image)):
+            factors = low_rank(self.adapters, site, batch.hidden[where])
+            if factors is not None and where.any():
+                z[site], b[site] = factors
+        return AdaptedBatch(**vars(batch), z=z, b=b)
 
     def _layout(
         self, questions: Sequence[Question], ids: Tensor, sizes: tuple[int, ...]

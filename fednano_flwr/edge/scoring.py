@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.ahead import ahead
+from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions
 from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import LLM
@@ -18,6 +20,14 @@ ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
 KINDS = (ALL, WITH_PICTURE, TEXT_ONLY)
 Tally = dict[str, list[int]]
 """Right answers and questions, by what they have in common."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Questions of one kind in a batch, with their frozen part; None where there are none."""
+
+    questions: list[Question]
+    frozen: FrozenBatch | None
 
 
 @torch.no_grad()
@@ -32,14 +42,19 @@ def right_answers(
 
     A question with options: the right one's letter has the highest logit among them, in one call.
     A free answer: greedy generation, cut after `max_answer_tokens`, is the right text, both
-    normalised.
+    normalised. The next batch is embedded while the host works on one.
     """
+
+    def prepare(batch: list[Question]) -> tuple[list[Question], _Asked, _Asked]:
+        closed = [question for question in batch if question.options]
+        free = [question for question in batch if not question.options]
+        return batch, _asked(edge, closed), _asked(edge, free)
+
     edge.adapters.eval()
     correct: list[bool] = []
-    for batch in batches(questions, batch_size):
-        chosen = iter(_right_options(edge, llm, [q for q in batch if q.options]))
-        free = [q for q in batch if not q.options]
-        answers = iter(generate(edge, llm, free, max_answer_tokens))
+    for batch, closed, free in ahead(batches(questions, batch_size), prepare):
+        chosen = iter(_right_options(edge, llm, closed))
+        answers = iter(generate(edge, llm, free.questions, max_answer_tokens, free.frozen))
         for question in batch:
             if question.options:
                 correct.append(next(chosen))
@@ -49,12 +64,19 @@ def right_answers(
     return correct
 
 
-def _right_options(edge: NanoEdge, llm: LLM, questions: list[Question]) -> list[bool]:
-    if not questions:
+def _asked(edge: NanoEdge, questions: list[Question]) -> _Asked:
+    return _Asked(questions, edge.embed(questions) if questions else None)
+
+
+def _right_options(edge: NanoEdge, llm: LLM, asked: _Asked) -> list[bool]:
+    if asked.frozen is None:
         return []
+    questions = asked.questions
     candidates = sorted({token for question in questions for token in question.options})
     column = {token: i for i, token in enumerate(candidates)}
-    logits: Tensor = llm.score(edge(questions), last_positions(questions), torch.tensor(candidates))
+    logits: Tensor = llm.score(
+        edge.adapt(asked.frozen), last_positions(questions), torch.tensor(candidates)
+    )
     return [
         question.options[int(row[[column[token] for token in question.options]].argmax())]
         == question.answer[0]
@@ -63,10 +85,19 @@ def _right_options(edge: NanoEdge, llm: LLM, questions: list[Question]) -> list[
 
 
 @torch.no_grad()
-def generate(edge: NanoEdge, llm: LLM, questions: list[Question], max_tokens: int) -> list[str]:
+def generate(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: list[Question],
+    max_tokens: int,
+    frozen: FrozenBatch | None = None,
+) -> list[str]:
     """Greedy answers, all at once; an answer that has ended is not sent again.
 
     The host keeps nothing: each token takes one call with the whole prompt.
+
+    Args:
+        frozen: the prompts, where they are embedded already.
     """
     answers: list[tuple[int, ...]] = [()] * len(questions)
     open_ones = list(range(len(questions)))
@@ -74,7 +105,8 @@ def generate(edge: NanoEdge, llm: LLM, questions: list[Question], max_tokens: in
         if not open_ones:
             break
         asked, endings = [questions[i] for i in open_ones], [answers[i] for i in open_ones]
-        tokens = llm.next_tokens(edge(asked, endings), last_positions(asked, endings)).tolist()
+        batch, frozen = edge.adapt(frozen or edge.embed(asked, endings)), None
+        tokens = llm.next_tokens(batch, last_positions(asked, endings)).tolist()
         for index, token in zip(list(open_ones), tokens, strict=True):
             if token in edge.encoder.ends:
                 open_ones.remove(index)

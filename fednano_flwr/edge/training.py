@@ -1,8 +1,11 @@
-"""Local work of one client: training, the Fisher diagonal, and scoring."""
+"""Local work of one client: training and the Fisher diagonal.
+
+While the host works on one batch, the frozen part of the next is prepared in the background.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fednano_flwr.edge.adapters import named_trainable
-from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.ahead import ahead
+from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
 from fednano_flwr.exchange.protocol import IGNORE, LLM
 
@@ -71,16 +75,14 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout
         edge.adapters.train()
-        for _ in range(plan.local_epochs):
-            order = torch.randperm(len(questions), generator=shuffle).tolist()
-            for batch in batches([questions[i] for i in order], plan.batch_size):
-                optimizer.zero_grad(set_to_none=True)
-                total += backward(edge, llm, batch) * len(batch)
-                steps += 1
-                if running_fisher:
-                    add_squared_gradients(squares, parameters)
-                torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
-                optimizer.step()
+        for batch, frozen in embedded(edge, _shuffled(questions, plan, shuffle)):
+            optimizer.zero_grad(set_to_none=True)
+            total += backward(edge, llm, batch, frozen) * len(batch)
+            steps += 1
+            if running_fisher:
+                add_squared_gradients(squares, parameters)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
+            optimizer.step()
     fisher = {name: square / steps for name, square in squares.items()} if running_fisher else None
     return TrainingResult(total / (plan.local_epochs * len(questions)), fisher)
 
@@ -97,22 +99,32 @@ def fisher_diagonal(
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     edge.adapters.eval()
     steps = 0
-    for batch in batches(questions, batch_size):
+    for batch, frozen in embedded(edge, batches(questions, batch_size)):
         edge.adapters.zero_grad(set_to_none=True)
-        backward(edge, llm, batch)
+        backward(edge, llm, batch, frozen)
         add_squared_gradients(squares, parameters)
         steps += 1
     edge.adapters.zero_grad(set_to_none=True)
     return {name: square / steps for name, square in squares.items()}
 
 
-def backward(edge: NanoEdge, llm: LLM, batch: list[Question]) -> float:
+def embedded(
+    edge: NanoEdge, groups: Iterable[list[Question]]
+) -> Iterator[tuple[list[Question], FrozenBatch]]:
+    """Teacher-forced batches with their frozen part, made while the batch before is worked on."""
+    return ahead(groups, lambda batch: (batch, edge.embed(batch, teacher_forced(batch))))
+
+
+def backward(edge: NanoEdge, llm: LLM, batch: list[Question], frozen: FrozenBatch) -> float:
     """Gradients of a batch's mean loss into the adapters' `.grad`; returns the loss.
+
+    Args:
+        frozen: the teacher-forced batch, embedded.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    loss = llm.loss(edge(batch, teacher_forced(batch)), next_token_labels(batch, IGNORE))
+    loss = llm.loss(edge.adapt(frozen), next_token_labels(batch, IGNORE))
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {loss.item()}: lower learning-rate or max-grad-norm")
     if loss.requires_grad:  # a batch of text takes no part in an image adapter alone
@@ -125,6 +137,15 @@ def add_squared_gradients(squares: dict[str, Tensor], parameters: dict[str, nn.P
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             squares[name] += parameter.grad**2
+
+
+def _shuffled(
+    questions: Sequence[Question], plan: TrainingPlan, generator: torch.Generator
+) -> Iterator[list[Question]]:
+    """All epochs' batches, each epoch in an order of its own."""
+    for _ in range(plan.local_epochs):
+        order = torch.randperm(len(questions), generator=generator).tolist()
+        yield from batches([questions[i] for i in order], plan.batch_size)
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:

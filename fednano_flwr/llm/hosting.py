@@ -14,6 +14,7 @@ from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
+from fednano_flwr.models.host_options import host_options
 from fednano_flwr.models.llm_half import load_llm_half
 
 RAY_STARTS_WITHIN = 60.0
@@ -28,7 +29,9 @@ def load_host(model: str, config: LLM) -> QueuedLLM:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    half = load_llm_half(model, config.device, config.dtype, config.quantization)
+    half = load_llm_half(
+        model, config.device, config.dtype, config.quantization, host_options(config)
+    )
     features = FeatureStore(config.feature_memory_mb * 2**20, config.feature_disk_mb * 2**20)
     graphs = Graphs(config.max_open_graphs, config.graph_seconds)
     host = FrozenLLM(half, config.max_tokens, features, graphs)

@@ -39,6 +39,8 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
+Target = torch.device | None | Callable[[str], torch.device | None]
+"""Where tensors go: all to one device (None: as stored), or each by its name."""
 
 
 def frozen(name: str, tensor: Tensor) -> nn.Parameter:
@@ -81,7 +83,7 @@ class Checkpoint:
     def read(
         self,
         names: Iterable[str],
-        device: torch.device | None = None,
+        device: Target = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors, file by file, moved and converted where asked for.
@@ -100,10 +102,11 @@ class Checkpoint:
                 for name in wanted:
                     key = self.files[name][1]
                     stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
-                    if dtype in (None, stored.dtype) and device in (None, stored.device):
+                    target = _device(device, name)
+                    if dtype in (None, stored.dtype) and target in (None, stored.device):
                         yield name, stored
                     else:
-                        yield name, _converted(path, key, stored, device, dtype)
+                        yield name, _converted(path, key, stored, target, dtype)
 
     def rows(
         self,
@@ -133,17 +136,18 @@ class Checkpoint:
     def fill(
         self,
         module: nn.Module,
-        device: torch.device,
+        device: Target,
         dtype: torch.dtype,
         make: Callable[[str, Tensor], nn.Parameter] = frozen,
     ) -> None:
         """Give every parameter of `module` (built on the meta device) its frozen weight.
 
         Args:
+            device: of all, or by the names in `module`; a tensor is read straight to there.
             make: turns a name in `module` and the tensor read for it into the parameter.
         """
         names = {canonical(name): name for name, _ in module.named_parameters()}
-        for place, tensor in self.read(names, device, dtype):
+        for place, tensor in self.read(names, lambda place: _device(device, names[place]), dtype):
             owner_name, _, leaf = names[place].rpartition(".")
             owner = module.get_submodule(owner_name)
             expected = getattr(owner, leaf).shape
@@ -153,9 +157,9 @@ class Checkpoint:
                     f"the config asks for {tuple(expected)}"
                 )
             setattr(owner, leaf, make(names[place], tensor))
-        for buffers in module.modules():
-            for key, value in buffers.named_buffers(recurse=False):
-                setattr(buffers, key, value.to(device))
+        for path, owner in module.named_modules():
+            for key, value in owner.named_buffers(recurse=False):
+                setattr(owner, key, value.to(_device(device, f"{path}.{key}")))
         module.eval()
 
     def embedding_rows(
@@ -216,6 +220,10 @@ class Checkpoint:
         if not path.exists():
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
+
+
+def _device(device: Target, name: str) -> torch.device | None:
+    return device if device is None or isinstance(device, torch.device) else device(name)
 
 
 def _converted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.host_options import AS_IT_IS, HostOptions, check_options
+from fednano_flwr.models.layers import checkpoint_layers, compile_layers
+from fednano_flwr.models.placement import Places, device_of, dispatch, place
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
 
@@ -24,7 +28,7 @@ class HeadAtRows(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         assert self.rows is not None
-        return self.head(hidden.flatten(0, 1)[self.rows])
+        return self.head(hidden.flatten(0, 1)[self.rows.to(hidden.device)])
 
 
 class LLMHalf(nn.Module):
@@ -33,6 +37,11 @@ class LLMHalf(nn.Module):
     Args:
         dtype: of the embeddings that come in and of all weights that are not quantized.
         quantization: of the linear layers: "none", "8bit" or "4bit".
+        options: how it runs besides.
+
+    Attributes:
+        device: where embeddings go in and logits come out.
+        places: the device of each part of the language model.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class LLMHalf(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         quantization: str = "none",
+        options: HostOptions = AS_IT_IS,
     ) -> None:
         super().__init__()
         text = checkpoint.config.get_text_config()
@@ -51,7 +61,6 @@ class LLMHalf(nn.Module):
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
         self.dtype = dtype
-        self.device = device
         whole = skeleton.build(checkpoint.config)
         skeleton.drop_vision(whole)
         host: Any = whole.get_submodule(self.family.host)
@@ -59,17 +68,30 @@ class LLMHalf(nn.Module):
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self.size = sum(parameter.numel() for parameter in whole.parameters())
+        self.places: Places = {"": device}
+        if options.device_map:
+            self.places = place(host, options.device_map, dtype)
+        where = partial(device_of, self.places)
+        self.device = where(skeleton.name_of(host, host.get_input_embeddings()))
+        prefix = f"{self.family.host}."
+        fill = partial(checkpoint.fill, whole, lambda name: where(name.removeprefix(prefix)), dtype)
         if quantization == "none":
-            checkpoint.fill(whole, device, dtype)
+            fill()
         else:
             quantizer = Quantizer(whole, quantization, device, dtype)
-            checkpoint.fill(whole, device, dtype, quantizer.weight)
+            fill(quantizer.weight)
             quantizer.keep_gradients()
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self._embeddings = host.get_input_embeddings()
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
+        if options.compile:
+            compile_layers(host, options.compile_backend)
+        if options.checkpointing:  # around what is compiled, which then is run twice
+            checkpoint_layers(host)
+        if options.device_map:  # last: what goes into a layer is moved before it is kept
+            dispatch(host, self.places)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
@@ -109,19 +131,24 @@ class LLMHalf(nn.Module):
 
 
 def load_llm_half(
-    name: str, device: str = "cpu", dtype: str = "float32", quantization: str = "none"
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    quantization: str = "none",
+    options: HostOptions = AS_IT_IS,
 ) -> LLMHalf:
     """Read the server's half of `name` and nothing of the vision encoder.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine lacks what a
-            quantized host needs.
+            quantized host or an option needs.
     """
     check_quantization(quantization, device)
+    check_options(options, device, quantization)
     checkpoint = open_checkpoint(name)
     if isinstance(checkpoint, EdgeBundle):
         raise ConfigError(
             f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
             f"checkpoint that it was split from, {checkpoint.name}"
         )
-    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), quantization)
+    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), quantization, options)

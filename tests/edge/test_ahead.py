@@ -1,0 +1,116 @@
+"""One item is prepared in the background, no more, and no thread is left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from fednano_flwr.edge.ahead import ahead
+
+PATIENCE = 30.0
+"""Seconds until something that must happen counts as not happening; never waited for in full."""
+
+
+def background() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not background()
+
+
+def refusing(bad: int) -> Callable[[int], int]:
+    def prepare(item: int) -> int:
+        if item == bad:
+            raise OSError(f"item {item}")
+        return item
+
+    return prepare
+
+
+def test_everything_is_prepared_once_in_order_in_another_thread() -> None:
+    prepared: list[tuple[int, bool]] = []
+
+    def prepare(item: int) -> int:
+        prepared.append((item, threading.current_thread() is threading.main_thread()))
+        return 10 * item
+
+    assert list(ahead(iter(range(5)), prepare)) == [0, 10, 20, 30, 40]
+    assert prepared == [(item, False) for item in range(5)]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_item_and_one_item_work(count: int) -> None:
+    assert list(ahead(range(count), str)) == ["0"][:count]
+
+
+def test_the_next_item_and_no_later_one_is_prepared_while_the_caller_works() -> None:
+    started = [threading.Event() for _ in range(6)]
+
+    def prepare(item: int) -> int:
+        started[item].set()
+        return item
+
+    for item in ahead(range(6), prepare):
+        if item < 5:
+            assert started[item + 1].wait(PATIENCE)
+        assert not any(event.is_set() for event in started[item + 2 :])
+
+
+def test_what_prepare_raises_comes_at_its_own_item() -> None:
+    seen = []
+    with pytest.raises(OSError, match="item 3"):
+        for item in ahead(range(6), refusing(3)):
+            seen.append(item)
+    assert seen == [0, 1, 2]
+
+
+def test_a_caller_that_stops_before_a_bad_item_never_hears_of_it() -> None:
+    for item in ahead(range(6), refusing(3)):
+        if item == 2:
+            break
+    assert item == 2 and not background()
+
+
+def test_an_error_of_the_caller_ends_the_thread_before_it_is_handled() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        for item in ahead(range(6), refusing(-1)):
+            1 // (2 - item)
+    assert caught.tb is not None and not background()
+
+
+def test_a_generator_that_is_closed_ends_the_thread() -> None:
+    items = ahead(range(6), refusing(-1))
+    assert next(items) == 0 and background()
+    items.close()  # type: ignore[attr-defined]
+    assert not background()
+
+
+def test_what_the_caller_dropped_is_not_held() -> None:
+    class Batch:
+        pass
+
+    items = ahead(range(3), lambda item: Batch())
+    first = next(items)
+    gone = weakref.ref(first)
+    del first
+    gc.collect()
+    assert gone() is None
+    items.close()  # type: ignore[attr-defined]
+
+
+def test_the_background_thread_uses_as_many_of_pytorchs_threads_as_the_callers() -> None:
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert list(ahead([0], lambda item: torch.get_num_threads())) == [count]
+    finally:
+        torch.set_num_threads(before)
