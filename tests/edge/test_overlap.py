@@ -202,7 +202,11 @@ def test_an_unreadable_picture_ends_training_at_its_own_batch(
 
 @pytest.mark.parametrize("kind", WORK)
 def test_a_host_that_fails_leaves_no_thread(
-    kind: str, edge_half: EdgeHalf, encoder: QuestionEncoder, questions: list[Question]
+    kind: str,
+    edge_half: EdgeHalf,
+    llm_half: LLMHalf,
+    encoder: QuestionEncoder,
+    questions: list[Question],
 ) -> None:
     class Gone(EmbeddingsExchange):
         def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
@@ -213,7 +217,7 @@ def test_a_host_that_fails_leaves_no_thread(
 
     edge = make_edge(edge_half, encoder, NanoEdge)
     with pytest.raises(ConnectionError) as caught:
-        WORK[kind][1](edge, Gone(None), questions)  # type: ignore[arg-type]
+        WORK[kind][1](edge, Gone(FrozenLLM(llm_half)), questions)
     running = [thread.name for thread in threading.enumerate()]
     assert caught.tb is not None and not any(name.startswith("ahead") for name in running)
 

@@ -17,7 +17,8 @@ from transformers.utils import is_bitsandbytes_available
 from fednano_flwr import client_app, server_app
 from fednano_flwr.command import validate
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.protocol import LLMInputs
+from fednano_flwr.exchange.protocol import IGNORE, LLMInputs
+from fednano_flwr.llm import hosting
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
 from fednano_flwr.models.families import FAMILIES
@@ -133,9 +134,9 @@ class Kept:
             return tensor
 
         inputs, labels = questions(half, options)
-        embeds = inputs.embeds.requires_grad_()
+        positions = (labels != IGNORE).nonzero().squeeze(1)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.loss = FrozenLLM(half)._loss(embeds, inputs, labels)
+            FrozenLLM(half).forward(inputs, positions)
         self.bytes = sum(found.values())
 
 
@@ -198,7 +199,7 @@ def test_a_run_trains_with_a_checkpointing_host_as_without(
             llm__checkpointing=checkpointing, num_server_rounds=1, run__name=str(checkpointing)
         )
         grid = LocalGrid(client_app.app, flat, clients=2)
-        with mock.patch.object(server_app, "load_llm_half", wraps=server_app.load_llm_half) as load:
+        with mock.patch.object(hosting, "load_llm_half", wraps=hosting.load_llm_half) as load:
             folder = server_app.federate(grid, 1, RunConfig.parse(flat))
         assert load.call_args.args[4] == HostOptions(checkpointing=checkpointing)
         losses.append(folder.rounds[1]["train_loss"])
