@@ -14,6 +14,7 @@ JSON; `memory_growth` is the largest peak over the smallest.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {}
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as name:
         place = Path(name)
+        os.environ["FEDNANO_CACHE"] = str(place / "cache")
         write_dataset(place / "data", options.train, 1, options.test)
         for clients in options.clients:
             lines = fednano_run(

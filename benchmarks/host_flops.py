@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -45,7 +46,6 @@ from fednano_flwr.models.llm_half import LLMHalf
 TARGET = 0.5
 FULL = SHAPES["7b"]
 SMALL = Shape(width=1024, layers=4, heads=8, inner=2752, vocabulary=VOCABULARY)
-IMAGE_TOKENS, TEXT_TOKENS = 576, 128
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
-    shape = SMALL if options.small else FULL
+    shape = replace(SMALL if options.small else FULL, layers=options.layers)
     config = LlavaConfig(text_config=shape.text(VOCABULARY, tie_word_embeddings=False))
-    config.text_config.num_hidden_layers = options.layers
     half = LLMHalf(RandomCheckpoint(config), device, dtype)
     parameters = layer_parameters(half)
     batch, labels = make_batch(
@@ -63,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             hidden_size=half.hidden_size,
             rank=options.rank,
             batch=options.batch,
-            image_tokens=IMAGE_TOKENS,
-            text_tokens=TEXT_TOKENS,
+            image_tokens=options.image_tokens,
+            text_tokens=options.text_tokens,
         ),
         dtype,
     )
@@ -99,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(
         f"{record['device']}, {options.dtype}; {options.layers} layers of {parameters:,} "
-        f"parameters in all, {options.batch} × {IMAGE_TOKENS + TEXT_TOKENS} tokens; product of "
+        f"parameters in all, {options.batch} × {tokens // options.batch} tokens; product of "
         f"{options.matmul} × {options.matmul}\n"
     )
     rows = []
@@ -118,6 +117,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", help="default: bfloat16, with --small float32")
     parser.add_argument("--layers", type=int, help="default: all of the shape's")
     parser.add_argument("--batch", type=int, help="samples a step; default: 8, with --small 1")
+    parser.add_argument("--image-tokens", type=int, default=576, help="of a sample")
+    parser.add_argument("--text-tokens", type=int, default=128, help="of a sample")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--matmul", type=int, help="rows; default: 8192, with --small 2048")
     parser.add_argument("--repeats", type=int, default=10)

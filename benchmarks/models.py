@@ -1,4 +1,4 @@
-"""Random models of any size: a LLaVA on disk with the demo's processor, or weights made up at once."""
+"""Random models of any size: a LLaVA on disk with the demo's processor, or weights in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Shape:
     heads: int
     inner: int
     vocabulary: int = 0
-    vision: dict[str, int] | None = None
+    vision: dict[str, Any] | None = None
     encoder_layer: int = -1
 
     def text(self, words: int, **more: Any) -> LlamaConfig:
@@ -60,7 +60,7 @@ class Shape:
         )
 
 
-CLIP_LARGE = {
+CLIP_LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -88,7 +88,7 @@ def write_llava(
     transformers.utils.logging.disable_progress_bar()
     demo = resolve("model.name", DEMO)
     processor: Any = AutoProcessor.from_pretrained(demo)
-    words = LlavaConfig.from_pretrained(demo)
+    words: Any = LlavaConfig.from_pretrained(demo)
     vision = words.vision_config
     if shape.vision:
         vision = CLIPVisionConfig(**shape.vision)

@@ -1,6 +1,6 @@
-"""What federation adds: a steady round of 5 simulated clients against the unsplit model in a process.
+"""What federation adds: a steady round of 5 simulated clients against the unsplit model alone.
 
-    python -m benchmarks.overhead [--llm-threads 2] [-c llm.batch-wait-ms=5]
+    python -m benchmarks.overhead [--llm-threads 2] [-c key=value]
 
 A random LLaVA whose LLM has about 25 M parameters, demo questions, `fednano run` with
 `strategy.name=fedavg` (no Fisher pass). The other side is transformers' own unsplit model in this
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import os
 import statistics
 import tempfile
 import time
@@ -61,14 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as name:
         place = Path(name)
+        os.environ["FEDNANO_CACHE"] = str(place / "cache")
         size = write_llava(place / "model", SHAPES[options.shape])
         write_dataset(place / "data", options.train, 1, options.test)
         changes = changes_of(options, place)
         config = run_config(ROOT, changes, options.clients, Path.cwd())
         torch.set_num_threads(1)
-        shards = [
-            Client(config, Place(k, options.clients)).shard for k in range(options.clients)
-        ]
+        shards = [Client(config, Place(k, options.clients)).shard for k in range(options.clients)]
         torch.set_num_threads(options.threads)
         whole = WholeModel(place / "model", options.device, options.dtype)
         adapters = build_adapters(whole.hidden_size, config.adapter, config.seed)
@@ -123,7 +123,6 @@ def changes_of(options: argparse.Namespace, place: Path) -> list[str]:
     return [
         f"model.name={place / 'model'}",
         f"dataset.path={place / 'data' / 'scienceqa'}",
-        f"edge.feature-dir={place / 'features'}",
         "strategy.name=fedavg",
         f"exchange.kind={options.exchange}",
         f"num-server-rounds={options.rounds}",
@@ -142,7 +141,7 @@ def central_round(
     config: RunConfig,
     server_round: int,
 ) -> None:
-    """All clients' training, batch by batch as they do it, and all their scoring, in this process."""
+    """All clients' training, batch by batch as they do it, and all their scoring, here."""
     plan = TrainingPlan(
         local_epochs=config.local_epochs,
         batch_size=config.batch_size,
@@ -188,7 +187,7 @@ def steady(
 
 
 def chain(seconds: Sequence[float]) -> float:
-    """How long work takes that is given out in order to as many clients at once as there are CPUs."""
+    """How long work takes that is given out in order, to as many at once as there are CPUs."""
     slots = [0.0] * cpus()
     for one in seconds:
         heapq.heappush(slots, heapq.heappop(slots) + one)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PLACES = ("json", "folder", "measure")  # options that are no part of a setting
 
 
 def options_of(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -127,12 +128,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def write_json(options: argparse.Namespace, **results: Any) -> dict[str, Any]:
     """Write results to `options.json`, with the setting and the machine; returns what is written.
 
-    `setting` are the options as given, or what `results` has under that name.
+    `setting` are the options but for where things lie, or what `results` has under that name.
     """
     from fednano_flwr.run_folder import environment
 
-    setting = {key: value for key, value in vars(options).items() if key != "json"}
-    record = {"setting": setting, "environment": environment(), **results}
+    setting = {key: value for key, value in vars(options).items() if key not in PLACES}
+    record = {"setting": setting, "environment": environment()} | results
     out = Path(options.json)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The unsplit transformers model in NanoEdge's own training loop: what the split is compared with."""
+"""The unsplit transformers model in NanoEdge's own loop: what the split is compared with."""
 
 from __future__ import annotations
 
