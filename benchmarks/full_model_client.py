@@ -34,6 +34,7 @@ from benchmarks.report import (
     memory,
     name_of,
     options_of,
+    ratios,
     spread,
     spread_text,
     table,
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["disk_bytes"] = stored[client]
         later, base = result["epochs"][1:], found[FULL]["epochs"][1:]
         result["later_epoch"] = spread(later)
-        result["times_full"] = spread(one / other for one, other in zip(later, base, strict=True))
+        result["times_full"] = ratios(later, base)
     write_json(
         options,
         device=name_of(options.device),

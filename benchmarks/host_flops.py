@@ -30,6 +30,7 @@ from benchmarks.report import (
     in_turns,
     name_of,
     options_of,
+    ratios,
     spread,
     spread_text,
     table,
@@ -44,6 +45,7 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 
 TARGET = 0.5
+LIMIT = "matrix product"
 FULL = SHAPES["7b"]
 SMALL = Shape(width=1024, layers=4, heads=8, inner=2752, vocabulary=VOCABULARY)
 
@@ -73,40 +75,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with torch.no_grad():
         times = in_turns(
-            {"matrix product": lambda: left @ right, **steps},
+            {LIMIT: lambda: [left @ right for _ in range(options.products)], **steps},
             options.repeats,
             finish=waiting_for(options.device),
         )
     tokens = len(batch.hidden)
-    limit = {"matrix product": 2 * options.matmul**3}
-    flop = limit | {name: 4 * parameters * tokens for name in steps}
-    rates = {
-        name: spread(flop[name] / second for second in values) for name, values in times.items()
-    }
-    top = rates["matrix product"]["median"]
-    ratios = {name: rates[name]["median"] / top for name in steps}
+    flop = {LIMIT: 2 * options.matmul**3 * options.products}
+    flop |= {name: 4 * parameters * tokens for name in steps}
+    rates = {name: [flop[name] / second for second in values] for name, values in times.items()}
+    shares = {name: ratios(rates[name], rates[LIMIT]) for name in steps}
     record = write_json(
         options,
         device=name_of(options.device),
         layer_parameters=parameters,
         tokens_a_step=tokens,
-        ratio=max(ratios.values()),
-        ratios=ratios,
+        ratio=max(share["median"] for share in shares.values()),
+        ratios=shares,
         target=TARGET,
-        flop_a_second=rates,
+        flop_a_second={name: spread(values) for name, values in rates.items()},
         seconds={name: spread(values) for name, values in times.items()},
     )
     print(
         f"{record['device']}, {options.dtype}; {options.layers} layers of {parameters:,} "
         f"parameters in all, {options.batch} × {tokens // options.batch} tokens; product of "
-        f"{options.matmul} × {options.matmul}\n"
+        f"{options.matmul} × {options.matmul}, {options.products} a turn\n"
     )
     rows = []
-    for name, rate in rates.items():
-        scaled = {key: value / 1e12 for key, value in rate.items()}
-        share = f"{100 * ratios[name]:.0f} %" if name in ratios else ""
-        milliseconds = {key: 1e3 * value for key, value in spread(times[name]).items()}
-        rows.append((name, spread_text(milliseconds, 1), spread_text(scaled, 3), share))
+    for name, values in times.items():
+        milliseconds = spread_text(spread(1e3 * second for second in values), 1)
+        teraflops = spread_text(spread(rate / 1e12 for rate in rates[name]), 3)
+        rows.append(
+            (name, milliseconds, teraflops, spread_text(shares[name]) if name in shares else "")
+        )
     print(table(["", "ms", "TFLOP/s", "of the limit"], rows))
 
 
@@ -121,6 +121,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, default=128, help="of a sample")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--matmul", type=int, help="rows; default: 8192, with --small 2048")
+    parser.add_argument("--products", type=int, help="a turn; default: 20, with --small 1")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(argv)
@@ -130,6 +131,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("layers", (SMALL if small else FULL).layers),
         ("batch", 1 if small else 8),
         ("matmul", 2048 if small else 8192),
+        ("products", 1 if small else 20),
     ):
         if getattr(options, key) is None:
             setattr(options, key, value)

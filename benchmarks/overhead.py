@@ -200,10 +200,10 @@ def show(
     between: list[list[float]],
     rounds: list[list[dict[str, float]]],
 ) -> None:
-    ratios = []
+    found = []
     for index, run in enumerate(rounds):
         central = statistics.median(between[index] + between[index + 1])
-        ratios.append(statistics.median(one["seconds"] for one in run) / central)
+        found.append(statistics.median(one["seconds"] for one in run) / central)
     counted = [one for run in rounds for one in run]
     central_seconds = spread(second for some in between for second in some)
     profile = {key: spread(one[key] for one in counted) for key in counted[0]}
@@ -211,8 +211,8 @@ def show(
         options,
         device=name_of(options.device),
         llm_parameters=size,
-        ratio=statistics.median(ratios),
-        ratios=ratios,
+        ratio=statistics.median(found),
+        ratios=found,
         target=TARGET,
         central_seconds=central_seconds,
         federated=profile,
@@ -237,7 +237,7 @@ def show(
     rows += [(text, spread_text(profile[key])) for key, text in names.items()]
     print(table(["seconds", "median (least–most)"], rows))
     print(
-        f"\nratio {record['ratio']:.2f} (runs: {', '.join(f'{one:.2f}' for one in ratios)}), "
+        f"\nratio {spread_text(spread(found))} of {len(found)} run(s), "
         f"target at most {TARGET}: {'met' if record['ratio'] <= TARGET else 'missed'}"
     )
 

@@ -104,6 +104,11 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": statistics.median(known), "min": min(known), "max": max(known)}
 
 
+def ratios(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Spread of the quotients of what was measured side by side."""
+    return spread(one / other for one, other in zip(values, base, strict=True))
+
+
 def spread_text(found: Mapping[str, float], digits: int = 2) -> str:
     """`1.23 (1.20–1.31)`."""
     median, least, most = (f"{found[key]:.{digits}f}" for key in ("median", "min", "max"))

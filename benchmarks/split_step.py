@@ -18,7 +18,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.report import in_turns, name_of, options_of, spread, table, waiting_for, write_json
+from benchmarks.report import (
+    in_turns,
+    name_of,
+    options_of,
+    ratios,
+    spread_text,
+    table,
+    waiting_for,
+    write_json,
+)
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
@@ -98,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps = remote.traffic.calls - 1  # one call settled the wire's dtype
         traffic = (remote.traffic.bytes_up + remote.traffic.bytes_down) / steps
 
-    base = statistics.median(times["whole model"])
     length = len(batch[0].ids)
     client = sum(p.numel() for part in (frozen, tokens) for p in part.parameters())
     server = sum(parameter.numel() for parameter in half.parameters())
@@ -106,8 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {length} tokens")
     print(f"client {client:,} frozen and {trained:,} trained parameters; host {server:,}\n")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    rows = [(name, f"{1e3 * one:.2f}", f"{one / base:.2f}") for name, one in medians.items()]
-    print(table(["variant", "median ms a step", "ratio"], rows))
+    relative = {name: ratios(values, times["whole model"]) for name, values in times.items()}
+    rows = [
+        (name, f"{1e3 * one:.2f}", spread_text(relative[name])) for name, one in medians.items()
+    ]
+    print(table(["variant", "median ms a step", "ratio, median (least–most)"], rows))
     numbers = 2 * length * len(batch) * half.hidden_size
     print(f"\nstep traffic: {traffic / 1e3:.1f} kB a step for 2·N·d = {numbers:,} numbers")
     write_json(
@@ -116,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokens=length,
         parameters={"client": client, "host": server, "trained": trained},
         median_ms={name: 1e3 * one for name, one in medians.items()},
-        milliseconds={name: spread(1e3 * one for one in values) for name, values in times.items()},
+        ratios=relative,
         step_bytes=traffic,
     )
 
