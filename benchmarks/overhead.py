@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             rounds.append(steady(lines, shards))
             between.append(central())
-    show(options, size, between, rounds)
+    show(options, config, size, between, rounds)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -196,6 +196,7 @@ def chain(seconds: Sequence[float]) -> float:
 
 def show(
     options: argparse.Namespace,
+    config: RunConfig,
     size: int,
     between: list[list[float]],
     rounds: list[list[dict[str, float]]],
@@ -222,8 +223,8 @@ def show(
     print(
         f"LLM of {size / 1e6:.1f} M parameters, {record['device']}, {options.dtype}; "
         f"{options.clients} clients, {options.train} + {options.test} questions, "
-        f"{options.epochs} epoch(s); central {options.threads} thread(s), host "
-        f"{options.llm_threads}, exchange {options.exchange}\n"
+        f"{config.local_epochs} epoch(s); central {options.threads} thread(s), host "
+        f"{config.llm.threads}, exchange {config.exchange.kind}\n"
     )
     names = {
         "seconds": "a steady round",
