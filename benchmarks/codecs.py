@@ -1,6 +1,6 @@
 """What `exchange.dtype` costs and spares: bytes, error, speed, and the demo's final accuracy.
 
-    python benchmarks/codecs.py [--seeds 0] [--json benchmarks/results/codecs.json]
+    python -m benchmarks.codecs [--seeds 0] [--json benchmarks/results/codecs.json]
 
 Three parts: made-up matrices of LLaVA-1.5's width, one sample of them (704 tokens); embeddings and
 gradients of a batch of the demo; whole runs of the demo (`--seeds ""` leaves them out; about two
@@ -9,22 +9,20 @@ minutes each on 2 CPU cores). Prints tables and writes JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.report import ROOT, add_changes, integers, options_of, table, write_json
+from benchmarks.runs import fednano_run
 from fednano_flwr.command import project
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.registry import load_questions
@@ -38,7 +36,6 @@ from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
-ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 CHANNELS, TIMES = 0.01, 300.0  # share of the large channels, and how much larger they are
 
@@ -150,22 +147,17 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def demo_run(dtype: str, seed: int, extra: list[str], folder: Path) -> list[dict]:
+def demo_run(dtype: str, seed: int, changes: Sequence[str], folder: Path) -> list[dict]:
     """The lines of metrics.jsonl of one run."""
-    name = f"{dtype}-{seed}"
-    command = [sys.executable, "-m", "fednano_flwr.cli", "run", *extra]
-    command += ["-c", f"exchange.dtype={dtype}", "-c", f"seed={seed}"]
-    command += ["-c", f"run.dir={folder}", "-c", f"run.name={name}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    own = [*changes, f"exchange.dtype={dtype}", f"seed={seed}"]
+    return fednano_run(folder, f"{dtype}-{seed}", own)
 
 
-def demo_runs(dtypes: list[str], seeds: list[int], extra: list[str]) -> dict[str, dict]:
+def demo_runs(dtypes: list[str], seeds: list[int], changes: Sequence[str]) -> dict[str, dict]:
     results = {}
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as folder:
         for dtype in dtypes:
-            runs = [demo_run(dtype, seed, extra, Path(folder)) for seed in seeds]
+            runs = [demo_run(dtype, seed, changes, Path(folder)) for seed in seeds]
             last = [100 * records[-1]["accuracy"] for records in runs]
             rounds = [record for records in runs for record in records[1:]]
             results[dtype] = {
@@ -183,80 +175,66 @@ def demo_runs(dtypes: list[str], seeds: list[int], extra: list[str]) -> dict[str
 
 
 def show(results: dict[str, dict], seeds: list[int]) -> None:
-    print(
-        "| codec | bytes a number | max, rms error, normal | "
-        f"{100 * CHANNELS:.0f} % of channels × {TIMES:.0f}: bytes | max, rms error, other channels "
-        "| encode, decode GB/s |\n|---|---|---|---|---|---|"
-    )
+    rows = []
     for name, row in results["made_up"].items():
-        speed = "–"
-        if "normal_encode_mb_a_second" in row:
-            kinds = ("normal", "outliers")
-            both = [
-                f"{row[f'{k}_encode_mb_a_second'] / 1e3:.1f}, "
-                f"{row[f'{k}_decode_mb_a_second'] / 1e3:.1f}"
-                for k in kinds
-            ]
-            speed = "; ".join(both)
-        print(
-            f"| {name} | {row['normal_bytes_a_number']:.2f} | "
-            f"{row['normal_max']:.1e}, {row['normal_rms']:.1e} | "
-            f"{row['outliers_bytes_a_number']:.2f} | "
-            f"{row['outliers_max']:.1e}, {row['outliers_rms']:.1e} | {speed} |"
-        )
-    print(
-        "\n| codec | embeddings, rms | gradient, rms | its worst row | its numbers set to 0 | "
-        "cosine of the adapters' gradient |\n|---|---|---|---|---|---|"
-    )
-    for name, row in results["demo_step"].items():
-        print(
-            f"| {name} | {row['embeddings_rms']:.1e} | {row['gradient_rms']:.1e} | "
-            f"{row['gradient_worst_row']:.1e} | {100 * row['gradient_set_to_zero']:.1f} % | "
-            f"{row['adapters_cosine']:.6f} |"
-        )
-    if seeds:
-        print(f"\n| codec | round 0 | last round, {len(seeds)} seed(s) | step MB a round | s |")
-        print("|---|---|---|---|---|")
+        cells = [name]
+        for kind in ("normal", "outliers"):
+            cells.append(f"{row[f'{kind}_bytes_a_number']:.2f}")
+            cells.append(f"{row[f'{kind}_max']:.1e}, {row[f'{kind}_rms']:.1e}")
+        for kind in ("normal", "outliers"):
+            ways = [row.get(f"{kind}_{way}_mb_a_second") for way in ("encode", "decode")]
+            cells.append(
+                ", ".join("–" if speed is None else f"{speed / 1e3:.1f}" for speed in ways)
+            )
+        rows.append(cells)
+    large = f"{100 * CHANNELS:.0f} % of channels × {TIMES:.0f}"
+    headings = ["codec", "bytes a number", "max, rms error", f"bytes, {large}"]
+    headings += ["max, rms error, other channels", "encode, decode GB/s", f"the same, {large}"]
+    print(table(headings, rows))
+    rows = [
+        [
+            name,
+            f"{row['embeddings_rms']:.1e}",
+            f"{row['gradient_rms']:.1e}",
+            f"{row['gradient_worst_row']:.1e}",
+            f"{100 * row['gradient_set_to_zero']:.1f} %",
+            f"{row['adapters_cosine']:.6f}",
+        ]
+        for name, row in results["demo_step"].items()
+    ]
+    headings = ["codec", "embeddings, rms", "gradient, rms", "its worst row"]
+    headings += ["its numbers set to 0", "cosine of the adapters' gradient"]
+    print(f"\n{table(headings, rows)}")
+    if not seeds:
+        return
+    rows = []
     for name, row in results["demo_runs"].items():
         spread = "" if row["last_stdev"] is None else f" ± {row['last_stdev']:.1f}"
-        print(
-            f"| {name} | {row['round_0']:.1f} | {row['last']:.1f}{spread} | "
-            f"{row['step_mb_a_round']:.1f} | {row['seconds_a_round']:.1f} |"
-        )
+        cells = [name, f"{row['round_0']:.1f}", f"{row['last']:.1f}{spread}"]
+        rows.append([*cells, f"{row['step_mb_a_round']:.1f}", f"{row['seconds_a_round']:.1f}"])
+    headings = ["codec", "round 0", f"last round, {len(seeds)} seed(s)", "step MB a round", "s"]
+    print(f"\n{table(headings, rows)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", default="0", help="of the demo's runs, joined by commas")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("codecs", __doc__)
+    parser.add_argument("--seeds", type=integers, default=[0], help="of the demo's runs, by commas")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the demo's runs")
     parser.add_argument("--repeats", type=int, default=15, help="of each timing")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="benchmarks/results/codecs.json", metavar="FILE")
-    parser.add_argument("-c", dest="changes", action="append", default=[], help="as `fednano run`")
-    options = parser.parse_args()
+    add_changes(parser)
+    options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    seeds = [int(seed) for seed in options.seeds.split(",") if seed]
-    extra = [part for change in options.changes for part in ("-c", change)]
+    seeds, dtypes = options.seeds, options.dtypes.split(",")
 
     results: dict[str, dict] = {
         "made_up": made_up(options.repeats),
         "demo_step": demo_step(options.batch),
-        "demo_runs": demo_runs(options.dtypes.split(","), seeds, extra) if seeds else {},
+        "demo_runs": demo_runs(dtypes, seeds, options.changes) if seeds else {},
     }
     show(results, seeds)
-    setting = {
-        "seeds": seeds,
-        "changes": options.changes,
-        "batch": options.batch,
-        "repeats": options.repeats,
-        "threads": options.threads,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-    }
-    out = Path(options.json)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
+    write_json(options, results=results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Accuracy of the strategies on the demo: several seeds each, against round 0 and centralized.
 
-    python benchmarks/demo_strategies.py --seeds 0,1,2
+    python -m benchmarks.demo_strategies --seeds 0,1,2
 
 Every run is `fednano run` with the demo's defaults and one thing changed. "centralized" is one
 client that holds all questions: the same code, the same number of passes over the data, no merging.
@@ -9,31 +9,27 @@ Takes about a minute a run on 2 CPU cores. Prints a table and writes JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-METHODS = {
-    "fednano": ["-c", "strategy.name=fednano"],
-    "fednano-ef": ["-c", "strategy.name=fednano-ef"],
-    "fedavg": ["-c", "strategy.name=fedavg"],
-    "centralized": ["-c", "strategy.name=fedavg", "--clients", "1"],
+from benchmarks.report import add_changes, integers, options_of, table, write_json
+from benchmarks.runs import fednano_run
+
+METHODS = {  # strategy and number of clients
+    "fednano": ("fednano", 5),
+    "fednano-ef": ("fednano-ef", 5),
+    "fedavg": ("fedavg", 5),
+    "centralized": ("fedavg", 1),
 }
 
 
-def run(method: str, seed: int, extra: list[str], folder: Path) -> list[dict]:
+def run(method: str, seed: int, changes: Sequence[str], folder: Path) -> list[dict]:
     """The lines of metrics.jsonl of one run."""
-    name = f"{method}-{seed}"
-    command = [sys.executable, "-m", "fednano_flwr.cli", "run", *METHODS[method], *extra]
-    command += ["-c", f"seed={seed}", "-c", f"run.dir={folder}", "-c", f"run.name={name}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    strategy, clients = METHODS[method]
+    own = [f"strategy.name={strategy}", *changes, f"seed={seed}"]
+    return fednano_run(folder, f"{method}-{seed}", own, clients)
 
 
 def summary(runs: list[list[dict]]) -> dict[str, float]:
@@ -57,40 +53,40 @@ def summary(runs: list[list[dict]]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", default="0,1,2")
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("demo_strategies", __doc__)
+    parser.add_argument("--seeds", type=integers, default=[0, 1, 2], help="joined by commas")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--out", default="benchmarks/results/demo_strategies.json")
-    parser.add_argument("-c", dest="changes", action="append", default=[], help="as `fednano run`")
-    options = parser.parse_args()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    extra = [part for change in options.changes for part in ("-c", change)]
+    add_changes(parser)
+    options = parser.parse_args(argv)
 
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as folder:
         for method in options.methods.split(","):
             runs = []
-            for seed in seeds:
-                runs.append(run(method, seed, extra, Path(folder)))
+            for seed in options.seeds:
+                runs.append(run(method, seed, options.changes, Path(folder)))
                 print(f"{method} seed {seed}: {100 * runs[-1][-1]['accuracy']:.1f} %", flush=True)
             accuracies = [[100 * record["accuracy"] for record in records] for records in runs]
             results[method] = {**summary(runs), "accuracy_by_round": accuracies}
 
-    print(f"\n| method | round 0 | last round | ± over seeds | gain (least) | {len(seeds)} seeds |")
-    print("|---|---|---|---|---|---|")
-    for method, row in results.items():
-        print(
-            f"| {method} | {row['round_0']:.1f} | {row['last']:.1f} | {row['last_stdev']:.1f} | "
-            f"{row['gain']:+.1f} ({row['gain_min']:+.1f}) | "
-            f"step {row['step_mb_a_round']:.1f} MB, up {row['upload_kb_a_round']:.0f} kB, "
-            f"{row['seconds_a_round']:.1f} s a round |"
+    rows = [
+        (
+            method,
+            f"{row['round_0']:.1f}",
+            f"{row['last']:.1f}",
+            f"{row['last_stdev']:.1f}",
+            f"{row['gain']:+.1f} ({row['gain_min']:+.1f})",
+            f"{row['step_mb_a_round']:.1f}",
+            f"{row['upload_kb_a_round']:.0f}",
+            f"{row['seconds_a_round']:.1f}",
         )
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"python": platform.python_version(), "processor": platform.machine()}
-    setting = {"seeds": seeds, "changes": options.changes, **machine}
-    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
+        for method, row in results.items()
+    ]
+    headings = ["method", "round 0", "last round", "± over seeds", "gain (least)"]
+    headings += ["step MB a round", "upload kB a round", "seconds a round"]
+    print(f"\n{len(options.seeds)} seed(s)\n\n{table(headings, rows)}")
+    write_json(options, results=results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Encoder work saved by the feature cache: client seconds an epoch, the first and later ones.
 
-    python benchmarks/encoder_cache.py [--samples 8] [--device cpu] [--dtype float32]
+    python -m benchmarks.encoder_cache [--samples 8] [--device cpu] [--dtype float32]
 
 The encoder has the shape of LLaVA-1.5's (CLIP ViT-L/14 at 336 px, connector to 4096, random
 weights). A constant gradient stands in for the host, so that all time is the client's: features,
@@ -12,26 +12,21 @@ Needs neither flwr nor ray. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoProcessor,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
 
+from benchmarks.models import CLIP_LARGE, Shape, write_llava
+from benchmarks.report import name_of, options_of, table, write_json
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters
@@ -43,20 +38,9 @@ from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.resources import resolve
 
-WORDS = "package:fednano_demo/model"  # whose tokenizer and prompt are used
-IMAGE_SIZE, PATCH = 336, 14
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": IMAGE_SIZE,
-    "patch_size": PATCH,
-    "projection_dim": 768,
-}
 WIDTH = 4096  # of the language model, so that features have the size that LLaVA-1.5-7B's have
+SHAPE = Shape(WIDTH, layers=1, heads=1, inner=64, vision=CLIP_LARGE, encoder_layer=-2)
 CACHE_BYTES = 2**34
 REQUIRED = 10.0
 
@@ -68,8 +52,8 @@ class NoHost:
         return batch.embedded().embeds.float().mean()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("encoder_cache", __doc__)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=4, help="in each process")
     parser.add_argument("--batch", type=int, default=8)
@@ -77,11 +61,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default="benchmarks/results/encoder_cache.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        write_model(place / "model")
+        write_llava(place / "model", SHAPE, head_dim=64)
         write_pictures(place / "pictures", options.samples)
         first = in_a_process(place, options)
         forget(place / "features")
@@ -99,68 +82,37 @@ def main() -> None:
         f"vision encoder and connector: {first['parameters']:,} parameters; {options.samples} "
         f"pictures of {first['rows']} × {WIDTH} features, {sizes[0] / 1e6:.1f} MB each\n"
     )
-    print("| epoch | client seconds | questions encoded | times less |\n|---|---|---|---|")
     encoded = (
         first["encoded"][0],
         first["encoded"][-1] - first["encoded"][0],
         second["encoded"][0],
     )
-    for (name, value), count in zip(seconds.items(), encoded, strict=True):
-        print(f"| {name} | {value:.2f} | {count} | {base / value:.1f} |")
+    rows = [
+        (name, f"{value:.2f}", count, f"{base / value:.1f}")
+        for (name, value), count in zip(seconds.items(), encoded, strict=True)
+    ]
+    print(table(["epoch", "client seconds", "questions encoded", "times less"], rows))
     with_digest = base / (seconds["later, from disk in a fresh process"] + digest)
     print(
         f"\nonce a process: {second['load_seconds']:.2f} s to load, {digest:.2f} s to hash the "
         f"weights for the key; with the latter, from disk is {with_digest:.1f} times less"
     )
-    record = {
-        "setting": vars(options),
-        "device": first["name"],
-        "parameters": first["parameters"],
-        "feature_rows": first["rows"],
-        "feature_file_bytes": sizes[0],
-        "seconds_an_epoch": seconds,
-        "times_less": {name: base / value for name, value in seconds.items()},
-        "times_less_from_disk_with_digest": with_digest,
-        "first_process": first,
-        "fresh_process": second,
-    }
-    out = Path(options.json)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(
+        options,
+        device=first["name"],
+        parameters=first["parameters"],
+        feature_rows=first["rows"],
+        feature_file_bytes=sizes[0],
+        seconds_an_epoch=seconds,
+        times_less={name: base / value for name, value in seconds.items()},
+        times_less_from_disk_with_digest=with_digest,
+        first_process=first,
+        fresh_process=second,
+    )
     if first["loss"] != second["loss"]:
         raise SystemExit("the two processes did not compute the same")
     if min(base / value for name, value in seconds.items() if name.startswith("later")) < REQUIRED:
         raise SystemExit(f"a later epoch is not {REQUIRED:g} times less")
-
-
-def write_model(folder: Path) -> None:
-    """A random checkpoint: all of the vision half's size, next to nothing of a language model."""
-    words = resolve("model", WORDS)
-    processor: Any = AutoProcessor.from_pretrained(words)
-    pictures = processor.image_processor
-    pictures.size = {"shortest_edge": IMAGE_SIZE}
-    pictures.crop_size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    processor.patch_size = PATCH
-    processor.tokenizer.model_max_length = 2048
-    written = json.loads((words / "config.json").read_text(encoding="utf-8"))
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION),
-        text_config=LlamaConfig(
-            vocab_size=written["text_config"]["vocab_size"],
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            head_dim=64,
-        ),
-        image_token_index=written["image_token_index"],
-        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
-    torch.manual_seed(0)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -221,10 +173,9 @@ def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
         loss = train(edge, NoHost(), questions, plan, seed=epoch).loss
         epochs.append(time.perf_counter() - started)
         encoded.append(edge.encoded)
-    cuda = options.device.startswith("cuda")
     answer.send(
         {
-            "name": torch.cuda.get_device_name() if cuda else "cpu",
+            "name": name_of(options.device),
             "parameters": sum(p.numel() for p in half.parameters()),
             "rows": int((questions[0].ids == half.image_token_id).sum()),
             "load_seconds": load_seconds,

@@ -1,6 +1,6 @@
 """What a process needs to load one half of a checkpoint, in memory and time.
 
-    python benchmarks/half_loading.py [--size large]
+    python -m benchmarks.half_loading [--size large]
 
 Writes a random LLaVA of about 1 GB in several shards, then loads from it, each in a process of its
 own: the client's half with the whole vocabulary and with 2,000 rows of it, the host's half, and
@@ -18,9 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import ROOT, memory, options_of, table, write_json
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,12 @@ CASES = {
 ROWS = 2_000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("half_loading", __doc__)
     parser.add_argument("--size", choices=SIZES, default="large")
     parser.add_argument("--folder", help="where the checkpoint goes, and is removed")
-    parser.add_argument("--out", default="benchmarks/results/half_loading.json")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.measure:
         print(json.dumps(measure(*options.measure)))
         return
@@ -67,45 +69,32 @@ def main() -> None:
         if shutil.disk_usage(name).free < 2e6 * size.megabytes:
             parser.error(f"{name}: less than {2 * size.megabytes} MB free; use --folder")
         for stored, loaded in DTYPES:
-            folder = Path(name) / stored
+            folder = Path(name).resolve() / stored
             if not folder.exists():
                 write(size, folder, stored)
             results[f"{stored} as {loaded}"] = {
-                case: json.loads(subprocess.check_output(command(kind, folder, loaded)))
+                case: json.loads(subprocess.check_output(command(kind, folder, loaded), cwd=ROOT))
                 for case, kind in CASES.items()
             }
             report(f"{stored} as {loaded}", results[f"{stored} as {loaded}"])
         held = {folder.name: contents(folder) for folder in Path(name).iterdir()}
-    import torch
-    import transformers
-
-    record = {
-        "setting": {
-            "size": options.size,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "checkpoint": held,
-        "results": results,
-    }
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(options, checkpoint=held, results=results)
 
 
 def command(kind: str, folder: Path, dtype: str) -> list[str]:
-    """What measures one case in a process of its own and prints it as JSON."""
-    return [sys.executable, __file__, "--measure", kind, str(folder), dtype]
+    """What measures one case in a process of its own, started in `ROOT`, and prints it as JSON."""
+    module = "benchmarks.half_loading"
+    return [sys.executable, "-m", module, "--measure", kind, str(folder), dtype]
 
 
 def report(title: str, cases: dict[str, Any]) -> None:
     print(f"\n{title} (MB)\n")
-    print("| loaded | its bytes | peak | imports | peak − imports − bytes | seconds |")
-    print("|---|---|---|---|---|---|")
+    rows = []
     for case, found in cases.items():
         numbers = [found["bytes"], found["peak"], found["imports"], excess(found)]
-        cells = " | ".join(f"{number / 1e6:.0f}" for number in numbers)
-        print(f"| {case} | {cells} | {found['seconds']:.2f} |", flush=True)
+        rows.append((case, *(f"{n / 1e6:.0f}" for n in numbers), f"{found['seconds']:.2f}"))
+    headings = ["loaded", "its bytes", "peak", "imports", "peak − imports − bytes", "seconds"]
+    print(table(headings, rows), flush=True)
 
 
 def excess(found: dict[str, Any]) -> int:
@@ -201,15 +190,6 @@ def measure(kind: str, folder: str, dtype: str) -> dict[str, Any]:
         "imports": imports,
         "seconds": seconds,
     }
-
-
-def memory(key: str) -> int:
-    """Bytes of this process in memory now (VmRSS) or at most so far (VmHWM).
-
-    Not `ru_maxrss`, which a process inherits from the one that started it.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What IconQA in full costs a client in memory: 107,439 made-up problems in the original layout.
 
-    python benchmarks/iconqa_memory.py [--questions 107439] [--clients 10]
+    python -m benchmarks.iconqa_memory [--questions 107439] [--clients 10]
 
 Writes a folder with IconQA's numbers of problems a task and split (data.json and tiny PNGs), then
 measures in processes of their own: reading it for the first time, reading it again from the cache
@@ -15,13 +15,15 @@ import dataclasses
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import ROOT, memory, options_of, table, write_json
 
 TASKS = {"choose_txt": 31_578, "choose_img": 57_672, "fill_in_blank": 18_189}  # 107,439
 SPLITS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -31,13 +33,12 @@ SKILLS = (
 ).split()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("iconqa_memory", __doc__)
     parser.add_argument("--questions", type=int, default=sum(TASKS.values()))
     parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--out", default="benchmarks/results/iconqa_memory.json")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.measure:
         print(json.dumps(measure(options.measure[0], Path(options.measure[1]), options.clients)))
         return
@@ -49,19 +50,16 @@ def main() -> None:
         environment = {**os.environ, "FEDNANO_CACHE": str(folder / "cache")}
         results = {}
         for what in ("read for the first time", "read from the cache", "shard's own folder"):
-            command = [sys.executable, __file__, "--measure", what, name]
+            command = [sys.executable, "-m", "benchmarks.iconqa_memory", "--measure", what, name]
             command += ["--clients", str(options.clients)]
             answer = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
             )
             results[what] = json.loads(answer.stdout)
-    print("| | peak memory, MiB | seconds |\n|---|---|---|")
-    for what, result in results.items():
-        print(f"| {what} | {result['peak_mib']:.0f} | {result['seconds']:.1f} |")
-    setting = {"questions": made, "clients": options.clients, "python": sys.version.split()[0]}
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
+    rows = [(what, f"{r['peak_mib']:.0f}", f"{r['seconds']:.1f}") for what, r in results.items()]
+    print(table(["", "peak memory, MiB", "seconds"], rows))
+    options.questions = made
+    write_json(options, results=results)
 
 
 def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
             pictures += len(sample.pictures)
             broken += first_defect(sample) is not None
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = memory("VmHWM") / 2**20
     if what == "read from the cache":
         write_shard(own, part, {})
     counts |= {"train": len(part.train), "test": len(part.test)}

@@ -1,6 +1,6 @@
 """What the cut costs: one training step of the whole model, split in-process, and over gRPC.
 
-    python benchmarks/split_step.py [--model package:fednano_demo/model] [--device cpu]
+    python -m benchmarks.split_step [--model package:fednano_demo/model] [--device cpu]
 
 Needs neither flwr nor ray. The three variants take turns in one process, so that ratios hold when
 the machine's speed drifts. Prints a table (ratios to the whole model) and writes JSON.
@@ -9,16 +9,25 @@ the machine's speed drifts. Prints a table (ratios to the whole model) and write
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from benchmarks.report import (
+    in_turns,
+    name_of,
+    options_of,
+    ratios,
+    spread_text,
+    table,
+    waiting_for,
+    write_json,
+)
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
@@ -34,8 +43,8 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_of("split_step", __doc__)
     parser.add_argument("--model", default="package:fednano_demo/model")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -43,8 +52,11 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", default="benchmarks/results/split_step.json")
-    options = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
     torch.set_num_threads(options.threads)
 
     frozen = load_edge_half(options.model, options.device, options.dtype)
@@ -86,44 +98,38 @@ def main() -> None:
             "split, in-process": lambda: near.loss(edge(batch), labels).backward(),
             "split, gRPC on loopback": lambda: far.loss(edge(batch), labels).backward(),
         }
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for repeat in range(options.repeats + 3):
-            for name, step in variants.items():
-                for parameter in named_trainable(adapters).values():
-                    parameter.grad = None
-                started = time.perf_counter()
-                step()
-                if options.device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                if repeat >= 3:  # warm-up
-                    times[name].append(time.perf_counter() - started)
+        times = in_turns(
+            variants,
+            options.repeats,
+            before=lambda: adapters.zero_grad(set_to_none=True),
+            finish=waiting_for(options.device),
+        )
         steps = remote.traffic.calls - 1  # one call settled the wire's dtype
         traffic = (remote.traffic.bytes_up + remote.traffic.bytes_down) / steps
 
-    base = statistics.median(times["whole model"])
     length = len(batch[0].ids)
     client = sum(p.numel() for part in (frozen, tokens) for p in part.parameters())
     server = sum(parameter.numel() for parameter in half.parameters())
     trained = sum(parameter.numel() for parameter in named_trainable(adapters).values())
     print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {length} tokens")
     print(f"client {client:,} frozen and {trained:,} trained parameters; host {server:,}\n")
-    print("| variant | median ms a step | ratio |\n|---|---|---|")
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(f"| {name} | {1e3 * median:.2f} | {median / base:.2f} |")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    relative = {name: ratios(values, times["whole model"]) for name, values in times.items()}
+    rows = [
+        (name, f"{1e3 * one:.2f}", spread_text(relative[name])) for name, one in medians.items()
+    ]
+    print(table(["variant", "median ms a step", "ratio, median (least–most)"], rows))
     numbers = 2 * length * len(batch) * half.hidden_size
     print(f"\nstep traffic: {traffic / 1e3:.1f} kB a step for 2·N·d = {numbers:,} numbers")
-    record = {
-        "setting": vars(options),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu",
-        "tokens": length,
-        "parameters": {"client": client, "host": server, "trained": trained},
-        "median_ms": {name: 1e3 * statistics.median(values) for name, values in times.items()},
-        "step_bytes": traffic,
-    }
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(
+        options,
+        device=name_of(options.device),
+        tokens=length,
+        parameters={"client": client, "host": server, "trained": trained},
+        median_ms={name: 1e3 * one for name, one in medians.items()},
+        ratios=relative,
+        step_bytes=traffic,
+    )
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ round is one training step for each sample.
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from benchmarks.report import options_of, table, write_json
 from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
@@ -52,8 +52,12 @@ def stub(hidden_size: int, dtype: torch.dtype) -> LLMHalf:
     return cast(LLMHalf, half)
 
 
-def make_batch(options: argparse.Namespace, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
-    """A batch of pictured questions with factors to train, and its labels."""
+def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
+    """A batch of pictured questions with factors to train, and its labels.
+
+    Args:
+        options: with `batch`, `image_tokens`, `text_tokens`, `hidden_size` and `rank`.
+    """
     length, d = options.image_tokens + options.text_tokens, options.hidden_size
     is_image = torch.zeros(options.batch, length, dtype=torch.bool)
     is_image[:, 5 : 5 + options.image_tokens] = True
@@ -92,8 +96,41 @@ def measure(kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any
     return taken
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+    plain = measure(EmbeddingsExchange, options)
+    low = measure(LowRankExchange, options)
+    ten = {"embeddings": plain[0] + 9 * plain[-1], "lowrank": low[0] + 9 * low[-1]}
+    record = write_json(
+        options,
+        bytes_of_a_step={
+            "embeddings": {"first": plain[0], "later": plain[-1]},
+            "lowrank": {"first": low[0], "later": low[-1]},
+        },
+        bytes_of_10_rounds=ten,
+        steady_ratio=plain[-1] / low[-1],
+        ten_round_ratio=ten["embeddings"] / ten["lowrank"],
+    )
+    print(
+        f"d = {options.hidden_size}, r = {options.rank}, {options.batch} samples of "
+        f"{options.image_tokens} + {options.text_tokens} tokens, {options.dtype}; MB a sample\n"
+    )
+    rows = []
+    for name, taken in (("embeddings", plain), ("lowrank", low)):
+        cells = [taken[0], taken[-1], ten[name]]
+        rows.append((name, *(f"{cell / options.batch / 1e6:.2f}" for cell in cells)))
+    print(table(["exchange", "first step", "later step", "10 rounds"], rows))
+    print(
+        f"\nembeddings / lowrank: {record['steady_ratio']:.1f} in a later step, "
+        f"{record['ten_round_ratio']:.1f} over 10 rounds"
+    )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_of("step_traffic", __doc__)
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
@@ -101,40 +138,7 @@ def main() -> None:
     parser.add_argument("--text-tokens", type=int, default=128)
     parser.add_argument("--dtype", default="bfloat16", choices=list(DTYPES))
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--json", default="benchmarks/results/step_traffic.json")
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-
-    plain = measure(EmbeddingsExchange, options)
-    low = measure(LowRankExchange, options)
-    rounds = 10
-    ten = {"embeddings": plain[0] + 9 * plain[-1], "lowrank": low[0] + 9 * low[-1]}
-    record = {
-        "setting": {key: value for key, value in vars(options).items() if key != "json"},
-        "bytes_of_a_step": {
-            "embeddings": {"first": plain[0], "later": plain[-1]},
-            "lowrank": {"first": low[0], "later": low[-1]},
-        },
-        f"bytes_of_{rounds}_rounds": ten,
-        "steady_ratio": plain[-1] / low[-1],
-        "ten_round_ratio": ten["embeddings"] / ten["lowrank"],
-    }
-    print(
-        f"d = {options.hidden_size}, r = {options.rank}, {options.batch} samples of "
-        f"{options.image_tokens} + {options.text_tokens} tokens, {options.dtype}; MB a sample\n"
-    )
-    print("| exchange | first step | later step | 10 rounds |\n|---|---|---|---|")
-    for name, taken in (("embeddings", plain), ("lowrank", low)):
-        cells = [taken[0], taken[-1], ten[name]]
-        print(f"| {name} | " + " | ".join(f"{c / options.batch / 1e6:.2f}" for c in cells) + " |")
-    print(
-        f"\nembeddings / lowrank: {record['steady_ratio']:.1f} in a later step, "
-        f"{record['ten_round_ratio']:.1f} over {rounds} rounds"
-    )
-    out = Path(options.json)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

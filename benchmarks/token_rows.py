@@ -1,6 +1,6 @@
 """How many rows of the token table a client needs: distinct tokens by number of questions.
 
-    python benchmarks/token_rows.py --tokenizer FOLDER --data /data/scienceqa [--data /data/iconqa]
+    python -m benchmarks.token_rows --tokenizer FOLDER --data /data/scienceqa [--data /data/iconqa]
 
 Counts the tokens of the pinned prompts and right answers, written in LLaVA-1.5's turn, as
 `edge.vocabulary = "shard"` and `fednano split --shard` keep them; the placeholder of a picture is
@@ -10,7 +10,6 @@ missing do not matter. Prints a table and writes JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -20,6 +19,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.report import options_of, table, write_json
 from fednano_flwr.data.iconqa import IconQA, find_root
 from fednano_flwr.data.prompts import answer_text, user_text
 from fednano_flwr.data.sample import Picture, Sample
@@ -29,14 +29,13 @@ SIZES = (100, 200, 400, 800, 1600)
 PLACEHOLDER = 1  # row of the token that stands for a picture
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = options_of("token_rows", __doc__)
     parser.add_argument("--tokenizer", required=True, help="folder with a tokenizer")
     parser.add_argument("--tokenizer-name", default="", help="what to call it in the results")
     parser.add_argument("--data", action="append", required=True, help="ScienceQA's or IconQA's")
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--out", default="benchmarks/results/token_rows.json")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     name = options.tokenizer_name or Path(options.tokenizer).name
     results = {}
@@ -44,10 +43,11 @@ def main() -> None:
         samples = read(path)
         results[path.name] = result = count(tokenizer, samples, options.draws)
         print(f"{path.name} ({len(samples):,} questions), {name}, {len(tokenizer):,} tokens")
-        print("\n| questions | rows, mean | least | most |\n|---|---|---|---|")
-        for size, rows in result["rows"].items():
-            mean, least, most = rows.values()
-            print(f"| {int(size):,} | {mean:,.0f} | {least:,} | {most:,} |")
+        rows = [
+            (f"{int(size):,}", f"{found['mean']:,.0f}", f"{found['least']:,}", f"{found['most']:,}")
+            for size, found in result["rows"].items()
+        ]
+        print("\n" + table(["questions", "rows, mean", "least", "most"], rows))
         length = result["text_tokens"]
         print(
             f"\ntext tokens of a question with its answer: median {length['median']:.0f}, "
@@ -55,9 +55,7 @@ def main() -> None:
             f"most {length['most']}\n"
         )
     setting = {"tokenizer": name, "vocabulary": len(tokenizer), "draws": options.draws}
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"setting": setting, "results": results}, indent=2) + "\n")
+    write_json(options, setting=setting, results=results)
 
 
 def read(path: Path) -> list[Sample]:

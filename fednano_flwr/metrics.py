@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import psutil
 from flwr.app import Message
 
 from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
@@ -20,7 +21,8 @@ def round_record(
 
     `accuracy` is the plain mean over clients that have test questions, `accuracy_by` that of all
     clients' questions of a kind or subject together; bytes count what crossed in this round,
-    training and evaluation together, step traffic apart from round traffic.
+    training and evaluation together, step traffic apart from round traffic. Memory is resident, in
+    MiB: at its peak since the process began, and of the server also now, at the round's end.
 
     Args:
         trained: replies to the train messages; None for round 0, which only evaluates.
@@ -68,6 +70,7 @@ def round_record(
             "client_gpu": max(metric(r, "peak-gpu-memory-mb") for r in replies),
             "server_gpu": peak_gpu_memory_mb(),
         },
+        "memory_mb": {"server_process": psutil.Process().memory_info().rss / 2**20},
         "failures": {
             "train": trained.failures if trained else {},
             "evaluate": scored.failures,

@@ -45,6 +45,8 @@ def test_a_run_trains_merges_and_writes_its_folder(run_config: Config, strategy:
     assert sum(rounds[2]["test_questions_per_client"].values()) == 24
     assert rounds[1]["step_bytes_up"] > rounds[0]["step_bytes_up"] > 0
     assert rounds[2]["round_bytes_down"] == rounds[1]["round_bytes_down"]
+    now, peak = (rounds[2][key]["server_process"] for key in ("memory_mb", "peak_memory_mb"))
+    assert 0.2 * peak < now < 1.02 * peak
     by = rounds[2]["accuracy_by"]
     assert list(by) == ["all", "with picture (IMG)", "text only", "natural science"]
     assert [by[kind]["questions"] for kind in by] == [24, 12, 12, 24]

@@ -35,13 +35,13 @@ def shard(
     Raises:
         DataError: no such partition, or the split that is asked for cannot be made.
     """
-    shards = all_shards(questions, dataset, seed, num_partitions)
+    parts = _dealt(questions, dataset, seed, num_partitions)
     if not 0 <= partition_id < num_partitions:
         raise DataError(
             f"partition-id is {partition_id}; with num-partitions {num_partitions} it can be "
             f"0 to {num_partitions - 1}."
         )
-    return shards[partition_id]
+    return parts[partition_id].taken(questions)
 
 
 def all_shards(
@@ -55,19 +55,35 @@ def all_shards(
     Raises:
         DataError: the split that is asked for cannot be made.
     """
+    return [part.taken(questions) for part in _dealt(questions, dataset, seed, num_partitions)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A client's questions by their places in the dataset.
+
+    Attributes:
+        test_in_train: whether `test` are places in the train split, too.
+    """
+
+    train: list[int]
+    test: list[int]
+    test_in_train: bool
+
+    def taken(self, questions: QuestionSet) -> Shard:
+        """The questions themselves; taking those of all clients to get one takes long."""
+        tested = questions.train if self.test_in_train else questions.test
+        return Shard(questions.train.select(self.train), tested.select(self.test))
+
+
+def _dealt(questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int) -> list[_Part]:
     columns = {"group": questions.train.groups, "subject": questions.train.subjects}
     train = deal(columns, dataset, num_partitions, seed)
     if dataset.test_fraction:
         cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
-        return [
-            Shard(questions.train.select(own), questions.train.select(tested))
-            for own, tested in cuts
-        ]
+        return [_Part(own, tested, True) for own, tested in cuts]
     test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
-    return [
-        Shard(questions.train.select(own), questions.test.select(tested))
-        for own, tested in zip(train, test, strict=True)
-    ]
+    return [_Part(own, tested, False) for own, tested in zip(train, test, strict=True)]
 
 
 def load_shard(folder: Path) -> Shard:

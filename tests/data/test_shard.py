@@ -8,7 +8,7 @@ import pytest
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import MANIFEST
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import Picture, QuestionSet, Sample
+from fednano_flwr.data.sample import Picture, Questions, QuestionSet, Sample
 from fednano_flwr.data.shard import Shard, all_shards, load_shard, shard
 from fednano_flwr.data.shard_folder import picture_bytes, write_shard
 from fednano_flwr.data.table import in_memory
@@ -53,6 +53,17 @@ def test_the_seed_decides_which_questions_a_client_has():
     assert shards(one_group, 1, seed=1)[0].train != shards(one_group, 1, seed=2)[0].train
     # One group: hence the same test questions in any split, in an order that the seed decides.
     assert shards(one_group, 1, seed=1)[0].test != shards(one_group, 1, seed=2)[0].test
+
+
+def test_a_client_takes_its_own_questions_and_no_others(monkeypatch):
+    taken = []
+    select = Questions.select
+    monkeypatch.setattr(
+        Questions, "select", lambda self, own: taken.append(len(own)) or select(self, own)
+    )
+    part = shard(QUESTIONS, settings(min_partition_size=1), 0, 1, 4)
+    assert taken == [len(part.train), len(part.test)]
+    assert part == all_shards(QUESTIONS, settings(min_partition_size=1), 0, 4)[1]
 
 
 def test_a_client_s_own_training_questions_are_cut_and_the_test_split_is_not_touched():

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks import half_loading
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import checkpoint as module
 from fednano_flwr.models import skeleton, source
@@ -181,12 +181,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     """(what, as which dtype) → bytes and memory of a process that loaded it; stored in bfloat16."""
     if not Path("/proc/self/status").is_file():
         pytest.skip("a process's peak memory is read from /proc, which only Linux has")
-    bench = runpy.run_path(str(ROOT / "benchmarks" / "half_loading.py"))
     folder = tmp_path_factory.mktemp("measured") / "model"
-    bench["write"](bench["SIZES"]["small"], folder, "bfloat16")
+    half_loading.write(half_loading.SIZES["small"], folder, "bfloat16")
     running = {
         (what, dtype): subprocess.Popen(
-            bench["command"](what, folder, dtype),
+            half_loading.command(what, folder, dtype),
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )

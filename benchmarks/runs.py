@@ -1,0 +1,35 @@
+"""Whole runs, as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def fednano_run(
+    folder: Path,
+    name: str,
+    changes: Sequence[str],
+    clients: int = 5,
+    client_gpus: float = 0.0,
+) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one `fednano run` that keeps its results in `folder`/`name`.
+
+    Args:
+        changes: `key=value` of the run config.
+        client_gpus: share of a GPU that a client gets.
+
+    Raises:
+        subprocess.CalledProcessError: the run failed; it has said why on standard error.
+    """
+    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", str(clients)]
+    command += ["--client-gpus", str(client_gpus)]
+    for change in (*changes, f"run.dir={folder}", f"run.name={name}"):
+        command += ["-c", change]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

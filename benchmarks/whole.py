@@ -1,0 +1,82 @@
+"""The unsplit transformers model in NanoEdge's own loop: what the split is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlavaForConditionalGeneration
+
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import QuestionEncoder
+from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch
+from fednano_flwr.models.edge_half import EdgeHalf, VisionInputs
+from fednano_flwr.models.token_table import TokenTable
+
+
+class WholeModel:
+    """A LLaVA as transformers loads it, all in this process.
+
+    It stands on both sides of the seam: for the frozen half below a `NanoEdge`, and, as an `LLM`,
+    for the host. Between the two there is only autograd: nothing is sent, nothing computed twice.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu", dtype: str = "float32") -> None:
+        model: Any = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        )
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device, self.dtype = torch.device(device), getattr(torch, dtype)
+        self.hidden_size: int = model.config.text_config.hidden_size
+        self.image_token_id: int = model.config.image_token_id
+
+    def edge(self, adapters: PeftModel, encoder: QuestionEncoder) -> NanoEdge:
+        """NanoEdge on this model's own encoder and token embeddings; features stay in memory."""
+        tokens = cast(TokenTable, self.model.get_input_embeddings())
+        return NanoEdge(cast(EdgeHalf, self), tokens, adapters, encoder)
+
+    @torch.no_grad()
+    def image_features(self, questions: Sequence[VisionInputs]) -> list[Tensor]:
+        """See `EdgeHalf.image_features`; one picture a question."""
+        pixels = torch.cat([question["pixel_values"] for question in questions])
+        return list(
+            self.model.get_image_features(
+                pixel_values=pixels.to(self.device, self.dtype)
+            ).pooler_output
+        )
+
+    def position_ids(self, ids: Tensor, vision: VisionInputs) -> None:
+        """A LLaVA's positions are 0 to T-1."""
+
+    def token_type_ids(self, ids: Tensor, prompt: int) -> None:
+        """A LLaVA is causal."""
+
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        """See `LLM.loss`; differentiable in all of this model that requires a gradient, too."""
+        known = (labels != IGNORE).nonzero().squeeze(1)
+        logits = self._logits(batch, known)
+        return F.cross_entropy(logits.float(), labels[known].to(self.device))
+
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        """See `LLM.score`."""
+        return self._logits(batch, positions)[:, candidates.to(self.device)].float().cpu()
+
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        """See `LLM.next_tokens`."""
+        return self._logits(batch, positions).argmax(1).cpu()
+
+    def _logits(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        """(P, vocabulary): padded on the right, the head at `positions` only, as the host does."""
+        embeds = batch.embedded().embeds
+        padded = pad_sequence(list(embeds.split(list(batch.lengths))), batch_first=True)
+        language: Any = self.model.model.language_model
+        hidden = language(inputs_embeds=padded, use_cache=False).last_hidden_state
+        lengths = torch.tensor(batch.lengths)
+        real = (torch.arange(padded.shape[1]) < lengths[:, None]).to(self.device)
+        return self.model.lm_head(hidden[real][positions.to(self.device)])

@@ -1,0 +1,153 @@
+"""The benchmarks run, on settings too small to mean anything. No timing is compared."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import full_model_client, host_flops, overhead, split_step, step_traffic
+from benchmarks.models import SHAPES, write_llava
+from benchmarks.report import in_turns, ratios, spread
+from benchmarks.whole import WholeModel
+from fednano_demo.generate import write_dataset
+from fednano_flwr.config import Adapter
+from fednano_flwr.edge.adapters import build_adapters, named_trainable
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.training import TrainingPlan, train
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.llm_half import load_llm_half
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SHARED = {"__init__", "models", "report", "runs", "whole"}
+SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_says_how_it_is_run_and_where_results_go(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert module.__doc__.splitlines()[2].startswith(f"    python -m benchmarks.{name}")
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--json FILE" in said and f"benchmarks/results/{name}.json" in said
+
+
+def run(module: Any, out: Path, *arguments: str) -> dict[str, Any]:
+    module.main([*arguments, "--json", str(out / "result.json")])
+    record = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert record["environment"]["packages"]["torch"] == torch.__version__
+    assert "json" not in record["setting"]
+    return record
+
+
+def test_step_traffic_of_a_narrow_model(tmp_path: Path) -> None:
+    sizes = "--hidden-size 64 --rank 2 --batch 2 --image-tokens 9 --text-tokens 5".split()
+    record = run(step_traffic, tmp_path, *sizes)
+    # 2·N·d numbers of 2 bytes each way and step, and little else.
+    plain = record["bytes_of_a_step"]["embeddings"]
+    assert 2 * 2 * 28 * 64 < plain["first"] == plain["later"] < 1.2 * 2 * 2 * 28 * 64
+    assert record["steady_ratio"] > record["ten_round_ratio"] > 1
+
+
+def test_host_flops_of_one_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "--small --layers 1 --repeats 1 --matmul 256 --image-tokens 9 --text-tokens 5".split()
+    )
+    record = run(host_flops, tmp_path, *arguments)
+    shape = host_flops.SMALL
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width
+    assert record["layer_parameters"] == layer + shape.width
+    assert record["tokens_a_step"] == 14
+    assert record["ratio"] == max(one["median"] for one in record["ratios"].values()) > 0
+    assert set(record["ratios"]) == {"embeddings", "lowrank"}
+    assert "| lowrank |" in capsys.readouterr().out
+
+
+def test_split_step_of_the_demo(tmp_path: Path) -> None:
+    record = run(split_step, tmp_path, "--repeats", "1", "--batch", "2")
+    assert set(record["median_ms"]) == {
+        "whole model",
+        "split, in-process",
+        "split, gRPC on loopback",
+    }
+    assert record["step_bytes"] > 2 * record["tokens"] * 2 * 128 * 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model and some of the demo's questions."""
+    folder = tmp_path_factory.mktemp("place")
+    write_llava(folder / "model", SHAPES["tiny"])
+    write_dataset(folder / "data", train=24, val=1, test=1)
+    return folder
+
+
+SETTINGS = Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text")
+
+
+def test_the_unsplit_model_trains_and_scores_as_a_split_client_does(place: Path) -> None:
+    model = str(place / "model")
+    whole, half, encoder = WholeModel(model), load_edge_half(model), load_encoder(Checkpoint(model))
+    host = FrozenLLM(load_llm_half(model))
+    near = whole.edge(build_adapters(64, SETTINGS, seed=0), encoder)
+    far = NanoEdge(half, half.token_table(), build_adapters(64, SETTINGS, seed=0), encoder)
+    questions = full_model_client.read_questions(place / "data", encoder)
+    assert {bool(question.sample.pictures) for question in questions} == {True, False}
+    plan = TrainingPlan(2, 4, 0.01, 0.0, 1.0)
+    ours = train(near, whole, questions, plan, seed=1)
+    theirs = train(far, LowRankExchange(host), questions, plan, seed=1)
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    for name, value in named_trainable(near.adapters).items():
+        torch.testing.assert_close(value, named_trainable(far.adapters)[name], atol=1e-4, rtol=1e-3)
+    assert right_answers(near, whole, questions, 4) == right_answers(
+        far, LowRankExchange(host), questions, 4
+    )
+
+
+def test_the_full_model_client_trains_lora_in_its_layers_and_nothing_else(place: Path) -> None:
+    options = full_model_client.parse(["--rank", "2"])
+    edge, whole = full_model_client.full_edge(place, options)
+    trained = named_trainable(edge.adapters)
+    assert {name.split(".")[-3] for name in trained} == {"q_proj", "v_proj"}
+    assert sum(value.numel() for value in trained.values()) == 2 * 2 * 2 * 2 * 64
+    questions = full_model_client.read_questions(place / "data", edge.encoder)
+    result = train(edge, whole, questions, TrainingPlan(8, 4, 0.01, 0.0, 1.0), seed=0)
+    again = train(edge, whole, questions, TrainingPlan(1, 4, 0.0, 0.0, 1.0), seed=0)
+    assert again.loss < result.loss
+
+
+def test_a_chain_is_as_long_as_its_busiest_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "cpus", lambda: 2)
+    assert overhead.chain([3.0, 1.0, 1.0, 4.0]) == 6.0  # 3, then … beside 1 + 1 + 4
+    assert overhead.chain([]) == 0.0
+
+
+def test_variants_take_turns_and_warm_up_does_not_count() -> None:
+    calls: list[str] = []
+    times = in_turns(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=1
+    )
+    assert calls == ["a", "b"] * 3
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+    assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
