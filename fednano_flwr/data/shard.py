@@ -7,6 +7,7 @@ one client's questions and pictures and nothing of the others'.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,19 @@ def shard(
     Raises:
         DataError: no such partition, or the split that is asked for cannot be made.
     """
-    shards = all_shards(questions, dataset, seed, num_partitions)
-    if not 0 <= partition_id < num_partitions:
+    return one_of(all_shards(questions, dataset, seed, num_partitions), partition_id)
+
+
+def one_of(shards: Sequence[Shard], partition_id: int) -> Shard:
+    """Client `partition_id`'s shard.
+
+    Raises:
+        DataError: no such partition.
+    """
+    if not 0 <= partition_id < len(shards):
         raise DataError(
-            f"partition-id is {partition_id}; with num-partitions {num_partitions} it can be "
-            f"0 to {num_partitions - 1}."
+            f"partition-id is {partition_id}; with num-partitions {len(shards)} it can be "
+            f"0 to {len(shards) - 1}."
         )
     return shards[partition_id]
 
