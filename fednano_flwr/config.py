@@ -146,11 +146,20 @@ class LLM:
     max_tokens: int
     feature_memory_mb: int
     feature_disk_mb: int
+    batch_tokens: int
+    batch_wait_ms: float
+    max_waiting: int
+    max_open_graphs: int
+    graph_seconds: float
 
     def __post_init__(self) -> None:
-        for key in ("feature_memory_mb", "feature_disk_mb"):
+        for key in ("feature_memory_mb", "feature_disk_mb", "batch_tokens", "batch_wait_ms"):
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
+        for key in ("max_tokens", "max_waiting", "max_open_graphs"):
+            value = getattr(self, key)
+            _require(value >= 1, f"llm.{key.replace('_', '-')}", value, "at least 1")
+        _require(self.graph_seconds > 0, "llm.graph-seconds", self.graph_seconds, "above 0")
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
@@ -162,18 +171,19 @@ class LLM:
             "it is not opened to a network",
         )
         _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
-        _require(self.max_tokens >= 1, "llm.max-tokens", self.max_tokens, "at least 1")
 
 
 @dataclass(frozen=True)
 class Exchange:
     kind: str
+    labels_at: str
     dtype: str
     timeout: float
     retry_seconds: float
 
     def __post_init__(self) -> None:
         _one_of("exchange.kind", self.kind, ("embeddings", "lowrank"))
+        _one_of("exchange.labels-at", self.labels_at, ("server", "client"))
         _one_of("exchange.dtype", self.dtype, EXCHANGE_DTYPES)
         _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
         _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from contextlib import closing
 from functools import partial
 from typing import cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -19,10 +17,8 @@ from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.federation import Answers, Federation
-from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
-from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.registry import make_strategy
@@ -49,22 +45,16 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     """
     strategy = make_strategy(config.strategy)
     folder = RunFolder(config)
-    if config.llm.threads:
-        torch.set_num_threads(config.llm.threads)
-    half = load_llm_half(
-        config.model.name, config.llm.device, config.llm.dtype, config.llm.quantization
-    )
-    features = FeatureStore(
-        config.llm.feature_memory_mb * 2**20, config.llm.feature_disk_mb * 2**20
-    )
-    host = FrozenLLM(half, config.llm.max_tokens, features)
-    adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
-    arrays = to_arrays(adapter_state(adapters))
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
-
-    with closing(features), serve(host, config.llm.bind, config.llm.port) as bound:
+    with (
+        open_host(config.model.name, config.llm) as host,
+        serve(host, config.llm.bind, config.llm.port, config.llm.max_waiting) as bound,
+    ):
+        info = host.describe()
+        adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
+        arrays = to_arrays(adapter_state(adapters))
         address = config.llm.address or bound
-        _introduce(config, host.describe(), half, arrays, address)
+        _introduce(config, info, arrays, address)
         federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
         for server_round in range(config.num_server_rounds + 1):
             started = time.perf_counter()
@@ -92,7 +82,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             if server_round == 0:
                 _report_data(scored)
             record = round_record(server_round, trained, scored, time.perf_counter() - started)
-            folder.append(record, from_arrays(arrays), half.hidden_size)
+            folder.append(record, from_arrays(arrays), info.hidden_size)
             say(round_line(record))
 
     say()
@@ -103,16 +93,14 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     return folder
 
 
-def _introduce(
-    config: RunConfig, info: LLMInfo, half: LLMHalf, arrays: ArrayRecord, address: str
-) -> None:
+def _introduce(config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: str) -> None:
     """Say what runs where, before anything takes long."""
     trained = sum(value.numel() for value in from_arrays(arrays).values())
     kept = info.dtype
     if config.llm.quantization != "none":
         kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
     say(
-        f"server   LLM half of {info.model}: {half.size:,} frozen parameters, {kept} on "
+        f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {kept} on "
         f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})"
     )
     say(

@@ -160,7 +160,8 @@ class Client:
         )
 
     def _llm(self, service: LLMService) -> LLM:
-        return EXCHANGES[self.config.exchange.kind](service)
+        exchange = self.config.exchange
+        return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService) -> Scored:
         """Score the client's own test questions."""
@@ -174,7 +175,7 @@ class Client:
         return Scored(sum(right), len(right), tally(samples, right))
 
 
-EXCHANGES: Mapping[str, Callable[[LLMService], LLM]] = {
+EXCHANGES: Mapping[str, Callable[[LLMService, str], LLM]] = {
     "embeddings": EmbeddingsExchange,
     "lowrank": LowRankExchange,
 }

@@ -20,12 +20,14 @@ from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     Feature,
     FeaturesMissingError,
+    Gradient,
+    GraphGoneError,
     HostRefusedError,
     HostUnreachableError,
+    Inputs,
     LLMInfo,
     LLMInputs,
     LowRankGradients,
-    LowRankInputs,
 )
 from fednano_flwr.exchange.traffic import StepTraffic
 
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+CROWDED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class RemoteLLM:
         ]
         self._channel = grpc.insecure_channel(self.address, options=[*unlimited, *backoff])
         self._stub = LLMStub(self._channel)
+        self._open: tuple[int, Inputs | None] = (0, None)
 
     def __enter__(self) -> RemoteLLM:
         return self
@@ -116,20 +120,7 @@ class RemoteLLM:
         )
         return self._introduced(self._call(self._stub.Register, request))
 
-    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
-        positions = (labels != IGNORE).nonzero().squeeze(1)
-        request = pb.StepRequest(
-            header=self.caller.header(),
-            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
-            label_positions=positions.tolist(),
-            labels=labels[positions].tolist(),
-        )
-        reply = self._call(self._stub.Step, request)
-        return reply.loss, codec.decode(reply.gradient).to(inputs.embeds)
-
-    def step_low_rank(
-        self, inputs: LowRankInputs, labels: Tensor, owner: bytes = b""
-    ) -> tuple[float, LowRankGradients]:
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         positions = (labels != IGNORE).nonzero().squeeze(1)
         request = pb.StepRequest(
             header=self.caller.header(),
@@ -138,18 +129,35 @@ class RemoteLLM:
             labels=labels[positions].tolist(),
         )
         reply = self._found(self._call(self._stub.Step, request))
-        z, b = codec.decode_factors(reply.gradients)
-        return reply.loss, LowRankGradients(
-            {site: value.to(inputs.z[site]) for site, value in z.items()},
-            {site: value.to(inputs.b[site]) for site, value in b.items()},
+        return reply.loss, _gradient(reply, inputs)
+
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        request = pb.ForwardRequest(
+            header=self.caller.header(),
+            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
+            positions=positions.tolist(),
         )
+        reply = self._found(self._call(self._stub.Forward, request))
+        self._open = (reply.graph, inputs)
+        return reply.graph, codec.decode(reply.logits)
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
+        number, inputs = self._open
+        if number != graph:
+            raise GraphGoneError(f"graph {graph} is not this client's latest")
+        request = pb.BackwardRequest(
+            header=self.caller.header(),
+            graph=graph,
+            gradient=codec.encode(gradient, str(gradient.dtype).removeprefix("torch.")),
+            dtype=self._wire_dtype(),
+        )
+        reply = self._call(self._stub.Backward, request)
+        if reply.gone:
+            raise GraphGoneError(f"the LLM host does not have graph {graph} any more")
+        return _gradient(reply, inputs)
 
     def score(
-        self,
-        inputs: LLMInputs | LowRankInputs,
-        positions: Tensor,
-        candidates: Tensor,
-        owner: bytes = b"",
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
         request = pb.ScoreRequest(
             header=self.caller.header(),
@@ -159,9 +167,7 @@ class RemoteLLM:
         )
         return codec.decode(self._found(self._call(self._stub.Score, request)).logits)
 
-    def next_tokens(
-        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
-    ) -> Tensor:
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         request = pb.NextTokensRequest(
             header=self.caller.header(),
             inputs=codec.encode_inputs(inputs, self._wire_dtype()),
@@ -195,6 +201,7 @@ class RemoteLLM:
             vocabulary=reply.vocabulary,
             dtype=reply.dtype,
             max_tokens=reply.max_tokens,
+            parameters=reply.parameters,
         )
 
     def _wire_dtype(self) -> str:
@@ -212,7 +219,8 @@ class RemoteLLM:
                 break
             except grpc.RpcError as error:
                 code, detail = error.code(), error.details()  # type: ignore[attr-defined]
-                if code not in LOST:
+                crowded = code == CROWDED and "larger than max" not in detail
+                if code not in LOST and not crowded:
                     raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
                 if time.monotonic() - started + pause > self.retry_seconds:
                     raise HostUnreachableError(
@@ -220,7 +228,11 @@ class RemoteLLM:
                         f"{time.monotonic() - started:.0f} s ({code.name}: {detail})"
                     ) from error
                 log.warning(
-                    "LLM host %s: %s, trying again in %.1f s", self.address, code.name, pause
+                    "LLM host %s: %s (%s), trying again in %.1f s",
+                    self.address,
+                    code.name,
+                    detail,
+                    pause,
                 )
             self.traffic.retries += 1
             time.sleep(pause)
@@ -229,3 +241,15 @@ class RemoteLLM:
         self.traffic.seconds += time.monotonic() - started
         self.traffic.bytes_down += reply.ByteSize()  # type: ignore[attr-defined]
         return reply
+
+
+def _gradient(reply: pb.StepReply | pb.BackwardReply, inputs: Inputs | None) -> Gradient:
+    """A reply's gradient, where and as the inputs were."""
+    if isinstance(inputs, LLMInputs):
+        return codec.decode(reply.gradient).to(inputs.embeds)
+    assert inputs is not None
+    z, b = codec.decode_factors(reply.gradients)
+    return LowRankGradients(
+        {site: value.to(inputs.z[site]) for site, value in z.items()},
+        {site: value.to(inputs.b[site]) for site, value in b.items()},
+    )

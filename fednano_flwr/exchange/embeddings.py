@@ -7,18 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.labels import Step, stepper
 from fednano_flwr.exchange.protocol import AdaptedBatch, LLMInputs, LLMService
 
 
 class EmbeddingsExchange:
-    """An `LLM` on top of any `LLMService`."""
+    """An `LLM` on top of any `LLMService`.
 
-    def __init__(self, service: LLMService) -> None:
+    Args:
+        labels_at: "server" or "client".
+    """
+
+    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
         self.service = service
+        self._step = stepper(service, labels_at)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         inputs = batch.embedded()
-        return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self.service)
+        return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self._step)
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         return self.service.score(batch.embedded().detach(), positions, candidates)
@@ -31,10 +37,9 @@ class _HostLoss(torch.autograd.Function):
     """The host's loss as a node of the client's graph; its gradient came with the loss."""
 
     @staticmethod
-    def forward(
-        ctx: Any, embeds: Tensor, inputs: LLMInputs, labels: Tensor, service: LLMService
-    ) -> Tensor:
-        loss, gradient = service.step(inputs, labels)
+    def forward(ctx: Any, embeds: Tensor, inputs: LLMInputs, labels: Tensor, step: Step) -> Tensor:
+        loss, gradient = step(inputs, labels)
+        assert isinstance(gradient, Tensor)
         ctx.save_for_backward(gradient.to(embeds))
         return embeds.new_tensor(loss, dtype=torch.float32)
 

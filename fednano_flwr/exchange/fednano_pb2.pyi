@@ -78,7 +78,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id")
+    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Description(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     HUB_ID_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     fingerprint: str
@@ -95,7 +96,8 @@ class Description(_message.Message):
     dtype: str
     max_tokens: int
     hub_id: str
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ...) -> None: ...
+    parameters: int
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("header", "model", "fingerprint", "hidden_size", "hub_id")
@@ -134,6 +136,48 @@ class StepReply(_message.Message):
     gradients: _containers.RepeatedCompositeFieldContainer[Factors]
     missing: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ForwardRequest(_message.Message):
+    __slots__ = ("header", "inputs", "positions")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    inputs: Inputs
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ForwardReply(_message.Message):
+    __slots__ = ("graph", "logits", "missing")
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    graph: int
+    logits: Tensor
+    missing: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, graph: _Optional[int] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class BackwardRequest(_message.Message):
+    __slots__ = ("header", "graph", "gradient", "dtype")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    graph: int
+    gradient: Tensor
+    dtype: str
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., graph: _Optional[int] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class BackwardReply(_message.Message):
+    __slots__ = ("gradient", "gradients", "gone")
+    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    GRADIENTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    gradient: Tensor
+    gradients: _containers.RepeatedCompositeFieldContainer[Factors]
+    gone: bool
+    def __init__(self, gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ..., gone: bool = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions", "candidates")

@@ -49,6 +49,16 @@ class LLMStub(object):
                 request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.SerializeToString,
                 response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.FromString,
                 _registered_method=True)
+        self.Forward = channel.unary_unary(
+                '/fednano.v1.LLM/Forward',
+                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.SerializeToString,
+                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.FromString,
+                _registered_method=True)
+        self.Backward = channel.unary_unary(
+                '/fednano.v1.LLM/Backward',
+                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.SerializeToString,
+                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.FromString,
+                _registered_method=True)
         self.Score = channel.unary_unary(
                 '/fednano.v1.LLM/Score',
                 request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.SerializeToString,
@@ -86,6 +96,20 @@ class LLMServicer(object):
     def Step(self, request, context):
         """Loss and its gradient for one batch. Pure: repeating a request changes nothing.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forward(self, request, context):
+        """A step whose labels stay with the client, in two halves: logits, then what becomes of their
+        gradient. The host keeps one graph a node in between, for a limited time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backward(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -128,6 +152,16 @@ def add_LLMServicer_to_server(servicer, server):
                     servicer.Step,
                     request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.FromString,
                     response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.SerializeToString,
+            ),
+            'Forward': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forward,
+                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.FromString,
+                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.SerializeToString,
+            ),
+            'Backward': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backward,
+                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.FromString,
+                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.SerializeToString,
             ),
             'Score': grpc.unary_unary_rpc_method_handler(
                     servicer.Score,
@@ -226,6 +260,60 @@ class LLM(object):
             '/fednano.v1.LLM/Step',
             fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.SerializeToString,
             fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fednano.v1.LLM/Forward',
+            fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.SerializeToString,
+            fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fednano.v1.LLM/Backward',
+            fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.SerializeToString,
+            fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.FromString,
             options,
             channel_credentials,
             insecure,

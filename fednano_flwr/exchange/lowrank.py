@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.labels import stepper
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
     FeaturesMissingError,
@@ -28,10 +29,15 @@ SITES = ("image", "text")
 
 
 class LowRankExchange:
-    """An `LLM` on top of any `LLMService`."""
+    """An `LLM` on top of any `LLMService`.
 
-    def __init__(self, service: LLMService) -> None:
+    Args:
+        labels_at: "server" or "client".
+    """
+
+    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
         self.service = service
+        self._step = stepper(service, labels_at)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         factors = _in_order(batch.z, batch.b)
@@ -49,7 +55,9 @@ class LowRankExchange:
 
     def step(self, batch: AdaptedBatch, labels: Tensor) -> tuple[float, LowRankGradients]:
         """Loss and gradients of one batch, features sent where the host lacks them."""
-        return self._answered(batch, lambda inputs: self.service.step_low_rank(inputs, labels))
+        loss, gradients = self._answered(batch, lambda inputs: self._step(inputs, labels))
+        assert isinstance(gradients, LowRankGradients)
+        return loss, gradients
 
     def _answered(self, batch: AdaptedBatch, ask: Callable[[LowRankInputs], Answer]) -> Answer:
         inputs = LowRankInputs(

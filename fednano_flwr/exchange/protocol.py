@@ -6,14 +6,18 @@ language model runs in this process or behind a wire is the business of the `LLM
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 IGNORE = -100
+
+STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", default=lambda: True)
+"""Whether anyone waits for the answer of the call that this thread is in."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class LLMInfo:
         vocabulary: number of token ids.
         dtype: in which it computes ("float32", "bfloat16" or "float16").
         max_tokens: most tokens in one request.
+        parameters: of the language model and its head, all frozen.
     """
 
     model: str
@@ -113,6 +118,7 @@ class LLMInfo:
     vocabulary: int
     dtype: str
     max_tokens: int
+    parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,12 +152,28 @@ class LowRankGradients:
     b: dict[str, Tensor]
 
 
+Inputs = LLMInputs | LowRankInputs
+Gradient = Tensor | LowRankGradients
+"""Of a loss: with respect to the embeddings of an `LLMInputs`, or z and b of a `LowRankInputs`."""
+
+
 class FeaturesMissingError(LookupError):
     """The host does not have (any more) the features of these keys; send them and ask again."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
-        super().__init__(f"{len(keys)} features are not at the host")
+        super().__init__(keys)
         self.keys = keys
+
+    def __str__(self) -> str:
+        return f"{len(self.keys)} features are not at the host"
+
+
+class GraphGoneError(LookupError):
+    """The host does not have (any more) the graph of a `forward`; do it again."""
+
+
+class HostBusyError(RuntimeError):
+    """The host has as much to do as it may take on; ask again later."""
 
 
 class HostRefusedError(RuntimeError):
@@ -163,50 +185,57 @@ class HostUnreachableError(ConnectionError):
 
 
 class LLMService(Protocol):
-    """The frozen language model as a pure function; every call is safe to repeat."""
+    """The frozen language model as a pure function; every call is safe to repeat.
+
+    `owner` is who asks: features and graphs belong to the one who made them. Over a wire it is the
+    caller, whatever the argument says.
+
+    Raises (all calls with inputs):
+        FeaturesMissingError: image features that a low-rank batch names are not here.
+        HostBusyError: too much is waiting already.
+    """
 
     def describe(self) -> LLMInfo:
         """What runs here."""
         ...
 
-    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
-        """Loss of a batch and its gradient with respect to the embeddings.
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        """Loss of a batch and its gradient.
 
         Args:
             inputs: N tokens.
             labels: (N,) int64; the token that follows each position, `IGNORE` where unknown.
 
         Returns:
-            Mean cross-entropy over the labelled positions, and d loss / d embeds, (N, d).
+            Mean cross-entropy over the labelled positions, and its gradient with respect to the
+            embeddings (N, d), or to z and b.
         """
         ...
 
-    def step_low_rank(
-        self, inputs: LowRankInputs, labels: Tensor, owner: bytes = b""
-    ) -> tuple[float, LowRankGradients]:
-        """Loss of a batch and its gradient with respect to z and b.
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        """The first half of a step whose labels stay with the client.
 
-        Args:
-            owner: whose features the batch names; over a wire, the caller.
+        Returns:
+            The number of the graph that is kept for `backward`, one an owner and for a limited
+            time; and the logits (P, vocabulary) after `positions` (P,).
+        """
+        ...
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
+        """The second half: from the loss's gradient with respect to the logits, (P, vocabulary).
 
         Raises:
-            FeaturesMissingError: image features that the batch names are not here.
+            GraphGoneError: the graph is not here (any more).
         """
         ...
 
     def score(
-        self,
-        inputs: LLMInputs | LowRankInputs,
-        positions: Tensor,
-        candidates: Tensor,
-        owner: bytes = b"",
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
         ...
 
-    def next_tokens(
-        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
-    ) -> Tensor:
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...
 

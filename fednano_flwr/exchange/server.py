@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
 import grpc
 import torch
@@ -17,16 +17,19 @@ from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
+    STILL_WANTED,
     Feature,
     FeaturesMissingError,
+    Gradient,
+    GraphGoneError,
+    HostBusyError,
+    Inputs,
     LLMInfo,
-    LLMInputs,
     LLMService,
     LowRankInputs,
 )
 
-Result = TypeVar("Result")
-WAITING_REQUESTS = 64
+REFUSALS_AT_ONCE = 16
 LONGEST_KEY = 32
 
 
@@ -35,15 +38,11 @@ class RefusalError(ValueError):
 
 
 class Servicer(LLMServicer):
-    """Checks each request, then has it computed by one worker thread, first come first served."""
+    """Checks each request, then asks the service, from as many threads as there are requests."""
 
     def __init__(self, service: LLMService) -> None:
         self._service = service
         self._info = service.describe()
-        self._worker = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm")
-
-    def close(self) -> None:
-        self._worker.shutdown(cancel_futures=True)
 
     def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: grpc.ServicerContext
@@ -83,21 +82,40 @@ class Servicer(LLMServicer):
                 raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
             labels = torch.full((count,), IGNORE)
             labels[positions] = targets
-            if isinstance(inputs, LLMInputs):
-                plain = inputs
-                loss, gradient = self._compute(lambda: self._service.step(plain, labels))
-                dtype = request.inputs.embeddings.dtype
-                return pb.StepReply(loss=loss, gradient=codec.encode(gradient, dtype))
-            low_rank, owner = inputs, _owner(request.header)
             try:
-                loss, found = self._compute(
-                    lambda: self._service.step_low_rank(low_rank, labels, owner)
-                )
+                loss, gradient = self._service.step(inputs, labels, _owner(request.header))
             except FeaturesMissingError as missing:
                 return pb.StepReply(missing=missing.keys)
-            dtypes = {factors.z.dtype for factors in request.inputs.low_rank.factors}
-            factors = codec.encode_factors(found.z, found.b, dtypes.pop() if dtypes else "float32")
-            return pb.StepReply(loss=loss, gradients=factors)
+            return pb.StepReply(loss=loss, **_fields(gradient, _dtype(request.inputs)))
+        raise AssertionError("unreachable")
+
+    def Forward(  # noqa: N802
+        self, request: pb.ForwardRequest, context: grpc.ServicerContext
+    ) -> pb.ForwardReply:
+        with _answering(context):
+            inputs = self._batch(request.header, request.inputs)
+            positions = _indices(request.positions, sum(inputs.lengths), "position")
+            if not len(positions):
+                raise RefusalError("no positions")
+            try:
+                graph, logits = self._service.forward(inputs, positions, _owner(request.header))
+            except FeaturesMissingError as missing:
+                return pb.ForwardReply(missing=missing.keys)
+        return pb.ForwardReply(graph=graph, logits=codec.encode(logits, _exact(logits)))
+
+    def Backward(  # noqa: N802
+        self, request: pb.BackwardRequest, context: grpc.ServicerContext
+    ) -> pb.BackwardReply:
+        with _answering(context):
+            _check_protocol(request.header)
+            if request.dtype not in codec.NAMES:
+                raise RefusalError(f"dtype {request.dtype!r} is none of {', '.join(codec.NAMES)}")
+            gradient = codec.decode(request.gradient)
+            try:
+                found = self._service.backward(request.graph, gradient, _owner(request.header))
+            except GraphGoneError:
+                return pb.BackwardReply(gone=True)
+            return pb.BackwardReply(**_fields(found, request.dtype))
         raise AssertionError("unreachable")
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:  # noqa: N802
@@ -106,9 +124,7 @@ class Servicer(LLMServicer):
             positions = _indices(request.positions, sum(inputs.lengths), "position")
             candidates = _indices(request.candidates, self._info.vocabulary, "candidate")
             try:
-                logits = self._compute(
-                    lambda: self._service.score(inputs, positions, candidates, owner)
-                )
+                logits = self._service.score(inputs, positions, candidates, owner)
             except FeaturesMissingError as missing:
                 return pb.ScoreReply(missing=missing.keys)
         return pb.ScoreReply(logits=codec.encode(logits, "float32"))
@@ -120,7 +136,7 @@ class Servicer(LLMServicer):
             inputs, owner = self._batch(request.header, request.inputs), _owner(request.header)
             positions = _indices(request.positions, sum(inputs.lengths), "position")
             try:
-                tokens = self._compute(lambda: self._service.next_tokens(inputs, positions, owner))
+                tokens = self._service.next_tokens(inputs, positions, owner)
             except FeaturesMissingError as missing:
                 return pb.NextTokensReply(missing=missing.keys)
         return pb.NextTokensReply(tokens=tokens.tolist())
@@ -143,10 +159,7 @@ class Servicer(LLMServicer):
             self._service.keep_features(features, _owner(request.header))
         return pb.KeepFeaturesReply()
 
-    def _compute(self, work: Callable[[], Result]) -> Result:
-        return self._worker.submit(work).result()
-
-    def _batch(self, header: pb.Header, batch: pb.Inputs) -> LLMInputs | LowRankInputs:
+    def _batch(self, header: pb.Header, batch: pb.Inputs) -> Inputs:
         _check_protocol(header)
         counts, size = tuple(batch.lengths), self._info.hidden_size
         if not batch.HasField("low_rank"):
@@ -184,22 +197,29 @@ class Servicer(LLMServicer):
 
 
 @contextmanager
-def serve(service: LLMService, bind: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def serve(
+    service: LLMService, bind: str = "127.0.0.1", port: int = 0, max_waiting: int = 256
+) -> Iterator[str]:
     """Answer requests while the block runs; yields the address, `host:port`.
+
+    Args:
+        service: asked from several threads at once.
+        max_waiting: requests that it may be asked at once; more are told to come again.
 
     Raises:
         OSError: the port is taken.
     """
+    threads = max_waiting + REFUSALS_AT_ONCE
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=WAITING_REQUESTS, thread_name_prefix="llm-rpc"),
+        futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
+        maximum_concurrent_rpcs=threads,
         options=[
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", _largest_message(service.describe())),
             ("grpc.so_reuseport", 0),
         ],
     )
-    servicer = Servicer(service)
-    add_LLMServicer_to_server(servicer, server)
+    add_LLMServicer_to_server(Servicer(service), server)
     host = f"[{bind}]" if ":" in bind else bind
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
@@ -210,7 +230,6 @@ def serve(service: LLMService, bind: str = "127.0.0.1", port: int = 0) -> Iterat
         yield f"{host}:{bound}"
     finally:
         server.stop(grace=1.0).wait()
-        servicer.close()
 
 
 def _largest_message(info: LLMInfo) -> int:
@@ -221,10 +240,15 @@ def _largest_message(info: LLMInfo) -> int:
 @contextmanager
 def _answering(context: grpc.ServicerContext) -> Iterator[None]:
     """Turn a refusal into a gRPC status that carries its text."""
+    STILL_WANTED.set(context.is_active)  # for this thread, until its next call
     try:
         yield
     except ValueError as refusal:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
+    except HostBusyError as busy:
+        context.abort(grpc.StatusCode.UNAVAILABLE, str(busy))
+    except futures.CancelledError:
+        context.abort(grpc.StatusCode.CANCELLED, "the client does not wait any more")
 
 
 def _check_protocol(header: pb.Header) -> None:
@@ -238,6 +262,25 @@ def _check_protocol(header: pb.Header) -> None:
 def _owner(header: pb.Header) -> bytes:
     """Whose features a request names: the node's own, in this run."""
     return f"{header.run}/{header.node}".encode()
+
+
+def _dtype(inputs: pb.Inputs) -> str:
+    """In which the reply's tensors travel: the request's."""
+    if not inputs.HasField("low_rank"):
+        return inputs.embeddings.dtype
+    return inputs.low_rank.factors[0].z.dtype if inputs.low_rank.factors else "float32"
+
+
+def _exact(tensor: Tensor) -> str:
+    """The wire's dtype that keeps a tensor as it is."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _fields(gradient: Gradient, dtype: str) -> dict[str, Any]:
+    """The fields of a reply that hold a gradient."""
+    if isinstance(gradient, Tensor):
+        return {"gradient": codec.encode(gradient, dtype)}
+    return {"gradients": codec.encode_factors(gradient.z, gradient.b, dtype)}
 
 
 def _indices(values: Iterable[int], below: int, what: str) -> Tensor:
@@ -257,4 +300,5 @@ def _description(info: LLMInfo) -> pb.Description:
         vocabulary=info.vocabulary,
         dtype=info.dtype,
         max_tokens=info.max_tokens,
+        parameters=info.parameters,
     )

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fednano_flwr.exchange.protocol import (
-    IGNORE,
-    Feature,
-    FeaturesMissingError,
-    LLMInfo,
-    LLMInputs,
-    LowRankGradients,
-    LowRankInputs,
-    adapted,
-)
+from fednano_flwr.exchange.protocol import Feature, Gradient, Inputs, LLMInfo
+from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
+from fednano_flwr.llm.graphs import Graph, Graphs
+from fednano_flwr.llm.jobs import Job, NextTokensJob, ReadJob, Result, Sample, ScoreJob, StepJob
 from fednano_flwr.models.llm_half import LLMHalf
+
+log = logging.getLogger(__name__)
+
+
+class HostMemoryError(ValueError):
+    """A single sample does not fit the host's memory; repeating it is of no use."""
 
 
 class FrozenLLM:
-    """An `LLMService` that computes in this process.
+    """An `LLMService` that computes in this process, one call at a time.
 
     Every call is a function of its arguments, and of features that it names and that clients sent
     before: weights have no gradients, and the head is computed at the asked positions only. Samples
     are padded on the right, where a causal model cannot see the padding, so a sample's result does
     not depend on its neighbours' lengths.
+
+    Args:
+        features: kept for low-rank batches.
+        graphs: kept between `forward` and `backward`.
     """
 
     def __init__(
-        self, half: LLMHalf, max_tokens: int = 65536, features: FeatureStore | None = None
+        self,
+        half: LLMHalf,
+        max_tokens: int = 65536,
+        features: FeatureStore | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         self._half = half
         self._max_tokens = max_tokens
+        self._lock = threading.Lock()
+        self._told_of_memory = False
         self.features = FeatureStore(2**30) if features is None else features
+        self.graphs = Graphs() if graphs is None else graphs
 
     def describe(self) -> LLMInfo:
         return LLMInfo(
@@ -48,58 +61,53 @@ class FrozenLLM:
             vocabulary=self._half.vocabulary,
             dtype=str(self._half.dtype).removeprefix("torch."),
             max_tokens=self._max_tokens,
+            parameters=self._half.size,
         )
 
-    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
-        """See `LLMService.step`; the gradient comes back where and as the embeddings were."""
-        embeds = inputs.embeds.detach().to(self._half.device, self._half.dtype).requires_grad_()
-        with torch.enable_grad():  # the caller may be inside another graph's forward
-            loss = self._loss(embeds, inputs, labels)
-        (gradient,) = torch.autograd.grad(loss, embeds)
-        return loss.item(), gradient.to(inputs.embeds)
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        """See `LLMService.step`; the gradient comes back where and as the inputs were."""
+        return self._at_once(StepJob(inputs, labels, owner))
 
-    def step_low_rank(
-        self, inputs: LowRankInputs, labels: Tensor, owner: bytes = b""
-    ) -> tuple[float, LowRankGradients]:
-        """See `LLMService.step_low_rank`.
-
-        Args:
-            owner: whose features the keys name.
-        """
-        hidden = self._hidden(inputs, owner)
-        z, b = (
-            {s: v.detach().to(hidden.device).requires_grad_() for s, v in factors.items()}
-            for factors in (inputs.z, inputs.b)
-        )
-        with torch.enable_grad():
-            embeds = adapted(hidden, inputs.is_image.to(hidden.device), z, b)
-            loss = self._loss(embeds, inputs, labels)
-        leaves = [*z.values(), *b.values()]
-        found = iter(torch.autograd.grad(loss, leaves) if leaves else ())
-        return loss.item(), LowRankGradients(
-            {site: next(found).to(inputs.z[site]) for site in z},
-            {site: next(found).to(inputs.b[site]) for site in b},
-        )
-
-    @torch.no_grad()
     def score(
-        self,
-        inputs: LLMInputs | LowRankInputs,
-        positions: Tensor,
-        candidates: Tensor,
-        owner: bytes = b"",
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
         """See `LLMService.score`."""
-        embeds = self._embeds(inputs, owner)
-        logits = self._logits(embeds, inputs, positions)
-        return logits[:, candidates.to(embeds.device)].cpu()
+        return self._at_once(ScoreJob(inputs, positions, candidates, owner))
 
-    @torch.no_grad()
-    def next_tokens(
-        self, inputs: LLMInputs | LowRankInputs, positions: Tensor, owner: bytes = b""
-    ) -> Tensor:
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """See `LLMService.next_tokens`."""
-        return self._logits(self._embeds(inputs, owner), inputs, positions).argmax(1).cpu()
+        return self._at_once(NextTokensJob(inputs, positions, owner))
+
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        """See `LLMService.forward`."""
+        with self._lock:
+            self.graphs.make_room(owner)
+            samples = Job(inputs, positions, owner).samples()
+            embedded = embed(inputs, self._half, self.features, owner, trains=True)
+            rows = embedded.rows.requires_grad_()
+            with torch.enable_grad():
+                logits = self._logits([sample.rows(rows) for sample in samples], samples)
+                order = torch.cat([sample.asked for sample in samples]).argsort()
+                logits = logits[order.to(logits.device)]
+            number = self.graphs.keep(owner, Graph(embedded, rows, logits))
+        return number, logits.detach().cpu()
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
+        """See `LLMService.backward`."""
+        with self._lock:
+            kept = self.graphs.take(owner, graph)
+            if gradient.shape != kept.logits.shape:
+                raise ValueError(
+                    f"a gradient of shape {tuple(gradient.shape)} for logits of shape "
+                    f"{tuple(kept.logits.shape)}"
+                )
+            (rows,) = torch.autograd.grad(kept.logits, kept.rows, gradient.to(kept.logits))
+            return kept.embedded.gradient(rows)
+
+    def expire_graphs(self) -> None:
+        """Forget graphs whose time is over."""
+        with self._lock:
+            self.graphs.expire()
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; they are kept in the host's dtype."""
@@ -107,71 +115,123 @@ class FrozenLLM:
             kept = feature.rows.detach().to(self._half.device, self._half.dtype)
             self.features.put(owner, feature.key, kept)
 
-    def _embeds(self, inputs: LLMInputs | LowRankInputs, owner: bytes) -> Tensor:
-        if isinstance(inputs, LLMInputs):
-            return inputs.embeds.to(self._half.device, self._half.dtype)
-        hidden = self._hidden(inputs, owner)
-        z, b = (
-            {site: value.to(hidden.device) for site, value in factors.items()}
-            for factors in (inputs.z, inputs.b)
-        )
-        return adapted(hidden, inputs.is_image.to(hidden.device), z, b)
+    def serve(self, samples: Sequence[Sample]) -> None:
+        """Serve samples of one or several requests of one layout in one pass.
 
-    @torch.no_grad()
-    def _hidden(self, inputs: LowRankInputs, owner: bytes) -> Tensor:
-        """Frozen embeddings (N, d) from the token table and the feature store.
-
-        Raises:
-            FeaturesMissingError: some of the features are not there.
-            ValueError: features and image rows do not agree.
+        What goes wrong with a request is that request's error. Where the device's memory does not
+        last for one pass, there are several.
         """
-        kept = [self.features.get(owner, key) for key in inputs.keys]
-        missing = tuple(key for key, rows in zip(inputs.keys, kept, strict=True) if rows is None)
-        if missing:
-            raise FeaturesMissingError(missing)
-        device = self._half.device
-        is_image = inputs.is_image.to(device)
-        hidden = torch.empty(
-            len(is_image), self._half.hidden_size, device=device, dtype=self._half.dtype
-        )
-        hidden[~is_image] = self._half.embed(inputs.token_ids.to(device))
-        count = sum(len(rows) for rows in kept if rows is not None)
-        if count != int(is_image.sum()):
-            raise ValueError(f"{count} features for {int(is_image.sum())} rows of pictures")
-        if kept:
-            hidden[is_image] = torch.cat([rows.to(hidden) for rows in kept if rows is not None])
-        return hidden
+        with self._lock:
+            ready = [sample for sample in samples if self._is_ready(sample.job)]
+            if ready:
+                self._serve_within_memory(ready)
 
-    def _loss(self, embeds: Tensor, inputs: LLMInputs | LowRankInputs, labels: Tensor) -> Tensor:
-        known = (labels != IGNORE).nonzero().squeeze(1)
-        logits = self._logits(embeds, inputs, known)
-        return F.cross_entropy(logits, labels[known].to(embeds.device))
+    def _at_once(self, job: Job[Result]) -> Result:
+        self.serve(job.samples())
+        return job.future.result()
 
-    def _logits(
-        self, embeds: Tensor, inputs: LLMInputs | LowRankInputs, positions: Tensor
-    ) -> Tensor:
-        """Logits (P, vocabulary), at least in float32, at rows `positions` of `embeds` (N, d)."""
-        lengths = list(inputs.lengths)
-        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        rows = real.flatten().nonzero().squeeze(1)[positions.cpu()]
+    def _is_ready(self, job: Job[Any]) -> bool:
+        """Whether the request has its embeddings and has not failed."""
+        if job.embedded is None and not job.future.done():
+            try:
+                job.embedded = embed(job.inputs, self._half, self.features, job.owner, job.trains)
+            except Exception as error:
+                job.fail(error)
+        return not job.future.done()
+
+    def _serve_within_memory(self, samples: Sequence[Sample]) -> None:
+        try:
+            self._serve_together(samples)
+            return
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+        except Exception as error:
+            for sample in samples:
+                sample.job.fail(error)
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(samples) == 1:
+            samples[0].job.fail(
+                HostMemoryError(
+                    f"the LLM host's memory does not last for one sample of {samples[0].length} "
+                    f"tokens ({reason}); its operator can set llm.checkpointing"
+                )
+            )
+            return
+        if not self._told_of_memory:
+            log.warning(
+                "the LLM host's memory does not last for %d samples at once: passes are split "
+                "where needed (this is said once): %s",
+                len(samples),
+                reason,
+            )
+            self._told_of_memory = True
+        middle = len(samples) // 2
+        for part in (samples[:middle], samples[middle:]):
+            alive = [sample for sample in part if not sample.job.future.done()]
+            if alive:
+                self._serve_within_memory(alive)
+
+    def _serve_together(self, samples: Sequence[Sample]) -> None:
+        """One forward pass, and one backward where the samples' requests train."""
+        trains = samples[0].job.trains
+        rows = [_rows(sample).requires_grad_(trains) for sample in samples]
+        with torch.set_grad_enabled(trains):
+            logits = self._logits(rows, samples).split([len(s.asked) for s in samples])
+            of_jobs: dict[Job[Any], list[int]] = {}
+            for index, sample in enumerate(samples):
+                of_jobs.setdefault(sample.job, []).append(index)
+            if trains:
+                self._take_steps(samples, rows, logits, of_jobs)
+        for job, indices in of_jobs.items():
+            if isinstance(job, ReadJob):
+                for index in indices:
+                    job.take(samples[index], logits[index])
+            job.served(len(indices))
+
+    def _take_steps(
+        self,
+        samples: Sequence[Sample],
+        rows: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        of_jobs: Mapping[Job[Any], list[int]],
+    ) -> None:
+        """Losses, each its request's own mean, and their gradients in one backward pass."""
+        losses = {}
+        for job, indices in of_jobs.items():
+            assert isinstance(job, StepJob)
+            own = torch.cat([logits[i] for i in indices])
+            losses[job] = job.loss([samples[i] for i in indices], own)
+        gradients = torch.autograd.grad(list(losses.values()), list(rows))
+        for job, loss in losses.items():
+            indices = of_jobs[job]
+            job.take([samples[i] for i in indices], loss.item(), [gradients[i] for i in indices])
+
+    def _logits(self, rows: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
+        """Logits (Σp, vocabulary), at least in float32, at the samples' positions in order."""
+        device, widest = self._half.device, max(sample.length for sample in samples)
+        asked = torch.cat([i * widest + s.positions for i, s in enumerate(samples)])
+        lengths = torch.tensor([sample.length for sample in samples])
         logits = self._half.logits(
-            _pad(embeds, lengths),
-            rows.to(embeds.device),
-            real.to(embeds.device),
-            _padded(inputs.position_ids, lengths, embeds.device),
-            _padded(inputs.token_type_ids, lengths, embeds.device),
+            pad_sequence(list(rows), batch_first=True),
+            asked.to(device),
+            (torch.arange(widest) < lengths[:, None]).to(device),
+            _padded([(s.job.inputs.position_ids, s) for s in samples], device),
+            _padded([(s.job.inputs.token_type_ids, s) for s in samples], device),
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _padded(values: Tensor | None, lengths: list[int], device: torch.device) -> Tensor | None:
-    """(N,) as (B, T), or (axes, N) as (axes, B, T), padded on the right with zeros."""
-    if values is None:
+def _rows(sample: Sample) -> Tensor:
+    assert sample.job.embedded is not None
+    return sample.rows(sample.job.embedded.rows).detach()
+
+
+def _padded(values: Sequence[tuple[Tensor | None, Sample]], device: torch.device) -> Tensor | None:
+    """Each request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded right with zeros."""
+    parts = [sample.columns(whole) for whole, sample in values if whole is not None]
+    if not parts:
         return None
-    if values.dim() == 2:
-        return torch.stack([_pad(axis, lengths) for axis in values.to(device)])
-    return _pad(values.to(device), lengths)
-
-
-def _pad(values: Tensor, lengths: list[int]) -> Tensor:
-    return pad_sequence(list(values.split(lengths)), batch_first=True)
+    padded = pad_sequence([part.T for part in parts], batch_first=True)  # (B, T) or (B, T, axes)
+    return (padded.permute(2, 0, 1) if padded.dim() == 3 else padded).to(device)

@@ -174,7 +174,7 @@ class Overflowing:
     def __getattr__(self, name: str) -> object:
         return getattr(self._host, name)
 
-    def step(self, inputs: LLMInputs, labels: Tensor) -> tuple[float, Tensor]:
+    def step(self, inputs: LLMInputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
         return 1.0, torch.full_like(inputs.embeds, self._gradient, dtype=torch.float32)
 
 

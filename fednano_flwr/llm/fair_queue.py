@@ -1,0 +1,157 @@
+"""Whose samples go through the language model next.
+
+Every owner (client) has a clock that runs on with its tokens served; the owner whose clock shows
+least is next (start-time fair queueing, Goyal, Vin & Cheng, IEEE/ACM ToN 1997). So a client with
+large requests waits for those with small ones, and not they for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any
+
+from fednano_flwr.llm.jobs import Job, Request, Sample, Task
+
+PADDING = 4
+"""At most one in so many tokens of a pass may be padding."""
+
+
+@dataclass
+class _Entry:
+    """A waiting request, and those of its samples that no pass has taken yet, longest first."""
+
+    work: Request[Any]
+    samples: list[Sample] = field(default_factory=list)
+
+
+class FairQueue:
+    """Waiting requests; not safe for several threads.
+
+    Args:
+        batch_tokens: most tokens in a pass, padding included, but for a sample that is longer
+            alone; 0: a pass serves one whole request.
+    """
+
+    def __init__(self, batch_tokens: int = 0) -> None:
+        self._batch_tokens = batch_tokens
+        self._waiting: dict[bytes, deque[_Entry]] = {}
+        self._clocks: dict[bytes, int] = {}
+        self._now = 0
+
+    def __len__(self) -> int:
+        return sum(len(entries) for entries in self._waiting.values())
+
+    @property
+    def owners(self) -> set[bytes]:
+        """Who waits."""
+        return set(self._waiting)
+
+    def waiting_of(self, owner: bytes) -> int:
+        """Requests of this owner that wait."""
+        return len(self._waiting.get(owner, ()))
+
+    def fills_a_pass(self) -> bool:
+        """Whether waiting for more requests could not make the next pass larger."""
+        tokens = 0
+        for entries in self._waiting.values():
+            for entry in entries:
+                tokens += sum(s.length for s in entry.samples) or entry.work.tokens
+        return tokens >= self._batch_tokens
+
+    def clear(self) -> list[Request[Any]]:
+        """Let nothing wait any more; returns what did."""
+        left = [entry.work for entries in self._waiting.values() for entry in entries]
+        self._waiting.clear()
+        return left
+
+    def add(self, work: Request[Any]) -> None:
+        """Let a request wait."""
+        samples = work.samples() if isinstance(work, Job) else []
+        if self._batch_tokens:
+            samples.sort(key=lambda sample: sample.length, reverse=True)
+        if work.owner not in self._waiting:
+            self._waiting[work.owner] = deque()
+            clock = max(self._now, self._clocks.get(work.owner, 0))
+            self._clocks[work.owner] = clock
+        self._waiting[work.owner].append(_Entry(work, samples))
+
+    def next(self) -> list[Sample] | Task[Any] | None:
+        """The next pass, or a task to do alone; None if nothing waits.
+
+        Requests that are done already, because nobody wants them any more, are left out.
+        """
+        self._forget_done()
+        if not self._waiting:
+            return None
+        lead = min(self._waiting, key=self._clock)
+        self._now = self._clocks[lead]
+        entry = self._waiting[lead][0]
+        if isinstance(entry.work, Task):
+            self._took(lead, entry.work.tokens)
+            return entry.work
+        if not self._batch_tokens:
+            samples, entry.samples = entry.samples, []
+            self._took(lead, entry.work.tokens)
+            return samples
+        return self._shared_pass(lead)
+
+    def _shared_pass(self, lead: bytes) -> list[Sample]:
+        """Samples from the owner whose turn it is and from others, in the order of their clocks."""
+        taken: list[Sample] = []
+        givers = list(self._waiting)
+        layout = self._layout(lead)
+        while givers := [o for o in givers if o in self._waiting and self._layout(o) == layout]:
+            owner = min(givers, key=self._clock) if taken else lead
+            samples = self._waiting[owner][0].samples
+            if taken and not self._fits(taken, samples[0]):
+                givers.remove(owner)
+                continue
+            taken.append(samples.pop(0))
+            self._took(owner, taken[-1].length)
+        return taken
+
+    def _layout(self, owner: bytes) -> tuple[bool, int, bool] | None:
+        """Of an owner's next samples; None if a task is next."""
+        work = self._waiting[owner][0].work
+        return work.layout if isinstance(work, Job) else None
+
+    def _fits(self, taken: list[Sample], sample: Sample) -> bool:
+        lengths = [s.length for s in taken] + [sample.length]
+        padded = len(lengths) * max(lengths)
+        return padded <= self._batch_tokens and PADDING * (padded - sum(lengths)) <= padded
+
+    def _took(self, owner: bytes, tokens: int) -> None:
+        """Move an owner's clock on, and its request out if all of it is taken."""
+        self._clocks[owner] += tokens
+        entries = self._waiting[owner]
+        if not entries[0].samples:
+            entries.popleft()
+        if not entries:
+            del self._waiting[owner]
+            self._forget_clocks()
+
+    def _forget_done(self) -> None:
+        for owner in list(self._waiting):
+            left = deque(entry for entry in self._waiting[owner] if _is_open(entry.work))
+            if left:
+                self._waiting[owner] = left
+            else:
+                del self._waiting[owner]
+
+    def _forget_clocks(self) -> None:
+        """Of owners who are not waiting and would start from now anyway."""
+        for owner in [o for o, c in self._clocks.items() if c <= self._now]:
+            if owner not in self._waiting:
+                del self._clocks[owner]
+
+    def _clock(self, owner: bytes) -> int:
+        return self._clocks[owner]
+
+
+def _is_open(work: Request[Any]) -> bool:
+    """Whether a request has no result yet and still needs one."""
+    if not work.future.done() and not work.is_wanted():
+        work.fail(CancelledError())
+    return not work.future.done()

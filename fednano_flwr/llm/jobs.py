@@ -1,0 +1,209 @@
+"""One request to the language model: cut into samples, put together when all are served.
+
+A forward pass serves samples of one or of several requests. What a request gets does not depend on
+which samples shared a pass with its own, but for rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED, Gradient, Inputs
+from fednano_flwr.llm.embedding import Embedded
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sequence of a request.
+
+    Attributes:
+        job: the request.
+        index: its number in it.
+        start, length: its rows of the request's tokens.
+        asked: (p,) which of the request's positions lie in it.
+    """
+
+    job: Job[Any]
+    index: int
+    start: int
+    length: int
+    asked: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """(p,) rows of this sequence whose logits are asked for."""
+        return self.job.positions[self.asked] - self.start
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Its part (T, d) of the request's rows (N, d)."""
+        return values[self.start : self.start + self.length]
+
+    def columns(self, values: Tensor) -> Tensor:
+        """Its part (…, T) of values whose last axis is the request's tokens."""
+        return values[..., self.start : self.start + self.length]
+
+
+class Request(Generic[Result]):
+    """Something that a client waits for.
+
+    Attributes:
+        owner: who asks.
+        tokens: what it counts as.
+        future: of its result.
+        is_wanted: whether the client still waits for it.
+    """
+
+    def __init__(self, tokens: int, owner: bytes) -> None:
+        self.owner, self.tokens = owner, tokens
+        self.future: Future[Result] = Future()
+        self.is_wanted = STILL_WANTED.get()
+
+    def fail(self, error: BaseException) -> None:
+        """The request cannot be served; the first reason counts."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Task(Request[Result]):
+    """Something to do at once and alone, in its turn."""
+
+    def __init__(self, work: Callable[[], Result], tokens: int, owner: bytes) -> None:
+        super().__init__(tokens, owner)
+        self._work = work
+
+    def run(self) -> None:
+        """Do it; its error is its own."""
+        try:
+            self.future.set_result(self._work())
+        except Exception as error:
+            self.fail(error)
+
+
+class Job(Request[Result]):
+    """Sequences on their way through the language model.
+
+    Attributes:
+        trains: whether their rows need a gradient.
+        positions: (P,) rows of the request's tokens whose logits are asked for.
+        embedded: its rows, once its first sample is served.
+    """
+
+    trains = False
+
+    def __init__(self, inputs: Inputs, positions: Tensor, owner: bytes) -> None:
+        super().__init__(sum(inputs.lengths), owner)
+        self.inputs = inputs
+        self.positions = positions.cpu()
+        self.embedded: Embedded | None = None
+        self._unserved = len(inputs.lengths)
+
+    @property
+    def layout(self) -> tuple[bool, int, bool]:
+        """Samples of unlike layouts cannot share a pass."""
+        axes = 0 if self.inputs.position_ids is None else self.inputs.position_ids.shape[0]
+        return self.trains, axes, self.inputs.token_type_ids is not None
+
+    def samples(self) -> list[Sample]:
+        """All its sequences, in order."""
+        ends = torch.tensor(self.inputs.lengths).cumsum(0)
+        where = torch.searchsorted(ends, self.positions, right=True)
+        return [
+            Sample(self, i, end - length, length, (where == i).nonzero().squeeze(1))
+            for i, (end, length) in enumerate(zip(ends.tolist(), self.inputs.lengths, strict=True))
+        ]
+
+    def served(self, count: int) -> None:
+        """Note that `count` samples are done; after the last one the result is there."""
+        self._unserved -= count
+        if not self._unserved and not self.future.done():
+            try:
+                self.future.set_result(self.result())
+            except Exception as error:
+                self.fail(error)
+
+    def result(self) -> Result:
+        """What goes back to the client."""
+        raise NotImplementedError
+
+
+class ReadJob(Job[Tensor]):
+    """Something of the logits at each position."""
+
+    def __init__(self, inputs: Inputs, positions: Tensor, owner: bytes) -> None:
+        super().__init__(inputs, positions, owner)
+        self._found: dict[int, Tensor] = {}
+        self._order: dict[int, Tensor] = {}
+
+    def take(self, sample: Sample, logits: Tensor) -> None:
+        """Keep what is asked of a sample's logits (p, vocabulary)."""
+        self._found[sample.index] = self.read(logits).cpu()
+        self._order[sample.index] = sample.asked
+
+    def read(self, logits: Tensor) -> Tensor:
+        """What is asked of logits (p, vocabulary), one row a position."""
+        raise NotImplementedError
+
+    def result(self) -> Tensor:
+        order = torch.cat([self._order[i] for i in sorted(self._order)])
+        found = torch.cat([self._found[i] for i in sorted(self._found)])
+        return found[order.argsort()]
+
+
+class ScoreJob(ReadJob):
+    """Logits of candidate tokens."""
+
+    def __init__(self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes) -> None:
+        super().__init__(inputs, positions, owner)
+        self._candidates = candidates
+
+    def read(self, logits: Tensor) -> Tensor:
+        return logits[:, self._candidates.to(logits.device)]
+
+
+class NextTokensJob(ReadJob):
+    """The likeliest token."""
+
+    def read(self, logits: Tensor) -> Tensor:
+        return logits.argmax(1)
+
+
+class StepJob(Job[tuple[float, Gradient]]):
+    """Mean cross-entropy of the labels, and its gradient."""
+
+    trains = True
+
+    def __init__(self, inputs: Inputs, labels: Tensor, owner: bytes) -> None:
+        labels = labels.cpu()
+        super().__init__(inputs, (labels != IGNORE).nonzero().squeeze(1), owner)
+        self._labels = labels
+        self._losses: list[float] = []
+        self._gradients: dict[int, Tensor] = {}
+
+    def loss(self, samples: list[Sample], logits: Tensor) -> Tensor:
+        """What these samples, with logits (p, vocabulary), add to the request's mean."""
+        labels = self._labels[self.positions[torch.cat([s.asked for s in samples])]]
+        if not len(labels):
+            return logits.sum()  # of nothing: 0, and so are the gradients
+        mean = F.cross_entropy(logits, labels.to(logits.device))
+        share = len(labels) / len(self.positions)
+        return mean if share == 1 else mean * share
+
+    def take(self, samples: list[Sample], loss: float, gradients: list[Tensor]) -> None:
+        """Keep the loss of some samples and the gradients (T, d) of their rows."""
+        self._losses.append(loss)
+        self._gradients |= {s.index: g for s, g in zip(samples, gradients, strict=True)}
+
+    def result(self) -> tuple[float, Gradient]:
+        assert self.embedded is not None
+        rows = torch.cat([self._gradients[i] for i in sorted(self._gradients)])
+        return math.fsum(self._losses), self.embedded.gradient(rows)

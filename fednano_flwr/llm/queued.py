@@ -1,0 +1,162 @@
+"""A frozen language model that many clients ask at once: a bounded, fair queue and one worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import (
+    Feature,
+    Gradient,
+    HostBusyError,
+    Inputs,
+    LLMInfo,
+)
+from fednano_flwr.llm.fair_queue import FairQueue
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.llm.jobs import (
+    NextTokensJob,
+    Request,
+    Result,
+    Sample,
+    ScoreJob,
+    StepJob,
+    Task,
+)
+
+ACTIVE_SECONDS = 1.0
+"""A client that has asked within this time is expected to ask again."""
+WAITING_PER_OWNER = 8
+CHECK_SECONDS = 0.5
+
+
+class QueuedLLM:
+    """An `LLMService` whose calls wait for their turn in a `FairQueue`.
+
+    Args:
+        host: what serves them, in one worker thread.
+        batch_tokens: most tokens in a pass that serves samples of several requests; 0: a pass
+            serves one request, and results do not depend on who else asks, to the last bit.
+        batch_wait: seconds that a pass may wait for clients that have been asking and have nothing
+            waiting yet.
+        max_waiting: requests that may wait; more are refused for the moment.
+    """
+
+    def __init__(
+        self,
+        host: FrozenLLM,
+        batch_tokens: int = 0,
+        batch_wait: float = 0.002,
+        max_waiting: int = 256,
+    ) -> None:
+        self._host = host
+        self._batch_tokens, self._batch_wait = batch_tokens, batch_wait
+        self._max_waiting = max_waiting
+        self._queue = FairQueue(batch_tokens)
+        self._asked: dict[bytes, float] = {}
+        self._since = 0.0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="llm", daemon=True)
+        self._worker.start()
+
+    def __enter__(self) -> QueuedLLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker after the pass that it is in; waiting requests fail."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._worker.join()
+        self._host.features.close()
+
+    def describe(self) -> LLMInfo:
+        return self._host.describe()
+
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        """See `LLMService.step`."""
+        return self._ask(StepJob(inputs, labels, owner))
+
+    def score(
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
+    ) -> Tensor:
+        """See `LLMService.score`."""
+        return self._ask(ScoreJob(inputs, positions, candidates, owner))
+
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
+        """See `LLMService.next_tokens`."""
+        return self._ask(NextTokensJob(inputs, positions, owner))
+
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        """See `LLMService.forward`; never shares a pass."""
+        tokens = sum(inputs.lengths)
+        return self._ask(Task(lambda: self._host.forward(inputs, positions, owner), tokens, owner))
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
+        """See `LLMService.backward`."""
+        return self._ask(Task(lambda: self._host.backward(graph, gradient, owner), 0, owner))
+
+    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
+        """See `LLMService.keep_features`; waits for nobody."""
+        self._host.keep_features(features, owner)
+
+    def _ask(self, work: Request[Result]) -> Result:
+        """Let a request wait for its turn, and for its result.
+
+        Raises:
+            HostBusyError: too many requests wait already, or the host is closing.
+        """
+        with self._changed:
+            if self._closed:
+                raise HostBusyError("the LLM host is closing")
+            if len(self._queue) >= self._max_waiting:
+                raise HostBusyError(f"{len(self._queue)} requests wait (llm.max-waiting)")
+            if self._queue.waiting_of(work.owner) >= WAITING_PER_OWNER:
+                raise HostBusyError(f"{WAITING_PER_OWNER} requests of this client wait")
+            now = time.monotonic()
+            if not len(self._queue):
+                self._since = now
+            self._asked[work.owner] = now
+            self._queue.add(work)
+            self._changed.notify_all()
+        return work.future.result()
+
+    def _work(self) -> None:
+        while (work := self._next()) is not None:
+            if isinstance(work, Task):
+                work.run()
+            else:
+                self._host.serve(work)
+
+    def _next(self) -> list[Sample] | Task[Any] | None:
+        """What to do next, once there is something; None when the host closes."""
+        with self._changed:
+            while not self._closed:
+                if not len(self._queue):
+                    self._changed.wait(CHECK_SECONDS)
+                    self._host.expire_graphs()
+                elif (patience := self._patience()) > 0:
+                    self._changed.wait(patience)
+                elif (work := self._queue.next()) is not None:
+                    return work
+            for left in self._queue.clear():
+                left.fail(HostBusyError("the LLM host is closing"))
+            return None
+
+    def _patience(self) -> float:
+        """Seconds that the next pass may still wait for clients that have been asking."""
+        if not self._batch_tokens or self._queue.fills_a_pass():
+            return 0.0
+        now = time.monotonic()
+        self._asked = {o: t for o, t in self._asked.items() if now - t < ACTIVE_SECONDS}
+        if self._asked.keys() <= self._queue.owners:
+            return 0.0
+        return self._since + self._batch_wait - now
