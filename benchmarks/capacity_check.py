@@ -208,4 +208,3 @@ def as_dict(setup: paper.Setup) -> dict[str, Any]:
         }
         for name, values in parts.items()
     }
-
