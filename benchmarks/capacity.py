@@ -198,8 +198,8 @@ def show_rounds(made: paper.Setup, memory: float) -> list[dict[str, Any]]:
     one = paper.round_cost(made, 1, 1)
     first = paper.round_cost(made, 1, 1, True, True)
     print(
-        f"\nA client sends {size(one.a_client.up)} and gets {size(one.a_client.down)} a round, in "
-        f"its first {size(first.a_client.up)} and {size(first.a_client.down)}."
+        f"\nA client sends {size(one.a_client.up)} and gets {size(one.a_client.down)} a round, "
+        f"in its first {size(first.a_client.up)} and {size(first.a_client.down)}."
     )
     return rows
 
@@ -305,7 +305,7 @@ def arguments() -> argparse.Namespace:
     for a in ASSUMPTIONS:
         parser.add_argument(a.option, type=float, default=a.value, help=a.meaning)
     parser.add_argument("--clients", type=int, default=200, help="of --check's prediction")
-    parser.add_argument("--few", type=int, default=20, help="clients of --check's small run")
+    parser.add_argument("--few", type=int, default=40, help="clients of --check's small run")
     parser.add_argument("--check-epochs", type=int, default=1)
     parser.add_argument("--check-batch", type=int, default=4)
     parser.add_argument("--merged-clients", type=int, default=60, help="of --measure's merging")

@@ -12,14 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 FLOAT32 = 4
 KEY_BYTES = 16  # of a picture's features at the host
 CALL_BYTES = 50  # header of a request: protocol, run, node, round
-TENSOR_BYTES = 25  # of a tensor on the wire beside its numbers: dtype, shape, tags
-HELLO_BYTES = 200  # a client introduces itself to the host, once a message
-ARRAY_BYTES = 200  # of an array in a Flower record beside its numbers: NumPy's header, name, dtype
-REPLY_BYTES = 700  # metrics in a client's reply
+TENSOR_BYTES = 20  # of a tensor on the wire beside its numbers: dtype, shape, tags
+HELLO_BYTES = 75  # a client introduces itself to the host, once a message; as many come back
+ARRAY_BYTES = 170  # of an array in a Flower record beside its numbers: NumPy's header, name, dtype
+TASK_BYTES = 85  # of a message's other parts: round, address
+TRAINED_BYTES, SCORED_BYTES = 380, 445  # metrics of the replies
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Model:
     def token_id_bytes(self) -> float:
         """Of a token id as protobuf writes it, 7 bits a byte; mean over the vocabulary."""
         ends = [0, *(2 ** (7 * n) for n in range(1, 6))]
-        counts = [max(0, min(self.vocabulary, b) - a) for a, b in zip(ends, ends[1:], strict=False)]
+        counts = [max(0, min(self.vocabulary, b) - a) for a, b in pairwise(ends)]
         return sum(n * count for n, count in enumerate(counts, 1)) / self.vocabulary
 
 
@@ -288,7 +290,7 @@ def training_traffic(setup: Setup, first: bool) -> Traffic:
     work, args = setup.workload, (setup.exchange, setup.model, setup.workload.question)
     steps = step_traffic(*args, work.train.batch) * (work.gradient_passes * work.train.batches)
     extra = features_traffic(*args, work.train.batch) * (work.train.batches if first else 0)
-    return steps + extra + Traffic(HELLO_BYTES / 2, HELLO_BYTES / 2)
+    return steps + extra + Traffic(HELLO_BYTES, HELLO_BYTES)
 
 
 def scoring_traffic(setup: Setup, first: bool) -> Traffic:
@@ -296,18 +298,23 @@ def scoring_traffic(setup: Setup, first: bool) -> Traffic:
     work, args = setup.workload, (setup.exchange, setup.model, setup.workload.question)
     calls = score_traffic(*args, work.test.batch) * work.test.batches
     extra = features_traffic(*args, work.test.batch) * (work.test.batches if first else 0)
-    return calls + extra + Traffic(HELLO_BYTES / 2, HELLO_BYTES / 2)
+    return calls + extra + Traffic(HELLO_BYTES, HELLO_BYTES)
 
 
 def training_messages(model: Model, fisher: bool) -> Traffic:
     """Round traffic of one client's training: adapters down; adapters, and Fisher, up."""
-    adapters = FLOAT32 * model.numbers + 2 * model.sites * ARRAY_BYTES
-    return Traffic(adapters * (2 if fisher else 1) + REPLY_BYTES, adapters)
+    adapters = _adapters(model)
+    return Traffic(adapters * (2 if fisher else 1) + TRAINED_BYTES, adapters + TASK_BYTES)
 
 
 def evaluation_messages(model: Model) -> Traffic:
     """Round traffic of one client's evaluation: adapters down, metrics up."""
-    return Traffic(REPLY_BYTES, FLOAT32 * model.numbers + 2 * model.sites * ARRAY_BYTES)
+    return Traffic(SCORED_BYTES, _adapters(model) + TASK_BYTES)
+
+
+def _adapters(model: Model) -> float:
+    """Bytes of one record of adapters."""
+    return FLOAT32 * model.numbers + 2 * model.sites * ARRAY_BYTES
 
 
 def round_cost(

@@ -93,8 +93,8 @@ def test_round_messages_are_as_large_as_flower_counts_them(fisher: bool) -> None
     arrays = to_arrays(theta, theta if fisher else None)
     up = record_bytes(RecordDict({"arrays": arrays, "metrics": metrics}))
     got = training_messages(Model(128, 16, 223, 4), fisher)
-    assert got.down == pytest.approx(down, rel=0.02)
-    assert got.up == pytest.approx(up, rel=0.02)
+    assert got.down == pytest.approx(down, rel=0.01)
+    assert got.up == pytest.approx(up, rel=0.01)
 
 
 def test_the_host_takes_the_tokens_of_all_clients_divided_by_its_replicas() -> None:
