@@ -16,8 +16,8 @@ import argparse
 import json
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,12 @@ import torch
 
 from benchmarks import capacity_check, capacity_measure
 from benchmarks import capacity_model as paper
+from benchmarks.capacity_bytes import Model, Question
+from benchmarks.capacity_tables import show_carried, show_check, show_measured, show_rounds
 from fednano_flwr.models.size import count, read_size_config
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN_FLOP, SCORE_FLOP = 4, 2  # a parameter and token: forward; and backward to the inputs
-REPLICAS = (1, 8, 100)
-FEDERATIONS: dict[int, tuple[int, ...]] = {  # clients: how many are sampled a round
-    100: (100, 10),
-    10_000: (10_000, 1_000, 100),
-    1_000_000: (1_000_000, 10_000, 100),
-}
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,9 @@ def setup(options: argparse.Namespace, measured: Mapping[str, Any]) -> paper.Set
     known = epochs["later, from memory"] / samples
     return paper.Setup(
         exchange=options.exchange,
-        model=paper.Model(parts.hidden_size, options.rank, parts.vocabulary, wire_bytes=2),
+        model=Model(parts.hidden_size, options.rank, parts.vocabulary, wire_bytes=2),
         workload=paper.Workload(
-            question=paper.Question(options.image_tokens, options.text_tokens),
+            question=Question(options.image_tokens, options.text_tokens),
             train=paper.Shard.of(int(options.train_questions), int(options.batch_size)),
             test=paper.Shard.of(int(options.test_questions), int(options.batch_size)),
             gradient_passes=int(options.local_epochs) + 1,
@@ -119,10 +115,6 @@ def setup(options: argparse.Namespace, measured: Mapping[str, Any]) -> paper.Set
     )
 
 
-def with_replicas(setup: paper.Setup, replicas: int) -> paper.Setup:
-    return replace(setup, host=replace(setup.host, replicas=replicas))
-
-
 def show_inputs(options: argparse.Namespace, made: paper.Setup, file: Path) -> None:
     """Each input and where it comes from."""
     print("| input | value | from |\n|---|---|---|")
@@ -145,90 +137,6 @@ def show_inputs(options: argparse.Namespace, made: paper.Setup, file: Path) -> N
         print(f"| merging, {name.replace('_', ' ')} | {value:.3g} | `{file.name}` |")
 
 
-def show_carried(made: paper.Setup) -> list[dict[str, Any]]:
-    """How many clients the host carries, by exchange and replicas."""
-    print("\n| exchange | replicas | clients at once | client rounds an hour | limit |")
-    print("|---|---|---|---|---|")
-    rows = []
-    for exchange in ("embeddings", "lowrank"):
-        for replicas in REPLICAS:
-            with_exchange = replace(with_replicas(made, replicas), exchange=exchange)
-            found = paper.carried(with_exchange)
-            rows.append({"exchange": exchange, "replicas": replicas, **vars(found)})
-            print(
-                f"| {exchange} | {replicas} | {found.at_once:,.0f} | {found.an_hour:,.0f} "
-                f"| {found.limit} |"
-            )
-    return rows
-
-
-def show_rounds(made: paper.Setup, memory: float) -> list[dict[str, Any]]:
-    """What a later round costs, by clients, how many of them are sampled, and replicas."""
-    print(
-        "\n| clients | sampled | "
-        + " | ".join(f"{n} replicas" for n in REPLICAS)
-        + " | all evaluated, 8 replicas | step, round bytes at the server | merging memory |"
-    )
-    print("|---|---|" + "---|" * (len(REPLICAS) + 3))
-    rows = []
-    for clients, samplings in FEDERATIONS.items():
-        for sampled in samplings:
-            costs = {
-                n: paper.round_cost(with_replicas(made, n), sampled, sampled) for n in REPLICAS
-            }
-            everyone = paper.round_cost(with_replicas(made, 8), sampled, clients)
-            cost = costs[REPLICAS[0]]
-            cells = [f"{duration(c.seconds)}: {c.longest.bottleneck}" for c in costs.values()]
-            too_much = " (more than there is)" if cost.merge_bytes > memory else ""
-            print(
-                f"| {clients:,} | {sampled:,} | "
-                + " | ".join(cells)
-                + f" | {duration(everyone.seconds)}: {everyone.longest.bottleneck} "
-                f"| {size(cost.step.both)}, {size(cost.round.both)} "
-                f"| {size(cost.merge_bytes)}{too_much} |"
-            )
-            rows.append(
-                {
-                    "clients": clients,
-                    "sampled": sampled,
-                    "replicas": {n: as_dict(c) for n, c in costs.items()},
-                    "all_evaluated_8_replicas": as_dict(everyone),
-                }
-            )
-    one = paper.round_cost(made, 1, 1)
-    first = paper.round_cost(made, 1, 1, True, True)
-    print(
-        f"\nA client sends {size(one.a_client.up)} and gets {size(one.a_client.down)} a round, "
-        f"in its first {size(first.a_client.up)} and {size(first.a_client.down)}."
-    )
-    return rows
-
-
-def as_dict(cost: paper.RoundCost) -> dict[str, Any]:
-    return {
-        "seconds": cost.seconds,
-        "bottleneck": cost.longest.bottleneck,
-        "phases": {phase.name: dict(phase.parts) for phase in cost.phases},
-        "step_bytes": vars(cost.step),
-        "round_bytes": vars(cost.round),
-        "merge_bytes": cost.merge_bytes,
-    }
-
-
-def duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def size(number: float) -> str:
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= length:
-            return f"{number / length:.3g} {unit}"
-    return f"{number:.0f} B"
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the tables need of this machine; the rest is in other files."""
     return {
@@ -240,21 +148,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show_measured(measured: Mapping[str, Any]) -> None:
-    print("\n| this machine's host (the demo's model) | tokens a second, training | scoring |")
-    print("|---|---|---|")
-    for row in measured["host"]:
-        print(
-            f"| batches of {row['batch']} | {row['train_tokens_per_second']:,.0f} "
-            f"| {row['score_tokens_per_second']:,.0f} |"
-        )
-    worst = max(measured["bytes"], key=lambda row: abs(row["error"]))
-    print(
-        f"\nFormulas of bytes against {len(measured['bytes'])} counted steps: off by at most "
-        f"{100 * abs(worst['error']):.2f} % ({worst['exchange']}, d = {worst['hidden_size']})."
-    )
-
-
 def check(options: argparse.Namespace) -> dict[str, Any]:
     changes = [
         f"exchange.kind={options.exchange}",
@@ -264,20 +157,6 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as folder:
         result = capacity_check.check(options.few, options.clients, Path(folder), changes)
     return {"hardware": hardware(), **result}
-
-
-def show_check(result: Mapping[str, Any]) -> None:
-    print(
-        f"\n{result['clients']} simulated clients, predicted from a run of "
-        f"{result['calibrated_on']} ({', '.join(result['changes'])})\n"
-    )
-    print("| round | | predicted | measured | error |\n|---|---|---|---|---|")
-    for row in result["rows"]:
-        shown: Callable[[float], str] = duration if row["what"] == "seconds" else size
-        print(
-            f"| {row['round']} | {row['what']} | {shown(row['predicted'])} "
-            f"| {shown(row['measured'])} | {100 * row['error']:+.1f} % |"
-        )
 
 
 def hardware() -> dict[str, Any]:

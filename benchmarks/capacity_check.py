@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks import capacity_bytes as sizes
 from benchmarks import capacity_model as paper
 from fednano_demo.generate import write_dataset
 from fednano_flwr.command import machine, project
@@ -85,7 +86,7 @@ def calibrate(records: Sequence[Record], config: RunConfig) -> paper.Setup:
     text = checkpoint.config.get_text_config()
     return paper.Setup(
         exchange=config.exchange.kind,
-        model=paper.Model(
+        model=sizes.Model(
             text.hidden_size, config.adapter.rank, text.vocab_size, _wire_bytes(config)
         ),
         workload=work,
@@ -112,7 +113,7 @@ def _workload(record: Record, config: RunConfig) -> paper.Workload:
     endings = [len(ending) for ending in teacher_forced(questions)]
     total = [len(q.ids) + ending for q, ending in zip(questions, endings, strict=True)]
     return paper.Workload(
-        question=paper.Question(
+        question=sizes.Question(
             image_tokens=sum(image) / max(1, sum(pictured)),
             text_tokens=mean(total) - mean(image),
             pictured=mean(pictured),

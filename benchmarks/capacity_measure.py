@@ -17,7 +17,7 @@ import psutil
 import torch
 from flwr.app import MetricRecord, RecordDict
 
-from benchmarks import capacity_model as paper
+from benchmarks import capacity_bytes as sizes
 from benchmarks import step_traffic
 from fednano_flwr.command import project
 from fednano_flwr.config import Adapter, RunConfig
@@ -142,16 +142,16 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
         )
     ]
     for setting, counted, source in cases:
-        model = paper.Model(
+        model = sizes.Model(
             setting.hidden_size,
             setting.rank,
             step_traffic.VOCABULARY,
             4 if setting.dtype == "float32" else 2,
         )
-        question = paper.Question(setting.image_tokens, setting.text_tokens)
+        question = sizes.Question(setting.image_tokens, setting.text_tokens)
         for name in EXCHANGES:
-            later = paper.step_traffic(name, model, question, setting.batch)
-            first = later + paper.features_traffic(name, model, question, setting.batch)
+            later = sizes.step_traffic(name, model, question, setting.batch)
+            first = later + sizes.features_traffic(name, model, question, setting.batch)
             for when, formula in (("first", first.both), ("later", later.both)):
                 real = counted[name][when]
                 rows.append(

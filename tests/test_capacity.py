@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 from flwr.app import MetricRecord, RecordDict
 
+from benchmarks.capacity_bytes import (
+    Model,
+    Question,
+    features_traffic,
+    score_traffic,
+    step_traffic,
+    training_messages,
+)
 from benchmarks.capacity_model import (
     ClientSide,
     Host,
     Merge,
-    Model,
     Phase,
-    Question,
     Setup,
     Shard,
     SuperLink,
     Workload,
     carried,
-    features_traffic,
     round_cost,
-    score_traffic,
-    step_traffic,
-    training_messages,
     training_traffic,
 )
 from fednano_flwr.config import Adapter
