@@ -312,3 +312,12 @@ def carried(setup: Setup, first: bool = False) -> Carried:
                 shared[part] = shared.get(part, 0.0) + seconds
     limit = max(shared, key=lambda part: shared[part])
     return Carried(alone / shared[limit], 3600 / shared[limit], limit)
+
+
+ASKS_SECONDS, LIVES_SECONDS = 3.0, 30.0
+"""A waiting SuperNode asks for work, and says that it is there (read in the code of flwr 1.41.0)."""
+
+
+def idle_requests(connected: float) -> float:
+    """Requests a second of SuperNodes that have nothing to do, sampled or not."""
+    return connected / ASKS_SECONDS + connected / LIVES_SECONDS

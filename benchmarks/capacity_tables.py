@@ -70,6 +70,8 @@ def show_rounds(made: paper.Setup, memory: float) -> list[dict[str, Any]]:
                     "all_evaluated_8_replicas": as_dict(everyone),
                 }
             )
+    idle = ", ".join(f"{n:,}: {paper.idle_requests(n):,.0f}" for n in FEDERATIONS)
+    print(f"\nRequests a second of SuperNodes that wait for work, {idle}.")
     one = paper.round_cost(made, 1, 1)
     first = paper.round_cost(made, 1, 1, True, True)
     print(

@@ -43,18 +43,10 @@ PRESETS = {
 
 
 class RandomHalf(torch.nn.Module):
-    """A Llama of LLaVA-1.5-7B's shape, made where it computes; used like an `LLMHalf`."""
+    """A Llama with random weights, made where it computes; used like an `LLMHalf`."""
 
-    def __init__(self, layers: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        config = LlamaConfig(
-            vocab_size=32064,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-        )
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
@@ -77,6 +69,18 @@ class RandomHalf(torch.nn.Module):
         return self._llama(inputs_embeds=embeds, use_cache=False).logits
 
 
+def llava_7b(layers: int) -> LlamaConfig:
+    """The language model of LLaVA-1.5-7B, which has 32 layers."""
+    return LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    )
+
+
 @contextmanager
 def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clients, Any, int]]:
     """Both variants' services around one language model, and the clients."""
@@ -85,7 +89,7 @@ def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clien
     if options.preset == "small":
         half = load_llm_half(preset.model, options.device, preset.dtype)
     else:
-        half = RandomHalf(options.layers, device, dtype)
+        half = RandomHalf(llava_7b(options.layers), device, dtype)
     longest = preset.image_tokens + preset.text_tokens + preset.text_tokens // 4
     tokens = options.batch_tokens or options.clients * longest
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ from benchmarks.capacity_model import (
     SuperLink,
     Workload,
     carried,
+    idle_requests,
     round_cost,
     training_traffic,
 )
@@ -160,3 +161,7 @@ def test_a_host_is_saturated_when_as_many_work_as_it_has_time_for() -> None:
     assert found.at_once == pytest.approx((18 + 2.25) / 2.25)
     assert found.an_hour == pytest.approx(3600 / 2.25)
     assert found.limit == "host compute"
+
+
+def test_waiting_supernodes_ask_though_nobody_samples_them() -> None:
+    assert idle_requests(30) == 11
