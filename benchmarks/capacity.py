@@ -26,7 +26,13 @@ import torch
 from benchmarks import capacity_check, capacity_measure
 from benchmarks import capacity_model as paper
 from benchmarks.capacity_bytes import Model, Question
-from benchmarks.capacity_tables import show_carried, show_check, show_measured, show_rounds
+from benchmarks.capacity_tables import (
+    show_carried,
+    show_check,
+    show_client,
+    show_measured,
+    show_rounds,
+)
 from fednano_flwr.models.size import count, read_size_config
 
 RESULTS = Path(__file__).parent / "results"
@@ -52,6 +58,7 @@ ASSUMPTIONS = (
     Assumption("--round-trip-ms", 30.0, "between a client and the host"),
     Assumption("--superlink-messages", 100.0, "messages a second that a SuperLink takes"),
     Assumption("--memory-gb", 64.0, "memory of the server that merges"),
+    Assumption("--feature-store-gb", 10.7, "features that the host keeps (the app's defaults)"),
     Assumption("--train-questions", 100, "a client"),
     Assumption("--test-questions", 30, "a client"),
     Assumption("--local-epochs", 1, "besides the Fisher pass"),
@@ -207,7 +214,8 @@ def main() -> None:
     show_inputs(options, made, file)
     kept["setting"] = {k: v for k, v in vars(options).items() if k not in ("json", "check")}
     kept["carried"] = show_carried(made)
-    kept["rounds"] = show_rounds(made, 1e9 * options.memory_gb)
+    kept["client"] = show_client(made)
+    kept["rounds"] = show_rounds(made, 1e9 * options.memory_gb, 1e9 * options.feature_store_gb)
     show_measured(kept["measured"])
     if "check" in kept:
         show_check(kept["check"])

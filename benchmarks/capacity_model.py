@@ -284,6 +284,15 @@ def _phase(
     return Phase(name, {**shared, f"a client's own time, most of it {largest}": total})
 
 
+def feature_bytes(setup: Setup) -> float:
+    """Of one client's pictures at the host, which keeps them in the wire's width."""
+    if setup.exchange != "lowrank":
+        return 0.0
+    work, model = setup.workload, setup.model
+    pictures = (work.train.questions + work.test.questions) * work.question.pictured
+    return pictures * work.question.image_tokens * model.hidden_size * model.wire_bytes
+
+
 @dataclass(frozen=True)
 class Carried:
     """How many clients a host carries.
@@ -315,7 +324,7 @@ def carried(setup: Setup, first: bool = False) -> Carried:
 
 
 ASKS_SECONDS, LIVES_SECONDS = 3.0, 30.0
-"""A waiting SuperNode asks for work, and says that it is there (read in the code of flwr 1.41.0)."""
+"""A waiting SuperNode asks for work, and says that it is there: read in the code of flwr 1.41.0."""
 
 
 def idle_requests(connected: float) -> float:

@@ -37,26 +37,40 @@ def show_carried(made: paper.Setup) -> list[dict[str, Any]]:
     return rows
 
 
-def show_rounds(made: paper.Setup, memory: float) -> list[dict[str, Any]]:
-    """What a later round costs, by clients, how many of them are sampled, and replicas."""
+def show_rounds(made: paper.Setup, memory: float, store: float) -> list[dict[str, Any]]:
+    """What a round costs, by clients, how many of them are sampled, and replicas.
+
+    Pictures were encoded in an earlier round; where the store of the host does not hold all
+    clients' features, they are sent again.
+
+    Args:
+        memory: bytes of the server that merges.
+        store: bytes of features that the host keeps.
+    """
+    made = replace(made, client=replace(made.client, encode_seconds=0.0))
     print(
-        "\n| clients | sampled | "
-        + " | ".join(f"{n} replicas" for n in REPLICAS)
+        "\n| clients | sampled | features | "
+        + " | ".join(f"{n} replica{'s' * (n > 1)}" for n in REPLICAS)
         + " | all evaluated, 8 replicas | step, round bytes at the server | merging memory |"
     )
-    print("|---|---|" + "---|" * (len(REPLICAS) + 3))
+    print("|---|---|---|" + "---|" * (len(REPLICAS) + 3))
     rows = []
     for clients, samplings in FEDERATIONS.items():
+        kept = clients * paper.feature_bytes(made) <= store
+        features = "kept" if kept else "sent again"
         for sampled in samplings:
             costs = {
-                n: paper.round_cost(with_replicas(made, n), sampled, sampled) for n in REPLICAS
+                n: paper.round_cost(with_replicas(made, n), sampled, sampled, not kept, not kept)
+                for n in REPLICAS
             }
-            everyone = paper.round_cost(with_replicas(made, 8), sampled, clients)
+            everyone = paper.round_cost(
+                with_replicas(made, 8), sampled, clients, not kept, not kept
+            )
             cost = costs[REPLICAS[0]]
             cells = [f"{duration(c.seconds)}: {c.longest.bottleneck}" for c in costs.values()]
             too_much = " (more than there is)" if cost.merge_bytes > memory else ""
             print(
-                f"| {clients:,} | {sampled:,} | "
+                f"| {clients:,} | {sampled:,} | {features} | "
                 + " | ".join(cells)
                 + f" | {duration(everyone.seconds)}: {everyone.longest.bottleneck} "
                 f"| {size(cost.step.both)}, {size(cost.round.both)} "
@@ -66,18 +80,31 @@ def show_rounds(made: paper.Setup, memory: float) -> list[dict[str, Any]]:
                 {
                     "clients": clients,
                     "sampled": sampled,
+                    "features": features,
                     "replicas": {n: as_dict(c) for n, c in costs.items()},
                     "all_evaluated_8_replicas": as_dict(everyone),
                 }
             )
     idle = ", ".join(f"{n:,}: {paper.idle_requests(n):,.0f}" for n in FEDERATIONS)
     print(f"\nRequests a second of SuperNodes that wait for work, {idle}.")
-    one = paper.round_cost(made, 1, 1)
-    first = paper.round_cost(made, 1, 1, True, True)
-    print(
-        f"\nA client sends {size(one.a_client.up)} and gets {size(one.a_client.down)} a round, "
-        f"in its first {size(first.a_client.up)} and {size(first.a_client.down)}."
-    )
+    return rows
+
+
+def show_client(made: paper.Setup) -> dict[str, Any]:
+    """One client's bytes and seconds in a round: its first, one with features sent again, later."""
+    known = replace(made, client=replace(made.client, encode_seconds=0.0))
+    print("\n| one client, alone at the host | sends | gets | its training and evaluation |")
+    print("|---|---|---|---|")
+    rows = {}
+    cases = (("first", made, True), ("features sent again", known, True), ("later", known, False))
+    for name, setup, sent in cases:
+        cost = paper.round_cost(setup, 1, 1, sent, sent)
+        rows[name] = {"up": cost.a_client.up, "down": cost.a_client.down, "seconds": cost.seconds}
+        print(
+            f"| {name} | {size(cost.a_client.up)} | {size(cost.a_client.down)} "
+            f"| {duration(cost.seconds)} |"
+        )
+    print(f"\nThe host keeps {size(paper.feature_bytes(made))} of features for each client.")
     return rows
 
 

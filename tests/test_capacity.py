@@ -27,6 +27,7 @@ from benchmarks.capacity_model import (
     SuperLink,
     Workload,
     carried,
+    feature_bytes,
     idle_requests,
     round_cost,
     training_traffic,
@@ -165,3 +166,8 @@ def test_a_host_is_saturated_when_as_many_work_as_it_has_time_for() -> None:
 
 def test_waiting_supernodes_ask_though_nobody_samples_them() -> None:
     assert idle_requests(30) == 11
+
+
+def test_the_host_keeps_the_features_of_every_picture_once() -> None:
+    assert feature_bytes(SETUP) == 15 * 4 * 8 * 4  # questions · image tokens · d · bytes
+    assert feature_bytes(replace(SETUP, exchange="embeddings")) == 0
