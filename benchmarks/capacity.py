@@ -49,28 +49,43 @@ class Assumption:
 
 
 ASSUMPTIONS = (
-    Assumption("--gpu-tflops", 312.0, "bf16 peak of a replica's GPU (A100, its vendor's figure)"),
+    Assumption(
+        "--gpu-tflops",
+        312.0,
+        "TFLOP/s of a replica's GPU at its peak in bf16 (A100, its vendor's figure)",
+    ),
     Assumption("--utilisation", 0.4, "share of that peak reached"),
-    Assumption("--link-gbit", 10.0, "link of a host machine, each way"),
+    Assumption("--link-gbit", 10.0, "Gbit/s of a host machine's link, each way"),
     Assumption("--replicas-a-machine", 8, "replicas behind one link"),
-    Assumption("--uplink-mbit", 20.0, "a client's uplink"),
-    Assumption("--downlink-mbit", 100.0, "a client's downlink"),
-    Assumption("--round-trip-ms", 30.0, "between a client and the host"),
+    Assumption("--uplink-mbit", 20.0, "Mbit/s of a client's uplink"),
+    Assumption("--downlink-mbit", 100.0, "Mbit/s of a client's downlink"),
+    Assumption("--round-trip-ms", 30.0, "ms there and back between a client and the host"),
     Assumption("--superlink-messages", 100.0, "messages a second that a SuperLink takes"),
-    Assumption("--memory-gb", 64.0, "memory of the server that merges"),
-    Assumption("--feature-store-gb", 10.7, "features that the host keeps (the app's defaults)"),
-    Assumption("--train-questions", 100, "a client"),
-    Assumption("--test-questions", 30, "a client"),
-    Assumption("--local-epochs", 1, "besides the Fisher pass"),
+    Assumption("--memory-gb", 64.0, "GB of memory where adapters are merged"),
+    Assumption(
+        "--feature-store-gb", 10.7, "GB of features that the host keeps (the app's defaults)"
+    ),
+    Assumption("--train-questions", 100, "training questions of a client"),
+    Assumption("--test-questions", 30, "test questions of a client"),
+    Assumption("--local-epochs", 1, "local epochs; the Fisher pass comes on top"),
     Assumption("--batch-size", 8, "questions in a step"),
-    Assumption("--image-tokens", 576, "a question"),
-    Assumption("--text-tokens", 128, "a question"),
+    Assumption("--image-tokens", 576, "image tokens of a question"),
+    Assumption("--text-tokens", 128, "text tokens of a question"),
 )
 FLOWER = "measured with flwr 1.41.0 on 2 cores"
 KNOWN = {
-    "message_seconds": (6.1, f"round trip of a message in deployment, {FLOWER}"),
-    "process_seconds": (3.5, f"a client's process and its torch, once a message, {FLOWER}"),
-    "superlink_bytes": (28e6, f"bytes a second: 2 · 300 MB in 27 s less 6.1 s, {FLOWER}"),
+    "message_seconds": (
+        6.1,
+        f"s from a message to its reply in deployment, beside the work, {FLOWER}",
+    ),
+    "process_seconds": (
+        3.5,
+        f"s to start a client's process and import torch; once a message, {FLOWER}",
+    ),
+    "superlink_bytes": (
+        28e6,
+        f"bytes a second through the SuperLink (2 · 300 MB in 27 s less 6.1 s), {FLOWER}",
+    ),
 }
 
 
@@ -136,12 +151,16 @@ def show_inputs(options: argparse.Namespace, made: paper.Setup, file: Path) -> N
         f"| {source} |"
     )
     for value, meaning in KNOWN.values():
-        print(f"| {meaning.partition(',')[0]} | {value:g} | {FLOWER} |")
+        print(f"| {meaning.removesuffix(', ' + FLOWER)} | {value:g} | {FLOWER} |")
     cached = "`encoder_cache.json` (one CPU thread)"
-    print(f"| a question in a client, s | {made.client.question_seconds:.3f} | {cached} |")
-    print(f"| encoding a picture, once, s | {made.client.encode_seconds:.1f} | {cached} |")
+    print(
+        f"| s of a client for a question in a pass, features known | {made.client.question_seconds:.3f} | {cached} |"
+    )
+    print(
+        f"| s of a client to encode a picture, once | {made.client.encode_seconds:.1f} | {cached} |"
+    )
     for name, value in vars(made.merge).items():
-        print(f"| merging, {name.replace('_', ' ')} | {value:.3g} | `{file.name}` |")
+        print(f"| merging: {name.replace('_', ' ')} | {value:.3g} | `{file.name}` |")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
