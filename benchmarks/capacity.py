@@ -154,7 +154,8 @@ def show_inputs(options: argparse.Namespace, made: paper.Setup, file: Path) -> N
         print(f"| {meaning.removesuffix(', ' + FLOWER)} | {value:g} | {FLOWER} |")
     cached = "`encoder_cache.json` (one CPU thread)"
     print(
-        f"| s of a client for a question in a pass, features known | {made.client.question_seconds:.3f} | {cached} |"
+        "| s of a client for a question in a pass, features known "
+        f"| {made.client.question_seconds:.3f} | {cached} |"
     )
     print(
         f"| s of a client to encode a picture, once | {made.client.encode_seconds:.1f} | {cached} |"

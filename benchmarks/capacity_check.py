@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +22,7 @@ from fednano_demo.generate import write_dataset
 from fednano_flwr.command import machine, project
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.shard import all_shards
 from fednano_flwr.edge.questions import load_encoder, teacher_forced
 from fednano_flwr.federation import POLL_SECONDS
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -67,7 +69,7 @@ def calibrate(records: Sequence[Record], config: RunConfig) -> paper.Setup:
     """The calculator's inputs from a small run: later rounds, in which no feature is sent."""
     later = records[-1]
     clients = len(later["test_questions_per_client"])
-    work = _workload(later, config)
+    work = _workload(config, clients)
     at_once = min(machine.cpus(), clients)
     seconds = later["client_seconds"]
     trained, evaluated = mean(seconds["train"]), mean(seconds["evaluate"])
@@ -102,16 +104,17 @@ def calibrate(records: Sequence[Record], config: RunConfig) -> paper.Setup:
     )
 
 
-def _workload(record: Record, config: RunConfig) -> paper.Workload:
-    """What its clients do, from their shards' sizes and their questions' tokens."""
-    encoder = load_encoder(Checkpoint(config.model.name))
+def _workload(config: RunConfig, clients: int) -> paper.Workload:
+    """What clients do, from their shards' sizes and their questions' tokens."""
+    checkpoint = Checkpoint(config.model.name)
+    encoder = load_encoder(checkpoint)
     samples = load_questions(config.dataset)
     questions = [encoder.encode(s) for split in (samples.train, samples.test) for s in split]
     pictured = [len(q.sample.pictures) > 0 for q in questions]
-    image_token = Checkpoint(config.model.name).config.image_token_id
-    image = [int((q.ids == image_token).sum()) for q in questions]
+    image = [int((q.ids == checkpoint.config.image_token_id).sum()) for q in questions]
     endings = [len(ending) for ending in teacher_forced(questions)]
     total = [len(q.ids) + ending for q, ending in zip(questions, endings, strict=True)]
+    train, test = dealt(config, clients)
     return paper.Workload(
         question=sizes.Question(
             image_tokens=sum(image) / max(1, sum(pictured)),
@@ -119,16 +122,23 @@ def _workload(record: Record, config: RunConfig) -> paper.Workload:
             pictured=mean(pictured),
             options=mean(len(q.options) for q in questions),
         ),
-        train=_shard(record["train_questions_per_client"].values(), config.batch_size),
-        test=_shard(record["test_questions_per_client"].values(), config.batch_size),
+        train=train,
+        test=test,
         gradient_passes=config.local_epochs + (config.strategy.name == "fednano"),
         fisher=config.strategy.name.startswith("fednano"),
     )
 
 
-def _shard(sizes: Any, batch_size: int) -> paper.Shard:
-    counts = list(sizes)
-    return paper.Shard(mean(counts), mean(math.ceil(n / batch_size) for n in counts))
+def dealt(config: RunConfig, clients: int) -> tuple[paper.Shard, paper.Shard]:
+    """Training and test questions of a client, on average: known before anything is run."""
+    questions = load_questions(config.dataset)
+    shards = all_shards(questions, config.dataset, config.seed, clients)
+    both = [len(shard.train) for shard in shards], [len(shard.test) for shard in shards]
+    train, test = (
+        paper.Shard(mean(counts), mean(math.ceil(n / config.batch_size) for n in counts))
+        for counts in both
+    )
+    return train, test
 
 
 def _wire_bytes(config: RunConfig) -> float:
@@ -171,22 +181,33 @@ def compare(setup: paper.Setup, records: Sequence[Record]) -> list[dict[str, Any
 
 
 def check(few: int, many: int, folder: Path, changes: Sequence[str]) -> dict[str, Any]:
-    """Calibrate on `few` clients, predict and measure `many`."""
-    small = simulate(few, folder, changes)
-    setup = calibrate(small, config_of(few, folder))
-    large = simulate(many, folder, changes)
+    """Calibrate on `few` clients, predict and measure `many`; then calibrate once more.
+
+    How far the two calibrations' predictions lie apart says how steady the machine was.
+    """
+    before = simulate(few, folder / "before", changes)
+    large = simulate(many, folder / "many", changes)
+    after = simulate(few, folder / "after", changes)
+    config = config_of(many, folder / "many")
+    train, test = dealt(config, many)
+    setups = []
+    for name, small in (("before", before), ("after", after)):
+        known = calibrate(small, config_of(few, folder / name))
+        setups.append(replace(known, workload=replace(known.workload, train=train, test=test)))
+    rows, again = (compare(setup, large) for setup in setups)
+    for row, other in zip(rows, again, strict=True):
+        row["predicted_after"], row["error_after"] = other["predicted"], other["error"]
     return {
         "calibrated_on": few,
         "clients": many,
         "changes": list(changes),
-        "inputs": as_dict(setup),
-        "calibration": compare(setup, small),
-        "rows": compare(setup, large),
+        "inputs": {"before": as_dict(setups[0]), "after": as_dict(setups[1])},
+        "rows": rows,
         "client_seconds": {
             name: {
                 part: mean(records[-1]["client_seconds"][part]) for part in ("train", "evaluate")
             }
-            for name, records in (("calibration", small), ("measured", large))
+            for name, records in (("before", before), ("many", large), ("after", after))
         },
     }
 

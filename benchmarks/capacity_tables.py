@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -150,13 +150,16 @@ def show_measured(measured: Mapping[str, Any]) -> None:
 
 def show_check(result: Mapping[str, Any]) -> None:
     print(
-        f"\n{result['clients']} simulated clients, predicted from a run of "
-        f"{result['calibrated_on']} ({', '.join(result['changes'])})\n"
+        f"\n{result['clients']} simulated clients, predicted from runs of "
+        f"{result['calibrated_on']} before and after ({', '.join(result['changes'])})\n"
     )
     print("| round | | predicted | measured | error |\n|---|---|---|---|---|")
     for row in result["rows"]:
-        shown: Callable[[float], str] = duration if row["what"] == "seconds" else size
-        print(
-            f"| {row['round']} | {row['what']} | {shown(row['predicted'])} "
-            f"| {shown(row['measured'])} | {100 * row['error']:+.1f} % |"
-        )
+        error = f"{100 * row['error']:+.1f} %"
+        if row["what"] == "seconds":
+            predicted = f"{duration(row['predicted'])}, {duration(row['predicted_after'])}"
+            error += f", {100 * row['error_after']:+.1f} %"
+            measured = duration(row["measured"])
+        else:
+            predicted, measured = size(row["predicted"]), size(row["measured"])
+        print(f"| {row['round']} | {row['what']} | {predicted} | {measured} | {error} |")
