@@ -149,6 +149,7 @@ class LLM:
     batch_tokens: int
     batch_wait_ms: float
     max_waiting: int
+    max_clients: int
     max_open_graphs: int
     graph_seconds: float
 
@@ -156,7 +157,7 @@ class LLM:
         for key in ("feature_memory_mb", "feature_disk_mb", "batch_tokens", "batch_wait_ms"):
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
-        for key in ("max_tokens", "max_waiting", "max_open_graphs"):
+        for key in ("max_tokens", "max_waiting", "max_clients", "max_open_graphs"):
             value = getattr(self, key)
             _require(value >= 1, f"llm.{key.replace('_', '-')}", value, "at least 1")
         _require(self.graph_seconds > 0, "llm.graph-seconds", self.graph_seconds, "above 0")

@@ -48,7 +48,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm) as host,
-        serve(host, config.llm.bind, config.llm.port, config.llm.max_waiting) as bound,
+        serve(host, config.llm.bind, config.llm.port, config.llm.max_clients) as bound,
     ):
         info = host.describe()
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)

@@ -22,6 +22,7 @@ from fednano_flwr.exchange.protocol import (
     FeaturesMissingError,
     Gradient,
     GraphGoneError,
+    HostBusyError,
     HostRefusedError,
     HostUnreachableError,
     Inputs,
@@ -29,6 +30,7 @@ from fednano_flwr.exchange.protocol import (
     LLMInputs,
     LowRankGradients,
 )
+from fednano_flwr.exchange.session import Session
 from fednano_flwr.exchange.traffic import StepTraffic
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,9 @@ class Caller:
 class RemoteLLM:
     """An LLM host at `address`, used like a local one.
 
-    A lost connection is retried with doubling pauses; a repeated step changes nothing, because
-    all that the host keeps are frozen features. Use it as a context manager, or call `close`.
+    All calls go through one stream. A lost connection is retried with doubling pauses; a repeated
+    step changes nothing, because all that the host keeps are frozen features. For one thread. Use
+    it as a context manager, or call `close`.
 
     Args:
         address: `host:port` of the LLM service.
@@ -92,6 +95,7 @@ class RemoteLLM:
         ]
         self._channel = grpc.insecure_channel(self.address, options=[*unlimited, *backoff])
         self._stub = LLMStub(self._channel)
+        self._session: Session | None = None
         self._open: tuple[int, Inputs | None] = (0, None)
 
     def __enter__(self) -> RemoteLLM:
@@ -101,6 +105,7 @@ class RemoteLLM:
         self.close()
 
     def close(self) -> None:
+        self._end_session()
         self._channel.close()
 
     def describe(self) -> LLMInfo:
@@ -121,74 +126,52 @@ class RemoteLLM:
         return self._introduced(self._call(self._stub.Register, request))
 
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        call = pb.Call(step=pb.StepRequest(header=self.caller.header()))
+        codec.fill_inputs(call.step.inputs, inputs, self._wire_dtype())
         positions = (labels != IGNORE).nonzero().squeeze(1)
-        request = pb.StepRequest(
-            header=self.caller.header(),
-            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
-            label_positions=positions.tolist(),
-            labels=labels[positions].tolist(),
-        )
-        reply = self._found(self._call(self._stub.Step, request))
+        call.step.label_positions.extend(positions.tolist())
+        call.step.labels.extend(labels[positions].tolist())
+        reply = self._answer(call).step
         return reply.loss, _gradient(reply, inputs)
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
-        request = pb.ForwardRequest(
-            header=self.caller.header(),
-            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
-            positions=positions.tolist(),
-        )
-        reply = self._found(self._call(self._stub.Forward, request))
+        call = pb.Call(forward=pb.ForwardRequest(header=self.caller.header()))
+        codec.fill_inputs(call.forward.inputs, inputs, self._wire_dtype())
+        call.forward.positions.extend(positions.tolist())
+        reply = self._answer(call).forward
         self._open = (reply.graph, inputs)
         return reply.graph, codec.decode(reply.logits)
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
         number, inputs = self._open
-        if number != graph:
+        if number != graph or inputs is None:
             raise GraphGoneError(f"graph {graph} is not this client's latest")
-        request = pb.BackwardRequest(
-            header=self.caller.header(),
-            graph=graph,
-            gradient=codec.encode(gradient, str(gradient.dtype).removeprefix("torch.")),
-            dtype=self._wire_dtype(),
-        )
-        reply = self._call(self._stub.Backward, request)
-        if reply.gone:
-            raise GraphGoneError(f"the LLM host does not have graph {graph} any more")
-        return _gradient(reply, inputs)
+        call = pb.Call(backward=pb.BackwardRequest(header=self.caller.header(), graph=graph))
+        codec.fill(call.backward.gradient, gradient, codec.exact(gradient))
+        call.backward.dtype = self._wire_dtype()
+        return _gradient(self._answer(call).backward, inputs)
 
     def score(
         self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
-        request = pb.ScoreRequest(
-            header=self.caller.header(),
-            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
-            positions=positions.tolist(),
-            candidates=candidates.tolist(),
-        )
-        return codec.decode(self._found(self._call(self._stub.Score, request)).logits)
+        call = pb.Call(score=pb.ScoreRequest(header=self.caller.header()))
+        codec.fill_inputs(call.score.inputs, inputs, self._wire_dtype())
+        call.score.positions.extend(positions.tolist())
+        call.score.candidates.extend(candidates.tolist())
+        return codec.decode(self._answer(call).score.logits)
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        request = pb.NextTokensRequest(
-            header=self.caller.header(),
-            inputs=codec.encode_inputs(inputs, self._wire_dtype()),
-            positions=positions.tolist(),
-        )
-        reply = self._found(self._call(self._stub.NextTokens, request))
-        return torch.tensor(list(reply.tokens), dtype=torch.int64)
+        call = pb.Call(next_tokens=pb.NextTokensRequest(header=self.caller.header()))
+        codec.fill_inputs(call.next_tokens.inputs, inputs, self._wire_dtype())
+        call.next_tokens.positions.extend(positions.tolist())
+        return torch.tensor(list(self._answer(call).next_tokens.tokens), dtype=torch.int64)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         dtype = self._wire_dtype()
         for feature in features:  # one a message: a batch of pictures may be larger than the limit
-            entry = pb.FeatureEntry(key=feature.key, rows=codec.encode(feature.rows, dtype))
-            request = pb.KeepFeaturesRequest(header=self.caller.header(), features=[entry])
-            self._call(self._stub.KeepFeatures, request)
-
-    def _found(self, reply: Reply) -> Reply:
-        """The reply, unless it says which features to send first."""
-        missing = tuple(reply.missing)  # type: ignore[attr-defined]
-        if missing:
-            raise FeaturesMissingError(missing)
-        return reply
+            call = pb.Call(keep_features=pb.KeepFeaturesRequest(header=self.caller.header()))
+            codec.fill(call.keep_features.features.add(key=feature.key).rows, feature.rows, dtype)
+            self._answer(call)
 
     def _introduced(self, reply: pb.Description) -> LLMInfo:
         if self.dtype == "auto":
@@ -209,45 +192,84 @@ class RemoteLLM:
             self.describe()
         return self.dtype
 
-    def _call(self, method: Callable[..., Reply], request: Any) -> Reply:
+    def _answer(self, call: pb.Call) -> pb.Answer:
+        """The answer to a call of the session, unless it is that nothing was computed."""
+        serialized = call.SerializeToString()
+
+        def ask() -> pb.Answer:
+            if self._session is None:
+                self._session = Session(self._channel)
+            self.traffic.bytes_up += len(serialized)
+            try:
+                received = self._session.ask(serialized, self.timeout)
+            except grpc.RpcError:
+                self._end_session()
+                raise
+            self.traffic.bytes_down += len(received)
+            answer = pb.Answer.FromString(received)
+            if answer.HasField("busy"):
+                raise HostBusyError(answer.busy)
+            return answer
+
+        answer = self._persistently(ask)
+        if answer.HasField("refused"):
+            raise HostRefusedError(f"LLM host {self.address}: {answer.refused}")
+        if answer.HasField("missing"):
+            raise FeaturesMissingError(tuple(answer.missing.keys))
+        if answer.HasField("gone"):
+            raise GraphGoneError("the LLM host does not have this graph any more")
+        return answer
+
+    def _call(self, method: Callable[..., pb.Description], request: Any) -> pb.Description:
+        """The reply to a call outside the session."""
+
+        def ask() -> pb.Description:
+            self.traffic.bytes_up += request.ByteSize()
+            reply = method(request, timeout=self.timeout)
+            self.traffic.bytes_down += reply.ByteSize()
+            return reply
+
+        return self._persistently(ask)
+
+    def _persistently(self, ask: Callable[[], Reply]) -> Reply:
+        """Ask until there is an answer, or until `retry_seconds` are over."""
         started = time.monotonic()
         pause = 0.1
         while True:
-            self.traffic.bytes_up += request.ByteSize()
             try:
-                reply = method(request, timeout=self.timeout)
+                reply = ask()
                 break
             except grpc.RpcError as error:
-                code, detail = error.code(), error.details()  # type: ignore[attr-defined]
+                code, detail = error.code(), str(error.details())  # type: ignore[attr-defined]
                 crowded = code == CROWDED and "larger than max" not in detail
                 if code not in LOST and not crowded:
                     raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
-                if time.monotonic() - started + pause > self.retry_seconds:
-                    raise HostUnreachableError(
-                        f"LLM host {self.address} did not answer for "
-                        f"{time.monotonic() - started:.0f} s ({code.name}: {detail})"
-                    ) from error
-                log.warning(
-                    "LLM host %s: %s (%s), trying again in %.1f s",
-                    self.address,
-                    code.name,
-                    detail,
-                    pause,
+                reason = f"{code.name}: {detail}" + (" (llm.max-clients)" if crowded else "")
+            except HostBusyError as busy:
+                reason = f"busy: {busy}"
+            if time.monotonic() - started + pause > self.retry_seconds:
+                raise HostUnreachableError(
+                    f"LLM host {self.address} did not answer for "
+                    f"{time.monotonic() - started:.0f} s ({reason})"
                 )
+            log.warning("LLM host %s: %s, trying again in %.1f s", self.address, reason, pause)
             self.traffic.retries += 1
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
         self.traffic.calls += 1
         self.traffic.seconds += time.monotonic() - started
-        self.traffic.bytes_down += reply.ByteSize()  # type: ignore[attr-defined]
         return reply
 
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
-def _gradient(reply: pb.StepReply | pb.BackwardReply, inputs: Inputs | None) -> Gradient:
+
+def _gradient(reply: pb.StepReply | pb.BackwardReply, inputs: Inputs) -> Gradient:
     """A reply's gradient, where and as the inputs were."""
     if isinstance(inputs, LLMInputs):
         return codec.decode(reply.gradient).to(inputs.embeds)
-    assert inputs is not None
     z, b = codec.decode_factors(reply.gradients)
     return LowRankGradients(
         {site: value.to(inputs.z[site]) for site, value in z.items()},

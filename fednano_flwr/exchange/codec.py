@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange import int8
-from fednano_flwr.exchange.protocol import LLMInputs, LowRankInputs
+from fednano_flwr.exchange.protocol import Inputs, LLMInputs, LowRankInputs
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -32,8 +33,18 @@ def encode(tensor: Tensor, dtype: str) -> pb.Tensor:
     Raises:
         ValueError: a finite number that `dtype` cannot hold, or for int8 any that is not finite.
     """
+    message = pb.Tensor()
+    fill(message, tensor, dtype)
+    return message
+
+
+def fill(message: pb.Tensor, tensor: Tensor, dtype: str) -> None:
+    """As `encode`, into a message that is part of another: putting it there later would copy."""
+    message.dtype = dtype
+    message.shape.extend(tensor.shape)
     if dtype == "int8":
-        return _encode_int8(tensor)
+        _fill_int8(message, tensor)
+        return
     cast = tensor.detach().to(DTYPES[dtype])
     if cast.numel() and not cast.abs().amax().isfinite():
         lost = tensor[cast.isinf() & tensor.isfinite()]
@@ -42,7 +53,12 @@ def encode(tensor: Tensor, dtype: str) -> pb.Tensor:
                 f"{dtype} holds numbers up to {torch.finfo(cast.dtype).max:g}, but there is one of "
                 f"{lost.abs().max():g}: set exchange.dtype to bfloat16 or float32"
             )
-    return pb.Tensor(dtype=dtype, shape=tensor.shape, data=_bytes(cast))
+    message.data = _bytes(cast)
+
+
+def exact(tensor: Tensor) -> str:
+    """The name under which a tensor crosses as it is."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def decode(message: pb.Tensor) -> Tensor:
@@ -60,20 +76,16 @@ def decode(message: pb.Tensor) -> Tensor:
     return _tensor(message.data, DTYPES[message.dtype], shape, f"{message.dtype} of shape {shape}")
 
 
-def _encode_int8(tensor: Tensor) -> pb.Tensor:
+def _fill_int8(message: pb.Tensor, tensor: Tensor) -> None:
     width = tensor.shape[-1] if tensor.dim() else 1
     try:
         quantized = int8.quantize(tensor.reshape(tensor.numel() // max(1, width), width))
     except ValueError as error:
         raise ValueError(f"{error}: lower learning-rate or max-grad-norm") from error
-    return pb.Tensor(
-        dtype="int8",
-        shape=tensor.shape,
-        data=_bytes(quantized.codes),
-        scales=_bytes(quantized.scales),
-        places=_bytes(quantized.places.to(torch.int32)),
-        outliers=_bytes(quantized.outliers),
-    )
+    message.data = _bytes(quantized.codes)
+    message.scales = _bytes(quantized.scales)
+    message.places = _bytes(quantized.places.to(torch.int32))
+    message.outliers = _bytes(quantized.outliers)
 
 
 def _decode_int8(message: pb.Tensor) -> Tensor:
@@ -111,25 +123,22 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], what: str) 
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
-def encode_inputs(inputs: LLMInputs | LowRankInputs, dtype: str) -> pb.Inputs:
+def fill_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
     """A batch, its numbers cast to `dtype`."""
-    message = pb.Inputs(
-        lengths=inputs.lengths,
-        position_ids=_integers(inputs.position_ids),
-        token_type_ids=_integers(inputs.token_type_ids),
-    )
+    message.lengths.extend(inputs.lengths)
+    message.position_ids.extend(_integers(inputs.position_ids))
+    message.token_type_ids.extend(_integers(inputs.token_type_ids))
     if isinstance(inputs, LLMInputs):
-        message.embeddings.CopyFrom(encode(inputs.embeds, dtype))
-        return message
+        fill(message.embeddings, inputs.embeds, dtype)
+        return
     message.low_rank.token_ids.extend(inputs.token_ids.tolist())
     message.low_rank.image_runs.extend(_runs(inputs.is_image))
     message.low_rank.features.extend(inputs.keys)
-    message.low_rank.factors.extend(encode_factors(inputs.z, inputs.b, dtype))
-    return message
+    fill_factors(message.low_rank.factors, inputs.z, inputs.b, dtype)
 
 
-def decode_inputs(message: pb.Inputs) -> LLMInputs | LowRankInputs:
-    """The batch of `encode_inputs`.
+def decode_inputs(message: pb.Inputs) -> Inputs:
+    """The batch of `fill_inputs`.
 
     Raises:
         ValueError: tensors that cannot be decoded, or parts that do not fit each other.
@@ -157,11 +166,14 @@ def decode_inputs(message: pb.Inputs) -> LLMInputs | LowRankInputs:
     return LowRankInputs(tokens, is_image, keys, z, b, lengths, *layout)
 
 
-def encode_factors(
-    z: Mapping[str, Tensor], b: Mapping[str, Tensor], dtype: str
-) -> list[pb.Factors]:
-    """Factors of each site, or their gradients."""
-    return [pb.Factors(site=s, z=encode(z[s], dtype), b=encode(b[s], dtype)) for s in sorted(z)]
+def fill_factors(
+    messages: Any, z: Mapping[str, Tensor], b: Mapping[str, Tensor], dtype: str
+) -> None:
+    """Factors of each site, or their gradients, into a repeated field."""
+    for site in sorted(z):
+        message = messages.add(site=site)
+        fill(message.z, z[site], dtype)
+        fill(message.b, b[site], dtype)
 
 
 def decode_factors(messages: Iterable[pb.Factors]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

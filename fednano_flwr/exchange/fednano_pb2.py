@@ -24,55 +24,61 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\xb3\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\x12\x12\n\nparameters\x18\t \x01(\x04\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"x\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\x12\x0f\n\x07missing\x18\x04 \x03(\x0c\"k\n\x0e\x46orwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"R\n\x0c\x46orwardReply\x12\r\n\x05graph\x18\x01 \x01(\x04\x12\"\n\x06logits\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07missing\x18\x03 \x03(\x0c\"y\n\x0f\x42\x61\x63kwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05graph\x18\x02 \x01(\x04\x12$\n\x08gradient\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\r\n\x05\x64type\x18\x04 \x01(\t\"k\n\rBackwardReply\x12$\n\x08gradient\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x02 \x03(\x0b\x32\x13.fednano.v1.Factors\x12\x0c\n\x04gone\x18\x03 \x01(\x08\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"A\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"2\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\x0f\n\x07missing\x18\x02 \x03(\x0c\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\x9b\x04\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x36\n\x04Step\x12\x17.fednano.v1.StepRequest\x1a\x15.fednano.v1.StepReply\x12?\n\x07\x46orward\x12\x1a.fednano.v1.ForwardRequest\x1a\x18.fednano.v1.ForwardReply\x12\x42\n\x08\x42\x61\x63kward\x12\x1b.fednano.v1.BackwardRequest\x1a\x19.fednano.v1.BackwardReply\x12\x39\n\x05Score\x12\x18.fednano.v1.ScoreRequest\x1a\x16.fednano.v1.ScoreReply\x12H\n\nNextTokens\x12\x1d.fednano.v1.NextTokensRequest\x1a\x1b.fednano.v1.NextTokensReply\x12N\n\x0cKeepFeatures\x12\x1f.fednano.v1.KeepFeaturesRequest\x1a\x1d.fednano.v1.KeepFeaturesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"\xb2\x02\n\x04\x43\x61ll\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.fednano.v1.StepRequestH\x00\x12-\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x1a.fednano.v1.ForwardRequestH\x00\x12/\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x1b.fednano.v1.BackwardRequestH\x00\x12)\n\x05score\x18\x04 \x01(\x0b\x32\x18.fednano.v1.ScoreRequestH\x00\x12\x34\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1d.fednano.v1.NextTokensRequestH\x00\x12\x38\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1f.fednano.v1.KeepFeaturesRequestH\x00\x42\x06\n\x04what\"\x83\x03\n\x06\x41nswer\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.fednano.v1.StepReplyH\x00\x12+\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x18.fednano.v1.ForwardReplyH\x00\x12-\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x19.fednano.v1.BackwardReplyH\x00\x12\'\n\x05score\x18\x04 \x01(\x0b\x32\x16.fednano.v1.ScoreReplyH\x00\x12\x32\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1b.fednano.v1.NextTokensReplyH\x00\x12\x36\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1d.fednano.v1.KeepFeaturesReplyH\x00\x12\x11\n\x07refused\x18\x07 \x01(\tH\x00\x12\x0e\n\x04\x62usy\x18\x08 \x01(\tH\x00\x12&\n\x07missing\x18\t \x01(\x0b\x32\x13.fednano.v1.MissingH\x00\x12\x0e\n\x04gone\x18\n \x01(\x08H\x00\x42\x06\n\x04what\"\x17\n\x07Missing\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\xb3\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\x12\x12\n\nparameters\x18\t \x01(\x04\"~\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"g\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\"k\n\x0e\x46orwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"A\n\x0c\x46orwardReply\x12\r\n\x05graph\x18\x01 \x01(\x04\x12\"\n\x06logits\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"y\n\x0f\x42\x61\x63kwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05graph\x18\x02 \x01(\x04\x12$\n\x08gradient\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\r\n\x05\x64type\x18\x04 \x01(\t\"]\n\rBackwardReply\x12$\n\x08gradient\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x02 \x03(\x0b\x32\x13.fednano.v1.Factors\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"0\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"!\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\xbe\x01\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x33\n\x07Session\x12\x10.fednano.v1.Call\x1a\x12.fednano.v1.Answer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fednano_flwr.exchange.fednano_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEADER']._serialized_start=51
-  _globals['_HEADER']._serialized_end=134
-  _globals['_TENSOR']._serialized_start=136
-  _globals['_TENSOR']._serialized_end=238
-  _globals['_FACTORS']._serialized_start=240
-  _globals['_FACTORS']._serialized_end=325
-  _globals['_LOWRANK']._serialized_start=327
-  _globals['_LOWRANK']._serialized_end=431
-  _globals['_INPUTS']._serialized_start=434
-  _globals['_INPUTS']._serialized_end=584
-  _globals['_DESCRIBEREQUEST']._serialized_start=586
-  _globals['_DESCRIBEREQUEST']._serialized_end=639
-  _globals['_DESCRIPTION']._serialized_start=642
-  _globals['_DESCRIPTION']._serialized_end=821
-  _globals['_REGISTERREQUEST']._serialized_start=823
-  _globals['_REGISTERREQUEST']._serialized_end=949
-  _globals['_STEPREQUEST']._serialized_start=951
-  _globals['_STEPREQUEST']._serialized_end=1077
-  _globals['_STEPREPLY']._serialized_start=1079
-  _globals['_STEPREPLY']._serialized_end=1199
-  _globals['_FORWARDREQUEST']._serialized_start=1201
-  _globals['_FORWARDREQUEST']._serialized_end=1308
-  _globals['_FORWARDREPLY']._serialized_start=1310
-  _globals['_FORWARDREPLY']._serialized_end=1392
-  _globals['_BACKWARDREQUEST']._serialized_start=1394
-  _globals['_BACKWARDREQUEST']._serialized_end=1515
-  _globals['_BACKWARDREPLY']._serialized_start=1517
-  _globals['_BACKWARDREPLY']._serialized_end=1624
-  _globals['_SCOREREQUEST']._serialized_start=1626
-  _globals['_SCOREREQUEST']._serialized_end=1751
-  _globals['_SCOREREPLY']._serialized_start=1753
-  _globals['_SCOREREPLY']._serialized_end=1818
-  _globals['_NEXTTOKENSREQUEST']._serialized_start=1820
-  _globals['_NEXTTOKENSREQUEST']._serialized_end=1930
-  _globals['_NEXTTOKENSREPLY']._serialized_start=1932
-  _globals['_NEXTTOKENSREPLY']._serialized_end=1982
-  _globals['_FEATUREENTRY']._serialized_start=1984
-  _globals['_FEATUREENTRY']._serialized_end=2045
-  _globals['_KEEPFEATURESREQUEST']._serialized_start=2047
-  _globals['_KEEPFEATURESREQUEST']._serialized_end=2148
-  _globals['_KEEPFEATURESREPLY']._serialized_start=2150
-  _globals['_KEEPFEATURESREPLY']._serialized_end=2169
-  _globals['_LLM']._serialized_start=2172
-  _globals['_LLM']._serialized_end=2711
+  _globals['_CALL']._serialized_start=52
+  _globals['_CALL']._serialized_end=358
+  _globals['_ANSWER']._serialized_start=361
+  _globals['_ANSWER']._serialized_end=748
+  _globals['_MISSING']._serialized_start=750
+  _globals['_MISSING']._serialized_end=773
+  _globals['_HEADER']._serialized_start=775
+  _globals['_HEADER']._serialized_end=858
+  _globals['_TENSOR']._serialized_start=860
+  _globals['_TENSOR']._serialized_end=962
+  _globals['_FACTORS']._serialized_start=964
+  _globals['_FACTORS']._serialized_end=1049
+  _globals['_LOWRANK']._serialized_start=1051
+  _globals['_LOWRANK']._serialized_end=1155
+  _globals['_INPUTS']._serialized_start=1158
+  _globals['_INPUTS']._serialized_end=1308
+  _globals['_DESCRIBEREQUEST']._serialized_start=1310
+  _globals['_DESCRIBEREQUEST']._serialized_end=1363
+  _globals['_DESCRIPTION']._serialized_start=1366
+  _globals['_DESCRIPTION']._serialized_end=1545
+  _globals['_REGISTERREQUEST']._serialized_start=1547
+  _globals['_REGISTERREQUEST']._serialized_end=1673
+  _globals['_STEPREQUEST']._serialized_start=1675
+  _globals['_STEPREQUEST']._serialized_end=1801
+  _globals['_STEPREPLY']._serialized_start=1803
+  _globals['_STEPREPLY']._serialized_end=1906
+  _globals['_FORWARDREQUEST']._serialized_start=1908
+  _globals['_FORWARDREQUEST']._serialized_end=2015
+  _globals['_FORWARDREPLY']._serialized_start=2017
+  _globals['_FORWARDREPLY']._serialized_end=2082
+  _globals['_BACKWARDREQUEST']._serialized_start=2084
+  _globals['_BACKWARDREQUEST']._serialized_end=2205
+  _globals['_BACKWARDREPLY']._serialized_start=2207
+  _globals['_BACKWARDREPLY']._serialized_end=2300
+  _globals['_SCOREREQUEST']._serialized_start=2302
+  _globals['_SCOREREQUEST']._serialized_end=2427
+  _globals['_SCOREREPLY']._serialized_start=2429
+  _globals['_SCOREREPLY']._serialized_end=2477
+  _globals['_NEXTTOKENSREQUEST']._serialized_start=2479
+  _globals['_NEXTTOKENSREQUEST']._serialized_end=2589
+  _globals['_NEXTTOKENSREPLY']._serialized_start=2591
+  _globals['_NEXTTOKENSREPLY']._serialized_end=2624
+  _globals['_FEATUREENTRY']._serialized_start=2626
+  _globals['_FEATUREENTRY']._serialized_end=2687
+  _globals['_KEEPFEATURESREQUEST']._serialized_start=2689
+  _globals['_KEEPFEATURESREQUEST']._serialized_end=2790
+  _globals['_KEEPFEATURESREPLY']._serialized_start=2792
+  _globals['_KEEPFEATURESREPLY']._serialized_end=2811
+  _globals['_LLM']._serialized_start=2814
+  _globals['_LLM']._serialized_end=3004
 # @@protoc_insertion_point(module_scope)

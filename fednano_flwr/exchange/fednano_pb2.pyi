@@ -5,6 +5,52 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Call(_message.Message):
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    step: StepRequest
+    forward: ForwardRequest
+    backward: BackwardRequest
+    score: ScoreRequest
+    next_tokens: NextTokensRequest
+    keep_features: KeepFeaturesRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    step: StepReply
+    forward: ForwardReply
+    backward: BackwardReply
+    score: ScoreReply
+    next_tokens: NextTokensReply
+    keep_features: KeepFeaturesReply
+    refused: str
+    busy: str
+    missing: Missing
+    gone: bool
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ...) -> None: ...
+
+class Missing(_message.Message):
+    __slots__ = ("keys",)
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class Header(_message.Message):
     __slots__ = ("protocol", "run", "node", "round", "token")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -126,16 +172,14 @@ class StepRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., label_positions: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("loss", "gradient", "gradients", "missing")
+    __slots__ = ("loss", "gradient", "gradients")
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
     loss: float
     gradient: Tensor
     gradients: _containers.RepeatedCompositeFieldContainer[Factors]
-    missing: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions")
@@ -148,14 +192,12 @@ class ForwardRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ForwardReply(_message.Message):
-    __slots__ = ("graph", "logits", "missing")
+    __slots__ = ("graph", "logits")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
     graph: int
     logits: Tensor
-    missing: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, graph: _Optional[int] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, graph: _Optional[int] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class BackwardRequest(_message.Message):
     __slots__ = ("header", "graph", "gradient", "dtype")
@@ -170,14 +212,12 @@ class BackwardRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., graph: _Optional[int] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
-    __slots__ = ("gradient", "gradients", "gone")
+    __slots__ = ("gradient", "gradients")
     GRADIENT_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
-    GONE_FIELD_NUMBER: _ClassVar[int]
     gradient: Tensor
     gradients: _containers.RepeatedCompositeFieldContainer[Factors]
-    gone: bool
-    def __init__(self, gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ..., gone: bool = ...) -> None: ...
+    def __init__(self, gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions", "candidates")
@@ -192,12 +232,10 @@ class ScoreRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("logits", "missing")
+    __slots__ = ("logits",)
     LOGITS_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
     logits: Tensor
-    missing: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class NextTokensRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions")
@@ -210,12 +248,10 @@ class NextTokensRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class NextTokensReply(_message.Message):
-    __slots__ = ("tokens", "missing")
+    __slots__ = ("tokens",)
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MISSING_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    missing: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., missing: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FeatureEntry(_message.Message):
     __slots__ = ("key", "rows")

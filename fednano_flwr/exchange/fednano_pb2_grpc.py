@@ -44,35 +44,10 @@ class LLMStub(object):
                 request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.RegisterRequest.SerializeToString,
                 response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Description.FromString,
                 _registered_method=True)
-        self.Step = channel.unary_unary(
-                '/fednano.v1.LLM/Step',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.FromString,
-                _registered_method=True)
-        self.Forward = channel.unary_unary(
-                '/fednano.v1.LLM/Forward',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.FromString,
-                _registered_method=True)
-        self.Backward = channel.unary_unary(
-                '/fednano.v1.LLM/Backward',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.FromString,
-                _registered_method=True)
-        self.Score = channel.unary_unary(
-                '/fednano.v1.LLM/Score',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.FromString,
-                _registered_method=True)
-        self.NextTokens = channel.unary_unary(
-                '/fednano.v1.LLM/NextTokens',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
-                _registered_method=True)
-        self.KeepFeatures = channel.unary_unary(
-                '/fednano.v1.LLM/KeepFeatures',
-                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.SerializeToString,
-                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.FromString,
+        self.Session = channel.stream_stream(
+                '/fednano.v1.LLM/Session',
+                request_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Call.SerializeToString,
+                response_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Answer.FromString,
                 _registered_method=True)
 
 
@@ -93,43 +68,8 @@ class LLMServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Step(self, request, context):
-        """Loss and its gradient for one batch. Pure: repeating a request changes nothing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Forward(self, request, context):
-        """A step whose labels stay with the client, in two halves: logits, then what becomes of their
-        gradient. The host keeps one graph a node in between, for a limited time.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Backward(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Score(self, request, context):
-        """Logits of candidate tokens at answer positions. Pure as well.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def NextTokens(self, request, context):
-        """The likeliest token at answer positions. Pure as well.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def KeepFeatures(self, request, context):
-        """Keep frozen image features for later requests of the same node to name.
+    def Session(self, request_iterator, context):
+        """One stream a client: calls are answered one by one, in order. Repeating any is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,35 +88,10 @@ def add_LLMServicer_to_server(servicer, server):
                     request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.RegisterRequest.FromString,
                     response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Description.SerializeToString,
             ),
-            'Step': grpc.unary_unary_rpc_method_handler(
-                    servicer.Step,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.SerializeToString,
-            ),
-            'Forward': grpc.unary_unary_rpc_method_handler(
-                    servicer.Forward,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.SerializeToString,
-            ),
-            'Backward': grpc.unary_unary_rpc_method_handler(
-                    servicer.Backward,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.SerializeToString,
-            ),
-            'Score': grpc.unary_unary_rpc_method_handler(
-                    servicer.Score,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.SerializeToString,
-            ),
-            'NextTokens': grpc.unary_unary_rpc_method_handler(
-                    servicer.NextTokens,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.SerializeToString,
-            ),
-            'KeepFeatures': grpc.unary_unary_rpc_method_handler(
-                    servicer.KeepFeatures,
-                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.FromString,
-                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.SerializeToString,
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Call.FromString,
+                    response_serializer=fednano__flwr_dot_exchange_dot_fednano__pb2.Answer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -244,7 +159,7 @@ class LLM(object):
             _registered_method=True)
 
     @staticmethod
-    def Step(request,
+    def Session(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -254,147 +169,12 @@ class LLM(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/fednano.v1.LLM/Step',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.StepRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.StepReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Forward(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fednano.v1.LLM/Forward',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.ForwardReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Backward(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fednano.v1.LLM/Backward',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.BackwardReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Score(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fednano.v1.LLM/Score',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.ScoreReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def NextTokens(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fednano.v1.LLM/NextTokens',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.NextTokensReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def KeepFeatures(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/fednano.v1.LLM/KeepFeatures',
-            fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesRequest.SerializeToString,
-            fednano__flwr_dot_exchange_dot_fednano__pb2.KeepFeaturesReply.FromString,
+            '/fednano.v1.LLM/Session',
+            fednano__flwr_dot_exchange_dot_fednano__pb2.Call.SerializeToString,
+            fednano__flwr_dot_exchange_dot_fednano__pb2.Answer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -233,5 +233,5 @@ def _padded(values: Sequence[tuple[Tensor | None, Sample]], device: torch.device
     parts = [sample.columns(whole) for whole, sample in values if whole is not None]
     if not parts:
         return None
-    padded = pad_sequence([part.T for part in parts], batch_first=True)  # (B, T) or (B, T, axes)
-    return (padded.permute(2, 0, 1) if padded.dim() == 3 else padded).to(device)
+    padded = pad_sequence([part.movedim(-1, 0) for part in parts], batch_first=True)
+    return (padded.movedim(-1, 0) if parts[0].dim() == 2 else padded).to(device)

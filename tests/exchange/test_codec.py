@@ -161,7 +161,7 @@ def test_a_host_refuses_malformed_int8_and_serves_the_next_request(llm_half: LLM
     )
     with serve(FrozenLLM(llm_half)) as address, RemoteLLM(address, dtype="int8") as remote:
         with pytest.raises(HostRefusedError, match="do not ascend"):
-            remote._call(remote._stub.Step, request)
+            remote._answer(pb.Call(step=request))
         assert remote.step(inputs, labels)[0] > 0
 
 

@@ -77,7 +77,7 @@ def test_a_batch_over_the_limit_is_refused_with_the_key_to_change(remote: Remote
 
 def refused(remote: RemoteLLM, request: pb.StepRequest) -> str:
     with pytest.raises(HostRefusedError) as refusal:
-        remote._call(remote._stub.Step, request)
+        remote._answer(pb.Call(step=request))
     return str(refusal.value)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,10 @@ from fednano_flwr.edge.questions import (
 )
 from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.client import RemoteLLM
-from fednano_flwr.exchange.protocol import IGNORE, LLM, LLMService
+from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
@@ -152,7 +155,8 @@ def gradients(setting: Setting) -> list[Tensor | None]:
 
 @pytest.fixture(params=["embeddings", "lowrank"])
 def exchange(request: pytest.FixtureRequest) -> Callable[[LLMService], LLM]:
-    return EXCHANGES[request.param]
+    kind = EXCHANGES[request.param]
+    return lambda service: kind(service, "server")
 
 
 @pytest.fixture(params=["in-process", "grpc"])
@@ -189,6 +193,70 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
         else:
             assert got is not None and best is not None
             assert agree(got, theirs, best, setting.family)
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_labels_kept_at_the_client_change_no_bit(setting: Setting, kind: str) -> None:
+    chosen = setting.questions
+    labels = next_token_labels(chosen, IGNORE)
+    setting.edge.adapters.to(getattr(torch, setting.dtype))
+    found = []
+    with serve(setting.host) as address, RemoteLLM(address) as remote:
+        for llm in (EXCHANGES[kind](setting.host, "server"), EXCHANGES[kind](remote, "client")):
+            loss = llm.loss(setting.edge(chosen, teacher_forced(chosen)), labels)
+            loss.backward()
+            found.append([loss, *gradients(setting)])
+    for got, expected in zip(*found, strict=True):
+        assert got is not None and expected is not None and torch.equal(got, expected)
+
+
+def test_clients_that_share_a_pass_each_get_the_whole_models_gradients(setting: Setting) -> None:
+    """Three clients, of both exchanges and with prompts of unlike lengths."""
+    parts = [setting.questions[0:1], setting.questions[1:3], setting.questions[3:5]]
+    kinds = ["embeddings", "lowrank", "embeddings"]
+    expected = [
+        (unsplit(setting, setting.whole, part), unsplit(setting, setting.exact, part))
+        for part in parts
+    ]
+    setting.edge.adapters.to(getattr(torch, setting.dtype))
+    batches = [setting.edge(part, teacher_forced(part)) for part in parts]
+    setting.host.keep_features(batches[1].features)
+    together = Together(setting.host, count=3)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [
+            pool.submit(
+                EXCHANGES[kind](together, "server").loss, batch, next_token_labels(part, IGNORE)
+            )
+            for kind, batch, part in zip(kinds, batches, parts, strict=True)
+        ]
+        losses = [answer.result() for answer in answers]
+    for loss, (whole, exact) in zip(losses, expected, strict=True):
+        assert loss.item() == pytest.approx(whole[1], rel=1e-6)
+        loss.backward()
+        for got, theirs, best in zip(gradients(setting), whole[2], exact[2], strict=True):
+            if theirs is None or not theirs.any():
+                assert got is None or not got.any()
+            else:
+                assert got is not None and best is not None
+                assert agree(got, theirs, best, setting.family)
+
+
+class Together:
+    """A host that serves the steps of `count` clients in one pass, when all have come."""
+
+    def __init__(self, host: FrozenLLM, count: int) -> None:
+        self._host = host
+        self._jobs: list[StepJob] = []
+        self._all_there = threading.Barrier(count, action=self._serve)
+
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        job = StepJob(inputs, labels, owner)
+        self._jobs.append(job)
+        self._all_there.wait(timeout=60)
+        return job.future.result()
+
+    def _serve(self) -> None:
+        self._host.serve([sample for job in self._jobs for sample in job.samples()])
 
 
 def test_greedy_answers_are_those_of_the_whole_models_own_generation(

@@ -1,0 +1,55 @@
+"""Labels that stay at the client: what is sent then, and what it shows all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fednano_flwr.exchange import codec
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.client import RemoteLLM
+from fednano_flwr.exchange.labels import step_in_two, stepper
+from fednano_flwr.exchange.protocol import IGNORE, LLMInputs
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.llm_half import LLMHalf
+
+ANSWERS = {4: 61, 13: 62}
+
+
+@pytest.fixture
+def requests(llm_half: LLMHalf) -> list[Any]:
+    """What one step sends."""
+    labels = torch.full((14,), IGNORE)
+    for position, answer in ANSWERS.items():
+        labels[position] = answer
+    with serve(FrozenLLM(llm_half)) as address, RemoteLLM(address) as remote:
+        remote.describe()
+        sent: list[Any] = []
+        answer = remote._answer
+        remote._answer = lambda call: sent.append(call) or answer(call)  # type: ignore[method-assign, func-returns-value]
+        inputs = LLMInputs(torch.randn(14, 48), (5, 9))
+        stepper(remote, "server")(inputs, labels)
+        step_in_two(remote, inputs, labels)
+    return [getattr(call, call.WhichOneof("what")) for call in sent]
+
+
+def test_label_ids_are_sent_only_where_they_may(requests: list[Any]) -> None:
+    assert [type(request) for request in requests] == [
+        pb.StepRequest,
+        pb.ForwardRequest,
+        pb.BackwardRequest,
+    ]
+    assert list(requests[0].labels) == list(ANSWERS.values())
+    for request in requests[1:]:
+        fields = {field.name for field, _ in request.ListFields()}
+        assert fields <= {"header", "inputs", "positions", "graph", "gradient", "dtype"}
+
+
+def test_the_gradient_of_the_logits_still_shows_the_labels(requests: list[Any]) -> None:
+    """Cross-entropy's gradient is softmax minus one-hot: docs/threat-model.md says so."""
+    gradient = codec.decode(requests[2].gradient)
+    assert (gradient < 0).sum(1).tolist() == [1, 1]
+    assert gradient.argmin(1).tolist() == list(ANSWERS.values())

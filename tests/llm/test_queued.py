@@ -1,0 +1,292 @@
+"""Many clients at one host: each gets its own result, whoever else asks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    FeaturesMissingError,
+    HostBusyError,
+    HostRefusedError,
+    HostUnreachableError,
+    LLMInputs,
+    LowRankInputs,
+)
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.llm.queued import QueuedLLM
+from fednano_flwr.models.llm_half import LLMHalf
+
+WAIT = 20  # seconds, for what takes milliseconds
+
+
+def batch(seed: int, lengths: tuple[int, ...] = (5, 9)) -> tuple[LLMInputs, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    labels = torch.full((total,), IGNORE)
+    labels[torch.tensor(lengths).cumsum(0) - 1] = seed % 60
+    return LLMInputs(torch.randn(total, 48, generator=generator), lengths), labels
+
+
+def same(got: tuple[float, Any], expected: tuple[float, Any]) -> bool:
+    near = abs(got[0] - expected[0]) <= 1e-6 * abs(expected[0])
+    return near and bool((got[1] - expected[1]).abs().max() <= 1e-6 * expected[1].abs().max())
+
+
+class Gate(FrozenLLM):
+    """A host that counts its passes and starts none while the gate is shut."""
+
+    def __init__(self, half: LLMHalf, **arguments: Any) -> None:
+        super().__init__(half, **arguments)
+        self.gate, self.waiting = threading.Event(), threading.Event()
+        self.gate.set()
+        self.passes: list[set[bytes]] = []
+
+    def serve(self, samples: Any) -> None:
+        self.waiting.set()
+        assert self.gate.wait(WAIT)
+        self.passes.append({sample.job.owner for sample in samples})
+        super().serve(samples)
+
+
+@pytest.fixture
+def host(llm_half: LLMHalf) -> Gate:
+    return Gate(llm_half)
+
+
+def shut(host: Gate, queued: QueuedLLM, pool: ThreadPoolExecutor) -> Future[Any]:
+    """Hold the worker in a pass, so that what comes now waits in the queue."""
+    host.gate.clear()
+    host.waiting.clear()
+    first = pool.submit(queued.step, *batch(99), b"first")
+    assert host.waiting.wait(WAIT)
+    return first
+
+
+def waits(queued: QueuedLLM, count: int) -> None:
+    with queued._changed:
+        assert queued._changed.wait_for(lambda: len(queued._queue) == count, WAIT)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as pool:
+        yield pool
+
+
+def test_clients_that_share_passes_get_what_they_would_get_alone(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    lengths = {i: (5 + i % 3, 9, 7 + i % 5) for i in range(12)}
+    alone = {i: host.step(*batch(i, lengths[i])) for i in lengths}
+    host.passes.clear()
+    with QueuedLLM(host, batch_tokens=120) as queued:
+        first = shut(host, queued, pool)
+        asked = {i: pool.submit(queued.step, *batch(i, lengths[i]), f"{i}".encode()) for i in alone}
+        waits(queued, 12)
+        host.gate.set()
+        assert all(same(asked[i].result(WAIT), alone[i]) for i in alone)
+        first.result(WAIT)
+    assert max(len(owners) for owners in host.passes) > 3
+    assert len(host.passes) < 8
+
+
+def test_scores_and_next_tokens_of_shared_passes_come_in_the_order_asked(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    positions, candidates = torch.tensor([13, 2, 4, 8]), torch.tensor([5, 1, 9])
+    inputs = {i: batch(i, (5, 9))[0] for i in range(6)}
+    scores = {i: host.score(inputs[i], positions, candidates) for i in inputs}
+    tokens = {i: host.next_tokens(inputs[i], positions) for i in inputs}
+    with QueuedLLM(host, batch_tokens=60) as queued:
+        first = shut(host, queued, pool)
+        found = [
+            (
+                pool.submit(queued.score, inputs[i], positions, candidates, f"{i}".encode()),
+                pool.submit(queued.next_tokens, inputs[i], positions, f"{i}".encode()),
+            )
+            for i in inputs
+        ]
+        waits(queued, 12)
+        host.gate.set()
+        for i, (score, token) in enumerate(found):
+            assert (score.result(WAIT) - scores[i]).abs().max() <= 1e-6 * scores[i].abs().max()
+            assert torch.equal(token.result(WAIT), tokens[i])
+        first.result(WAIT)
+
+
+def test_a_bad_request_in_a_shared_pass_costs_the_others_nothing(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    good = host.step(*batch(1))
+    missing = LowRankInputs(
+        torch.zeros(13, dtype=torch.int64), torch.arange(14) == 0, (b"x",), {}, {}, (5, 9)
+    )
+    ill = LLMInputs(torch.full((14, 48), torch.nan), (5, 9))
+    with QueuedLLM(host, batch_tokens=1000) as queued:
+        first = shut(host, queued, pool)
+        lost = pool.submit(queued.step, missing, batch(1)[1], b"lost")
+        nan = pool.submit(queued.step, ill, batch(1)[1], b"ill")
+        fine = pool.submit(queued.step, *batch(1), b"fine")
+        waits(queued, 3)
+        host.gate.set()
+        with pytest.raises(FeaturesMissingError):
+            lost.result(WAIT)
+        assert nan.result(WAIT)[0] != nan.result(WAIT)[0]
+        assert same(fine.result(WAIT), good)
+        first.result(WAIT)
+    assert {b"lost", b"ill", b"fine"} in host.passes
+
+
+def test_a_lone_client_never_waits_for_others(host: Gate) -> None:
+    with QueuedLLM(host, batch_tokens=1000, batch_wait=10 * WAIT) as queued:
+        for _ in range(3):
+            queued.step(*batch(0), b"alone")
+        assert len(host.passes) == 3
+
+
+def test_a_pass_waits_for_a_client_that_has_been_asking(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    with QueuedLLM(host, batch_tokens=1000, batch_wait=WAIT) as queued:
+        queued.step(*batch(1), b"first")
+        held = pool.submit(queued.step, *batch(2), b"second")
+        waits(queued, 1)
+        asked = pool.submit(queued.step, *batch(3), b"first")
+        held.result(WAIT), asked.result(WAIT)
+    assert host.passes == [{b"first"}, {b"first", b"second"}]
+
+
+def test_a_full_queue_is_told_and_its_bound_named(host: Gate, pool: ThreadPoolExecutor) -> None:
+    with QueuedLLM(host, max_waiting=2) as queued:
+        first = shut(host, queued, pool)
+        others = [pool.submit(queued.step, *batch(i), f"{i}".encode()) for i in range(2)]
+        waits(queued, 2)
+        with pytest.raises(HostBusyError, match=r"llm\.max-waiting"):
+            queued.step(*batch(3), b"late")
+        host.gate.set()
+        for answer in (first, *others):
+            answer.result(WAIT)
+
+
+def test_one_client_cannot_fill_the_queue(host: Gate, pool: ThreadPoolExecutor) -> None:
+    with QueuedLLM(host) as queued:
+        first = shut(host, queued, pool)
+        own = [pool.submit(queued.step, *batch(i), b"greedy") for i in range(8)]
+        waits(queued, 8)
+        with pytest.raises(HostBusyError, match="of this client"):
+            queued.step(*batch(3), b"greedy")
+        modest = pool.submit(queued.step, *batch(4), b"modest")
+        waits(queued, 9)
+        host.gate.set()
+        for answer in (first, modest, *own):
+            answer.result(WAIT)
+
+
+def test_a_client_told_that_the_host_is_busy_comes_again(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    expected = host.step(*batch(5))
+    with QueuedLLM(host, max_waiting=1) as queued, serve(queued) as address:
+        first = shut(host, queued, pool)
+        second = pool.submit(queued.step, *batch(1), b"second")
+        waits(queued, 1)
+        with RemoteLLM(address, Caller(node=3), retry_seconds=0.3) as impatient:
+            with pytest.raises(HostUnreachableError, match=r"llm\.max-waiting"):
+                impatient.step(*batch(5))
+        with RemoteLLM(address, Caller(node=4), retry_seconds=WAIT) as patient:
+            patient.describe()
+            late = pool.submit(patient.step, *batch(5))
+            assert not late.done()
+            host.gate.set()
+            assert same(late.result(WAIT), expected)
+        first.result(WAIT), second.result(WAIT)
+
+
+def test_what_a_vanished_client_asked_for_is_not_computed(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    with QueuedLLM(host) as queued, serve(queued) as address:
+        first = shut(host, queued, pool)
+        vanishing = RemoteLLM(address, Caller(node=7), retry_seconds=0.1)
+        vanishing.describe()
+        asked = pool.submit(vanishing.step, *batch(1))
+        waits(queued, 1)
+        vanishing.close()
+        with pytest.raises((HostRefusedError, HostUnreachableError)):
+            asked.result(WAIT)
+        host.gate.set()
+        first.result(WAIT)
+        queued.step(*batch(2), b"next")
+    assert host.passes == [{b"first"}, {b"next"}]
+
+
+def test_a_closing_host_leaves_nobody_waiting(host: Gate, pool: ThreadPoolExecutor) -> None:
+    queued = QueuedLLM(host)
+    first = shut(host, queued, pool)
+    left = pool.submit(queued.step, *batch(1), b"left")
+    waits(queued, 1)
+    closing = pool.submit(queued.close)
+    host.gate.set()
+    closing.result(WAIT)
+    first.result(WAIT)
+    with pytest.raises(HostBusyError, match="closing"):
+        left.result(WAIT)
+    with pytest.raises(HostBusyError, match="closing"):
+        queued.step(*batch(1))
+
+
+class Small:
+    """A language model whose device has room for so many tokens at once."""
+
+    def __init__(self, half: LLMHalf, room: int) -> None:
+        self._half, self._room = half, room
+        self.passes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._half, name)
+
+    def logits(self, embeds: Tensor, *rest: Any) -> Tensor:
+        tokens = embeds.shape[0] * embeds.shape[1]
+        if tokens > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.passes.append(tokens)
+        return self._half.logits(embeds, *rest)
+
+
+def test_out_of_memory_splits_the_pass_and_is_said_once(
+    llm_half: LLMHalf, caplog: pytest.LogCaptureFixture
+) -> None:
+    small: Any = Small(llm_half, room=20)
+    lengths = (9, 8, 7, 6, 5)
+    labels = batch(1, lengths)[1]
+    labels[-1] = IGNORE  # a sample without an answer may be alone in its pass
+    inputs = batch(1, lengths)[0]
+    expected = FrozenLLM(llm_half).step(inputs, labels)
+    host = FrozenLLM(small)
+    for _ in range(2):
+        assert same(host.step(inputs, labels), expected)
+    assert len(small.passes) >= 4 and max(small.passes) <= 20
+    assert len([r for r in caplog.records if "memory" in r.message]) == 1
+    last = torch.tensor(lengths).cumsum(0) - 1
+    scores = host.score(inputs, last, torch.arange(64))
+    assert (scores - FrozenLLM(llm_half).score(inputs, last, torch.arange(64))).abs().max() < 1e-5
+
+
+def test_a_sample_that_does_not_fit_memory_alone_is_refused_with_what_to_do(
+    llm_half: LLMHalf,
+) -> None:
+    small: Any = Small(llm_half, room=20)
+    with serve(FrozenLLM(small)) as address, RemoteLLM(address) as remote:
+        with pytest.raises(HostRefusedError, match=r"one sample of 30 tokens.*llm\.checkpointing"):
+            remote.step(*batch(1, (5, 30, 4)))
+        assert remote.step(*batch(1, (5, 4)))[0] > 0
