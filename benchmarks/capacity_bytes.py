@@ -12,6 +12,7 @@ FLOAT32 = 4
 KEY_BYTES = 16  # of a picture's features at the host
 CALL_BYTES = 50  # header of a request: protocol, run, node, round
 TENSOR_BYTES = 20  # of a tensor on the wire beside its numbers: dtype, shape, tags
+ANSWER_BYTES = 3  # of an answer beside what it holds
 HELLO_BYTES = 75  # a client introduces itself to the host, once a message; as many come back
 ARRAY_BYTES = 170  # of an array in a Flower record beside its numbers: NumPy's header, name, dtype
 TASK_BYTES = 85  # of a message's other parts: round, address
@@ -95,14 +96,14 @@ def step_traffic(exchange: str, model: Model, question: Question, batch: float) 
     up = batch_up(exchange, model, question, batch) + batch * 4
     if exchange == "embeddings":
         numbers = batch * question.tokens * model.hidden_size
-        return Traffic(up, numbers * model.wire_bytes + TENSOR_BYTES + 5)
-    return Traffic(up, _factors(model, question, batch) + 5)
+        return Traffic(up, numbers * model.wire_bytes + TENSOR_BYTES + ANSWER_BYTES + 5)
+    return Traffic(up, _factors(model, question, batch) + ANSWER_BYTES + 5)
 
 
 def score_traffic(exchange: str, model: Model, question: Question, batch: float) -> Traffic:
     """Scoring a batch of questions by the logits of their options."""
     up = batch_up(exchange, model, question, batch) + 2 * batch + 2 * question.options
-    return Traffic(up, batch * question.options * FLOAT32 + TENSOR_BYTES)
+    return Traffic(up, batch * question.options * FLOAT32 + TENSOR_BYTES + ANSWER_BYTES)
 
 
 def features_traffic(exchange: str, model: Model, question: Question, batch: float) -> Traffic:
@@ -113,7 +114,8 @@ def features_traffic(exchange: str, model: Model, question: Question, batch: flo
     each = question.image_tokens * model.hidden_size * model.wire_bytes
     each += CALL_BYTES + TENSOR_BYTES + KEY_BYTES
     again = batch_up(exchange, model, question, batch) + 4 * batch
-    return Traffic(again + pictures * each, pictures * (KEY_BYTES + 2))
+    down = pictures * (KEY_BYTES + 2 + ANSWER_BYTES) + ANSWER_BYTES
+    return Traffic(again + pictures * each, down)
 
 
 def _factors(model: Model, question: Question, batch: float) -> float:
