@@ -55,6 +55,18 @@ def round_line(record: Mapping[str, Any]) -> str:
     )
 
 
+def traffic_line(records: Sequence[Mapping[str, Any]]) -> str:
+    """What all rounds together sent, the two kinds of traffic apart."""
+
+    def both(kind: str) -> str:
+        up, down = (
+            sum(record[f"{kind}_bytes_{way}"] for record in records) for way in ("up", "down")
+        )
+        return f"↑{human_bytes(up)} ↓{human_bytes(down)}"
+
+    return f"traffic of all rounds: round (adapters) {both('round')}, step (LLM) {both('step')}"
+
+
 def closing_table(
     first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]
 ) -> str:

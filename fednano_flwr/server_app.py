@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fednano_flwr.config import Dataset, RunConfig
-from fednano_flwr.console import closing_table, kinds_table, round_line, say
+from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
@@ -89,6 +89,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say()
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
     return folder
 

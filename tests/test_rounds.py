@@ -14,6 +14,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
+from fednano_flwr.console import human_bytes
 from fednano_flwr.edge import client
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
@@ -78,6 +79,17 @@ def test_a_later_run_encodes_no_picture_and_gets_the_same_adapters(run_config: C
     assert sum(record["features"]["from_disk"] for record in second.rounds) == 42
     for key, value in adapters(first).items():
         assert torch.equal(adapters(second)[key], value), key
+
+
+def test_the_closing_line_adds_up_both_kinds_of_traffic(
+    run_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = run(run_config(num_server_rounds=1)).rounds
+    said = next(line for line in capsys.readouterr().out.splitlines() if "traffic of all" in line)
+    for kind in ("round", "step"):
+        up = human_bytes(sum(record[f"{kind}_bytes_up"] for record in rounds))
+        down = human_bytes(sum(record[f"{kind}_bytes_down"] for record in rounds))
+        assert f"↑{up} ↓{down}" in said
 
 
 def test_what_crosses_changes_no_bit_of_the_adapters(run_config: Config) -> None:

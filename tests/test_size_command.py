@@ -37,7 +37,7 @@ def test_llava_7b_is_found_by_its_short_name_and_a_client_stores_at_most_5_perce
     assert got["upload_bytes"] == 2 * 4 * 1_048_576
     assert got["upload_bytes_without_fisher"] == 4 * 1_048_576
     assert got["step_bytes"]["embeddings"]["up"] == 704 * 4096 * 2
-    assert got["step_bytes"]["lowrank"]["available"] is False
+    assert got["step_bytes"]["lowrank"]["up"] == (704 * 64 + 2 * 4096 * 64 // 8) * 2
 
 
 def test_a_record_weighs_little_more_than_the_state_in_it() -> None:

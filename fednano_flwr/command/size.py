@@ -106,7 +106,7 @@ def _as_json(
         "record_bytes": {"adapters": records.adapters, "with_fisher": records.with_fisher},
         "step_bytes": {
             "embeddings": asdict(sizes.embeddings_step()),
-            "lowrank": {**asdict(sizes.lowrank_step()), "available": False},
+            "lowrank": asdict(sizes.lowrank_step()),
         },
     }
 
