@@ -17,6 +17,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import capacity_bytes as sizes
+from benchmarks import capacity_measure
 from benchmarks import capacity_model as paper
 from fednano_demo.generate import write_dataset
 from fednano_flwr.command import machine, project
@@ -65,8 +66,12 @@ def config_of(clients: int, folder: Path) -> RunConfig:
     return RunConfig.parse({key: written[key] for key in known})
 
 
-def calibrate(records: Sequence[Record], config: RunConfig) -> paper.Setup:
-    """The calculator's inputs from a small run: later rounds, in which no feature is sent."""
+def calibrate(records: Sequence[Record], config: RunConfig, look: float) -> paper.Setup:
+    """The calculator's inputs from a small run: later rounds, in which no feature is sent.
+
+    Args:
+        look: see `SuperLink.look_seconds`; next to nothing with few clients.
+    """
     later = records[-1]
     clients = len(later["test_questions_per_client"])
     work = _workload(config, clients)
@@ -100,7 +105,9 @@ def calibrate(records: Sequence[Record], config: RunConfig) -> paper.Setup:
             encode_seconds=encoder / max(1, encoded),
             at_once=at_once,
         ),
-        superlink=paper.SuperLink(message_seconds=max(0.0, overhead / 2), poll_seconds=polls),
+        superlink=paper.SuperLink(
+            message_seconds=max(0.0, overhead / 2), poll_seconds=polls, look_seconds=look
+        ),
     )
 
 
@@ -191,8 +198,9 @@ def check(few: int, many: int, folder: Path, changes: Sequence[str]) -> dict[str
     config = config_of(many, folder / "many")
     train, test = dealt(config, many)
     setups = []
+    look = capacity_measure.look_seconds(many, repeats=100)
     for name, small in (("before", before), ("after", after)):
-        known = calibrate(small, config_of(few, folder / name))
+        known = calibrate(small, config_of(few, folder / name), look)
         setups.append(replace(known, workload=replace(known.workload, train=train, test=test)))
     rows, again = (compare(setup, large) for setup in setups)
     for row, other in zip(rows, again, strict=True):

@@ -11,11 +11,15 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 from flwr.app import MetricRecord, RecordDict
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.federation.noop_federation_manager import NOOP_FEDERATION_ID
 
 from benchmarks import capacity_bytes as sizes
 from benchmarks import step_traffic
@@ -166,3 +170,25 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
                     }
                 )
     return rows
+
+
+def look_seconds(messages: int, repeats: int) -> float:
+    """What Flower's simulator takes to look at one waiting message for one client.
+
+    It asks for each client in turn, and its state then looks at the messages of all.
+    """
+    state = InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory().store())
+    state.run_ids = {
+        0: cast(Any, SimpleNamespace(run=SimpleNamespace(federation_id=NOOP_FEDERATION_ID)))
+    }
+    for number in range(messages):
+        metadata = SimpleNamespace(
+            created_at=time.time(),
+            ttl=1e6,
+            src_node_id=1,
+            dst_node_id=number + 2,
+            run_id=0,
+            delivered_at="",
+        )
+        state.message_ins_store[str(number)] = cast(Any, SimpleNamespace(metadata=metadata))
+    return _median_seconds(lambda: state.get_message_ins(0, limit=1), repeats) / messages

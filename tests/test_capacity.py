@@ -133,6 +133,14 @@ def test_simulated_clients_take_turns() -> None:
     assert got.seconds == pytest.approx(10 / 2 * (1 + 50 / 200))
 
 
+def test_a_simulator_looks_at_each_message_for_each_client() -> None:
+    link = SuperLink(look_seconds=2e-5)
+    assert link.looking(100) == pytest.approx(0.1 / 0.2)  # 0.1 s of looking, then a pause of 0.1 s
+    simulated = replace(SETUP, client=ClientSide(message_seconds=1, at_once=2), superlink=link)
+    took = phase(simulated, "evaluation", 100).seconds
+    assert took == pytest.approx(100 / 2 * 1.25 / (1 - 0.5 / 2))  # half of one of two cores
+
+
 def test_a_slow_uplink_is_named() -> None:
     slow = replace(SETUP, client=ClientSide(up_bytes_per_second=10))
     got = phase(slow, "training", 1)
