@@ -70,7 +70,10 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
 def client_process(
     nodes: list[int], addresses: dict[str, str], preset: Preset, exchange: str, pipe: Any
 ) -> None:
-    """Some clients of one process; each measurement is answered with the ends of their steps."""
+    """Some clients of one process; each measurement is answered with the ends of their steps.
+
+    Nothing steps before: both services share one language model, which serves one at a time.
+    """
     torch.set_num_threads(1)
     with ExitStack() as stack:
         clients: dict[tuple[str, int], tuple[RemoteLLM, Work]] = {}
@@ -80,7 +83,6 @@ def client_process(
                 info = remote.describe()
                 work = prepare(node, preset, exchange, info.hidden_size, info.vocabulary)
                 remote.keep_features(work.features)
-                remote.step(work.inputs, work.labels)
                 clients[variant, node] = remote, work
         pipe.send("ready")
         while (order := pipe.recv()) is not None:
