@@ -166,7 +166,7 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
                         "formula": round(formula),
                         "counted": real,
                         "error": formula / real - 1,
-                        "source": str(source),
+                        "source": getattr(source, "name", source),
                     }
                 )
     return rows
