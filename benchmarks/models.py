@@ -144,12 +144,12 @@ class RandomCheckpoint(Checkpoint):
     def read(
         self,
         names: Iterable[str],
-        device: torch.device | None = None,
+        device: Target = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
         for name in names:
-            shape = self._shapes[name]
+            shape, place = self._shapes[name], device(name) if callable(device) else device
             if len(shape) == 1:  # a norm's
-                yield name, torch.ones(shape, device=device, dtype=dtype)
+                yield name, torch.ones(shape, device=place, dtype=dtype)
             else:
-                yield name, SPREAD * torch.randn(shape, device=device, dtype=dtype)
+                yield name, SPREAD * torch.randn(shape, device=place, dtype=dtype)

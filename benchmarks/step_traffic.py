@@ -44,6 +44,7 @@ def stub(hidden_size: int, dtype: torch.dtype) -> LLMHalf:
         hub_id="",
         hidden_size=hidden_size,
         vocabulary=VOCABULARY,
+        size=head.numel(),
         dtype=dtype,
         device=torch.device("cpu"),
         logits=logits,

@@ -7,8 +7,10 @@ one client's questions and pictures and nothing of the others'.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
@@ -35,19 +37,27 @@ def shard(
     Raises:
         DataError: no such partition, or the split that is asked for cannot be made.
     """
-    parts = _dealt(questions, dataset, seed, num_partitions)
-    if not 0 <= partition_id < num_partitions:
+    return one_of(all_shards(questions, dataset, seed, num_partitions), partition_id)
+
+
+def one_of(shards: Sequence[Shard], partition_id: int) -> Shard:
+    """Client `partition_id`'s shard.
+
+    Raises:
+        DataError: no such partition.
+    """
+    if not 0 <= partition_id < len(shards):
         raise DataError(
-            f"partition-id is {partition_id}; with num-partitions {num_partitions} it can be "
-            f"0 to {num_partitions - 1}."
+            f"partition-id is {partition_id}; with num-partitions {len(shards)} it can be "
+            f"0 to {len(shards) - 1}."
         )
-    return parts[partition_id].taken(questions)
+    return shards[partition_id]
 
 
 def all_shards(
     questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int
-) -> list[Shard]:
-    """Every client's shard.
+) -> Sequence[Shard]:
+    """Every client's shard, each made when it is asked for.
 
     With `dataset.test-fraction` = 0, test questions come from the dataset's test split in the
     proportions of each client's training questions; above 0, from its own training questions.
@@ -55,35 +65,29 @@ def all_shards(
     Raises:
         DataError: the split that is asked for cannot be made.
     """
-    return [part.taken(questions) for part in _dealt(questions, dataset, seed, num_partitions)]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A client's questions by their places in the dataset.
-
-    Attributes:
-        test_in_train: whether `test` are places in the train split, too.
-    """
-
-    train: list[int]
-    test: list[int]
-    test_in_train: bool
-
-    def taken(self, questions: QuestionSet) -> Shard:
-        """The questions themselves; taking those of all clients to get one takes long."""
-        tested = questions.train if self.test_in_train else questions.test
-        return Shard(questions.train.select(self.train), tested.select(self.test))
-
-
-def _dealt(questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int) -> list[_Part]:
     columns = {"group": questions.train.groups, "subject": questions.train.subjects}
     train = deal(columns, dataset, num_partitions, seed)
     if dataset.test_fraction:
         cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
-        return [_Part(own, tested, True) for own, tested in cuts]
+        return _Shards(questions.train, questions.train, cuts)
     test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
-    return [_Part(own, tested, False) for own, tested in zip(train, test, strict=True)]
+    return _Shards(questions.train, questions.test, list(zip(train, test, strict=True)))
+
+
+class _Shards(Sequence[Shard]):
+    """Shards by their questions' places: taking those of all clients to get one takes long."""
+
+    def __init__(
+        self, train: Questions, test: Questions, places: Sequence[tuple[list[int], list[int]]]
+    ) -> None:
+        self._train, self._test, self._places = train, test, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        train, test = self._places[index]
+        return Shard(self._train.select(train), self._test.select(test))
 
 
 def load_shard(folder: Path) -> Shard:

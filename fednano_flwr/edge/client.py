@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import QuestionSet, Sample
-from fednano_flwr.data.shard import Shard, load_shard, shard
+from fednano_flwr.data.shard import Shard, all_shards, load_shard, one_of
 from fednano_flwr.edge.adapters import (
     adapter_state,
     build_adapters,
@@ -232,15 +232,20 @@ def _question_set(dataset: Dataset) -> QuestionSet:
     return load_questions(dataset)
 
 
+@lru_cache(maxsize=1)
+def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Sequence[Shard]:
+    """The whole split: dealing it anew for each client would cost clients × questions."""
+    return all_shards(_question_set(dataset), dataset, seed, num_partitions)
+
+
 @lru_cache(maxsize=SHARDS_KEPT)
 def _encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
     if place.data_path:
         part = load_shard(Path(place.data_path))
         skipped = Counter(read_manifest(Path(place.data_path).expanduser())["skipped"])
     else:
-        questions = _question_set(dataset)
-        part = shard(questions, dataset, seed, place.partition, place.num_partitions)
-        skipped = questions.skipped
+        part = one_of(_shards(dataset, seed, place.num_partitions), place.partition)
+        skipped = _question_set(dataset).skipped
     return _encode(_encoder(source), part, skipped, dataset.max_skipped)
 
 
