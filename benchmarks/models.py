@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import Checkpoint, Target
 from fednano_flwr.models.families import FAMILIES, canonical
 from fednano_flwr.resources import resolve
 
