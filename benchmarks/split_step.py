@@ -2,7 +2,7 @@
 
     python -m benchmarks.split_step [--model package:fednano_demo/model] [--device cpu]
 
-Needs neither flwr nor ray. The three variants take turns in one process, so that ratios hold when
+Needs neither flwr nor ray. The variants take turns in one process, so that ratios hold when
 the machine's speed drifts. Prints a table (ratios to the whole model) and writes JSON.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,8 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import last_positions, load_encoder, next_token_labels
 from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
-from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.protocol import IGNORE, LLM
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -90,22 +91,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         logits = half.logits(padded, last_positions(batch).to(padded.device), mask)
         F.cross_entropy(logits.float(), labels[labels != IGNORE].to(logits.device)).backward()
 
-    near = EmbeddingsExchange(host)
+    def split(exchange: LLM) -> Callable[[], None]:
+        return lambda: exchange.loss(edge(batch), labels).backward()
+
     with serve(host) as address, RemoteLLM(address) as remote:
-        far = EmbeddingsExchange(remote)
-        variants = {
-            "whole model": whole,
-            "split, in-process": lambda: near.loss(edge(batch), labels).backward(),
-            "split, gRPC on loopback": lambda: far.loss(edge(batch), labels).backward(),
-        }
         times = in_turns(
-            variants,
+            {
+                "whole model": whole,
+                "split, in-process, lowrank": split(LowRankExchange(host)),
+                "split, gRPC on loopback, lowrank": split(LowRankExchange(remote)),
+                "split, gRPC on loopback, embeddings": split(EmbeddingsExchange(remote)),
+            },
             options.repeats,
             before=lambda: adapters.zero_grad(set_to_none=True),
             finish=waiting_for(options.device),
         )
-        steps = remote.traffic.calls - 1  # one call settled the wire's dtype
-        traffic = (remote.traffic.bytes_up + remote.traffic.bytes_down) / steps
 
     length = len(batch[0].ids)
     client = sum(p.numel() for part in (frozen, tokens) for p in part.parameters())
@@ -119,8 +119,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         (name, f"{1e3 * one:.2f}", spread_text(relative[name])) for name, one in medians.items()
     ]
     print(table(["variant", "median ms a step", "ratio, median (least–most)"], rows))
-    numbers = 2 * length * len(batch) * half.hidden_size
-    print(f"\nstep traffic: {traffic / 1e3:.1f} kB a step for 2·N·d = {numbers:,} numbers")
     write_json(
         options,
         device=name_of(options.device),
@@ -128,7 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parameters={"client": client, "host": server, "trained": trained},
         median_ms={name: 1e3 * one for name, one in medians.items()},
         ratios=relative,
-        step_bytes=traffic,
     )
 
 
