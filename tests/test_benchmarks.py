@@ -28,8 +28,9 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = {"__init__", "models", "report", "runs", "whole"}
-SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED)
+SHARED = {"__init__", "crowd", "models", "report", "runs", "whole"}
+SCRIPTS = {file.stem: file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED}
+SCRIPTS |= {file.parent.name: f"{file.parent.name}.script" for file in FOLDER.glob("*/script.py")}
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +40,11 @@ def threads_as_before() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_says_how_it_is_run_and_where_results_go(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarks.{SCRIPTS[name]}")
     assert module.__doc__.splitlines()[2].startswith(f"    python -m benchmarks.{name}")
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])

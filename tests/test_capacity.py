@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from flwr.app import MetricRecord, RecordDict
 
-from benchmarks.capacity_bytes import (
+from benchmarks.capacity.sizes import (
     Model,
     Question,
     features_traffic,
@@ -17,7 +17,7 @@ from benchmarks.capacity_bytes import (
     step_traffic,
     training_messages,
 )
-from benchmarks.capacity_model import (
+from benchmarks.capacity.model import (
     ClientSide,
     Host,
     Merge,
