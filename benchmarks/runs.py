@@ -39,10 +39,13 @@ def fednano_run(
 
 @contextmanager
 def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """`work(pipe, *arguments)` in a fresh process; yields our end of the pipe."""
+    """`work(pipe, *arguments)` in a fresh process; yields our end of the pipe.
+
+    The process is waited for in the end, and does not outlive this one whatever happens.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    worker = context.Process(target=work, args=(theirs, *arguments))
+    worker = context.Process(target=work, args=(theirs, *arguments), daemon=True)
     worker.start()
     theirs.close()
     try:

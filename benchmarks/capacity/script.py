@@ -4,10 +4,11 @@
     python -m benchmarks.capacity --check      # the calculator against 200 simulated clients
     python -m benchmarks.capacity              # the tables of docs/scale.md
 
-The arithmetic is in model.py, that of bytes in sizes.py. Every input is printed with where it comes
-from: a file with measurements, or an assumption and the option that changes it. No GPU was measured:
-a GPU host's tokens a second are --utilisation · --gpu-tflops / (4 FLOP · parameters) in training,
-twice that in scoring. `--measure` and `--check` write to the JSON file, the tables read from it.
+The arithmetic is in model.py, that of bytes in sizes.py. Every input is printed with where it
+comes from: a file with measurements, or an assumption and the option that changes it. No GPU was
+measured: a GPU host's tokens a second are --utilisation · --gpu-tflops / (4 FLOP · parameters) in
+training, twice that in scoring. `--measure` and `--check` write to the JSON file, the tables read
+from it.
 """
 
 from __future__ import annotations
