@@ -180,7 +180,8 @@ def nano_client(
     node = list(EXCHANGES).index(kind)  # features belong to the node that sent them
     with RemoteLLM(address, Caller(node=node)) as remote:
         remote.describe()
-        work(pipe, place, options, edge, EXCHANGES[kind](remote), remote.traffic, imports)
+        llm = EXCHANGES[kind](remote, "server")
+        work(pipe, place, options, edge, llm, remote.traffic, imports)
 
 
 def work(

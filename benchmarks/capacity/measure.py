@@ -43,7 +43,10 @@ from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.records import to_arrays, to_update
 from fednano_flwr.strategies.fednano import FedNano
 
-EXCHANGES = {"embeddings": EmbeddingsExchange, "lowrank": LowRankExchange}
+EXCHANGES: dict[str, type[EmbeddingsExchange] | type[LowRankExchange]] = {
+    "embeddings": EmbeddingsExchange,
+    "lowrank": LowRankExchange,
+}
 
 
 def host_rates(batch: int, repeats: int) -> dict[str, float]:
@@ -117,19 +120,14 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
     small = Namespace(
         hidden_size=128, rank=16, batch=4, image_tokens=9, text_tokens=12, dtype="float32", steps=3
     )
-    cases = [(Namespace(**recorded["setting"]), recorded["bytes_of_a_step"], step_traffic_json)]
-    cases += [
-        (
-            small,
-            {
-                name: dict(
-                    zip(("first", "later"), step_traffic.measure(kind, small)[:2], strict=True)
-                )
-                for name, kind in EXCHANGES.items()
-            },
-            "sent now",
-        )
-    ]
+    sent_now = {
+        name: dict(zip(("first", "later"), step_traffic.measure(kind, small)[:2], strict=True))
+        for name, kind in EXCHANGES.items()
+    }
+    cases = (
+        (Namespace(**recorded["setting"]), recorded["bytes_of_a_step"], step_traffic_json.name),
+        (small, sent_now, "sent now"),
+    )
     for setting, counted, source in cases:
         model = sizes.Model(
             setting.hidden_size,
@@ -151,7 +149,7 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
                         "formula": round(formula),
                         "counted": real,
                         "error": formula / real - 1,
-                        "source": getattr(source, "name", source),
+                        "source": source,
                     }
                 )
     return rows
