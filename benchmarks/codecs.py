@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def made_up(repeats: int) -> dict[str, dict[str, float]]:
 
     def row(name: str, send: Callable[[Tensor], tuple[Tensor, int]]) -> dict[str, float]:
         result = {}
-        columns = slice(None), ordinary
+        columns = torch.ones_like(ordinary), ordinary
         for kind, numbers, looked_at in zip(
             ("normal", "outliers"), (normal, outlying), columns, strict=True
         ):
@@ -77,8 +78,8 @@ def made_up(repeats: int) -> dict[str, dict[str, float]]:
             result[f"{kind}_rms"] = relative(error, of)
             if name in codec.NAMES:
                 message, megabytes = codec.encode(numbers, name), 4e-6 * numbers.numel()
-                encoding = seconds(lambda x=numbers: codec.encode(x, name), repeats)
-                decoding = seconds(lambda m=message: codec.decode(m), repeats)
+                encoding = seconds(partial(codec.encode, numbers, name), repeats)
+                decoding = seconds(partial(codec.decode, message), repeats)
                 result[f"{kind}_encode_mb_a_second"] = megabytes / encoding
                 result[f"{kind}_decode_mb_a_second"] = megabytes / decoding
         return result
@@ -121,6 +122,7 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
         return torch.cat([g.flatten() for g in gradients]).double()
 
     _, exact = host.step(inputs.detach(), labels)
+    assert isinstance(exact, Tensor)  # not low-rank: the inputs are embeddings
     lengths = exact.norm(dim=1)
     results = {}
     for dtype in DTYPES:
@@ -129,7 +131,9 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
             embeds, inputs.lengths, inputs.position_ids, inputs.token_type_ids
         ).detach()
         down = codec.decode(codec.encode(exact, dtype)).float()
-        whole = codec.decode(codec.encode(host.step(far, labels)[1].float(), dtype)).float()
+        _, moved = host.step(far, labels)
+        assert isinstance(moved, Tensor)
+        whole = codec.decode(codec.encode(moved.float(), dtype)).float()
         results[dtype] = {
             "embeddings_rms": relative(embeds.float() - inputs.embeds.detach(), inputs.embeds),
             "gradient_rms": relative(down - exact, exact),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 import time
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.runs import process
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     IGNORE,
@@ -68,7 +68,7 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
 
 
 def client_process(
-    nodes: list[int], addresses: dict[str, str], preset: Preset, exchange: str, pipe: Any
+    pipe: Any, nodes: list[int], addresses: dict[str, str], preset: Preset, exchange: str
 ) -> None:
     """Some clients of one process; each measurement is answered with the ends of their steps.
 
@@ -124,17 +124,12 @@ class Clients:
         preset: Preset,
         exchange: str,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._workers, self._pipes = [], []
+        self._processes = ExitStack()
+        self._pipes = []
         for part in range(processes):
             nodes = list(range(part, count, processes))
-            ours, theirs = context.Pipe()
-            arguments = (nodes, addresses, preset, exchange, theirs)
-            worker = context.Process(target=client_process, args=arguments, daemon=True)
-            worker.start()
-            theirs.close()
-            self._workers.append(worker)
-            self._pipes.append(ours)
+            started = process(client_process, nodes, addresses, preset, exchange)
+            self._pipes.append(self._processes.enter_context(started))
         for pipe in self._pipes:
             pipe.recv()
 
@@ -154,6 +149,6 @@ class Clients:
         return len(counted) / seconds, counted
 
     def close(self) -> None:
-        for pipe, worker in zip(self._pipes, self._workers, strict=True):
+        for pipe in self._pipes:
             pipe.send(None)
-            worker.join()
+        self._processes.close()

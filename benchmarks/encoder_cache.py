@@ -51,6 +51,12 @@ class NoHost:
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         return batch.embedded().embeds.float().mean()
 
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        raise NotImplementedError
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = options_of("encoder_cache", __doc__)

@@ -18,11 +18,10 @@ Needs neither flwr nor ray. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from benchmarks.report import (
     waiting_for,
     write_json,
 )
+from benchmarks.runs import process
 from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
 from fednano_flwr.config import Adapter
@@ -128,21 +128,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-@contextmanager
-def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """`work(pipe, *arguments)` in a fresh process; yields our end of the pipe."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=work, args=(theirs, *arguments))
-    worker.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        worker.join()
-
-
 def side_by_side(clients: dict[str, Client], epochs: int) -> dict[str, dict[str, Any]]:
     """What every client says of itself, after they took turns for so many epochs."""
     with ExitStack() as stack:
@@ -195,7 +180,8 @@ def nano_client(
     node = list(EXCHANGES).index(kind)  # features belong to the node that sent them
     with RemoteLLM(address, Caller(node=node)) as remote:
         remote.describe()
-        work(pipe, place, options, edge, EXCHANGES[kind](remote), remote.traffic, imports)
+        llm = EXCHANGES[kind](remote, "server")
+        work(pipe, place, options, edge, llm, remote.traffic, imports)
 
 
 def work(

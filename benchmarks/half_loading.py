@@ -138,7 +138,7 @@ def write(size: Size, folder: Path, dtype: str) -> None:
                 num_hidden_layers=layers,
                 num_attention_heads=size.width // 64,
             ),
-            image_token_id=2,
+            image_token_index=2,
         )
         with torch.device("meta"):
             return LlavaForConditionalGeneration(config).to(number)

@@ -23,9 +23,8 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from transformers import LlavaConfig
 
-from benchmarks.models import SHAPES, RandomCheckpoint, Shape
+from benchmarks.models import SHAPES, Shape, random_half
 from benchmarks.report import (
     in_turns,
     name_of,
@@ -56,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     shape = replace(SMALL if options.small else FULL, layers=options.layers)
-    config = LlavaConfig(text_config=shape.text(VOCABULARY, tie_word_embeddings=False))
-    half = LLMHalf(RandomCheckpoint(config), device, dtype)
+    half = random_half(shape, options.device, options.dtype)
     parameters = layer_parameters(half)
     batch, labels = make_batch(
         SimpleNamespace(

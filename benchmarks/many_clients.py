@@ -12,112 +12,77 @@ alone waits for a step. Needs neither flwr nor ray. Prints tables and writes JSO
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.crowd import Clients, Preset
+from benchmarks.models import SHAPES, random_half
+from benchmarks.report import (
+    name_of,
+    options_of,
+    ratios,
+    spread,
+    spread_text,
+    table,
+    write_json,
+)
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
-from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
+from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 
 ALONE, SHARED = "one request a pass", "shared passes"
 VARIANTS = (ALONE, SHARED)
-
-
 PRESETS = {
     "small": Preset("package:fednano_demo/model", 9, 12, 16, "float32"),
     "7b": Preset("llava-1.5-7b, random weights", 576, 128, 64, "bfloat16"),
 }
 
 
-class RandomHalf(torch.nn.Module):
-    """A Llama with random weights, made where it computes; used like an `LLMHalf`."""
-
-    def __init__(self, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__()
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with device:
-                self._llama: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(before)
-        self.model, self.fingerprint, self.hub_id = "random Llama", "", ""
-        self.hidden_size, self.vocabulary = config.hidden_size, config.vocab_size
-        self.dtype, self.device = dtype, device
-        self.size = sum(parameter.numel() for parameter in self._llama.parameters())
-        self._head = self._llama.lm_head = HeadAtRows(self._llama.lm_head)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self._llama.get_input_embeddings()(ids)
-
-    def logits(self, embeds: Tensor, rows: Tensor, *unused: Tensor | None) -> Tensor:
-        """See `LLMHalf.logits`; plain positions, so padding is hidden by causality."""
-        self._head.rows = rows
-        return self._llama(inputs_embeds=embeds, use_cache=False).logits
-
-
-def llava_7b(layers: int) -> LlamaConfig:
-    """The language model of LLaVA-1.5-7B, which has 32 layers."""
-    return LlamaConfig(
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    preset = PRESETS[options.preset]
+    rates: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    latencies: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    lone: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    with running(options, preset) as (clients, half, options.batch_tokens):
+        for repeat in range(options.repeats):
+            turns = VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]
+            for variant in turns:
+                everyone = range(options.clients)
+                rate, taken = clients.measure(variant, everyone, options.seconds, options.warm_up)
+                rates[variant].append(rate)
+                latencies[variant] += taken
+            for variant in turns:
+                # The host expects who has asked within a second: let it forget the others.
+                time.sleep(1.2)
+                _, taken = clients.measure(variant, range(1), options.seconds, options.warm_up)
+                lone[variant] += taken
+    record = write_json(
+        options,
+        device=name_of(options.device),
+        preset=vars(preset),
+        parameters=half.size,
+        steps_per_second={variant: spread(rates[variant]) for variant in VARIANTS},
+        ratio=ratios(rates[SHARED], rates[ALONE]),
+        latency_ms={
+            f"{options.clients} clients": {v: latency(latencies[v]) for v in VARIANTS},
+            "1 client": {v: latency(lone[v]) for v in VARIANTS},
+        },
     )
+    show(record, options)
 
 
-@contextmanager
-def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clients, Any, int]]:
-    """Both variants' services around one language model, and the clients."""
-    device, dtype = torch.device(options.device), getattr(torch, preset.dtype)
-    half: Any
-    if options.preset == "small":
-        half = load_llm_half(preset.model, options.device, preset.dtype)
-    else:
-        half = RandomHalf(llava_7b(options.layers), device, dtype)
-    longest = preset.image_tokens + preset.text_tokens + preset.text_tokens // 4
-    tokens = options.batch_tokens or options.clients * longest
-    with ExitStack() as stack:
-        addresses = {}
-        for variant, batch_tokens in ((ALONE, 0), (SHARED, tokens)):
-            host = FrozenLLM(half, features=FeatureStore(2**32))
-            service = stack.enter_context(
-                QueuedLLM(host, batch_tokens=batch_tokens, batch_wait=options.batch_wait)
-            )
-            addresses[variant] = stack.enter_context(serve(service))
-        clients = Clients(options.clients, options.processes, addresses, preset, options.exchange)
-        try:
-            yield clients, half, tokens
-        finally:
-            clients.close()
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def at_95(values: list[float]) -> float:
-    """The 95th percentile."""
-    return sorted(values)[int(0.95 * (len(values) - 1))]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_of("many_clients", __doc__)
     parser.add_argument("--preset", default="small", choices=list(PRESETS))
     parser.add_argument("--small", dest="preset", action="store_const", const="small")
     parser.add_argument("--device", default="cpu")
@@ -131,85 +96,56 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
     parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before each")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's, of the host")
-    parser.add_argument("--json", default="benchmarks/results/many_clients.json", metavar="FILE")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    preset = PRESETS[options.preset]
+    return parser.parse_args(argv)
 
-    rates: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    latencies: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    lone: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    with running(options, preset) as (clients, half, batch_tokens):
-        for repeat in range(options.repeats):
-            turns = VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]
-            for variant in turns:
-                everyone = range(options.clients)
-                rate, taken = clients.measure(variant, everyone, options.seconds, options.warm_up)
-                rates[variant].append(rate)
-                latencies[variant] += taken
-            for variant in turns:
-                # The host expects who has asked within a second: let it forget the others.
-                time.sleep(1.2)
-                _, taken = clients.measure(variant, range(1), options.seconds, options.warm_up)
-                lone[variant] += taken
-        parameters = half.size
 
-    ratios = [b / a for a, b in zip(rates[ALONE], rates[SHARED], strict=True)]
-    cuda = options.device.startswith("cuda")
-    record = {
-        "setting": {**vars(options), "batch_tokens": batch_tokens, **vars(preset)},
-        "hardware": {
-            "device": torch.cuda.get_device_name() if cuda else platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "parameters": parameters,
-        "steps_per_second": {variant: summary(rates[variant]) for variant in VARIANTS},
-        "ratio": summary(ratios),
-        "latency_ms": {
-            name: {
-                variant: {
-                    "median": 1e3 * statistics.median(values[variant]),
-                    "95 %": 1e3 * at_95(values[variant]),
-                }
-                for variant in VARIANTS
-            }
-            for name, values in ((f"{options.clients} clients", latencies), ("1 client", lone))
-        },
-    }
-    show(record, options)
-    out = Path(options.json)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2) + "\n")
+@contextmanager
+def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clients, LLMHalf, int]]:
+    """Clients of both variants' services around one language model; it; most tokens of a pass."""
+    if options.preset == "small":
+        half = load_llm_half(preset.model, options.device, preset.dtype)
+    else:
+        shape = replace(SHAPES["7b"], layers=options.layers)
+        half = random_half(shape, options.device, preset.dtype)
+    longest = preset.image_tokens + preset.text_tokens + preset.text_tokens // 4
+    tokens = options.batch_tokens or options.clients * longest
+    with ExitStack() as stack:
+        addresses = {}
+        for variant, batch_tokens in ((ALONE, 0), (SHARED, tokens)):
+            host = FrozenLLM(half, features=FeatureStore(2**32))
+            service = stack.enter_context(
+                QueuedLLM(host, batch_tokens=batch_tokens, batch_wait=options.batch_wait)
+            )
+            addresses[variant] = stack.enter_context(serve(service))
+        clients = Clients(options.clients, options.processes, addresses, preset, options.exchange)
+        with closing(clients):
+            yield clients, half, tokens
+
+
+def latency(seconds: list[float]) -> dict[str, float]:
+    """Median and 95th percentile, in ms."""
+    last = sorted(seconds)[int(0.95 * (len(seconds) - 1))]
+    return {"median": 1e3 * statistics.median(seconds), "95 %": 1e3 * last}
 
 
 def show(record: dict[str, Any], options: argparse.Namespace) -> None:
     print(
-        f"{record['setting']['model']} ({record['parameters']:,} parameters) on "
-        f"{record['hardware']['device']}; {options.clients} clients in {options.processes} "
+        f"{record['preset']['model']} ({record['parameters']:,} parameters) on "
+        f"{record['device']}; {options.clients} clients in {options.processes} "
         f"processes, one sample a step, {options.exchange}\n"
     )
     crowd, alone = record["latency_ms"]
-    print(
-        f"| host | steps a second, median (range) | ms a step, {crowd}: median, 95 % | 1 client |"
-    )
-    print("|---|---|---|---|")
+    rows = []
     for variant in VARIANTS:
-        rate = record["steps_per_second"][variant]
-        cells = [
-            f"{record['latency_ms'][name][variant]['median']:.1f}, "
-            f"{record['latency_ms'][name][variant]['95 %']:.1f}"
-            for name in (crowd, alone)
-        ]
-        print(
-            f"| {variant} | {rate['median']:.1f} ({rate['min']:.1f}–{rate['max']:.1f}) | "
-            + " | ".join(cells)
-            + " |"
-        )
-    ratio, lone = record["ratio"], record["latency_ms"][alone]
+        taken = [record["latency_ms"][name][variant] for name in (crowd, alone)]
+        cells = [f"{one['median']:.1f}, {one['95 %']:.1f}" for one in taken]
+        rows.append((variant, spread_text(record["steps_per_second"][variant], 1), *cells))
+    headings = ["host", "steps a second, median (range)", f"ms a step, {crowd}: median, 95 %"]
+    print(table([*headings, alone], rows))
+    lone = record["latency_ms"][alone]
     more = lone[SHARED]["median"] - lone[ALONE]["median"]
-    print(f"\nshared passes: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f}) times")
     print(
+        f"\nshared passes: {spread_text(record['ratio'])} times as many steps a second\n"
         f"a client alone waits {more:+.2f} ms longer (median); batch wait "
         f"{1e3 * options.batch_wait:g} ms"
     )

@@ -1,4 +1,4 @@
-"""Random models of any size: a LLaVA on disk with the demo's processor, or weights in memory."""
+"""Random models of any size: a LLaVA on disk with the demo's processor, or a half in memory."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from transformers import (
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import Checkpoint, Target
 from fednano_flwr.models.families import FAMILIES, canonical
+from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.resources import resolve
 
 DEMO = "package:fednano_demo/model"  # whose tokenizer and prompt are used
@@ -153,3 +154,10 @@ class RandomCheckpoint(Checkpoint):
                 yield name, torch.ones(shape, device=place, dtype=dtype)
             else:
                 yield name, SPREAD * torch.randn(shape, device=place, dtype=dtype)
+
+
+def random_half(shape: Shape, device: str = "cpu", dtype: str = "float32") -> LLMHalf:
+    """The server's half of a LLaVA of this shape, which has a vocabulary, drawn on the device."""
+    text = shape.text(shape.vocabulary, tie_word_embeddings=False)
+    checkpoint = RandomCheckpoint(LlavaConfig(text_config=text))
+    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype))

@@ -12,20 +12,26 @@ Needs neither flwr nor ray. Prints a table and writes JSON.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.report import (
+    ROOT,
+    integers,
+    options_of,
+    ratios,
+    spread,
+    spread_text,
+    table,
+    write_json,
+)
+from benchmarks.runs import process
 from fednano_flwr.command import project
+from fednano_flwr.command.machine import cpus
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge import training
@@ -42,9 +48,9 @@ from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = RunConfig.parse(project.defaults(ROOT))
 EPOCHS = ("pictures encoded", "features from memory")
+TIMES = "times as fast"
 
 
 class SleepingHost:
@@ -72,13 +78,8 @@ def one_after_another(items: Iterable[Any], prepare: Callable[[Any], Any]) -> It
 WAYS = {"one after another": one_after_another, "ahead": ahead}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=192)
-    parser.add_argument("--host-ms", default="0,20,40", help="of the stand-in, a batch")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", default="benchmarks/results/overlap.json")
-    options = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
     torch.set_num_threads(1)
     half = load_edge_half(CONFIG.model.name)
     encoder = load_encoder(Checkpoint(CONFIG.model.name))
@@ -89,34 +90,47 @@ def main() -> None:
         adapters = build_adapters(half.hidden_size, CONFIG.adapter, seed=0)
         return NanoEdge(half, half.token_table(), adapters, encoder)
 
-    rows = {}
-    for name in options.host_ms.split(","):
-        host = SleepingHost(1e-3 * float(name))
-        rows[f"stand-in, {name} ms"] = compared(fresh, host, questions, options.repeats)
-    with closing(RealHost()) as real, RemoteLLM(real.address) as remote:
+    found = {}
+    for milliseconds in options.host_ms:
+        host = SleepingHost(1e-3 * milliseconds)
+        name = f"stand-in, {milliseconds} ms"
+        found[name] = compared(fresh, host, questions, options.repeats)
+    with process(real_host) as pipe, RemoteLLM(pipe.recv()) as remote:
         llm = EmbeddingsExchange(remote)
-        rows["real, another process"] = compared(fresh, llm, questions, options.repeats)
+        found["real, another process"] = compared(fresh, llm, questions, options.repeats)
+        pipe.send(None)
+    write_json(options, batch=CONFIG.batch_size, epochs=found)
+    print(f"{len(questions)} questions in batches of {CONFIG.batch_size}, {cpus()} CPU cores\n")
+    rows = [
+        (name, epoch, *(spread_text(one[way]) for way in WAYS), spread_text(one[TIMES]))
+        for name, epochs in found.items()
+        for epoch, one in epochs.items()
+    ]
+    print(table(["host", "epoch", *(f"{way}, s" for way in WAYS), TIMES], rows))
 
-    cores = len(os.sched_getaffinity(0))
-    print(f"{len(questions)} questions in batches of {CONFIG.batch_size}, {cores} CPU cores\n")
-    print("| host | epoch | one after another, s | ahead, s | times |\n|---|---|---|---|---|")
-    for name, epochs in rows.items():
-        for epoch, (turns, overlapped) in epochs.items():
-            print(
-                f"| {name} | {epoch} | {turns:.2f} | {overlapped:.2f} | {turns / overlapped:.2f} |"
-            )
-    out = ROOT / options.out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    setting = vars(options) | {"batch": CONFIG.batch_size, "cores": cores}
-    out.write_text(json.dumps({"setting": setting, "seconds_an_epoch": rows}, indent=2) + "\n")
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_of("overlap", __doc__)
+    parser.add_argument("--questions", type=int, default=192)
+    parser.add_argument(
+        "--host-ms", type=integers, default=[0, 20, 40], help="of the stand-in, joined by commas"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args(argv)
 
 
 def compared(
     fresh: Callable[[], NanoEdge], llm: LLM, questions: list[Question], repeats: int
-) -> dict[str, list[float]]:
-    """Median seconds of each kind of epoch, in each way."""
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of each kind of epoch, in each way, and how many times as fast the second one is.
+
+    Raises:
+        SystemExit: the two ways do not end with the same adapters.
+    """
     plan = training.TrainingPlan(1, CONFIG.batch_size, CONFIG.learning_rate, 0.0, 1.0)
-    times: dict[tuple[str, str], list[float]] = {}
+    times: dict[str, dict[str, list[float]]] = {
+        epoch: {way: [] for way in WAYS} for epoch in EPOCHS
+    }
     for repeat in range(repeats + 1):
         states = []
         for way, prepared in WAYS.items():
@@ -126,30 +140,20 @@ def compared(
                 started = time.perf_counter()
                 training.train(edge, llm, questions, plan, seed)
                 if repeat:  # the first one warms up
-                    times.setdefault((epoch, way), []).append(time.perf_counter() - started)
+                    times[epoch][way].append(time.perf_counter() - started)
             states.append(adapter_state(edge.adapters))
         for key, value in states[0].items():
             if not torch.equal(value, states[1][key]):
                 raise SystemExit(f"the two ways differ in {key}")
-    return {epoch: [statistics.median(times[epoch, way]) for way in WAYS] for epoch in EPOCHS}
+    return {
+        epoch: {way: spread(seconds) for way, seconds in ways.items()}
+        | {TIMES: ratios(*ways.values())}
+        for epoch, ways in times.items()
+    }
 
 
-class RealHost:
+def real_host(pipe: Any) -> None:
     """The demo's LLM half behind the service, on one CPU thread of another process."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,))
-        self._process.start()
-        self.address: str = self._pipe.recv()
-
-    def close(self) -> None:
-        self._pipe.send(None)
-        self._process.join()
-
-
-def _serve(pipe: Any) -> None:
     torch.set_num_threads(1)
     with serve(FrozenLLM(load_llm_half(CONFIG.model.name))) as address:
         pipe.send(address)

@@ -126,8 +126,8 @@ def memory(key: str) -> int:
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    top, *lines = ("| " + " | ".join(map(str, line)) + " |" for line in (headings, *rows))
+    return "\n".join([top, "|" + "---|" * len(headings), *lines])
 
 
 def write_json(options: argparse.Namespace, **results: Any) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Whole runs, as a user starts them."""
+"""Processes of their own: whole runs, as a user starts them, and functions."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +35,21 @@ def fednano_run(
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """`work(pipe, *arguments)` in a fresh process; yields our end of the pipe.
+
+    The process is waited for in the end, and does not outlive this one whatever happens.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=work, args=(theirs, *arguments), daemon=True)
+    worker.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        worker.join()

@@ -10,9 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import full_model_client, host_flops, overhead, split_step, step_traffic
+from benchmarks import (
+    full_model_client,
+    host_flops,
+    many_clients,
+    overhead,
+    overlap,
+    split_step,
+    step_traffic,
+)
 from benchmarks.models import SHAPES, write_llava
-from benchmarks.report import in_turns, ratios, spread
+from benchmarks.report import in_turns, ratios, spread, table
 from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
 from fednano_flwr.config import Adapter
@@ -28,8 +36,9 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = {"__init__", "models", "report", "runs", "whole"}
-SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED)
+SHARED = {"__init__", "crowd", "models", "report", "runs", "whole"}
+SCRIPTS = {file.stem: file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED}
+SCRIPTS |= {file.parent.name: f"{file.parent.name}.script" for file in FOLDER.glob("*/script.py")}
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +48,11 @@ def threads_as_before() -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_says_how_it_is_run_and_where_results_go(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"benchmarks.{name}")
+    module = importlib.import_module(f"benchmarks.{SCRIPTS[name]}")
     assert module.__doc__.splitlines()[2].startswith(f"    python -m benchmarks.{name}")
     with pytest.raises(SystemExit) as ended:
         module.main(["--help"])
@@ -92,6 +101,28 @@ def test_split_step_of_the_demo(tmp_path: Path) -> None:
         "split, gRPC on loopback, embeddings",
     }
     assert all(ratio["median"] > 0 for ratio in record["ratios"].values())
+
+
+def test_many_clients_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--clients 3 --processes 1 --repeats 1 --seconds 0.4 --warm-up 0.1".split()
+    record = run(many_clients, tmp_path, *arguments)
+    rates = record["steps_per_second"]
+    both = rates["shared passes"]["median"] / rates["one request a pass"]["median"]
+    assert record["ratio"]["median"] == pytest.approx(both)
+    assert set(record["latency_ms"]) == {"3 clients", "1 client"}
+    assert record["setting"]["batch_tokens"] == 3 * (9 + 12 + 3)  # room for all, not 0 as given
+    assert "| shared passes |" in capsys.readouterr().out
+
+
+def test_overlap_of_a_stand_in_and_the_real_host(tmp_path: Path) -> None:
+    arguments = "--questions 4 --host-ms 1 --repeats 1".split()
+    record = run(overlap, tmp_path, *arguments)
+    assert set(record["epochs"]) == {"stand-in, 1 ms", "real, another process"}
+    for epochs in record["epochs"].values():
+        assert set(epochs) == set(overlap.EPOCHS)
+        for one in epochs.values():
+            slow, fast = (one[way]["median"] for way in overlap.WAYS)
+            assert one[overlap.TIMES]["median"] == pytest.approx(slow / fast)
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +183,7 @@ def test_variants_take_turns_and_warm_up_does_not_count() -> None:
     assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
     assert ratios([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_a_table_is_written_as_the_documents_write_theirs() -> None:
+    assert table(["a", "b"], [(1, "x"), (2, "y")]) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 | y |"

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from flwr.app import MetricRecord, RecordDict
 
-from benchmarks.capacity_bytes import (
-    Model,
-    Question,
-    features_traffic,
-    score_traffic,
-    step_traffic,
-    training_messages,
-)
-from benchmarks.capacity_model import (
+from benchmarks.capacity.model import (
     ClientSide,
     Host,
     Merge,
@@ -32,11 +26,21 @@ from benchmarks.capacity_model import (
     round_cost,
     training_traffic,
 )
+from benchmarks.capacity.script import main
+from benchmarks.capacity.sizes import (
+    Model,
+    Question,
+    features_traffic,
+    score_traffic,
+    step_traffic,
+    training_messages,
+)
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.records import record_bytes, to_arrays
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 # 10 questions of 10 tokens, trained on in two passes: 200 tokens; 5 scored: 50 tokens.
 WORK = Workload(Question(4, 6), Shard.of(10, 4), Shard.of(5, 4), gradient_passes=2, fisher=True)
 MODEL = Model(hidden_size=8, rank=2, vocabulary=100, wire_bytes=4)
@@ -179,3 +183,22 @@ def test_waiting_supernodes_ask_though_nobody_samples_them() -> None:
 def test_the_host_keeps_the_features_of_every_picture_once() -> None:
     assert feature_bytes(SETUP) == 15 * 4 * 8 * 4  # questions · image tokens · d · bytes
     assert feature_bytes(replace(SETUP, exchange="embeddings")) == 0
+
+
+def test_the_tables_of_the_document_are_those_that_the_calculator_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "capacity.json"
+    shutil.copy(RESULTS / "capacity.json", result)
+    before = torch.get_num_threads()
+    main(["--json", str(result)])
+    torch.set_num_threads(before)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    written = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) > 50
+    assert [row for row in rows if row not in written] == []
+    recorded = json.loads((RESULTS / "capacity.json").read_text(encoding="utf-8"))
+    record = json.loads(result.read_text(encoding="utf-8"))
+    for kept in ("measured", "check"):  # what was measured stays as it was
+        assert record[kept] == recorded[kept]
+    assert record["environment"]["packages"]["torch"] == torch.__version__

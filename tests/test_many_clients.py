@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import torch
-from transformers import LlamaConfig
 
 from benchmarks.crowd import Preset, prepare
-from benchmarks.many_clients import RandomHalf
+from benchmarks.models import Shape, random_half
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import StepJob
 
@@ -18,15 +14,7 @@ PRESET = Preset("random", image_tokens=5, text_tokens=8, rank=2, dtype="float32"
 
 @pytest.mark.parametrize("exchange", ["lowrank", "embeddings"])
 def test_prepared_steps_have_the_same_loss_alone_and_in_a_shared_pass(exchange: str) -> None:
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    half: Any = RandomHalf(config, torch.device("cpu"), torch.float32)
+    half = random_half(Shape(width=32, layers=2, heads=4, inner=48, vocabulary=50))
     host = FrozenLLM(half)
     work = [prepare(node, PRESET, exchange, 32, 50) for node in range(4)]
     assert len({one.inputs.lengths for one in work}) > 1  # so that a shared pass has padding

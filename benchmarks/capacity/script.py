@@ -4,38 +4,41 @@
     python -m benchmarks.capacity --check      # the calculator against 200 simulated clients
     python -m benchmarks.capacity              # the tables of docs/scale.md
 
-The arithmetic is in capacity_model.py. Every input is printed with where it comes from: a file
-with measurements, or an assumption and the option that changes it. No GPU was measured: a GPU
-host's tokens a second are --utilisation · --gpu-tflops / (4 FLOP · parameters) in training, twice
-that in scoring. `--measure` and `--check` write to the JSON file, the tables read from it.
+The arithmetic is in model.py, that of bytes in sizes.py. Every input is printed with where it
+comes from: a file with measurements, or an assumption and the option that changes it. No GPU was
+measured: a GPU host's tokens a second are --utilisation · --gpu-tflops / (4 FLOP · parameters) in
+training, twice that in scoring. `--measure` and `--check` write to the JSON file, the tables read
+from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import capacity_check, capacity_measure
-from benchmarks import capacity_model as paper
-from benchmarks.capacity_bytes import Model, Question
-from benchmarks.capacity_tables import (
+from benchmarks.capacity import check as simulations
+from benchmarks.capacity import measure as machine
+from benchmarks.capacity import model as paper
+from benchmarks.capacity.sizes import Model, Question
+from benchmarks.capacity.tables import (
     show_carried,
     show_check,
     show_client,
     show_measured,
     show_rounds,
 )
+from benchmarks.report import PLACES, ROOT, options_of, table, write_json
 from fednano_flwr.models.size import count, read_size_config
+from fednano_flwr.run_folder import environment
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 TRAIN_FLOP, SCORE_FLOP = 4, 2  # a parameter and token: forward; and backward to the inputs
 
 
@@ -89,6 +92,31 @@ KNOWN = {
 }
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    file = Path(options.json)
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if options.measure or "measured" not in kept:
+        kept["measured"] = measure(options)
+        show_measured(kept["measured"])
+    if options.check:
+        kept["check"] = check(options)
+    if "check" in kept:
+        show_check(kept["check"])
+    made = setup(options, kept["measured"])
+    store = 1e9 * options.feature_store_gb
+    show_inputs(options, made, file)
+    write_json(
+        options,
+        setting={k: v for k, v in vars(options).items() if k not in (*PLACES, "check")},
+        carried=show_carried(made),
+        client=show_client(made, store),
+        rounds=show_rounds(made, 1e9 * options.memory_gb, store),
+        **{key: kept[key] for key in ("measured", "check") if key in kept},
+    )
+
+
 def name_of(option: str) -> str:
     return option.removeprefix("--").replace("-", "_")
 
@@ -139,39 +167,34 @@ def setup(options: argparse.Namespace, measured: Mapping[str, Any]) -> paper.Set
 
 def show_inputs(options: argparse.Namespace, made: paper.Setup, file: Path) -> None:
     """Each input and where it comes from."""
-    print("| input | value | from |\n|---|---|---|")
+    rows: list[tuple[str, str, str]] = []
     for a in ASSUMPTIONS:
         value = getattr(options, name_of(a.option))
-        print(f"| {a.meaning} | {value:g} | assumption, `{a.option}` |")
+        rows.append((a.meaning, f"{value:g}", f"assumption, `{a.option}`"))
     given = "assumption, `--host-tokens-per-second`"
-    derived = "the two assumptions above and the parameters counted by `fednano size`"
+    derived = "the first two assumptions and the parameters that `fednano size` counts"
     source = given if options.host_tokens_per_second else derived
-    print(
-        f"| tokens a second of a replica, training | {made.host.train_tokens_per_second:,.0f} "
-        f"| {source} |"
-    )
+    rate = f"{made.host.train_tokens_per_second:,.0f}"
+    rows.append(("tokens a second of a replica, training", rate, source))
     for value, meaning in KNOWN.values():
-        print(f"| {meaning.removesuffix(', ' + FLOWER)} | {value:g} | {FLOWER} |")
-    cached = "`encoder_cache.json` (one CPU thread)"
-    print(
-        "| s of a client for a question in a pass, features known "
-        f"| {made.client.question_seconds:.3f} | {cached} |"
-    )
-    print(
-        f"| s of a client to encode a picture, once | {made.client.encode_seconds:.1f} | {cached} |"
-    )
+        rows.append((meaning.removesuffix(f", {FLOWER}"), f"{value:g}", FLOWER))
+    cached, client = "`encoder_cache.json` (one CPU thread)", made.client
+    known = "s of a client for a question in a pass, features known"
+    rows.append((known, f"{client.question_seconds:.3f}", cached))
+    rows.append(("s of a client to encode a picture, once", f"{client.encode_seconds:.1f}", cached))
     for name, value in vars(made.merge).items():
-        print(f"| merging: {name.replace('_', ' ')} | {value:.3g} | `{file.name}` |")
+        rows.append((f"merging: {name.replace('_', ' ')}", f"{value:.3g}", f"`{file.name}`"))
+    print(table(["input", "value", "from"], rows))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the tables need of this machine; the rest is in other files."""
     return {
         "setting": {"threads": options.threads, "repeats": options.repeats},
-        "hardware": hardware(),
-        "host": [capacity_measure.host_rates(n, options.repeats) for n in (1, 4, 16)],
-        "merging": capacity_measure.merging(options.merged_clients, 4096, options.rank),
-        "bytes": capacity_measure.checked_bytes(RESULTS / "step_traffic.json"),
+        "environment": environment(),
+        "host": [machine.host_rates(n, options.repeats) for n in (1, 4, 16)],
+        "merging": machine.merging(options.merged_clients, 4096, options.rank),
+        "bytes": machine.checked_bytes(RESULTS / "step_traffic.json"),
     }
 
 
@@ -182,21 +205,12 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         f"batch-size={options.check_batch}",
     ]
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as folder:
-        result = capacity_check.check(options.few, options.clients, Path(folder), changes)
-    return {"hardware": hardware(), **result}
+        result = simulations.check(options.few, options.clients, Path(folder), changes)
+    return {"environment": environment(), **result}
 
 
-def hardware() -> dict[str, Any]:
-    return {
-        "processor": platform.machine(),
-        "cpus": capacity_check.machine.cpus(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = options_of("capacity", __doc__)
     parser.add_argument("--measure", action="store_true", help="this machine's inputs, anew")
     parser.add_argument("--check", action="store_true", help="two simulations; minutes")
     parser.add_argument("--exchange", default="lowrank", choices=["lowrank", "embeddings"])
@@ -217,31 +231,4 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--merged-clients", type=int, default=60, help="of --measure's merging")
     parser.add_argument("--repeats", type=int, default=30, help="of --measure's timings")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", default=str(RESULTS / "capacity.json"), metavar="FILE")
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    file = Path(options.json)
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if options.measure or "measured" not in kept:
-        kept["measured"] = measure(options)
-    if options.check:
-        kept["check"] = check(options)
-    made = setup(options, kept["measured"])
-    show_inputs(options, made, file)
-    kept["setting"] = {k: v for k, v in vars(options).items() if k not in ("json", "check")}
-    kept["carried"] = show_carried(made)
-    kept["client"] = show_client(made)
-    kept["rounds"] = show_rounds(made, 1e9 * options.memory_gb, 1e9 * options.feature_store_gb)
-    show_measured(kept["measured"])
-    if "check" in kept:
-        show_check(kept["check"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(kept, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return parser.parse_args(argv)

@@ -1,10 +1,8 @@
-"""What `benchmarks/capacity.py` measures itself: host, merging, and bytes on the wire."""
+"""What the calculator measures itself: host, merging, and bytes on the wire."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from argparse import Namespace
@@ -13,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import psutil
 import torch
 from flwr.app import MetricRecord, RecordDict
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
@@ -21,8 +18,10 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.federation.noop_federation_manager import NOOP_FEDERATION_ID
 
-from benchmarks import capacity_bytes as sizes
 from benchmarks import step_traffic
+from benchmarks.capacity import sizes
+from benchmarks.report import ROOT, in_turns, memory
+from benchmarks.runs import process
 from fednano_flwr.command import project
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.registry import load_questions
@@ -44,8 +43,10 @@ from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.records import to_arrays, to_update
 from fednano_flwr.strategies.fednano import FedNano
 
-ROOT = Path(__file__).parents[1]
-EXCHANGES = {"embeddings": EmbeddingsExchange, "lowrank": LowRankExchange}
+EXCHANGES: dict[str, type[EmbeddingsExchange] | type[LowRankExchange]] = {
+    "embeddings": EmbeddingsExchange,
+    "lowrank": LowRankExchange,
+}
 
 
 def host_rates(batch: int, repeats: int) -> dict[str, float]:
@@ -74,29 +75,16 @@ def host_rates(batch: int, repeats: int) -> dict[str, float]:
 
 
 def _median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The first three calls are a warm-up."""
-    times = []
-    for _ in range(repeats + 3):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[3:])
+    return statistics.median(in_turns({"": work}, repeats)[""])
 
 
 def merging(clients: int, hidden_size: int, rank: int) -> dict[str, float]:
     """Seconds and peak memory of Fisher merging, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    worker = context.Process(target=_merge, args=(clients, hidden_size, rank, theirs))
-    worker.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        worker.join()
+    with process(_merge, clients, hidden_size, rank) as pipe:
+        return pipe.recv()
 
 
-def _merge(clients: int, hidden_size: int, rank: int, answer: Any) -> None:
+def _merge(pipe: Any, clients: int, hidden_size: int, rank: int) -> None:
     """Replies as they lie in the server's memory, then merged."""
     torch.set_num_threads(1)
     theta = adapter_state(
@@ -104,7 +92,7 @@ def _merge(clients: int, hidden_size: int, rank: int, answer: Any) -> None:
     )
     numbers = sum(value.numel() for value in theta.values())
     strategy = FedNano(RunConfig.parse(project.defaults(ROOT)).strategy)
-    before = psutil.Process().memory_info().rss
+    before = memory("VmRSS")
     replies: list[Any] = []
     for k in range(clients):
         arrays = to_arrays(theta, {name: value.abs() for name, value in theta.items()})
@@ -114,8 +102,8 @@ def _merge(clients: int, hidden_size: int, rank: int, answer: Any) -> None:
     started = time.perf_counter()
     strategy.merge([to_update(reply) for reply in replies])
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    answer.send(
+    peak = memory("VmHWM") - before
+    pipe.send(
         {
             "clients": clients,
             "numbers_a_client": numbers,
@@ -132,19 +120,14 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
     small = Namespace(
         hidden_size=128, rank=16, batch=4, image_tokens=9, text_tokens=12, dtype="float32", steps=3
     )
-    cases = [(Namespace(**recorded["setting"]), recorded["bytes_of_a_step"], step_traffic_json)]
-    cases += [
-        (
-            small,
-            {
-                name: dict(
-                    zip(("first", "later"), step_traffic.measure(kind, small)[:2], strict=True)
-                )
-                for name, kind in EXCHANGES.items()
-            },
-            "sent now",
-        )
-    ]
+    sent_now = {
+        name: dict(zip(("first", "later"), step_traffic.measure(kind, small)[:2], strict=True))
+        for name, kind in EXCHANGES.items()
+    }
+    cases = (
+        (Namespace(**recorded["setting"]), recorded["bytes_of_a_step"], step_traffic_json.name),
+        (small, sent_now, "sent now"),
+    )
     for setting, counted, source in cases:
         model = sizes.Model(
             setting.hidden_size,
@@ -166,7 +149,7 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
                         "formula": round(formula),
                         "counted": real,
                         "error": formula / real - 1,
-                        "source": getattr(source, "name", source),
+                        "source": source,
                     }
                 )
     return rows

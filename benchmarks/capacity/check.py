@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import capacity_bytes as sizes
-from benchmarks import capacity_measure
-from benchmarks import capacity_model as paper
+from benchmarks.capacity import measure, sizes
+from benchmarks.capacity import model as paper
+from benchmarks.report import ROOT
+from benchmarks.runs import fednano_run
 from fednano_demo.generate import write_dataset
 from fednano_flwr.command import machine, project
 from fednano_flwr.config import RunConfig
@@ -28,14 +27,13 @@ from fednano_flwr.edge.questions import load_encoder, teacher_forced
 from fednano_flwr.federation import POLL_SECONDS
 from fednano_flwr.models.checkpoint import Checkpoint
 
-ROOT = Path(__file__).parents[1]
 ROUNDS = 2  # the first sends the training questions' features, the second sends none
 TRAIN, TEST = 10, 5  # questions a client
 
 Record = Mapping[str, Any]
 
 
-def simulate(clients: int, folder: Path, changes: Sequence[str]) -> list[Record]:
+def simulate(clients: int, folder: Path, changes: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one run, whose data and features are new."""
     data = folder / f"data-{clients}"
     write_dataset(data, train=TRAIN * clients, val=1, test=TEST * clients)
@@ -44,15 +42,9 @@ def simulate(clients: int, folder: Path, changes: Sequence[str]) -> list[Record]
         "dataset.partitioner=iid",
         f"num-server-rounds={ROUNDS}",
         f"edge.feature-dir={folder / f'features-{clients}'}",
-        f"run.dir={folder}",
-        f"run.name=clients-{clients}",
         *changes,
     ]
-    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", str(clients)]
-    command += [part for setting in settings for part in ("-c", setting)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    lines = (folder / f"clients-{clients}" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = fednano_run(folder, f"clients-{clients}", settings, clients)
     failed = {k: v for record in records for k, v in record["failures"].items() if v}
     if failed:
         raise RuntimeError(f"clients failed in the run of {clients}: {failed}")
@@ -198,7 +190,7 @@ def check(few: int, many: int, folder: Path, changes: Sequence[str]) -> dict[str
     config = config_of(many, folder / "many")
     train, test = dealt(config, many)
     setups = []
-    look = capacity_measure.look_seconds(many, repeats=100)
+    look = measure.look_seconds(many, repeats=100)
     for name, small in (("before", before), ("after", after)):
         known = calibrate(small, config_of(few, folder / name), look)
         setups.append(replace(known, workload=replace(known.workload, train=train, test=test)))

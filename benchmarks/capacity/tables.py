@@ -1,4 +1,4 @@
-"""Tables of the capacity calculator, printed; what they show is returned for the JSON file."""
+"""Tables as docs/scale.md has them, printed; what they show is returned for the JSON file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import capacity_model as paper
+from benchmarks.capacity import model as paper
+from benchmarks.report import table
 
 REPLICAS = (1, 8, 100)
 FEDERATIONS: dict[int, tuple[int, ...]] = {  # clients: how many are sampled a round
@@ -22,18 +23,17 @@ def with_replicas(setup: paper.Setup, replicas: int) -> paper.Setup:
 
 def show_carried(made: paper.Setup) -> list[dict[str, Any]]:
     """How many clients the host carries, by exchange and replicas."""
-    print("\n| exchange | replicas | clients at once | client rounds an hour | limit |")
-    print("|---|---|---|---|---|")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    lines = []
     for exchange in ("embeddings", "lowrank"):
         for replicas in REPLICAS:
             with_exchange = replace(with_replicas(made, replicas), exchange=exchange)
             found = paper.carried(with_exchange)
             rows.append({"exchange": exchange, "replicas": replicas, **vars(found)})
-            print(
-                f"| {exchange} | {replicas} | {found.at_once:,.0f} | {found.an_hour:,.0f} "
-                f"| {found.limit} |"
-            )
+            counts = f"{found.at_once:,.0f}", f"{found.an_hour:,.0f}"
+            lines.append((exchange, replicas, *counts, found.limit))
+    headings = ["exchange", "replicas", "clients at once", "client rounds an hour", "limit"]
+    print(f"\n{table(headings, lines)}")
     return rows
 
 
@@ -48,13 +48,8 @@ def show_rounds(made: paper.Setup, memory: float, store: float) -> list[dict[str
         store: bytes of features that the host keeps.
     """
     made = replace(made, client=replace(made.client, encode_seconds=0.0))
-    print(
-        "\n| clients | sampled | features | "
-        + " | ".join(f"{n} replica{'s' * (n > 1)}" for n in REPLICAS)
-        + " | all evaluated, 8 replicas | step, round bytes at the server | merging memory |"
-    )
-    print("|---|---|---|" + "---|" * (len(REPLICAS) + 3))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    lines = []
     for clients, samplings in FEDERATIONS.items():
         kept = clients * paper.feature_bytes(made) <= store
         features = "kept" if kept else "sent again"
@@ -67,14 +62,17 @@ def show_rounds(made: paper.Setup, memory: float, store: float) -> list[dict[str
                 with_replicas(made, 8), sampled, clients, not kept, not kept
             )
             cost = costs[REPLICAS[0]]
-            cells = [f"{duration(c.seconds)}: {c.longest.bottleneck}" for c in costs.values()]
+            shown = (*costs.values(), everyone)
             too_much = " (more than there is)" if cost.merge_bytes > memory else ""
-            print(
-                f"| {clients:,} | {sampled:,} | {features} | "
-                + " | ".join(cells)
-                + f" | {duration(everyone.seconds)}: {everyone.longest.bottleneck} "
-                f"| {size(cost.step.both)}, {size(cost.round.both)} "
-                f"| {size(cost.merge_bytes)}{too_much} |"
+            lines.append(
+                (
+                    f"{clients:,}",
+                    f"{sampled:,}",
+                    features,
+                    *(f"{duration(c.seconds)}: {c.longest.bottleneck}" for c in shown),
+                    f"{size(cost.step.both)}, {size(cost.round.both)}",
+                    f"{size(cost.merge_bytes)}{too_much}",
+                )
             )
             rows.append(
                 {
@@ -85,26 +83,37 @@ def show_rounds(made: paper.Setup, memory: float, store: float) -> list[dict[str
                     "all_evaluated_8_replicas": as_dict(everyone),
                 }
             )
+    headings = ["clients", "sampled", "features"]
+    headings += [f"{n} replica{'s' * (n > 1)}" for n in REPLICAS]
+    headings += ["all evaluated, 8 replicas", "step, round bytes at the server", "merging memory"]
+    print(f"\n{table(headings, lines)}")
     idle = ", ".join(f"{n:,}: {paper.idle_requests(n):,.0f}" for n in FEDERATIONS)
     print(f"\nRequests a second of SuperNodes that wait for work, {idle}.")
     return rows
 
 
-def show_client(made: paper.Setup) -> dict[str, Any]:
-    """One client's bytes and seconds in a round: its first, one with features sent again, later."""
+def show_client(made: paper.Setup, store: float) -> dict[str, Any]:
+    """One client's bytes and seconds in a round: its first, one with features sent again, later.
+
+    Args:
+        store: bytes of features that the host keeps.
+    """
     known = replace(made, client=replace(made.client, encode_seconds=0.0))
-    print("\n| one client, alone at the host | sends | gets | its training and evaluation |")
-    print("|---|---|---|---|")
     rows = {}
+    lines = []
     cases = (("first", made, True), ("features sent again", known, True), ("later", known, False))
     for name, setup, sent in cases:
         cost = paper.round_cost(setup, 1, 1, sent, sent)
         rows[name] = {"up": cost.a_client.up, "down": cost.a_client.down, "seconds": cost.seconds}
+        sent_and_got = size(cost.a_client.up), size(cost.a_client.down)
+        lines.append((name, *sent_and_got, duration(cost.seconds)))
+    headings = ["one client, alone at the host", "sends", "gets", "its training and evaluation"]
+    print(f"\n{table(headings, lines)}")
+    if each := paper.feature_bytes(made):
+        held = int(store / each)
         print(
-            f"| {name} | {size(cost.a_client.up)} | {size(cost.a_client.down)} "
-            f"| {duration(cost.seconds)} |"
+            f"\nFeatures of a client: {size(each)}; {size(store)} hold those of {held:,} clients."
         )
-    print(f"\nThe host keeps {size(paper.feature_bytes(made))} of features for each client.")
     return rows
 
 
@@ -134,26 +143,31 @@ def size(number: float) -> str:
 
 
 def show_measured(measured: Mapping[str, Any]) -> None:
-    print("\n| this machine's host (the demo's model) | tokens a second, training | scoring |")
-    print("|---|---|---|")
-    for row in measured["host"]:
-        print(
-            f"| batches of {row['batch']} | {row['train_tokens_per_second']:,.0f} "
-            f"| {row['score_tokens_per_second']:,.0f} |"
+    """This machine's host, and how far the formulas of bytes are from what was counted."""
+    rows = [
+        (
+            f"batches of {row['batch']}",
+            f"{row['train_tokens_per_second']:,.0f}",
+            f"{row['score_tokens_per_second']:,.0f}",
         )
+        for row in measured["host"]
+    ]
+    headings = ["this machine's host (the demo's model)", "tokens a second, training", "scoring"]
+    print(table(headings, rows))
     worst = max(measured["bytes"], key=lambda row: abs(row["error"]))
     print(
         f"\nFormulas of bytes against {len(measured['bytes'])} counted steps: off by at most "
-        f"{100 * abs(worst['error']):.2f} % ({worst['exchange']}, d = {worst['hidden_size']})."
+        f"{100 * abs(worst['error']):.2f} % ({worst['exchange']}, d = {worst['hidden_size']}).\n"
     )
 
 
 def show_check(result: Mapping[str, Any]) -> None:
+    """Predicted and measured, and the figures that docs/scale.md says in words."""
+    many, few = result["clients"], result["calibrated_on"]
     print(
-        f"\n{result['clients']} simulated clients, predicted from runs of "
-        f"{result['calibrated_on']} before and after ({', '.join(result['changes'])})\n"
+        f"{many} simulated clients, predicted from runs of {few} ({', '.join(result['changes'])})\n"
     )
-    print("| round | | predicted | measured | error |\n|---|---|---|---|---|")
+    lines = []
     for row in result["rows"]:
         error = f"{100 * row['error']:+.1f} %"
         if row["what"] == "seconds":
@@ -162,4 +176,18 @@ def show_check(result: Mapping[str, Any]) -> None:
             measured = duration(row["measured"])
         else:
             predicted, measured = size(row["predicted"]), size(row["measured"])
-        print(f"| {row['round']} | {row['what']} | {predicted} | {measured} | {error} |")
+        lines.append((row["round"], row["what"], predicted, measured, error))
+    print(table(["round", "", "predicted", "measured", "error"], lines))
+    seconds = [row for row in result["rows"] if row["what"] == "seconds"]
+    sent = [100 * abs(row["error"]) for row in result["rows"] if row not in seconds]
+    off = [100 * row[key] for row in seconds for key in ("error", "error_after")]
+    train = {name: f"{one['train']:.2f} s" for name, one in result["client_seconds"].items()}
+    link = paper.SuperLink(look_seconds=result["inputs"]["before"]["superlink"]["look_seconds"])
+    print(
+        f"\nbytes off by at most {max(sent):.1f} %, "
+        f"seconds by {min(off):+.0f} to {max(off):+.0f} %\n"
+        f"a client trains in {train['many']} among {many}, "
+        f"{train['before']} and {train['after']} among {few}\n"
+        f"a look takes {1e6 * link.look_seconds:.1f} µs: {100 * link.looking(many):.0f} % of a "
+        f"core with {many} clients, {100 * link.looking(few):.1f} % with {few}\n"
+    )

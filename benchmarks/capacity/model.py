@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.capacity_bytes import (
+from benchmarks.capacity.sizes import (
     HELLO_BYTES,
     Model,
     Question,
