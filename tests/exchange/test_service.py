@@ -13,16 +13,15 @@ from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
-    IGNORE,
     PROTOCOL_VERSION,
     HostRefusedError,
     HostUnreachableError,
     LLMInfo,
-    LLMInputs,
 )
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
+from tests.batches import answered_at_the_end as batch
 
 
 @pytest.fixture
@@ -34,14 +33,6 @@ def host(llm_half: LLMHalf) -> FrozenLLM:
 def remote(host: FrozenLLM) -> Iterator[RemoteLLM]:
     with serve(host) as address, RemoteLLM(address, retry_seconds=0.5) as remote:
         yield remote
-
-
-def batch(seed: int, lengths: tuple[int, ...] = (5, 9)) -> tuple[LLMInputs, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(lengths)
-    labels = torch.full((total,), IGNORE)
-    labels[torch.tensor(lengths).cumsum(0) - 1] = seed % 60
-    return LLMInputs(torch.randn(total, 48, generator=generator), lengths), labels
 
 
 def test_describe_names_the_model(remote: RemoteLLM, host: FrozenLLM) -> None:

@@ -25,16 +25,9 @@ from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import LLMHalf
+from tests.batches import answered_at_the_end as batch
 
 WAIT = 20  # seconds, for what takes milliseconds
-
-
-def batch(seed: int, lengths: tuple[int, ...] = (5, 9)) -> tuple[LLMInputs, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    total = sum(lengths)
-    labels = torch.full((total,), IGNORE)
-    labels[torch.tensor(lengths).cumsum(0) - 1] = seed % 60
-    return LLMInputs(torch.randn(total, 48, generator=generator), lengths), labels
 
 
 def same(got: tuple[float, Any], expected: tuple[float, Any]) -> bool:

@@ -19,7 +19,6 @@ from transformers.utils import is_bitsandbytes_available
 from fednano_flwr import client_app, server_app
 from fednano_flwr.command import validate
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.protocol import LLMInputs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
 from fednano_flwr.models.families import FAMILIES
@@ -27,6 +26,7 @@ from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.quantize import OLDEST
 from fednano_flwr.models.source import check_model
 from tests import tiny, tiny_families
+from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
 from tests.opened import recorded
 
@@ -60,21 +60,6 @@ def write(family: str, folder: Path, width: int) -> Path:
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write("llava", tmp_path_factory.mktemp("wide"), 64)
-
-
-def questions(half: LLMHalf, lengths: tuple[int, ...] = (9, 5)) -> tuple[LLMInputs, Tensor]:
-    """Random embeddings of two samples with all that some family asks for, and labels."""
-    generator = torch.Generator().manual_seed(5)
-    count = sum(lengths)
-    embeds = torch.randn(count, half.hidden_size, generator=generator)
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    inputs = LLMInputs(
-        embeds.to(half.dtype),
-        lengths,
-        positions.repeat(3, 1) if half.family.rotary_axes > 1 else None,
-        torch.zeros(count, dtype=torch.long) if half.family.token_types else None,
-    )
-    return inputs, torch.randint(half.vocabulary, (count,), generator=generator)
 
 
 def quantized(half: LLMHalf) -> dict[str, str]:
