@@ -115,11 +115,14 @@ class Job(Request[Result]):
 
     def samples(self) -> list[Sample]:
         """All its sequences, in order."""
-        ends = torch.tensor(self.inputs.lengths).cumsum(0)
+        lengths = self.inputs.lengths
+        ends = torch.tensor(lengths).cumsum(0)
         where = torch.searchsorted(ends, self.positions, right=True)
+        counts = torch.bincount(where, minlength=len(lengths)).tolist()
+        asked = where.argsort(stable=True).split(counts)
         return [
-            Sample(self, i, end - length, length, (where == i).nonzero().squeeze(1))
-            for i, (end, length) in enumerate(zip(ends.tolist(), self.inputs.lengths, strict=True))
+            Sample(self, i, end - length, length, asked[i])
+            for i, (end, length) in enumerate(zip(ends.tolist(), lengths, strict=True))
         ]
 
     def served(self, count: int) -> None:
