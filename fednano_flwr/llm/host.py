@@ -15,7 +15,7 @@ from fednano_flwr.exchange.protocol import Feature, Gradient, Inputs, LLMInfo
 from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graph, Graphs
-from fednano_flwr.llm.jobs import Job, NextTokensJob, ReadJob, Result, Sample, ScoreJob, StepJob
+from fednano_flwr.llm.jobs import Job, JobService, ReadJob, Result, Sample, StepJob
 from fednano_flwr.models.llm_half import LLMHalf
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class HostMemoryError(ValueError):
         )
 
 
-class FrozenLLM:
+class FrozenLLM(JobService):
     """An `LLMService` that computes in this process, one call at a time.
 
     Every call is a function of its arguments, and of features that it names and that clients sent
@@ -70,20 +70,6 @@ class FrozenLLM:
             max_tokens=self._max_tokens,
             parameters=self._half.size,
         )
-
-    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
-        """See `LLMService.step`; the gradient comes back where and as the inputs were."""
-        return self._at_once(StepJob(inputs, labels, owner))
-
-    def score(
-        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
-    ) -> Tensor:
-        """See `LLMService.score`."""
-        return self._at_once(ScoreJob(inputs, positions, candidates, owner))
-
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """See `LLMService.next_tokens`."""
-        return self._at_once(NextTokensJob(inputs, positions, owner))
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`."""
@@ -137,7 +123,7 @@ class FrozenLLM:
             if ready:
                 self._serve_within_memory(ready)
 
-    def _at_once(self, job: Job[Result]) -> Result:
+    def _ask(self, job: Job[Result]) -> Result:
         self.serve(job.samples())
         return job.future.result()
 

@@ -210,3 +210,25 @@ class StepJob(Job[tuple[float, Gradient]]):
         assert self.embedded is not None
         rows = torch.cat([self._gradients[i] for i in sorted(self._gradients)])
         return math.fsum(self._losses), self.embedded.gradient(rows)
+
+
+class JobService:
+    """The calls of an `LLMService` that are jobs; a subclass says how a job is served."""
+
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        """See `LLMService.step`; the gradient comes back where and as the inputs were."""
+        return self._ask(StepJob(inputs, labels, owner))
+
+    def score(
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
+    ) -> Tensor:
+        """See `LLMService.score`."""
+        return self._ask(ScoreJob(inputs, positions, candidates, owner))
+
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
+        """See `LLMService.next_tokens`."""
+        return self._ask(NextTokensJob(inputs, positions, owner))
+
+    def _ask(self, job: Job[Result]) -> Result:
+        """Have a job served; returns its result."""
+        raise NotImplementedError

@@ -18,15 +18,7 @@ from fednano_flwr.exchange.protocol import (
 )
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.llm.jobs import (
-    NextTokensJob,
-    Request,
-    Result,
-    Sample,
-    ScoreJob,
-    StepJob,
-    Task,
-)
+from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task
 
 ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
@@ -34,7 +26,7 @@ WAITING_PER_OWNER = 8
 CHECK_SECONDS = 0.5
 
 
-class QueuedLLM:
+class QueuedLLM(JobService):
     """An `LLMService` whose calls wait for their turn in a `FairQueue`.
 
     Args:
@@ -81,20 +73,6 @@ class QueuedLLM:
     def describe(self) -> LLMInfo:
         return self._host.describe()
 
-    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
-        """See `LLMService.step`."""
-        return self._ask(StepJob(inputs, labels, owner))
-
-    def score(
-        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
-    ) -> Tensor:
-        """See `LLMService.score`."""
-        return self._ask(ScoreJob(inputs, positions, candidates, owner))
-
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """See `LLMService.next_tokens`."""
-        return self._ask(NextTokensJob(inputs, positions, owner))
-
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`; never shares a pass."""
         tokens = sum(inputs.lengths)
@@ -108,7 +86,7 @@ class QueuedLLM:
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)
 
-    def _ask(self, work: Request[Result]) -> Result:
+    def _ask(self, job: Request[Result]) -> Result:
         """Let a request wait for its turn, and for its result.
 
         Raises:
@@ -119,15 +97,15 @@ class QueuedLLM:
                 raise HostBusyError("the LLM host is closing")
             if len(self._queue) >= self._max_waiting:
                 raise HostBusyError(f"{len(self._queue)} requests wait (llm.max-waiting)")
-            if self._queue.waiting_of(work.owner) >= WAITING_PER_OWNER:
+            if self._queue.waiting_of(job.owner) >= WAITING_PER_OWNER:
                 raise HostBusyError(f"{WAITING_PER_OWNER} requests of this client wait")
             now = time.monotonic()
             if not len(self._queue):
                 self._since = now
-            self._asked[work.owner] = now
-            self._queue.add(work)
+            self._asked[job.owner] = now
+            self._queue.add(job)
             self._changed.notify_all()
-        return work.future.result()
+        return job.future.result()
 
     def _work(self) -> None:
         while (work := self._next()) is not None:
