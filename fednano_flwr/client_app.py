@@ -77,7 +77,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     try:
         config = RunConfig.parse(context.run_config)
         place = _place(context)
-        client = Client(config, place)
+        client = Client(config, place, context.run_id)
         half = client.half
         with _llm(config, message, context) as llm:
             llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)

@@ -109,11 +109,15 @@ class Strategy:
     name: str
     weight_by: str
     fisher_floor: float
+    fisher_power: float
+    factors: str
     args: str
 
     def __post_init__(self) -> None:
         _one_of("strategy.weight-by", self.weight_by, ("samples", "equal"))
         _require(self.fisher_floor > 0, "strategy.fisher-floor", self.fisher_floor, "above 0")
+        _require(self.fisher_power > 0, "strategy.fisher-power", self.fisher_power, "above 0")
+        _one_of("strategy.factors", self.factors, ("auto", "as-merged", "balanced"))
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Edge:
     feature_cache_mb: int
     feature_disk_mb: int
     feature_dir: str
+    state_dir: str
     vocabulary: str
     bundle: str
 

@@ -68,7 +68,14 @@ def parse_override(text: str, cwd: Path) -> dict[str, Any]:
 def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     """Paths relative to `cwd` made absolute; hub ids and `package:`, `module:` stay as they are."""
     result = dict(flat)
-    for key in ("dataset.path", "run.dir", "model.name", "edge.bundle", "edge.feature-dir"):
+    for key in (
+        "dataset.path",
+        "run.dir",
+        "model.name",
+        "edge.bundle",
+        "edge.feature-dir",
+        "edge.state-dir",
+    ):
         value = result.get(key)
         if not isinstance(value, str) or not value or value.startswith(_PREFIXES):
             continue

@@ -33,6 +33,7 @@ from fednano_flwr.edge.feature_cache import (
 )
 from fednano_flwr.edge.feature_keys import model_digest
 from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.own_state import OwnState
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
@@ -47,8 +48,8 @@ from fednano_flwr.resources import cache_folder
 # Parts that a process may keep from one message to the next. In deployment each message has a
 # process of its own, so nothing may rely on finding them.
 SHARDS_KEPT = 8
-FEATURES = "features"
-"""Of image features in the cache folder, unless the run config names another."""
+FEATURES, CLIENTS = "features", "clients"
+"""In the cache folder: of image features, and of what clients keep for themselves."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +107,21 @@ class Client:
     Args:
         config: of the run.
         place: which partition is this client's, and where its data and model lie.
+        run: Flower's id of the run, under which the client keeps what is its own.
+
+    Attributes:
+        own: what it keeps from round to round.
 
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
     """
 
-    def __init__(self, config: RunConfig, place: Place) -> None:
+    def __init__(self, config: RunConfig, place: Place, run: int = 0) -> None:
         if config.edge.threads:
             torch.set_num_threads(config.edge.threads)
         self.config = config
         self.partition = place.partition
+        self.own = OwnState(_state_folder(config.edge) / str(run) / f"client-{place.partition}")
         source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
         half = _edge_half(source, config.edge)
@@ -189,6 +195,10 @@ def peak_memory_mb() -> float:
 def peak_gpu_memory_mb() -> float:
     """Peak memory of this process's tensors on its current GPU in MiB; 0 without one."""
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+
+
+def _state_folder(edge: Edge) -> Path:
+    return Path(edge.state_dir).expanduser() if edge.state_dir else cache_folder() / CLIENTS
 
 
 @lru_cache(maxsize=1)

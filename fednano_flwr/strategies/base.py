@@ -24,6 +24,7 @@ class AdapterStrategy(FedAvg):
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
         self.config = config
+        self.notes: dict[str, float] = {}
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.merge import State, Update, weighted_mean
+from fednano_flwr.strategies.product import rebalanced
 
 
 class AdapterFedAvg(AdapterStrategy):
-    """The weighted mean of every parameter."""
+    """The weighted mean of every parameter.
+
+    With `strategy.factors = "balanced"` the merged adapters keep their product B A, written in
+    factors of equal size.
+    """
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
-        return {
+        mean = {
             name: weighted_mean([update.theta[name] for update in updates], weights)
             for name in updates[0].theta
         }
+        return rebalanced(mean) if self.config.factors == "balanced" else mean

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.merge import State, Update, fisher_merge
+from fednano_flwr.strategies.product import rebalanced
 
 
 class FedNano(AdapterStrategy):
@@ -19,12 +20,14 @@ class FedNano(AdapterStrategy):
         fishers = [update.fisher for update in updates]
         if any(fisher is None for fisher in fishers):
             raise ValueError(f"{type(self).__name__} needs a Fisher diagonal in every train reply")
-        return {
+        power = self.config.fisher_power
+        merged = {
             name: fisher_merge(
                 [update.theta[name] for update in updates],
-                [fisher[name] for fisher in fishers if fisher is not None],
+                [fisher[name] ** power for fisher in fishers if fisher is not None],
                 weights,
                 self.config.fisher_floor,
             )
             for name in updates[0].theta
         }
+        return rebalanced(merged) if self.config.factors == "balanced" else merged

@@ -21,6 +21,8 @@ OWN: Mapping[str, str] = {
     "fednano": "fednano_flwr.strategies.fednano:FedNano",
     "fednano-ef": "fednano_flwr.strategies.fednano_ef:FedNanoEF",
     "fedavg": "fednano_flwr.strategies.fedavg:AdapterFedAvg",
+    "fedavg-exact": "fednano_flwr.strategies.fedavg_exact:FedAvgExact",
+    "fisher-product": "fednano_flwr.strategies.fisher_product:FisherProduct",
 }
 FLOWER = (
     "FedAdagrad",

@@ -1,0 +1,104 @@
+"""A whole run in one process: the same apps, strategy and exchange, without Flower's processes.
+
+    folder = run_in_process(config, clients=5)
+
+Clients answer one after another where they are asked, so the result is that of `flwr run` to the
+last bit, without its start and its waiting; what a client process keeps from one message to the
+next (model, shards, features) is kept from one run to the next as well. One process uses one core:
+many small runs go side by side in processes of their own (`fednano compare`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fednano_flwr import client_app, server_app
+from fednano_flwr.config import RunConfig
+from fednano_flwr.run_folder import RunFolder
+
+
+def run_in_process(config: RunConfig, clients: int) -> RunFolder:
+    """Run a federation here and return its folder.
+
+    Raises:
+        ConfigError, ResourceError, DataError: model or data are not as the config says.
+        TooFewClientsError: too few clients could go on.
+    """
+    run_id = secrets.randbits(62) + 1
+    grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
+    return server_app.federate(grid, run_id, config)
+
+
+class InProcessGrid(Grid):
+    """Runs a ClientApp for every message, at once and in this process.
+
+    Args:
+        app: the clients' app.
+        run_config: flat keys, as Flower hands them to the apps.
+        clients: number of nodes and partitions.
+    """
+
+    def __init__(
+        self, app: ClientApp, run_config: Mapping[str, Any], clients: int, run_id: int = 1
+    ) -> None:
+        self._app = app
+        self._config = dict(run_config)
+        self._clients = clients
+        self._run_id = run_id
+        self.nodes = {partition + 1: partition for partition in range(clients)}
+        self._replies: list[Message] = []
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for message in messages:
+            # What the SuperLink does on arrival.
+            message.metadata.__dict__["_message_id"] = secrets.token_hex(16)
+            ids.append(message.metadata.message_id)
+            self._replies += self.answer(message)
+        return ids
+
+    def answer(self, message: Message) -> list[Message]:
+        """The node's reply; none where it does not answer."""
+        partition = self.nodes[message.metadata.dst_node_id]
+        context = Context(
+            run_id=self._run_id,
+            node_id=message.metadata.dst_node_id,
+            node_config=self.node_config(partition),
+            state=RecordDict(),
+            run_config=self._config,
+        )
+        return [self._app(message, context)]
+
+    def node_config(self, partition: int) -> dict[str, Any]:
+        """What a node knows of itself."""
+        return {"partition-id": partition, "num-partitions": self._clients}
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        wanted = set(message_ids)
+        ready = [r for r in self._replies if r.metadata.reply_to_message_id in wanted]
+        self._replies = [reply for reply in self._replies if reply not in ready]
+        return ready
+
+    def set_run(self, run: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Any:
+        raise NotImplementedError
