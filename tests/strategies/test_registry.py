@@ -1,7 +1,10 @@
+from collections.abc import Callable
+from typing import Any
+
 import flwr.serverapp.strategy
 import pytest
 
-from fednano_flwr.config import ConfigError, Strategy
+from fednano_flwr.config import ConfigError, RunConfig, Strategy
 from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.registry import (
     FLOWER,
@@ -11,23 +14,33 @@ from fednano_flwr.strategies.registry import (
     parse_args,
 )
 
+Made = Callable[..., Strategy]
 
-def config(name: str, args: str = "") -> Strategy:
-    return Strategy(name=name, weight_by="samples", fisher_floor=1e-8, args=args)
+
+@pytest.fixture(scope="module")
+def config(defaults: dict[str, Any]) -> Made:
+    """The run config's section as it is by default, but for a strategy's name and arguments."""
+
+    def make(name: str, args: str = "") -> Strategy:
+        changed = {**defaults, "strategy.name": name, "strategy.args": args}
+        return RunConfig.parse(changed).strategy
+
+    return make
 
 
 @pytest.mark.parametrize("name", [*OWN, *FLOWER])
-def test_every_listed_strategy_can_be_made(name: str) -> None:
+def test_every_listed_strategy_can_be_made(config: Made, name: str) -> None:
     assert isinstance(make_strategy(config(name)), flwr.serverapp.strategy.FedAvg)
 
 
-def test_own_strategies_say_which_fisher_they_need() -> None:
+def test_own_strategies_say_which_fisher_they_need(config: Made) -> None:
     kinds = {name: getattr(make_strategy(config(name)), "fisher", "none") for name in OWN}
-    assert kinds == {"fednano": "pass", "fednano-ef": "running", "fedavg": "none"}
+    assert kinds["fednano"] == "pass" and kinds["fedavg"] == "none"
+    assert kinds["fednano-ef"] == kinds["fisher-product"] == "running"
     assert isinstance(make_strategy(config("fednano")), FedNano)
 
 
-def test_arguments_reach_flowers_strategy() -> None:
+def test_arguments_reach_flowers_strategy(config: Made) -> None:
     made = make_strategy(config("FedAdam", "eta=0.5, tau=0.25"))
     assert (made.eta, made.tau) == (0.5, 0.25)  # type: ignore[attr-defined]
 
