@@ -17,6 +17,7 @@ SITES = ("image", "text")
 DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+FISHER_ESTIMATES = ("pass", "pass-model", "running")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -108,13 +109,17 @@ class Adapter:
 class Strategy:
     name: str
     weight_by: str
+    fisher_estimate: str
     fisher_floor: float
     fisher_power: float
+    fisher_scale: str
     factors: str
     args: str
 
     def __post_init__(self) -> None:
         _one_of("strategy.weight-by", self.weight_by, ("samples", "equal"))
+        _one_of("strategy.fisher-estimate", self.fisher_estimate, ("auto", *FISHER_ESTIMATES))
+        _one_of("strategy.fisher-scale", self.fisher_scale, ("as-sent", "client", "tensor"))
         _require(self.fisher_floor > 0, "strategy.fisher-floor", self.fisher_floor, "above 0")
         _require(self.fisher_power > 0, "strategy.fisher-power", self.fisher_power, "above 0")
         _one_of("strategy.factors", self.factors, ("auto", "as-merged", "balanced"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -15,7 +16,11 @@ from fednano_flwr.records import metric, partition_of
 
 
 def round_record(
-    server_round: int, trained: Answers | None, scored: Answers, seconds: float
+    server_round: int,
+    trained: Answers | None,
+    scored: Answers,
+    seconds: float,
+    notes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything a round measured.
 
@@ -28,6 +33,7 @@ def round_record(
         trained: replies to the train messages; None for round 0, which only evaluates.
         scored: replies to the evaluate messages.
         seconds: wall-clock time of the round.
+        notes: what the strategy saw in the merge.
     """
     accuracies = {str(partition_of(r)): _accuracy(r) for r in scored.replies}
     known = [value for value in accuracies.values() if value is not None]
@@ -53,6 +59,7 @@ def round_record(
         "step_bytes_down": _total(replies, "step-bytes-down"),
         "step_calls": _total(replies, "step-calls"),
         "step_retries": _total(replies, "step-retries"),
+        "merge": dict(notes or {}),
         "features": {
             "encoded": _total(replies, "features-encoded"),
             "from_disk": _total(replies, "features-from-disk"),

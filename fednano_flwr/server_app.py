@@ -82,7 +82,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             )
             if server_round == 0:
                 _report_data(scored)
-            record = round_record(server_round, trained, scored, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            notes = getattr(strategy, "notes", {}) if trained else {}
+            record = round_record(server_round, trained, scored, seconds, notes)
             folder.append(record, from_arrays(arrays), info.hidden_size)
             say(round_line(record))
 

@@ -140,7 +140,7 @@ class Client:
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, fisher: str
     ) -> Trained:
-        """Train from `theta` and, where `fisher` is "pass" or "running", estimate its diagonal.
+        """Train from `theta` and, where `fisher` is not "none", estimate its diagonal.
 
         Raises:
             ValueError: no readable training question, or `theta` does not fit the adapters.
@@ -159,8 +159,11 @@ class Client:
         seed = derive_seed(config.seed, server_round, self.partition)
         result = train(self.edge, llm, self.shard.train, plan, seed, fisher == "running")
         diagonal = result.fisher
-        if fisher == "pass":
-            diagonal = fisher_diagonal(self.edge, llm, self.shard.train, config.batch_size)
+        if fisher in ("pass", "pass-model"):
+            drawn_with = None if fisher == "pass" else seed
+            diagonal = fisher_diagonal(
+                self.edge, llm, self.shard.train, config.batch_size, drawn_with
+            )
         return Trained(
             adapter_state(self.edge.adapters), diagonal, result.loss, len(self.shard.train)
         )

@@ -6,7 +6,7 @@ While the host works on one batch, the frozen part of the next is prepared in th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from fednano_flwr.edge.adapters import named_trainable
 from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
+from fednano_flwr.edge.questions import (
+    Question,
+    last_positions,
+    next_token_labels,
+    teacher_forced,
+)
 from fednano_flwr.exchange.protocol import IGNORE, LLM
 
 
@@ -88,24 +93,66 @@ def train(
 
 
 def fisher_diagonal(
-    edge: NanoEdge, llm: LLM, questions: Sequence[Question], batch_size: int
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    batch_size: int,
+    drawn_with: int | None = None,
 ) -> dict[str, Tensor]:
-    """Empirical Fisher diagonal: F = mean over batches of (∂ loss / ∂ θ)², at the true answers.
+    """Fisher diagonal: F = mean over batches of (∂ loss / ∂ θ)².
 
     The gradient is that of the batch's mean loss; with `batch_size` 1 this is the per-sample
-    empirical Fisher information (Kunstner et al., NeurIPS 2019).
+    Fisher information, the empirical one at the true answers (Kunstner et al., NeurIPS 2019).
+
+    Args:
+        drawn_with: None for the true answers; else a seed, and the answers are drawn from the
+            model's own distribution over each question's options.
+
+    Raises:
+        ValueError: answers are to be drawn for a question without options.
     """
     parameters = named_trainable(edge.adapters)
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    generator = None if drawn_with is None else torch.Generator().manual_seed(drawn_with)
     edge.adapters.eval()
     steps = 0
     for batch, frozen in embedded(edge, batches(questions, batch_size)):
         edge.adapters.zero_grad(set_to_none=True)
+        if generator is not None:
+            batch = with_drawn_answers(edge, llm, batch, frozen, generator)
         backward(edge, llm, batch, frozen)
         add_squared_gradients(squares, parameters)
         steps += 1
     edge.adapters.zero_grad(set_to_none=True)
     return {name: square / steps for name, square in squares.items()}
+
+
+@torch.no_grad()
+def with_drawn_answers(
+    edge: NanoEdge,
+    llm: LLM,
+    batch: Sequence[Question],
+    frozen: FrozenBatch,
+    generator: torch.Generator,
+) -> list[Question]:
+    """The questions of a batch, each with an option drawn as the model finds it likely.
+
+    Raises:
+        ValueError: a question has no options.
+    """
+    if not all(question.options for question in batch):
+        raise ValueError(
+            'strategy.fisher-estimate = "pass-model" draws among options, and this shard has '
+            'questions with a free answer; use "pass"'
+        )
+    candidates = sorted({token for question in batch for token in question.options})
+    logits = llm.score(edge.adapt(frozen), last_positions(batch), torch.tensor(candidates))
+    drawn = []
+    for row, question in zip(logits.float().cpu(), batch, strict=True):
+        own = row[[candidates.index(token) for token in question.options]].softmax(0)
+        choice = int(torch.multinomial(own, 1, generator=generator))
+        drawn.append(replace(question, answer=(question.options[choice],)))
+    return drawn
 
 
 def embedded(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
@@ -17,13 +16,19 @@ class AdapterStrategy(FedAvg):
     """Merges the clients' adapters; a subclass says how, and which Fisher estimate it needs.
 
     Which clients take part is not its business: the grid it is given shows the sampled nodes only.
+
+    Attributes:
+        fisher: "none", or the estimate it needs, as `strategy.fisher-estimate` names them.
+        notes: what there was to see in the last merge, by name; kept in metrics.jsonl.
     """
 
-    fisher: ClassVar[str] = "none"
+    fisher: str = "none"
 
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
         self.config = config
+        if self.fisher != "none" and config.fisher_estimate != "auto":
+            self.fisher = config.fisher_estimate
         self.notes: dict[str, float] = {}
 
     def aggregate_train(
@@ -34,6 +39,7 @@ class AdapterStrategy(FedAvg):
         if not good:
             return None, None
         updates = sorted(map(to_update, good), key=lambda update: update.partition)
+        self.notes.clear()
         contents = [reply.content for reply in good]
         metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
         return to_arrays(self.merge(updates)), metrics

@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import State, Update, fisher_merge
+from fednano_flwr.strategies.merge import (
+    State,
+    Update,
+    fisher_merge,
+    fisher_notes,
+    fisher_weights,
+)
 from fednano_flwr.strategies.product import rebalanced
 
 
 class FedNano(AdapterStrategy):
     """Fisher merging; the diagonal comes from a pass over the client's data after training."""
 
-    fisher: ClassVar[str] = "pass"
+    fisher = "pass"
 
     def merge(self, updates: Sequence[Update]) -> State:
+        config = self.config
         weights = self.weights(updates)
-        fishers = [update.fisher for update in updates]
-        if any(fisher is None for fisher in fishers):
-            raise ValueError(f"{type(self).__name__} needs a Fisher diagonal in every train reply")
-        power = self.config.fisher_power
+        fishers = self.fishers(updates)
         merged = {
             name: fisher_merge(
                 [update.theta[name] for update in updates],
-                [fisher[name] ** power for fisher in fishers if fisher is not None],
+                [fisher[name] for fisher in fishers],
                 weights,
-                self.config.fisher_floor,
+                config.fisher_floor,
             )
             for name in updates[0].theta
         }
-        return rebalanced(merged) if self.config.factors == "balanced" else merged
+        return rebalanced(merged) if config.factors == "balanced" else merged
+
+    def fishers(self, updates: Sequence[Update]) -> list[State]:
+        """Each client's Fisher diagonals as they weigh.
+
+        Raises:
+            ValueError: a client has sent none.
+        """
+        found = [update.fisher for update in updates if update.fisher is not None]
+        if len(found) < len(updates):
+            raise ValueError(f"{type(self).__name__} needs a Fisher diagonal in every train reply")
+        self.notes |= fisher_notes(found)
+        config = self.config
+        return [fisher_weights(one, config.fisher_power, config.fisher_scale) for one in found]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from fednano_flwr.strategies.fednano import FedNano
 
 
 class FedNanoEF(FedNano):
     """Fisher merging with the squared gradients that training met anyway."""
 
-    fisher: ClassVar[str] = "running"
+    fisher = "running"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.strategies.base import AdapterStrategy
+from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.merge import State, Update, fisher_merge, weighted_mean
 from fednano_flwr.strategies.product import (
     Factors,
@@ -32,15 +31,15 @@ def product_fisher(fisher: Factors) -> Tensor:
     return outer / mean if mean > 0 else torch.ones_like(outer)
 
 
-class FisherProduct(AdapterStrategy):
+class FisherProduct(FedNano):
     """Every entry of W weighted by how much each client's loss feels it, then cut to rank r."""
 
-    fisher: ClassVar[str] = "running"
+    fisher = "running"
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
         clients = [adapters_of(update.theta) for update in updates]
-        fishers = [adapters_of(update.fisher or {}) for update in updates]
+        fishers = [adapters_of(fisher) for fisher in self.fishers(updates)]
         merged: dict[str, Factors] = {}
         for name in clients[0]:
             adapters = [client[name] for client in clients]
@@ -48,10 +47,9 @@ class FisherProduct(AdapterStrategy):
                 weighted_mean([factors.a for factors in adapters], weights),
                 weighted_mean([factors.b for factors in adapters], weights),
             )
-            power = self.config.fisher_power
             product = fisher_merge(
                 [factors.b.double() @ factors.a.double() for factors in adapters],
-                [product_fisher(fisher[name]) ** power for fisher in fishers],
+                [product_fisher(fisher[name]) for fisher in fishers],
                 weights,
                 self.config.fisher_floor,
             )

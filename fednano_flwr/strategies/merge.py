@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,3 +72,39 @@ def fisher_merge(
     )
     stacked = torch.stack([theta.double() for theta in thetas])
     return ((precision * stacked).sum(0) / precision.sum(0)).to(thetas[0].dtype)
+
+
+def fisher_weights(fisher: Mapping[str, Tensor], power: float, scale: str) -> State:
+    """One client's Fisher diagonals as they weigh in a merge: (F / mean)^power, in float64.
+
+    Args:
+        power: 1 is the diagonal itself, below 1 evens it out.
+        scale: which mean: "as-sent" (none, F^power), "client" (of all the client's values) or
+            "tensor" (of each parameter's). A mean of zero divides nothing.
+    """
+    values = {name: value.double() for name, value in fisher.items()}
+    if scale == "client":
+        mean = torch.cat([value.flatten() for value in values.values()]).mean()
+        values = {name: value / mean if mean > 0 else value for name, value in values.items()}
+    elif scale == "tensor":
+        values = {
+            name: value / value.mean() if value.mean() > 0 else value
+            for name, value in values.items()
+        }
+    return {name: value**power for name, value in values.items()}
+
+
+def fisher_notes(fishers: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """What clients' Fisher diagonals look like, for people who read metrics.jsonl.
+
+    Returns:
+        "fisher NAME": the mean over clients of each parameter's mean; "fisher scale": the largest
+        client's mean over the smallest's; infinite where one client's is zero throughout.
+    """
+    means = {
+        name: [float(fisher[name].double().mean()) for fisher in fishers] for name in fishers[0]
+    }
+    notes = {f"fisher {name}": sum(values) / len(values) for name, values in means.items()}
+    whole = [sum(values) for values in zip(*means.values(), strict=True)]
+    notes["fisher scale"] = max(whole) / min(whole) if min(whole) > 0 else float("inf")
+    return notes

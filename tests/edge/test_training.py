@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fednano_flwr.edge.training import (
     derive_seed,
     fisher_diagonal,
     train,
+    with_drawn_answers,
 )
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import IGNORE
@@ -195,3 +197,49 @@ def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     clients = [Client(config, Place(partition, 2)) for partition in range(2)]
     assert sum(len(client.shard.train) for client in clients) == 59
     assert sum(client.shard.unreadable.total() for client in clients) == 1
+
+
+def test_drawn_answers_follow_the_models_own_distribution(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    question = max(questions, key=lambda one: len(one.options))
+    with torch.no_grad():
+        batch = edge([question])
+        logits = llm.score(batch, torch.tensor([len(question.ids) - 1]), _ids(question.options))
+    expected = logits[0].softmax(0)
+    assert expected.max() < 0.9  # or there would be little to see
+    generator = torch.Generator().manual_seed(0)
+    batches = [question] * 50
+    frozen = edge.embed(batches)
+    drawn = [
+        one.answer[0]
+        for _ in range(8)
+        for one in with_drawn_answers(edge, llm, batches, frozen, generator)
+    ]
+    for token, share in zip(question.options, expected.tolist(), strict=True):
+        error = (share * (1 - share) / len(drawn)) ** 0.5
+        assert abs(drawn.count(token) / len(drawn) - share) < 4 * error
+
+
+def _ids(options: tuple[int, ...]) -> torch.Tensor:
+    return torch.tensor(options)
+
+
+def test_the_fisher_at_drawn_answers_is_another_one_and_its_seed_fixes_it(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    train(edge, llm, questions, PLAN, seed=1)
+    true, first, again, other = (
+        fisher_diagonal(edge, llm, questions, 4, drawn_with) for drawn_with in (None, 1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], true[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_answers_are_not_drawn_for_free_answers(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    free = [dataclasses.replace(questions[0], options=())]
+    with pytest.raises(ValueError, match="fisher-estimate"):
+        fisher_diagonal(edge, llm, free, 1, drawn_with=0)

@@ -3,7 +3,12 @@ import math
 import pytest
 import torch
 
-from fednano_flwr.strategies.merge import fisher_merge, weighted_mean
+from fednano_flwr.strategies.merge import (
+    fisher_merge,
+    fisher_notes,
+    fisher_weights,
+    weighted_mean,
+)
 
 
 def test_weighted_mean_by_hand() -> None:
@@ -58,3 +63,29 @@ def test_a_fisher_that_cannot_be_is_refused(bad: float) -> None:
     fishers = [torch.ones(3), torch.tensor([1.0, bad, 1.0])]
     with pytest.raises(ValueError, match="negative, infinite or NaN"):
         fisher_merge([torch.zeros(3), torch.ones(3)], fishers, [1.0, 1.0], floor=1e-8)
+
+
+def test_fisher_weights_by_hand() -> None:
+    fisher = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([8.0, 4.0])}
+    as_sent = fisher_weights(fisher, 0.5, "as-sent")
+    assert as_sent["b"].tolist() == pytest.approx([8**0.5, 2.0])
+    client = fisher_weights(fisher, 1.0, "client")  # mean of all four is 4
+    assert client["a"].tolist() == [0.25, 0.75] and client["b"].tolist() == [2.0, 1.0]
+    tensor = fisher_weights(fisher, 2.0, "tensor")  # means 2 and 6
+    assert tensor["a"].tolist() == [0.25, 2.25]
+    assert tensor["b"].tolist() == pytest.approx([16 / 9, 4 / 9])
+
+
+@pytest.mark.parametrize("scale", ["as-sent", "client", "tensor"])
+def test_a_fisher_of_zero_stays_zero(scale: str) -> None:
+    fisher = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    assert all((value == 0).all() for value in fisher_weights(fisher, 1.0, scale).values())
+
+
+def test_fisher_notes_by_hand() -> None:
+    small = {"a": torch.tensor([0.0, 2.0]), "b": torch.tensor([1.0])}
+    large = {"a": torch.tensor([6.0, 0.0]), "b": torch.tensor([5.0])}
+    notes = fisher_notes([small, large])
+    assert notes == {"fisher a": 2.0, "fisher b": 3.0, "fisher scale": 4.0}
+    nothing = {"a": torch.zeros(2), "b": torch.zeros(1)}
+    assert fisher_notes([small, nothing])["fisher scale"] == float("inf")
