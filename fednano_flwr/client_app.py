@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays, to_arrays
 
@@ -30,7 +31,7 @@ Work = Callable[[Client, Message, RemoteLLM], RecordDict]
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the adapters on this client's shard; reply adapters, Fisher where asked, metrics."""
+    """Train as the message says; reply the adapters and Fisher values it asks for, metrics."""
     return _reply(message, context, _train)
 
 
@@ -43,7 +44,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     task = message.content.config_records["config"]
     theta = from_arrays(message.content.array_records["arrays"])
-    result = client.train(theta, llm, _round(task), str(task["fisher"]))
+    result = client.train(theta, llm, _round(task), LocalWork.from_config(task))
     metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
     return RecordDict(
         {"arrays": to_arrays(result.theta, result.fisher), "metrics": MetricRecord(metrics)}
@@ -51,7 +52,9 @@ def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
 
 
 def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
-    result = client.evaluate(from_arrays(message.content.array_records["arrays"]), llm)
+    task = message.content.config_records["config"]
+    theta = from_arrays(message.content.array_records["arrays"])
+    result = client.evaluate(theta, llm, LocalWork.from_config(task))
     metrics: Metrics = {
         "num-examples": result.num_examples,
         "correct": result.correct,

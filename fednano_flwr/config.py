@@ -18,6 +18,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FISHER_ESTIMATES = ("pass", "pass-model", "running")
+SCHEDULES = ("constant", "cosine", "linear")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -114,6 +115,8 @@ class Strategy:
     fisher_power: float
     fisher_scale: str
     factors: str
+    proximal_mu: float
+    local_rank: int
     args: str
 
     def __post_init__(self) -> None:
@@ -123,6 +126,13 @@ class Strategy:
         _require(self.fisher_floor > 0, "strategy.fisher-floor", self.fisher_floor, "above 0")
         _require(self.fisher_power > 0, "strategy.fisher-power", self.fisher_power, "above 0")
         _one_of("strategy.factors", self.factors, ("auto", "as-merged", "balanced"))
+        _require(self.proximal_mu >= 0, "strategy.proximal-mu", self.proximal_mu, "0 or more")
+        _require(
+            self.local_rank >= 0,
+            "strategy.local-rank",
+            self.local_rank,
+            "0 (as adapter.rank) or more",
+        )
 
 
 @dataclass(frozen=True)
@@ -244,12 +254,16 @@ class RunConfig:
     seed: int
     num_server_rounds: int
     fraction_train: float
+    fraction_evaluate: float
     min_available_nodes: int
     min_replies: int
     round_timeout: float
     local_epochs: int
     batch_size: int
     learning_rate: float
+    learning_rate_schedule: str
+    learning_rate_end: float
+    warm_up_rounds: int
     weight_decay: float
     max_grad_norm: float
     max_answer_tokens: int
@@ -265,7 +279,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.num_server_rounds >= 0, "num-server-rounds", self.num_server_rounds, "≥ 0")
-        _require(0 < self.fraction_train <= 1, "fraction-train", self.fraction_train, "in (0, 1]")
+        for key in ("fraction_train", "fraction_evaluate"):
+            value = getattr(self, key)
+            _require(0 < value <= 1, key.replace("_", "-"), value, "in (0, 1]")
         for key in (
             "min_available_nodes",
             "min_replies",
@@ -279,6 +295,18 @@ class RunConfig:
             value = getattr(self, key)
             _require(value > 0, key.replace("_", "-"), value, "above 0")
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        _one_of("learning-rate-schedule", self.learning_rate_schedule, SCHEDULES)
+        end, warm_up = self.learning_rate_end, self.warm_up_rounds
+        _require(0 <= end <= 1, "learning-rate-end", end, "in [0, 1]")
+        _require(
+            warm_up == 0 or 0 < warm_up < self.num_server_rounds,
+            "warm-up-rounds",
+            warm_up,
+            f"0 or more, and fewer than num-server-rounds ({self.num_server_rounds})",
+        )
 
     @classmethod
     def parse(cls, flat: Mapping[str, Any]) -> RunConfig:

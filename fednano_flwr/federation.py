@@ -97,31 +97,41 @@ class Federation:
         self.wait_for_nodes(self._min_replies, "min-replies")
         return NodeView(sorted(self._grid.get_node_ids(), key=self._order))
 
-    def sample(self, fraction: float, seed: int, server_round: int) -> NodeView:
-        """A fraction of the known clients, at least one; fixed by seed, round and partitions."""
+    def sample(self, fraction: float, seed: int, server_round: int, *draw: int) -> NodeView:
+        """A fraction of the known clients, at least one; fixed by seed, round and partitions.
+
+        Args:
+            draw: tells several draws of a round apart.
+        """
         everyone = self.everyone()
         connected = set(everyone.get_node_ids())
         known = sorted((p, node) for node, p in self.partitions.items() if node in connected)
         if not known:  # all have come back under new ids
             return everyone
         count = max(1, round(fraction * len(known)))
-        chosen = np.random.default_rng([seed, server_round]).permutation(len(known))[:count]
+        chosen = np.random.default_rng([seed, server_round, *draw]).permutation(len(known))[:count]
         return NodeView([known[i][1] for i in sorted(chosen)])
+
+    def first(self) -> NodeView:
+        """The client with the lowest partition of those connected: partition 0, if it is."""
+        return NodeView(list(self.everyone().get_node_ids())[:1])
 
     def ask(
         self,
         messages: Iterable[Message],
         what: str,
         check: Callable[[Message], None] | None = None,
+        least: int | None = None,
     ) -> Answers:
         """Send messages and wait for their replies, good or bad, until the round's timeout.
 
         Args:
             what: for messages to people, as in "round 3, training".
             check: raises ValueError for a reply that must not be used.
+            least: fewest good replies; `min-replies` where not given.
 
         Raises:
-            TooFewClientsError: fewer than `min-replies` good replies.
+            TooFewClientsError: fewer good replies than these.
         """
         sent = list(messages)
         answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
@@ -143,11 +153,11 @@ class Federation:
                 time.sleep(POLL_SECONDS)
         for node in waiting.values():
             self._fail(answers, what, node, f"no reply within {self._timeout:.0f} s")
-        if len(answers.replies) < self._min_replies:
+        least = self._min_replies if least is None else least
+        if len(answers.replies) < least:
             raise TooFewClientsError(
                 f"{what}: {len(answers.replies)} of {len(sent)} clients replied, min-replies is "
-                f"{self._min_replies}. "
-                + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
+                f"{least}. " + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
             )
         answers.replies.sort(key=partition_of)
         return answers

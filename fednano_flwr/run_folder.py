@@ -51,8 +51,13 @@ class RunFolder:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the earliest round with the best mean accuracy."""
-        return max(self.rounds, key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
+        """The record of the earliest round with the best mean accuracy.
+
+        Only of rounds that as many clients scored as round 0: others' means are of other questions.
+        """
+        everyone = len(self.rounds[0]["accuracy_per_client"])
+        whole = [r for r in self.rounds if len(r["accuracy_per_client"]) >= everyone]
+        return max(whole, key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
 
     def append(self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int) -> None:
         """Keep a round: its adapters first, then its line of metrics."""

@@ -15,14 +15,19 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 from fednano_flwr.config import Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
-from fednano_flwr.federation import Answers, Federation
+from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
 from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.registry import make_strategy
+
+EVALUATION_DRAW = 1
+"""Tells the draw of the clients that score from that of those that train."""
 
 app = ServerApp()
 
@@ -45,6 +50,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         TooFewClientsError: too few clients are there, or replied.
     """
     strategy = make_strategy(config.strategy)
+    work, one = local_work_of(strategy), trains_one(strategy)
     folder = RunFolder(config)
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
@@ -55,28 +61,37 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
         arrays = to_arrays(adapter_state(adapters))
         address = config.llm.address or bound
-        _introduce(config, info, arrays, address)
+        _introduce(config, info, arrays, address, work)
         federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
         for server_round in range(config.num_server_rounds + 1):
             started = time.perf_counter()
-            task = {"llm-address": address, "fisher": getattr(strategy, "fisher", "none")}
+            task = {"llm-address": address, **work.to_config()}
             trained = None
             if server_round > 0:
-                chosen = federation.sample(config.fraction_train, config.seed, server_round)
+                chosen = (
+                    federation.first()
+                    if one
+                    else federation.sample(config.fraction_train, config.seed, server_round)
+                )
                 trained = federation.ask(
                     strategy.configure_train(
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
                     f"round {server_round}, training",
-                    check=partial(check_update, sent=arrays),
+                    check=partial(check_update, sent=arrays if work.uploads else ArrayRecord()),
+                    least=1 if one else None,
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)
-                # Some of Flower's strategies compute in float64 and would send that.
-                theta = from_arrays(cast(ArrayRecord, merged))
-                arrays = to_arrays({name: value.float() for name, value in theta.items()})
+                if work.uploads:
+                    # Some of Flower's strategies compute in float64 and would send that.
+                    theta = from_arrays(cast(ArrayRecord, merged))
+                    arrays = to_arrays({name: value.float() for name, value in theta.items()})
             scored = federation.ask(
                 strategy.configure_evaluate(
-                    server_round, arrays, ConfigRecord(task), cast(Grid, federation.everyone())
+                    server_round,
+                    arrays,
+                    ConfigRecord(task),
+                    cast(Grid, _who_scores(federation, config, server_round)),
                 ),
                 f"round {server_round}, evaluation",
             )
@@ -97,9 +112,22 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     return folder
 
 
-def _introduce(config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: str) -> None:
+def _who_scores(federation: Federation, config: RunConfig, server_round: int) -> NodeView:
+    """A fraction of the clients; all of them in the rounds that the closing tables compare."""
+    if config.fraction_evaluate == 1 or server_round in (0, config.num_server_rounds):
+        return federation.everyone()
+    return federation.sample(config.fraction_evaluate, config.seed, server_round, EVALUATION_DRAW)
+
+
+def _introduce(
+    config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: str, work: LocalWork
+) -> None:
     """Say what runs where, before anything takes long."""
     trained = sum(value.numel() for value in from_arrays(arrays).values())
+    rank, local = str(config.adapter.rank), work.local_rank or config.adapter.rank
+    if work.adapters == "both":
+        rank += f" (and of each client's own, rank {local})"
+        trained += trained // config.adapter.rank * local
     kept = info.dtype
     if config.llm.quantization != "none":
         kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
@@ -109,7 +137,7 @@ def _introduce(config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: s
     )
     say(
         f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(config.adapter.site_names)}, rank {config.adapter.rank}: "
+        f"on {' and '.join(config.adapter.site_names)}, rank {rank}: "
         f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
     )
     say(

@@ -54,9 +54,7 @@ def one_of(shards: Sequence[Shard], partition_id: int) -> Shard:
     return shards[partition_id]
 
 
-def all_shards(
-    questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int
-) -> Sequence[Shard]:
+def all_shards(questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int) -> Shards:
     """Every client's shard, each made when it is asked for.
 
     With `dataset.test-fraction` = 0, test questions come from the dataset's test split in the
@@ -69,12 +67,12 @@ def all_shards(
     train = deal(columns, dataset, num_partitions, seed)
     if dataset.test_fraction:
         cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
-        return _Shards(questions.train, questions.train, cuts)
+        return Shards(questions.train, questions.train, cuts)
     test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
-    return _Shards(questions.train, questions.test, list(zip(train, test, strict=True)))
+    return Shards(questions.train, questions.test, list(zip(train, test, strict=True)))
 
 
-class _Shards(Sequence[Shard]):
+class Shards(Sequence[Shard]):
     """Shards by their questions' places: taking those of all clients to get one takes long."""
 
     def __init__(
@@ -88,6 +86,10 @@ class _Shards(Sequence[Shard]):
     def __getitem__(self, index: Any) -> Any:
         train, test = self._places[index]
         return Shard(self._train.select(train), self._test.select(test))
+
+    def all_train(self) -> Questions:
+        """All clients' training questions, in the data set's order."""
+        return self._train.select(sorted(place for train, _ in self._places for place in train))
 
 
 def load_shard(folder: Path) -> Shard:

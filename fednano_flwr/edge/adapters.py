@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from fednano_flwr.config import Adapter
 
+GLOBAL, LOCAL = "default", "local"
+"""Names of adapters in PEFT: the one that every client has, and one that a client may add."""
+
 
 class AdapterSite(nn.Linear):
     """A place for a LoRA: the identity on d features, owning no d × d weight."""
@@ -53,42 +56,64 @@ def build_adapters(
         seed: of A's initial values.
         model: written into PEFT's config as the base model's name.
     """
-    lora = LoraConfig(
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sites = AdapterSites(hidden_size, model)
+        return get_peft_model(sites, _lora(config))  # type: ignore[arg-type]
+
+
+def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> None:
+    """Put a fresh adapter beside those there are, on the same sites; all are active and trained.
+
+    h' = h + Σ s · B(A h) over the adapters. One of that name is left as it is.
+    """
+    if name not in adapters.peft_config:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapters.add_adapter(name, _lora(config))
+    adapters.base_model.set_adapter(list(adapters.peft_config))
+
+
+def _lora(config: Adapter) -> LoraConfig:
+    return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a float is fine
         lora_dropout=config.dropout,
         target_modules=[f"{site}_adapter" for site in config.site_names],
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(AdapterSites(hidden_size, model), lora)  # type: ignore[arg-type]
 
 
-def adapter_state(adapters: PeftModel) -> dict[str, Tensor]:
-    """Copies of the trained parameters on the CPU, by PEFT's names, sorted."""
-    state = get_peft_model_state_dict(adapters)
+def adapter_state(adapters: PeftModel, name: str = GLOBAL) -> dict[str, Tensor]:
+    """Copies of one adapter's parameters on the CPU, by PEFT's names, sorted."""
+    state = get_peft_model_state_dict(adapters, adapter_name=name)
     return {key: state[key].detach().cpu().clone() for key in sorted(state)}
 
 
-def load_adapter_state(adapters: PeftModel, state: Mapping[str, Tensor]) -> None:
-    """Set the trained parameters.
+def load_adapter_state(
+    adapters: PeftModel, state: Mapping[str, Tensor], name: str = GLOBAL
+) -> None:
+    """Set one adapter's parameters.
 
     Raises:
         ValueError: names or shapes are not those of `adapters`.
     """
-    own = get_peft_model_state_dict(adapters)
+    own = get_peft_model_state_dict(adapters, adapter_name=name)
     if set(own) != set(state):
         raise ValueError(f"adapter has parameters {sorted(own)}, got {sorted(state)}")
     for key, value in state.items():
         if value.shape != own[key].shape:
             raise ValueError(f"{key} has shape {tuple(own[key].shape)}, got {tuple(value.shape)}")
-    set_peft_model_state_dict(adapters, dict(state))
+    set_peft_model_state_dict(adapters, dict(state), adapter_name=name)
 
 
 def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
-    """Trainable parameters under the names that `adapter_state` uses, sorted."""
+    """Trainable parameters of all adapters, sorted by name.
+
+    Those of the global adapter have the names that `adapter_state` uses, others their adapter's
+    name in theirs.
+    """
     trainable = {
-        name.replace(".default.", "."): parameter
+        name.replace(f".{GLOBAL}.", "."): parameter
         for name, parameter in adapters.named_parameters()
         if parameter.requires_grad
     }

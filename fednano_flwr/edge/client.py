@@ -19,12 +19,9 @@ from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import QuestionSet, Sample
-from fednano_flwr.data.shard import Shard, all_shards, load_shard, one_of
-from fednano_flwr.edge.adapters import (
-    adapter_state,
-    build_adapters,
-    load_adapter_state,
-)
+from fednano_flwr.data.shard import Shard, Shards, all_shards, load_shard, one_of
+from fednano_flwr.data.table import in_memory
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.feature_cache import (
     FeatureCache,
     FeatureFolder,
@@ -32,9 +29,12 @@ from fednano_flwr.edge.feature_cache import (
     Features,
 )
 from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.own_adapters import begin, keep
 from fednano_flwr.edge.own_state import OwnState
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
+from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
@@ -54,7 +54,7 @@ FEATURES, CLIENTS = "features", "clients"
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of local training: adapters, Fisher diagonals where asked for, loss, questions."""
+    """Result of local training: what is sent of adapters and Fisher diagonals; loss, questions."""
 
     theta: dict[str, Tensor]
     fisher: dict[str, Tensor] | None
@@ -120,9 +120,10 @@ class Client:
         if config.edge.threads:
             torch.set_num_threads(config.edge.threads)
         self.config = config
+        self.place = place
         self.partition = place.partition
         self.own = OwnState(_state_folder(config.edge) / str(run) / f"client-{place.partition}")
-        source = place.bundle_path or config.edge.bundle or config.model.name
+        self.source = source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
         half = _edge_half(source, config.edge)
         self.half = half
@@ -138,43 +139,71 @@ class Client:
         )
 
     def train(
-        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, fisher: str
+        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Trained:
-        """Train from `theta` and, where `fisher` is not "none", estimate its diagonal.
+        """Train from `theta`, or from what the client has kept, as `work` says.
 
         Raises:
             ValueError: no readable training question, or `theta` does not fit the adapters.
+            ConfigError: the work takes questions that this client cannot read.
         """
-        if not self.shard.train:
+        questions = self._questions(work)
+        if not questions:
             raise ValueError(f"partition {self.partition} has no readable training question")
-        load_adapter_state(self.edge.adapters, theta)
+        self._begin(theta, work)
         config, llm = self.config, self._llm(service)
         plan = TrainingPlan(
             local_epochs=config.local_epochs,
             batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
+            learning_rate=learning_rate(config, server_round),
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
+            proximal_mu=work.proximal_mu,
         )
         seed = derive_seed(config.seed, server_round, self.partition)
-        result = train(self.edge, llm, self.shard.train, plan, seed, fisher == "running")
+        result = train(self.edge, llm, questions, plan, seed, work.fisher == "running")
         diagonal = result.fisher
-        if fisher in ("pass", "pass-model"):
-            drawn_with = None if fisher == "pass" else seed
-            diagonal = fisher_diagonal(
-                self.edge, llm, self.shard.train, config.batch_size, drawn_with
+        if work.fisher in ("pass", "pass-model"):
+            drawn_with = None if work.fisher == "pass" else seed
+            diagonal = fisher_diagonal(self.edge, llm, questions, config.batch_size, drawn_with)
+        keep(self.edge.adapters, work, self.own)
+        sent = adapter_state(self.edge.adapters) if work.uploads else {}
+        fisher = None if diagonal is None else {name: diagonal[name] for name in sent}
+        return Trained(sent, fisher, result.loss, len(questions))
+
+    def _begin(self, theta: Mapping[str, Tensor], work: LocalWork) -> None:
+        seed = derive_seed(self.config.seed, self.partition)
+        begin(self.edge.adapters, theta, work, self.own, self.config.adapter, seed)
+        self.edge.adapters.to(self.half.device)  # of an adapter that has been added
+
+    def _questions(self, work: LocalWork) -> Sequence[Question]:
+        """What to train on."""
+        if work.data == "own":
+            return self.shard.train
+        if self.place.data_path:
+            raise ConfigError(
+                f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions, "
+                f"and this client has its own shard only (data-path = {self.place.data_path!r}); "
+                "it is for runs in which every client can read the data set (dataset.path)"
             )
-        return Trained(
-            adapter_state(self.edge.adapters), diagonal, result.loss, len(self.shard.train)
-        )
+        if self.config.edge.vocabulary == "shard":
+            raise ConfigError(
+                'edge.vocabulary = "shard" holds the embeddings of a client\'s own questions, and '
+                f"strategy.name = {self.config.strategy.name!r} trains on all clients'; use "
+                'edge.vocabulary = "full"'
+            )
+        config = self.config
+        return _encoded_union(
+            self.source, config.dataset, config.seed, self.place.num_partitions
+        ).train
 
     def _llm(self, service: LLMService) -> LLM:
         exchange = self.config.exchange
         return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
-    def evaluate(self, theta: Mapping[str, Tensor], service: LLMService) -> Scored:
-        """Score the client's own test questions."""
-        load_adapter_state(self.edge.adapters, theta)
+    def evaluate(self, theta: Mapping[str, Tensor], service: LLMService, work: LocalWork) -> Scored:
+        """Score the client's own test questions, with the adapters that `work` says."""
+        self._begin(theta, work)
         config, llm = self.config, self._llm(service)
         questions = self.shard.test
         right = right_answers(
@@ -246,7 +275,7 @@ def _question_set(dataset: Dataset) -> QuestionSet:
 
 
 @lru_cache(maxsize=1)
-def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Sequence[Shard]:
+def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
     """The whole split: dealing it anew for each client would cost clients × questions."""
     return all_shards(_question_set(dataset), dataset, seed, num_partitions)
 
@@ -260,6 +289,14 @@ def _encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> En
         part = one_of(_shards(dataset, seed, place.num_partitions), place.partition)
         skipped = _question_set(dataset).skipped
     return _encode(_encoder(source), part, skipped, dataset.max_skipped)
+
+
+@lru_cache(maxsize=1)
+def _encoded_union(source: str, dataset: Dataset, seed: int, num_partitions: int) -> EncodedShard:
+    """All clients' training questions; a test question of any client is not among them."""
+    shards, skipped = _shards(dataset, seed, num_partitions), _question_set(dataset).skipped
+    union = Shard(shards.all_train(), in_memory())
+    return _encode(_encoder(source), union, skipped, dataset.max_skipped)
 
 
 def _encode(

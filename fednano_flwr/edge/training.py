@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fednano_flwr.edge.adapters import named_trainable
 from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.proximal import proximal_term
 from fednano_flwr.edge.questions import (
     Question,
     last_positions,
@@ -33,6 +34,7 @@ class TrainingPlan:
     learning_rate: float
     weight_decay: float
     max_grad_norm: float
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class TrainingResult:
     """What local training leaves beside the adapters themselves.
 
     Attributes:
-        loss: mean cross-entropy over all questions seen, each before its own step.
+        loss: mean cross-entropy over all questions seen, each before its own step, without the
+            proximal term.
         fisher: mean squared batch gradient of every parameter, where it was asked for.
     """
 
@@ -64,8 +67,9 @@ def train(
     """Train the adapters on the client's questions with AdamW.
 
     Args:
-        running_fisher: keep the mean of the squared gradients met on the way (before clipping):
-            a Fisher diagonal that costs no extra pass.
+        plan: with `proximal_mu` above 0, parameters are held to where they are now.
+        running_fisher: keep the mean of the squared gradients of the cross-entropy met on the way
+            (before clipping): a Fisher diagonal that costs no extra pass.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -74,6 +78,7 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
     )
+    anchors = [parameter.detach().clone() for parameter in parameters.values()]
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     shuffle = torch.Generator().manual_seed(seed)
     total, steps = 0.0, 0
@@ -86,6 +91,8 @@ def train(
             steps += 1
             if running_fisher:
                 add_squared_gradients(squares, parameters)
+            if plan.proximal_mu:
+                proximal_term(parameters.values(), anchors, plan.proximal_mu).backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
             optimizer.step()
     fisher = {name: square / steps for name, square in squares.items()} if running_fisher else None

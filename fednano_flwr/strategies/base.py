@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fednano_flwr.config import Strategy
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.records import to_arrays, to_update
 from fednano_flwr.strategies.merge import State, Update
 
@@ -23,6 +26,8 @@ class AdapterStrategy(FedAvg):
     """
 
     fisher: str = "none"
+    trains: ClassVar[str] = "sampled"
+    """Who trains in a round: the clients that are "sampled", or "one" on behalf of all."""
 
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
@@ -30,6 +35,10 @@ class AdapterStrategy(FedAvg):
         if self.fisher != "none" and config.fisher_estimate != "auto":
             self.fisher = config.fisher_estimate
         self.notes: dict[str, float] = {}
+
+    def local_work(self) -> LocalWork:
+        """What the clients are to do."""
+        return LocalWork(fisher=self.fisher)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -53,3 +62,13 @@ class AdapterStrategy(FedAvg):
         if self.config.weight_by == "equal":
             return [1.0] * len(updates)
         return [float(update.num_examples) for update in updates]
+
+
+def local_work_of(strategy: FlowerStrategy) -> LocalWork:
+    """What a strategy asks of the clients; Flower's ask for trained adapters and no more."""
+    return strategy.local_work() if isinstance(strategy, AdapterStrategy) else LocalWork()
+
+
+def trains_one(strategy: FlowerStrategy) -> bool:
+    """Whether one client trains on behalf of all."""
+    return isinstance(strategy, AdapterStrategy) and strategy.trains == "one"

@@ -1,8 +1,8 @@
 """Strategies by the name that `strategy.name` gives them.
 
 Own strategies are small files of this package. Flower's are taken by class name, as far as they
-need nothing of the client but its adapters (FedProx and q-FedAvg change the client's training,
-so naming them here would only pretend).
+need nothing of the client but its adapters. Flower's FedProx and QFedAvg leave their part of the
+client's training to the client, so naming them would only pretend; `fedprox` is here, whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ OWN: Mapping[str, str] = {
     "fedavg": "fednano_flwr.strategies.fedavg:AdapterFedAvg",
     "fedavg-exact": "fednano_flwr.strategies.fedavg_exact:FedAvgExact",
     "fisher-product": "fednano_flwr.strategies.fisher_product:FisherProduct",
+    "fedprox": "fednano_flwr.strategies.fedprox:FedProx",
+    "feddpa-f": "fednano_flwr.strategies.feddpa_f:FedDPAF",
+    "locft": "fednano_flwr.strategies.locft:LocFT",
+    "centralized": "fednano_flwr.strategies.centralized:Centralized",
 }
 FLOWER = (
     "FedAdagrad",
@@ -35,6 +39,8 @@ FLOWER = (
     "Krum",
     "MultiKrum",
 )
+INSTEAD = {"FedProx": "fedprox"}
+"""This project's, for those of Flower's that need a client that takes part."""
 # What the run decides itself: every strategy gets all the nodes it is shown.
 ALL_NODES: dict[str, Any] = {
     "fraction_train": 1.0,
@@ -57,6 +63,11 @@ def check_strategy(name: str, args: str = "") -> None:
                 f"strategy.args = {args!r}: {name} takes none (they are for Flower's)"
             )
         return
+    if name in INSTEAD:
+        raise ConfigError(
+            f"strategy.name = {name!r}: Flower's leaves its part of the training to the client. "
+            f"This project's has both: strategy.name = {INSTEAD[name]!r}"
+        )
     if name not in FLOWER:
         raise ConfigError(
             f"strategy.name = {name!r}: there is no such strategy. This project's: "

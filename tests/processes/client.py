@@ -12,6 +12,7 @@ from pathlib import Path
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.adapters import adapter_state
 from fednano_flwr.edge.client import Client, Place
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 
 
@@ -22,7 +23,7 @@ def main() -> None:
     theta = adapter_state(client.edge.adapters)
     with RemoteLLM(address, Caller(run=1, node=int(node))) as remote:
         while True:
-            client.train(theta, remote, 1, "none")
+            client.train(theta, remote, 1, LocalWork())
 
 
 if __name__ == "__main__":
