@@ -20,9 +20,10 @@ from fednano_flwr.exchange.server import serve
 from fednano_flwr.federation import Answers, Federation
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
-from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
+from fednano_flwr.records import from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.registry import make_strategy
+from fednano_flwr.upload_records import receive_update
 
 app = ServerApp()
 
@@ -68,7 +69,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
                     f"round {server_round}, training",
-                    check=partial(check_update, sent=arrays),
+                    check=partial(receive_update, sent=arrays, fisher=task["fisher"]),
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)
                 # Some of Flower's strategies compute in float64 and would send that.
