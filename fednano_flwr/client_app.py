@@ -21,7 +21,8 @@ from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.records import CLIENT_FAILED, from_arrays, to_arrays
+from fednano_flwr.records import CLIENT_FAILED, from_arrays
+from fednano_flwr.upload_records import to_upload
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -46,9 +47,8 @@ def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     theta = from_arrays(message.content.array_records["arrays"])
     result = client.train(theta, llm, _round(task), LocalWork.from_config(task))
     metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
-    return RecordDict(
-        {"arrays": to_arrays(result.theta, result.fisher), "metrics": MetricRecord(metrics)}
-    )
+    arrays = to_upload(result.theta, result.fisher, theta, client.config.upload, client.own)
+    return RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
 
 
 def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:

@@ -19,6 +19,8 @@ EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FISHER_ESTIMATES = ("pass", "pass-model", "running")
 SCHEDULES = ("constant", "cosine", "linear")
+UPLOAD_ADAPTERS = ("float32", "int8", "int4")
+UPLOAD_FISHERS = ("float32", "log8", "log4", "row")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -248,6 +250,17 @@ class Exchange:
 
 
 @dataclass(frozen=True)
+class Upload:
+    adapters: str
+    fisher: str
+    error_feedback: bool
+
+    def __post_init__(self) -> None:
+        _one_of("upload.adapters", self.adapters, UPLOAD_ADAPTERS)
+        _one_of("upload.fisher", self.fisher, UPLOAD_FISHERS)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run can be told. `docs/config.md` says what each key means."""
 
@@ -275,6 +288,7 @@ class RunConfig:
     edge: Edge
     llm: LLM
     exchange: Exchange
+    upload: Upload
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")

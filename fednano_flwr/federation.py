@@ -127,7 +127,8 @@ class Federation:
 
         Args:
             what: for messages to people, as in "round 3, training".
-            check: raises ValueError for a reply that must not be used.
+            check: raises ValueError for a reply that must not be used; may unpack it in place,
+                after its bytes were counted.
             least: fewest good replies; `min-replies` where not given.
 
         Raises:

@@ -21,10 +21,11 @@ from fednano_flwr.exchange.server import serve
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
-from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
+from fednano_flwr.records import from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.registry import make_strategy
+from fednano_flwr.upload_records import receive_update
 
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
@@ -78,7 +79,11 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
                     f"round {server_round}, training",
-                    check=partial(check_update, sent=arrays if work.uploads else ArrayRecord()),
+                    check=partial(
+                        receive_update,
+                        sent=arrays if work.uploads else ArrayRecord(),
+                        fisher=work.fisher,
+                    ),
                     least=1 if one else None,
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)

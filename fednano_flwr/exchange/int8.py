@@ -22,6 +22,8 @@ THRESHOLD = 8.0
 """Less than one normal number in a thousand million is beyond it (6.4 standard deviations), and at
 most 1/8 of any block: with 6 bytes an outlier, a number never takes more than 1.79 bytes (+ the
 block's scale where a row is shorter than a block)."""
+STEPS = 127
+"""Codes on either side of zero: all that a byte has room for, but one."""
 PASSES = 8
 """Each divides by 8 what one huge entry adds to the level."""
 AT_ONCE = 2**18
@@ -33,7 +35,7 @@ class Int8:
     """A matrix of R rows and d columns in C = ⌈d / BLOCK⌉ blocks a row, K of its entries outliers.
 
     Attributes:
-        codes: (R, d) int8 in [-127, 127], 0 where an outlier is.
+        codes: (R, d) int8 in [-steps, steps], 0 where an outlier is.
         scales: (R, C) bfloat16, > 0.
         places: (K,) int64, ascending; where the outliers are in the flattened matrix.
         outliers: (K,) bfloat16, their values.
@@ -50,8 +52,8 @@ class Int8:
         return bool(largest.isfinite().all() and self.outliers.isfinite().all())
 
 
-def quantize(matrix: Tensor, threshold: float = THRESHOLD) -> Int8:
-    """Round each block to 255 steps between ± its largest entry that is no outlier.
+def quantize(matrix: Tensor, threshold: float = THRESHOLD, steps: int = STEPS) -> Int8:
+    """Round each block to 2 · steps + 1 values between ± its largest entry that is no outlier.
 
     An entry x of a block is an outlier where |x| > threshold · level, and the block's level is its
     mean magnitude, not counting beyond the threshold what would only hide other outliers:
@@ -59,20 +61,21 @@ def quantize(matrix: Tensor, threshold: float = THRESHOLD) -> Int8:
         level ← mean |x|,  then PASSES times  level ← mean min(|x|, threshold · level)
 
     (so that at most 1 in `threshold` entries is an outlier, by Markov's inequality). With
-    s = max |x| / 127 over the others, rounded to bfloat16, their code is round(x / s), and
+    s = max |x| / steps over the others, rounded to bfloat16, their code is round(x / s), and
 
-        |x − x̂| ≤ s / 2 ≤ threshold · level / 253,    outliers: |x − x̂| ≤ 2⁻⁸ |x|
+        |x − x̂| ≤ s / 2 ≤ threshold · level / (2 · steps − 1),    outliers: |x − x̂| ≤ 2⁻⁸ |x|
 
     Args:
         matrix: (R, d) floating point, any device.
         threshold: infinity for no outliers.
+        steps: 1 to 127; fewer make codes that take fewer bits.
 
     Raises:
         ValueError: an entry is not finite, or within a hundredth of float32's largest.
     """
     parts, start = [], 0
     for rows in _chunks(matrix.detach()):
-        part = _quantize(rows, threshold)
+        part = _quantize(rows, threshold, steps)
         parts.append((part.codes, part.scales, part.places + start, part.outliers))
         start += rows.numel()
     result = Int8(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -102,7 +105,7 @@ def _chunks(matrix: Tensor) -> tuple[Tensor, ...]:
     return matrix.split(max(1, AT_ONCE // matrix.shape[1]))
 
 
-def _quantize(matrix: Tensor, threshold: float) -> Int8:
+def _quantize(matrix: Tensor, threshold: float, steps: int) -> Int8:
     """`quantize`, of rows that fit the cache and unchecked."""
     rows, width = matrix.shape
     count = -(-width // BLOCK)
@@ -125,11 +128,11 @@ def _quantize(matrix: Tensor, threshold: float) -> Int8:
     found = magnitude > limit
     largest[suspect] = magnitude.masked_fill(found, 0).amax(dim=-1)
 
-    scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny).to(torch.bfloat16)
-    steps = (blocks / scales.float()[..., None]).flatten(1)
+    scales = (largest / steps).clamp(min=torch.finfo(torch.float32).tiny).to(torch.bfloat16)
+    codes = (blocks / scales.float()[..., None]).flatten(1)
     which, entry = found.nonzero(as_tuple=True)
     row, column = suspect[0][which], suspect[1][which] * BLOCK + entry
-    steps[row, column] = 0
-    codes = steps.round_()[:, :width].to(torch.int8)
+    codes[row, column] = 0
+    codes = codes.round_()[:, :width].to(torch.int8)
     outliers = padded[row, column].to(torch.bfloat16)
     return Int8(codes, scales, row * width + column, outliers)
