@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -222,6 +224,70 @@ def size(
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None
+
+
+@cli.command(
+    epilog="Example: fednano compare conf/fedavg.toml conf/fednano-ef.toml --seeds 0..4 "
+    "--vary dataset.alpha=0.1,1. What the table says: docs/compare.md."
+)
+def compare(
+    experiments: Annotated[
+        list[Path], typer.Argument(metavar="FILE.toml...", help="One experiment each.")
+    ],
+    seeds: Annotated[str, typer.Option(help="As in 0..4 or 0,1,2.")] = "0..2",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE", help="Compare at each of these values; may be repeated."
+        ),
+    ] = None,
+    config: Config = None,
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients.")] = 5,
+    baseline: Annotated[
+        str | None, typer.Option(help="Experiment to compare with; else the first.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of runs and tables.")] = Path(
+        "runs/compare"
+    ),
+    name: Annotated[str, typer.Option(help="Folder in DIR of this comparison's tables.")] = "table",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; else one a CPU.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
+    app: App = None,
+) -> None:
+    """Run experiments with several seeds on this machine and compare them.
+
+    An experiment is a .toml file of run-config keys, named by its file. -c changes all of them,
+    --vary last. Runs that are finished already are not run again: an interrupted comparison goes
+    on where it was.
+
+    Exits with 0 if all runs completed, 1 if one failed, 2 if something cannot be used (nothing has
+    run then) and 130 if it was interrupted.
+    """
+    from fednano_flwr.compare.command import compare as carry_out
+    from fednano_flwr.compare.plan import Asked
+    from fednano_flwr.output import OutputError
+
+    asked = Asked(experiments, seeds, vary or [], config or [], clients, baseline, out, name)
+    command = shlex.join(["fednano", *sys.argv[1:]])
+    cwd = Path.cwd()
+    try:
+        with interrupts():
+            well = carry_out(find_app(app, cwd), asked, cwd, workers, dry_run, command, typer.echo)
+    except (ConfigError, OutputError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except OSError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted; nothing is left running, and the same command goes on from here", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if not well:
+        raise typer.Exit(FAILED)
 
 
 def _check_dtype(dtype: str | None) -> None:

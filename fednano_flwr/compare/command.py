@@ -1,0 +1,142 @@
+"""`fednano compare`: check everything, run what is missing, write what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fednano_flwr.command.machine import cpus
+from fednano_flwr.command.validate import read_questions, validate
+from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, make_plan
+from fednano_flwr.compare.pool import run_all
+from fednano_flwr.compare.progress import duration, end_line, plan_lines, seconds_left
+from fednano_flwr.compare.results import Results, summarize
+from fednano_flwr.compare.store import Finished, locked, read
+from fednano_flwr.compare.tables import console_table, markdown, runs_csv, table_csv
+from fednano_flwr.compare.worker import Outcome
+from fednano_flwr.config import ConfigError
+
+Say = Callable[[str], None]
+
+
+def compare(
+    app: Path,
+    asked: Asked,
+    cwd: Path,
+    workers: int | None,
+    dry_run: bool,
+    command: str,
+    say: Say,
+) -> bool:
+    """Run the comparison and write its tables; True where no run failed.
+
+    Args:
+        workers: processes; None for one a CPU.
+        dry_run: only say what there is to do.
+
+    Raises:
+        ConfigError: something cannot be used; nothing has run.
+        OutputError: `--out` cannot be written.
+        KeyboardInterrupt: nothing is left running, and finished runs are kept.
+    """
+    plan = make_plan(app, asked, cwd)
+    check(plan)
+    workers = workers or cpus()
+    if dry_run:
+        finished, left = _look(plan, workers, say)
+        for line in plan_lines(plan.distinct, finished):
+            say(line)
+        return True
+    with locked(plan.out):
+        finished, left = _look(plan, workers, say)
+        failed = _run(plan, left, workers, _recorded(finished), say)
+        results = write(plan, failed, command)
+    say("")
+    say(console_table(plan, results))
+    say(f"written to {plan.out / plan.name}")
+    return not failed
+
+
+def check(plan: Plan) -> None:
+    """Check models, data and strategies of all runs, before any of them starts.
+
+    Raises:
+        ConfigError: names the experiment and the key.
+    """
+    from fednano_flwr.strategies.registry import make_strategy
+
+    read_already = set()
+    for run in distinct_configs(plan.runs):
+        at = f" with {run.setting.label}" if run.setting.label else ""
+        unnamed = dataclasses.replace(run.config.run, name="")
+        dataset = dataclasses.replace(run.config.dataset, alpha=1.0)  # the same questions
+        try:
+            validate(dataclasses.replace(run.config, run=unnamed))
+            make_strategy(run.config.strategy)
+            if dataset not in read_already:
+                read_questions(dataset)
+        except ConfigError as error:
+            raise ConfigError(f"{run.experiment}.toml{at}: {error}") from None
+        read_already.add(dataset)
+
+
+def write(plan: Plan, failed: dict[Run, str], command: str) -> Results:
+    """Write tables and results of what is finished to `out`/`name`."""
+    finished = {run: done for run in plan.runs if (done := read(run))}
+    results = summarize(plan, finished, failed, command)
+    folder = plan.out / plan.name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "table.md": markdown(plan, results),
+        "table.csv": table_csv(plan, results),
+        "runs.csv": runs_csv(list(finished.values())),
+        "results.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return results
+
+
+def _look(plan: Plan, workers: int, say: Say) -> tuple[dict[Run, Finished], list[Run]]:
+    """Which runs are finished and which are left, with a word on how long these take."""
+    finished = {run: done for run in plan.runs if (done := read(run))}
+    left = [run for run in plan.distinct if run not in finished]
+    say(
+        f"{len(plan.distinct)} runs, {len(left)} to do with {workers} worker(s); runs in "
+        f"{plan.out / RUNS}"
+    )
+    if left:
+        say(f"this takes {duration(seconds_left(left, _recorded(finished), workers))}")
+    return finished, left
+
+
+def _recorded(finished: dict[Run, Finished]) -> dict[Run, float]:
+    return {run: done.seconds for run, done in finished.items()}
+
+
+def _run(
+    plan: Plan, left: Sequence[Run], workers: int, recorded: dict[Run, float], say: Say
+) -> dict[Run, str]:
+    """Do the runs that are left, a line for each; those that failed, and why."""
+    failed: dict[Run, str] = {}
+    seconds: dict[Run, float] = {}
+    total = len(plan.distinct)
+    open_runs = list(left)
+
+    def on_end(run: Run, outcome: Outcome) -> None:
+        open_runs.remove(run)
+        done = None if outcome.error else read(run)
+        if done is None:
+            failed[run] = outcome.error or "its results are not complete"
+        else:
+            seconds[run] = outcome.seconds
+        line = end_line(total - len(open_runs), total, run, outcome, done)
+        if open_runs:
+            line += f", {duration(seconds_left(open_runs, seconds or recorded, workers))} left"
+        say(line)
+
+    if left:
+        run_all(left, workers, plan.out, on_end)
+    return failed

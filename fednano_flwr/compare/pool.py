@@ -1,0 +1,116 @@
+"""Worker processes side by side, and which run goes to which."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.command.environment import commit_of
+from fednano_flwr.command.project import PACKAGE
+from fednano_flwr.command.signals import SIGNALS
+from fednano_flwr.compare.plan import Run
+from fednano_flwr.compare.store import clear
+from fednano_flwr.compare.worker import Outcome, work
+
+OnEnd = Callable[[Run, Outcome], None]
+
+
+def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None:
+    """Do all runs; one that fails, or takes its process with it, does not end the others.
+
+    However this ends, no process and no temporary file is left.
+
+    Args:
+        workers: processes at most.
+        out: folder in which temporary files may lie.
+        on_end: is called with every run that has ended.
+
+    Raises:
+        OutputError: something foreign is where a run should go.
+    """
+    for run in runs:
+        clear(run)
+    pending = list(runs)
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))
+    commit = commit_of(PACKAGE)
+    busy: list[Worker] = []
+    try:
+        for number in range(min(workers, len(pending))):
+            worker = Worker(scratch / str(number), commit)
+            busy.append(worker)
+            worker.give(_next(pending, busy, None))
+        while busy:
+            ready = connection.wait([worker.pipe for worker in busy])
+            for worker in [worker for worker in busy if worker.pipe in ready]:
+                busy.remove(worker)
+                run, outcome = worker.outcome()
+                on_end(run, outcome)
+                if not pending:
+                    worker.stop()
+                    continue
+                if not worker.process.is_alive():
+                    worker.stop()
+                    worker = Worker(worker.scratch, commit)
+                busy.append(worker)
+                worker.give(_next(pending, busy, run.data))
+    finally:
+        for worker in busy:
+            worker.stop()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class Worker:
+    """One process and our end of its pipe."""
+
+    def __init__(self, scratch: Path, commit: str | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.scratch = scratch
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, scratch, commit), daemon=True)
+        self.run: Run | None = None
+        # The process inherits the mask: Ctrl-C in a terminal reaches it too, and is not for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+
+    def give(self, run: Run) -> None:
+        self.run = run
+        try:
+            self.pipe.send(run)
+        except OSError:  # it died between two runs; `outcome` says so
+            pass
+
+    def outcome(self) -> tuple[Run, Outcome]:
+        """How the run that it was given ended; a process that died is a failed run."""
+        assert self.run is not None
+        try:
+            return self.run, self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            how = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+            return self.run, Outcome(0.0, f"its process ended with {how}")
+
+    def stop(self) -> None:
+        self.process.kill()  # it holds nothing but what lies in its scratch folder
+        self.process.join()
+        self.pipe.close()
+
+
+def _next(pending: list[Run], busy: Sequence[Worker], last: Any) -> Run:
+    """Take the run that a worker does next: of the data it has, else of data that no other has."""
+    others = {worker.run.data for worker in busy if worker.run is not None}
+    same = (run for run in pending if run.data == last)
+    free = (run for run in pending if run.data not in others)
+    chosen = next(same, None) or next(free, None) or pending[0]
+    pending.remove(chosen)
+    return chosen
