@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.exchange.protocol import LLMInfo
@@ -22,7 +22,7 @@ from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
 from fednano_flwr.records import check_update, from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
-from fednano_flwr.strategies.registry import make_strategy
+from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
 app = ServerApp()
 
@@ -44,6 +44,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         ConfigError: a value of the run config cannot be used.
         TooFewClientsError: too few clients are there, or replied.
     """
+    check_ranks(config)
     strategy = make_strategy(config.strategy)
     folder = RunFolder(config)
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
@@ -68,7 +69,11 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
                     f"round {server_round}, training",
-                    check=partial(check_update, sent=arrays),
+                    check=partial(
+                        check_update,
+                        sent=arrays,
+                        lower_ranks=getattr(strategy, "merges_ranks", False),
+                    ),
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)
                 # Some of Flower's strategies compute in float64 and would send that.
@@ -98,6 +103,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
 def _introduce(config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: str) -> None:
     """Say what runs where, before anything takes long."""
     trained = sum(value.numel() for value in from_arrays(arrays).values())
+    up_to = "" if set(config.adapter.clients_ranks) == {config.adapter.rank} else "up to "
     kept = info.dtype
     if config.llm.quantization != "none":
         kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
@@ -107,14 +113,22 @@ def _introduce(config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: s
     )
     say(
         f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(config.adapter.site_names)}, rank {config.adapter.rank}: "
-        f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
+        f"on {' and '.join(config.adapter.site_names)}, {_ranks(config.adapter)}: "
+        f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
     )
     say(
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
         f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
     )
+
+
+def _ranks(adapter: Adapter) -> str:
+    """Of which rank the clients' adapters are, in words."""
+    if set(adapter.clients_ranks) == {adapter.rank}:
+        return f"rank {adapter.rank}"
+    ranks = ", ".join(map(str, adapter.clients_ranks))
+    return f"ranks {ranks} in turn, merged at {adapter.rank}"
 
 
 def _split(dataset: Dataset) -> str:

@@ -43,6 +43,7 @@ from fednano_flwr.exchange.protocol import LLM, LLMService
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.product import WRITINGS, cut_state
 from fednano_flwr.resources import cache_folder
 
 # Parts that a process may keep from one message to the next. In deployment each message has a
@@ -93,12 +94,14 @@ class Place:
         num_partitions: how many there are.
         data_path: folder of this client's shard, written by `fednano partition`.
         bundle_path: folder of an edge bundle, written by `fednano split`.
+        rank: of its adapters; 0 where `adapter.ranks` decides.
     """
 
     partition: int = 0
     num_partitions: int = 1
     data_path: str = ""
     bundle_path: str = ""
+    rank: int = 0
 
 
 class Client:
@@ -110,6 +113,7 @@ class Client:
         run: Flower's id of the run, under which the client keeps what is its own.
 
     Attributes:
+        rank: of its adapters; wider ones that it is sent are cut to it.
         own: what it keeps from round to round.
 
     Raises:
@@ -121,6 +125,7 @@ class Client:
             torch.set_num_threads(config.edge.threads)
         self.config = config
         self.partition = place.partition
+        self.rank = place.rank or config.adapter.rank_of(place.partition)
         self.own = OwnState(_state_folder(config.edge) / str(run) / f"client-{place.partition}")
         source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
@@ -132,7 +137,7 @@ class Client:
         self.edge = NanoEdge(
             half,
             _token_table(source, config, place),
-            build_adapters(half.hidden_size, config.adapter, config.seed),
+            build_adapters(half.hidden_size, config.adapter.at(self.rank), config.seed),
             _encoder(source),
             self.features,
         )
@@ -147,7 +152,7 @@ class Client:
         """
         if not self.shard.train:
             raise ValueError(f"partition {self.partition} has no readable training question")
-        load_adapter_state(self.edge.adapters, theta)
+        self._load(theta)
         config, llm = self.config, self._llm(service)
         plan = TrainingPlan(
             local_epochs=config.local_epochs,
@@ -165,13 +170,17 @@ class Client:
             adapter_state(self.edge.adapters), diagonal, result.loss, len(self.shard.train)
         )
 
+    def _load(self, theta: Mapping[str, Tensor]) -> None:
+        write = WRITINGS[self.config.strategy.factors]
+        load_adapter_state(self.edge.adapters, cut_state(theta, self.rank, write))
+
     def _llm(self, service: LLMService) -> LLM:
         exchange = self.config.exchange
         return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService) -> Scored:
-        """Score the client's own test questions."""
-        load_adapter_state(self.edge.adapters, theta)
+        """Score the client's own test questions, with adapters of its own rank."""
+        self._load(theta)
         config, llm = self.config, self._llm(service)
         questions = self.shard.test
         right = right_answers(

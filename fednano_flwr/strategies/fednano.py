@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from fednano_flwr.product import rebalanced
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.merge import State, Update, fisher_merge
-from fednano_flwr.strategies.product import rebalanced
 
 
 class FedNano(AdapterStrategy):

@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import State, Update, fisher_merge, weighted_mean
-from fednano_flwr.strategies.product import (
+from fednano_flwr.product import (
+    WRITINGS,
     Factors,
     adapters_of,
-    balanced,
     residual,
     spectrum,
     state_of,
 )
+from fednano_flwr.strategies.base import AdapterStrategy
+from fednano_flwr.strategies.merge import State, Update, fisher_merge, mean_factors
 
 
 def product_fisher(fisher: Factors) -> Tensor:
@@ -36,18 +36,17 @@ class FisherProduct(AdapterStrategy):
     """Every entry of W weighted by how much each client's loss feels it, then cut to rank r."""
 
     fisher: ClassVar[str] = "running"
+    merges_ranks: ClassVar[bool] = True
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
         clients = [adapters_of(update.theta) for update in updates]
+        sent = adapters_of(self.sent)
         fishers = [adapters_of(update.fisher or {}) for update in updates]
         merged: dict[str, Factors] = {}
         for name in clients[0]:
             adapters = [client[name] for client in clients]
-            like = Factors(
-                weighted_mean([factors.a for factors in adapters], weights),
-                weighted_mean([factors.b for factors in adapters], weights),
-            )
+            like = mean_factors(adapters, weights, sent.get(name))
             power = self.config.fisher_power
             product = fisher_merge(
                 [factors.b.double() @ factors.a.double() for factors in adapters],
@@ -57,5 +56,5 @@ class FisherProduct(AdapterStrategy):
             )
             found, rank = spectrum(product), like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
-            merged[name] = balanced(found, rank, like)
+            merged[name] = WRITINGS[self.config.factors](found, rank, like)
         return state_of(merged)
