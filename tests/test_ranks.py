@@ -160,7 +160,8 @@ def test_only_adapters_of_one_lower_rank_are_accepted(run_config: Config) -> Non
 def test_the_scale_is_the_same_at_every_rank(run_config: Config) -> None:
     config = RunConfig.parse(run_config(adapter__rank=12, adapter__alpha=30.0)).adapter
     for rank in (1, 5, 12):
-        layer = build_adapters(WIDTH, config.at(rank), seed=0).base_model.model.text_adapter
+        built: Any = build_adapters(WIDTH, config.at(rank), seed=0).base_model.model
+        layer = built.text_adapter
         assert layer.scaling["default"] == pytest.approx(30 / 12)
         assert layer.lora_A["default"].weight.shape == (rank, WIDTH)
 
@@ -169,3 +170,13 @@ def test_partitions_take_their_ranks_in_turn(run_config: Config) -> None:
     config = RunConfig.parse(run_config(adapter__ranks=" 2, 4,1")).adapter
     assert [config.rank_of(k) for k in range(5)] == [2, 4, 1, 2, 4]
     assert RunConfig.parse(run_config()).adapter.rank_of(7) == 4
+
+
+def test_a_host_that_batches_across_clients_serves_their_different_ranks(
+    run_config: Config,
+) -> None:
+    expected = adapters(run(run_config(run__name="one", **RANKS)))
+    folder = run(run_config(run__name="batched", llm__batch_tokens=200, **RANKS))
+    assert not folder.rounds[2]["failures"]["train"]
+    for name, value in adapters(folder).items():
+        assert (value - expected[name]).abs().max() < 1e-3 * expected[name].abs().max(), name
