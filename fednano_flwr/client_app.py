@@ -1,7 +1,8 @@
 """The Flower ClientApp: a message in, NanoEdge's work, a reply out.
 
 Every message may meet a fresh process, and does so in deployment; what a client needs comes with
-the message, from the run config, or from its node config (`partition-id`, `num-partitions`).
+the message, from the run config, or from its node config (`partition-id`, `num-partitions`,
+`adapter-rank`, ...).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_mem
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
+from fednano_flwr.strategies.registry import merges_ranks, refusal
 from fednano_flwr.upload_records import to_upload
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     started = time.perf_counter()
     try:
         config = RunConfig.parse(context.run_config)
-        place = _place(context)
+        place = _place(context, config)
         client = Client(config, place, context.run_id)
         half = client.half
         with _llm(config, message, context) as llm:
@@ -124,20 +126,22 @@ def _round(task: ConfigRecord) -> int:
     return int(str(task["server-round"]))
 
 
-def _place(context: Context) -> Place:
+def _place(context: Context, config: RunConfig) -> Place:
     """This node's partition, and where its data and its half of the model lie.
 
     A shard that `fednano partition` wrote knows its partition itself.
 
     Raises:
-        ConfigError: the node config does not say which partition.
+        ConfigError: the node config does not say which partition, or has an impossible rank.
         DataError: its `data-path` is no shard.
     """
     node = context.node_config
     data_path, bundle_path = str(node.get("data-path", "")), str(node.get("bundle-path", ""))
+    rank = _own_rank(node, config)
     if data_path:
         shard = read_manifest(Path(data_path).expanduser())
-        return Place(shard["partition_id"], shard["num_partitions"], data_path, bundle_path)
+        partition, num_partitions = shard["partition_id"], shard["num_partitions"]
+        return Place(partition, num_partitions, data_path, bundle_path, rank)
     try:
         partition, num_partitions = int(node["partition-id"]), int(node["num-partitions"])
     except KeyError as error:
@@ -146,4 +150,25 @@ def _place(context: Context) -> Place:
             '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id), or '
             'with data-path="/the/shard" of a folder that `fednano partition` wrote'
         ) from error
-    return Place(partition, num_partitions, data_path, bundle_path)
+    return Place(partition, num_partitions, data_path, bundle_path, rank)
+
+
+def _own_rank(node: Mapping[str, object], config: RunConfig) -> int:
+    """The rank that the node config gives this client's adapters; 0 where it gives none.
+
+    Raises:
+        ConfigError: it is out of its range, or the strategy cannot merge it.
+    """
+    if "adapter-rank" not in node:
+        return 0
+    rank, most = node["adapter-rank"], config.adapter.rank
+    if type(rank) is not int or not 1 <= rank <= most:
+        raise ConfigError(
+            f"the node config's adapter-rank = {rank!r}: must be a whole number from 1 to "
+            f"adapter.rank = {most}"
+        )
+    if rank != most and not merges_ranks(config.strategy.name):
+        raise ConfigError(
+            f"the node config's adapter-rank = {rank}: {refusal(config.strategy.name)}"
+        )
+    return rank

@@ -90,9 +90,16 @@ class Adapter:
     alpha: float
     dropout: float
     sites: str
+    ranks: str = ""  # for adapters built by hand: a run config names it
 
     def __post_init__(self) -> None:
         _require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
+        _require(
+            all(rank.isdecimal() and 1 <= int(rank) <= self.rank for rank in self._ranks),
+            "adapter.ranks",
+            self.ranks,
+            f"empty, or whole numbers from 1 to adapter.rank = {self.rank}, joined by commas",
+        )
         _require(self.alpha > 0, "adapter.alpha", self.alpha, "above 0")
         _require(0 <= self.dropout < 1, "adapter.dropout", self.dropout, "in [0, 1)")
         names = self.site_names
@@ -106,6 +113,26 @@ class Adapter:
     @property
     def site_names(self) -> tuple[str, ...]:
         return tuple(name.strip() for name in self.sites.split(",") if name.strip())
+
+    @property
+    def _ranks(self) -> list[str]:
+        return [rank.strip() for rank in self.ranks.split(",")] if self.ranks.strip() else []
+
+    @property
+    def clients_ranks(self) -> tuple[int, ...]:
+        """The ranks that clients have in turn."""
+        return tuple(map(int, self._ranks)) or (self.rank,)
+
+    def rank_of(self, partition: int) -> int:
+        """The rank of one client's adapters."""
+        return self.clients_ranks[partition % len(self.clients_ranks)]
+
+    def at(self, rank: int) -> Adapter:
+        """The same adapters, scale s included, at one rank for all."""
+        if rank == self.rank:
+            return dataclasses.replace(self, ranks="")
+        alpha = self.alpha / self.rank * rank
+        return dataclasses.replace(self, rank=rank, alpha=alpha, ranks="")
 
 
 @dataclass(frozen=True)

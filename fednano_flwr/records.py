@@ -8,8 +8,10 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from torch import Tensor
 
+from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.strategies.merge import Update
 
+Shapes = Mapping[str, tuple[int, ...]]
 THETA, FISHER = "theta.", "fisher."
 CLIENT_FAILED = 100  # code of an error reply whose reason is written for people
 
@@ -62,18 +64,32 @@ def record_bytes(content: RecordDict) -> int:
     return sum(record.count_bytes() for record in content.values())
 
 
-def check_update(reply: Message, sent: ArrayRecord) -> None:
+def check_update(
+    reply: Message, sent: ArrayRecord, fisher: bool = False, lower_ranks: bool = False
+) -> None:
     """Refuse an update that would spoil the merge.
 
+    Args:
+        fisher: whether the strategy asked for Fisher diagonals.
+        lower_ranks: accept adapters of any rank up to that of those sent, one rank for all.
+
     Raises:
-        ValueError: parameters are missing, of another shape, or not finite; a Fisher value is
-            negative; no question was trained on.
+        ValueError: parameters or Fisher diagonals are missing, of another shape, or not finite; a
+            Fisher value is negative; no question was trained on.
     """
     expected = {key: tuple(array.shape) for key, array in sent.items()}
     arrays = reply.content.array_records["arrays"]
     got = {key: tuple(array.shape) for key, array in arrays.items() if key.startswith(THETA)}
-    if got != expected:
-        raise ValueError(f"adapters have shapes {got}, asked for {expected}")
+    if got != expected and not (lower_ranks and _at_a_lower_rank(got, expected)):
+        or_less = " or a lower rank" if lower_ranks else ""
+        raise ValueError(f"adapters have shapes {got}, asked for {expected}{or_less}")
+    fishers = {
+        THETA + key.removeprefix(FISHER): tuple(array.shape)
+        for key, array in arrays.items()
+        if key.startswith(FISHER)
+    }
+    if (fisher or fishers) and fishers != got:
+        raise ValueError(f"Fisher diagonals have shapes {fishers}, the adapters {got}")
     for key, array in arrays.items():
         values = torch.from_numpy(array.numpy().copy())
         if not torch.isfinite(values).all():
@@ -82,3 +98,8 @@ def check_update(reply: Message, sent: ArrayRecord) -> None:
             raise ValueError(f"{key} has negative values")
     if metric(reply, "num-examples") < 1:
         raise ValueError("no question was trained on")
+
+
+def _at_a_lower_rank(got: Shapes, sent: Shapes) -> bool:
+    ranks = [shape[0] for name, shape in sent.items() if name.endswith(DOWN)]
+    return any(got == shapes_at(sent, rank) for rank in range(1, min(ranks, default=1)))

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
@@ -24,7 +24,7 @@ from fednano_flwr.metrics import round_record
 from fednano_flwr.records import from_arrays, metric, to_arrays
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
-from fednano_flwr.strategies.registry import make_strategy
+from fednano_flwr.strategies.registry import check_ranks, make_strategy
 from fednano_flwr.upload_records import receive_update
 
 EVALUATION_DRAW = 1
@@ -50,6 +50,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         ConfigError: a value of the run config cannot be used.
         TooFewClientsError: too few clients are there, or replied.
     """
+    check_ranks(config)
     strategy = make_strategy(config.strategy)
     work, one = local_work_of(strategy), trains_one(strategy)
     folder = RunFolder(config)
@@ -83,6 +84,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         receive_update,
                         sent=arrays if work.uploads else ArrayRecord(),
                         fisher=work.fisher,
+                        lower_ranks=getattr(strategy, "merges_ranks", False),
                     ),
                     least=1 if one else None,
                 )
@@ -129,10 +131,11 @@ def _introduce(
 ) -> None:
     """Say what runs where, before anything takes long."""
     trained = sum(value.numel() for value in from_arrays(arrays).values())
-    rank, local = str(config.adapter.rank), work.local_rank or config.adapter.rank
+    rank, local = _ranks(config.adapter), work.local_rank or config.adapter.rank
     if work.adapters == "both":
         rank += f" (and of each client's own, rank {local})"
         trained += trained // config.adapter.rank * local
+    up_to = "" if set(config.adapter.clients_ranks) == {config.adapter.rank} else "up to "
     kept = info.dtype
     if config.llm.quantization != "none":
         kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
@@ -142,14 +145,22 @@ def _introduce(
     )
     say(
         f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(config.adapter.site_names)}, rank {rank}: "
-        f"{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
+        f"on {' and '.join(config.adapter.site_names)}, {rank}: "
+        f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
     )
     say(
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
         f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
     )
+
+
+def _ranks(adapter: Adapter) -> str:
+    """Of which rank the clients' adapters are, in words."""
+    if set(adapter.clients_ranks) == {adapter.rank}:
+        return f"rank {adapter.rank}"
+    ranks = ", ".join(map(str, adapter.clients_ranks))
+    return f"ranks {ranks} in turn, merged at {adapter.rank}"
 
 
 def _split(dataset: Dataset) -> str:

@@ -56,13 +56,16 @@ def to_upload(
     return ArrayRecord({**to_arrays({}, plain_fisher), **packed})
 
 
-def receive_update(reply: Message, sent: ArrayRecord, fisher: str = "none") -> None:
+def receive_update(
+    reply: Message, sent: ArrayRecord, fisher: str = "none", lower_ranks: bool = False
+) -> None:
     """Unpack a train reply in place, then refuse it if it would spoil the merge.
 
     Args:
         reply: as it came; afterwards its arrays are `theta.NAME` and `fisher.NAME`.
         sent: the adapters that went to the client.
         fisher: "none" where the strategy asked for no Fisher diagonal.
+        lower_ranks: accept adapters of a lower rank than those sent.
 
     Raises:
         ValueError: the packed bytes are not what a client writes, or the update cannot be used.
@@ -70,7 +73,7 @@ def receive_update(reply: Message, sent: ArrayRecord, fisher: str = "none") -> N
     arrays = reply.content.array_records.get("arrays")
     if arrays and any(key.startswith(PACKED) for key in arrays):
         reply.content["arrays"] = unpack(arrays, sent, with_fisher=fisher != "none")
-    check_update(reply, sent)
+    check_update(reply, sent, fisher != "none", lower_ranks)
 
 
 def unpack(arrays: ArrayRecord, sent: ArrayRecord, with_fisher: bool) -> ArrayRecord:

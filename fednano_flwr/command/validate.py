@@ -23,7 +23,7 @@ def validate(config: RunConfig) -> None:
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
     from fednano_flwr.models.source import check_model
-    from fednano_flwr.strategies.registry import check_strategy
+    from fednano_flwr.strategies.registry import check_ranks, check_strategy
 
     if config.edge.bundle and not isinstance(open_checkpoint(config.edge.bundle), EdgeBundle):
         raise ConfigError(
@@ -31,6 +31,7 @@ def validate(config: RunConfig) -> None:
         )
     validate_dataset(config.dataset)
     check_strategy(config.strategy.name, config.strategy.args)
+    check_ranks(config)
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
     check_model(config.model.name)

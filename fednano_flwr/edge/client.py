@@ -43,6 +43,7 @@ from fednano_flwr.exchange.protocol import LLM, LLMService
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.product import WRITINGS, cut_state
 from fednano_flwr.resources import cache_folder
 
 # Parts that a process may keep from one message to the next. In deployment each message has a
@@ -93,12 +94,14 @@ class Place:
         num_partitions: how many there are.
         data_path: folder of this client's shard, written by `fednano partition`.
         bundle_path: folder of an edge bundle, written by `fednano split`.
+        rank: of its adapters; 0 where `adapter.ranks` decides.
     """
 
     partition: int = 0
     num_partitions: int = 1
     data_path: str = ""
     bundle_path: str = ""
+    rank: int = 0
 
 
 class Client:
@@ -110,6 +113,7 @@ class Client:
         run: Flower's id of the run, under which the client keeps what is its own.
 
     Attributes:
+        rank: of its adapters; wider ones that it is sent are cut to it.
         own: what it keeps from round to round.
 
     Raises:
@@ -122,6 +126,7 @@ class Client:
         self.config = config
         self.place = place
         self.partition = place.partition
+        self.rank = place.rank or config.adapter.rank_of(place.partition)
         self.own = OwnState(_state_folder(config.edge) / str(run) / f"client-{place.partition}")
         self.source = source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
@@ -133,7 +138,7 @@ class Client:
         self.edge = NanoEdge(
             half,
             _token_table(source, config, place),
-            build_adapters(half.hidden_size, config.adapter, config.seed),
+            build_adapters(half.hidden_size, config.adapter.at(self.rank), config.seed),
             _encoder(source),
             self.features,
         )
@@ -172,8 +177,9 @@ class Client:
         return Trained(sent, fisher, result.loss, len(questions))
 
     def _begin(self, theta: Mapping[str, Tensor], work: LocalWork) -> None:
-        seed = derive_seed(self.config.seed, self.partition)
-        begin(self.edge.adapters, theta, work, self.own, self.config.adapter, seed)
+        config, seed = self.config, derive_seed(self.config.seed, self.partition)
+        theta = cut_state(theta, self.rank, WRITINGS[config.strategy.factors])
+        begin(self.edge.adapters, theta, work, self.own, config.adapter, seed)
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
     def _questions(self, work: LocalWork) -> Sequence[Question]:
@@ -202,7 +208,7 @@ class Client:
         return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService, work: LocalWork) -> Scored:
-        """Score the client's own test questions, with the adapters that `work` says."""
+        """Score the client's own test questions with the adapters that `work` says, cut to its rank."""
         self._begin(theta, work)
         config, llm = self.config, self._llm(service)
         questions = self.shard.test

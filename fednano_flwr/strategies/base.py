@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from fednano_flwr.config import Strategy
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.records import to_arrays, to_update
+from fednano_flwr.records import from_arrays, to_arrays, to_update
 from fednano_flwr.strategies.merge import State, Update
 
 
@@ -28,6 +29,8 @@ class AdapterStrategy(FedAvg):
     fisher: str = "none"
     trains: ClassVar[str] = "sampled"
     """Who trains in a round: the clients that are "sampled", or "one" on behalf of all."""
+    merges_ranks: ClassVar[bool] = False
+    """Whether clients may send adapters of a lower rank than they were sent."""
 
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
@@ -35,6 +38,14 @@ class AdapterStrategy(FedAvg):
         if self.fisher != "none" and config.fisher_estimate != "auto":
             self.fisher = config.fisher_estimate
         self.notes: dict[str, float] = {}
+        self.sent: State = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask all nodes of the grid, and remember the adapters that they start from."""
+        self.sent = from_arrays(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
 
     def local_work(self) -> LocalWork:
         """What the clients are to do."""

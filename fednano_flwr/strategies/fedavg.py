@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fednano_flwr.product import rebalanced
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.merge import State, Update, weighted_mean
-from fednano_flwr.strategies.product import rebalanced
 
 
 class AdapterFedAvg(AdapterStrategy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fednano_flwr.product import rebalanced
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.merge import (
     State,
@@ -12,7 +13,6 @@ from fednano_flwr.strategies.merge import (
     fisher_notes,
     fisher_weights,
 )
-from fednano_flwr.strategies.product import rebalanced
 
 
 class FedNano(AdapterStrategy):

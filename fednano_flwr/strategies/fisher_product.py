@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.strategies.fednano import FedNano
-from fednano_flwr.strategies.merge import State, Update, fisher_merge, weighted_mean
-from fednano_flwr.strategies.product import (
+from fednano_flwr.product import (
+    WRITINGS,
     Factors,
     adapters_of,
-    balanced,
     residual,
     spectrum,
     state_of,
 )
+from fednano_flwr.strategies.fednano import FedNano
+from fednano_flwr.strategies.merge import State, Update, fisher_merge, mean_factors
 
 
 def product_fisher(fisher: Factors) -> Tensor:
@@ -35,18 +36,17 @@ class FisherProduct(FedNano):
     """Every entry of W weighted by how much each client's loss feels it, then cut to rank r."""
 
     fisher = "running"
+    merges_ranks: ClassVar[bool] = True
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
         clients = [adapters_of(update.theta) for update in updates]
         fishers = [adapters_of(fisher) for fisher in self.fishers(updates)]
+        sent = adapters_of(self.sent)
         merged: dict[str, Factors] = {}
         for name in clients[0]:
             adapters = [client[name] for client in clients]
-            like = Factors(
-                weighted_mean([factors.a for factors in adapters], weights),
-                weighted_mean([factors.b for factors in adapters], weights),
-            )
+            like = mean_factors(adapters, weights, sent.get(name))
             product = fisher_merge(
                 [factors.b.double() @ factors.a.double() for factors in adapters],
                 [product_fisher(fisher[name]) for fisher in fishers],
@@ -55,5 +55,5 @@ class FisherProduct(FedNano):
             )
             found, rank = spectrum(product), like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
-            merged[name] = balanced(found, rank, like)
+            merged[name] = WRITINGS[self.config.factors](found, rank, like)
         return state_of(merged)

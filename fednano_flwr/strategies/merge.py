@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fednano_flwr.product import Factors
+
 State = dict[str, Tensor]
 
 
@@ -40,6 +42,21 @@ def weighted_mean(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         [theta.double() * (w / total) for theta, w in zip(thetas, weights, strict=True)]
     )
     return stacked.sum(0).to(thetas[0].dtype)
+
+
+def mean_factors(
+    adapters: Sequence[Factors], weights: Sequence[float], sent: Factors | None
+) -> Factors:
+    """The mean of the clients' factors, or the `sent` ones where a client's rank is lower.
+
+    Factors of different ranks have no mean.
+    """
+    if sent is not None and any(factors.a.shape != sent.a.shape for factors in adapters):
+        return sent
+    return Factors(
+        weighted_mean([factors.a for factors in adapters], weights),
+        weighted_mean([factors.b for factors in adapters], weights),
+    )
 
 
 def fisher_merge(

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fednano_flwr.config import ConfigError, Strategy
+from fednano_flwr.config import ConfigError, RunConfig, Strategy
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -79,6 +79,37 @@ def check_strategy(name: str, args: str = "") -> None:
             raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
 
 
+def check_ranks(config: RunConfig) -> None:
+    """Refuse clients of different ranks with a strategy that cannot merge them.
+
+    Raises:
+        ConfigError: with the strategies that can.
+    """
+    adapter = config.adapter
+    if set(adapter.clients_ranks) != {adapter.rank} and not merges_ranks(config.strategy.name):
+        raise ConfigError(f"adapter.ranks = {adapter.ranks!r}: {refusal(config.strategy.name)}")
+    if set(adapter.clients_ranks) != {adapter.rank} and config.upload.adapters != "float32":
+        raise ConfigError(
+            f"upload.adapters = {config.upload.adapters!r}: packed adapters are changes of those "
+            'that were sent, which clients of different ranks have not; use "float32" with '
+            "adapter.ranks"
+        )
+
+
+def merges_ranks(name: str) -> bool:
+    """Whether a strategy can merge adapters of different ranks."""
+    return name in OWN and getattr(_own_class(name), "merges_ranks", False)
+
+
+def refusal(name: str) -> str:
+    """Why a strategy cannot have clients of different ranks, and which can."""
+    able = ", ".join(filter(merges_ranks, OWN))
+    return (
+        f"strategy.name = {name!r} needs adapters of rank adapter.rank from every client; those "
+        f"that merge the products of different ranks: {able}"
+    )
+
+
 def make_strategy(config: Strategy) -> FlowerStrategy:
     """The strategy that the run config names.
 
@@ -87,8 +118,7 @@ def make_strategy(config: Strategy) -> FlowerStrategy:
     """
     check_strategy(config.name, config.args)
     if config.name in OWN:
-        module, _, attribute = OWN[config.name].partition(":")
-        return getattr(importlib.import_module(module), attribute)(config)
+        return _own_class(config.name)(config)
     return _flower_class(config.name)(**ALL_NODES, **parse_args(config.args))
 
 
@@ -108,6 +138,11 @@ def parse_args(text: str) -> dict[str, float]:
                 f"strategy.args = {text!r}: must be numbers as in eta=0.01,tau=0.001"
             ) from None
     return arguments
+
+
+def _own_class(name: str) -> Any:
+    module, _, attribute = OWN[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _flower_class(name: str) -> Any:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fednano_flwr.exchange.int8 import BLOCK
-from fednano_flwr.strategies.product import DOWN, UP
+from fednano_flwr.product import DOWN, UP
 from fednano_flwr.upload.packing import (
     Shapes,
     State,

@@ -6,13 +6,14 @@ products themselves are merged and cut back to r, without a d × d matrix where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+Writing = Callable[["Spectrum", int, "Factors"], "Factors"]
 UNUSED = 1e-6
 """A direction whose singular value is smaller than this share of the largest is not used."""
 
@@ -92,30 +93,14 @@ def balanced(found: Spectrum, rank: int, like: Factors) -> Factors:
 
     A direction that the product does not use gets B = 0 and a row of A as long as those of `like`
     are on average, as a fresh adapter has, or it could never be learned. A product of zero keeps
-    the factors of `like`.
+    A of `like`, with B = 0.
 
     Args:
         like: factors of that rank, such as the mean of the clients'.
     """
-    if float(found.sigma[0]) == 0:
-        return like
-    used = found.sigma > UNUSED * found.sigma[0]
-    if int(used.sum()) < rank:
-        return _with_unused(found, int(used.sum()), rank, like)
-    root = found.sigma[:rank].sqrt()
-    return Factors(root[:, None] * found.v[:rank], found.u[:, :rank] * root)
-
-
-def _with_unused(found: Spectrum, used: int, rank: int, like: Factors) -> Factors:
-    """Factors of a product of a lower rank than they have room for."""
+    used = _used(found, rank)
     root = found.sigma[:used].sqrt()
-    kept = found.v[:used]
-    spare = like.a.double() - like.a.double() @ kept.T @ kept  # what A sees beside the product
-    spare = torch.linalg.svd(spare, full_matrices=False)[2][: rank - used]
-    length = like.a.double().norm() / rank**0.5
-    a = torch.cat([root[:, None] * kept, length * spare])
-    b = torch.cat([found.u[:, :used] * root, found.u.new_zeros(len(found.u), rank - used)], 1)
-    return Factors(a, b)
+    return _filled(Factors(root[:, None] * found.v[:used], found.u[:, :used] * root), rank, like)
 
 
 def as_long_as(found: Spectrum, rank: int, like: Factors) -> Factors:
@@ -124,18 +109,77 @@ def as_long_as(found: Spectrum, rank: int, like: Factors) -> Factors:
     B carries the singular values, as it does in training from a fresh adapter, where A is random
     and B starts at zero. It tells what balancing adds to merging products.
     """
-    if float(found.sigma[0]) == 0:
-        return like
-    length = like.a.double().norm() / rank**0.5
-    return Factors(length * found.v[:rank], found.u[:, :rank] * found.sigma[:rank] / length)
+    used = _used(found, rank)
+    length = _length(like)
+    scaled = Factors(length * found.v[:used], found.u[:, :used] * found.sigma[:used] / length)
+    return _filled(scaled, rank, like)
 
 
-def cut(factors: Factors, rank: int) -> Factors:
-    """The best approximation of lower rank, in balanced factors; itself where it fits already."""
-    if factors.a.shape[0] <= rank:
+WRITINGS = {"auto": balanced, "balanced": balanced, "as-merged": as_long_as}
+"""How a product is written in factors, by `strategy.factors`."""
+
+
+def _used(found: Spectrum, rank: int) -> int:
+    """How many directions, at most `rank`, the product uses."""
+    return int((found.sigma[:rank] > UNUSED * found.sigma[0]).sum())
+
+
+def _length(like: Factors) -> float:
+    """Root mean square of the lengths of A's rows; 1 where they are zero."""
+    return float(like.a.double().norm()) / len(like.a) ** 0.5 or 1.0
+
+
+def _filled(factors: Factors, rank: int, like: Factors) -> Factors:
+    """Factors of a product that uses fewer directions than they have room for, made learnable."""
+    used = len(factors.a)
+    if used == rank:
+        return factors
+    if used == 0 and like.a.any():
+        return Factors(like.a, torch.zeros_like(like.b))
+    spare = _beside(factors.a, rank - used, like)
+    unused = factors.b.new_zeros(len(factors.b), rank - used)
+    return Factors(torch.cat([factors.a, _length(like) * spare]), torch.cat([factors.b, unused], 1))
+
+
+def _beside(kept: Tensor, count: int, like: Factors) -> Tensor:
+    """Orthonormal rows (count, d) orthogonal to `kept`: what A of `like` sees there, then any."""
+    a = like.a.double()
+    row_space = torch.linalg.qr(kept.T)[0]
+    _, sigma, seen = torch.linalg.svd(a - a @ row_space @ row_space.T, full_matrices=False)
+    seen = seen[sigma > UNUSED * a.norm()][:count]
+    any_rows = torch.randn(
+        count, a.shape[1], dtype=a.dtype, generator=torch.Generator().manual_seed(0)
+    )
+    rows = torch.linalg.qr(torch.cat([kept, seen, any_rows]).T)[0].T[len(kept) :][:count]
+    missing = count - len(rows)  # more rows than dimensions: zero, there is nothing left to see
+    return torch.cat([rows, rows.new_zeros(missing, a.shape[1])])
+
+
+def cut(factors: Factors, rank: int, write: Writing = balanced) -> Factors:
+    """The best approximation of lower rank; itself where it fits already.
+
+    A product of zero keeps the first `rank` rows of A, so that all who cut it start alike.
+    """
+    if len(factors.a) <= rank:
         return factors
     like = Factors(factors.a[:rank], factors.b[:, :rank])
-    return balanced(mean_product([factors], [1.0]), rank, like)
+    return write(mean_product([factors], [1.0]), rank, like)
+
+
+def cut_state(theta: Mapping[str, Tensor], rank: int, write: Writing) -> dict[str, Tensor]:
+    """Every adapter of a state cut to `rank`; the state itself where it fits already."""
+    adapters = adapters_of(theta)
+    if all(len(factors.a) <= rank for factors in adapters.values()):
+        return dict(theta)
+    return state_of({name: cut(factors, rank, write) for name, factors in adapters.items()})
+
+
+def shapes_at(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the same adapters at another rank."""
+    return {
+        name: (rank, *shape[1:]) if name.endswith(DOWN) else (*shape[:-1], rank)
+        for name, shape in shapes.items()
+    }
 
 
 def rebalanced(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:

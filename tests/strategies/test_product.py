@@ -1,0 +1,353 @@
+"""Merging what adapters mean, against dense matrices and numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fednano_flwr.config import RunConfig
+from fednano_flwr.product import (
+    DOWN,
+    UP,
+    Factors,
+    Spectrum,
+    adapters_of,
+    as_long_as,
+    balanced,
+    cut,
+    cut_state,
+    mean_product,
+    rebalanced,
+    residual,
+    shapes_at,
+    spectrum,
+    state_of,
+)
+from fednano_flwr.strategies.base import AdapterStrategy
+from fednano_flwr.strategies.fisher_product import product_fisher
+from fednano_flwr.strategies.merge import Update
+from fednano_flwr.strategies.registry import make_strategy
+
+WIDTH = 12
+Made = Callable[..., AdapterStrategy]
+
+
+def factors(rank: int, seed: int, width: int = WIDTH) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(rank, width, generator=generator)
+    return Factors(a, torch.randn(width, rank, generator=generator))
+
+
+def product(pair: Factors) -> Tensor:
+    return pair.b.double() @ pair.a.double()
+
+
+def dense(found: Spectrum) -> Tensor:
+    return found.u @ found.sigma.diag() @ found.v
+
+
+def by_hand(a: list[list[float]], b: list[list[float]]) -> Factors:
+    return Factors(torch.tensor(a), torch.tensor(b))
+
+
+def fresh(rank: int, seed: int, width: int = WIDTH) -> Factors:
+    """An adapter before its first step: B is zero."""
+    return Factors(factors(rank, seed, width).a, torch.zeros(width, rank))
+
+
+@pytest.fixture(scope="module")
+def strategy(defaults: dict[str, Any]) -> Made:
+    def make(name: str, **keys: Any) -> AdapterStrategy:
+        changed = {f"strategy.{key.replace('_', '-')}": value for key, value in keys.items()}
+        config = RunConfig.parse({**defaults, **changed, "strategy.name": name})
+        made = make_strategy(config.strategy)
+        assert isinstance(made, AdapterStrategy)
+        return made
+
+    return make
+
+
+def update(
+    partition: int, pair: Factors, num_examples: int = 1, fisher: Factors | None = None
+) -> Update:
+    fishers = None if fisher is None else state_of({"text": fisher})
+    return Update(partition, state_of({"text": pair}), fishers, num_examples)
+
+
+def merged(made: AdapterStrategy, *updates: Update) -> Factors:
+    return adapters_of(made.merge(updates))["text"]
+
+
+# The mean of products
+
+
+@pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 4, 2), (7, 9, 8)])
+def test_the_mean_product_is_that_of_dense_matrices(ranks: tuple[int, ...]) -> None:
+    clients = [factors(rank, seed) for seed, rank in enumerate(ranks)]
+    weights = [3.0, 1.0, 2.5]
+    expected = sum(w * product(c) for w, c in zip(weights, clients, strict=True)) / sum(weights)
+    found = mean_product(clients, weights)
+    assert torch.allclose(dense(found), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(found.sigma[:3], torch.linalg.svdvals(expected)[:3], atol=1e-12)
+    eye = torch.eye(len(found.sigma), dtype=torch.float64)
+    assert torch.allclose(found.u.T @ found.u, eye, atol=1e-12)
+    assert torch.allclose(found.v @ found.v.T, eye, atol=1e-12)
+
+
+def test_the_mean_of_products_is_not_the_product_of_means_by_hand(strategy: Made) -> None:
+    # 1·1 and (−1)·(−1) are both 1; the means of A and of B are both 0.
+    clients = [by_hand([[1.0]], [[1.0]]), by_hand([[-1.0]], [[-1.0]])]
+    updates = [update(k, client) for k, client in enumerate(clients)]
+    assert product(merged(strategy("fedavg"), *updates)).item() == 0
+    assert product(merged(strategy("fedavg-exact"), *updates)).item() == pytest.approx(1)
+
+
+def test_clients_with_one_a_are_merged_as_by_fedavg_by_hand(strategy: Made) -> None:
+    # A = (1 2); B = (1 0)ᵀ of one question and (3 8)ᵀ of three: their mean is (2.5 6)ᵀ.
+    updates = [
+        update(0, by_hand([[1.0, 2.0]], [[1.0], [0.0]]), 1),
+        update(1, by_hand([[1.0, 2.0]], [[3.0], [8.0]]), 3),
+    ]
+    for name in ("fedavg", "fedavg-exact"):
+        found = product(merged(strategy(name), *updates))
+        assert found.flatten().tolist() == pytest.approx([2.5, 5.0, 6.0, 12.0])
+
+
+def test_equal_clients_keep_their_product(strategy: Made) -> None:
+    own = factors(3, seed=1)
+    for how in ("balanced", "as-merged"):
+        made = strategy("fedavg-exact", factors=how)
+        found = merged(made, update(0, own, 5), update(1, own, 2))
+        assert torch.allclose(product(found), product(own), atol=1e-5)
+        assert made.notes["residual text"] < 1e-12
+
+
+def test_another_basis_of_a_clients_factors_changes_fedavg_alone(strategy: Made) -> None:
+    one, two = factors(3, seed=1), factors(3, seed=2)
+    basis = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, -0.5]])
+    turned = Factors(torch.linalg.inv(basis) @ two.a, two.b @ basis)
+    assert torch.allclose(product(turned), product(two), atol=1e-5)
+    for name, same in (("fedavg-exact", True), ("fedavg", False)):
+        plain = product(merged(strategy(name), update(0, one), update(1, two)))
+        moved = product(merged(strategy(name), update(0, one), update(1, turned)))
+        assert torch.allclose(moved, plain, atol=1e-5) == same
+
+
+# The cut
+
+
+def test_the_cut_is_the_best_approximation() -> None:
+    wide = factors(6, seed=3)
+    values = torch.linalg.svdvals(product(wide))
+    narrow = cut(wide, 2)
+    error = (product(wide) - product(narrow)).norm()
+    assert error.item() == pytest.approx(values[2:].norm().item(), rel=1e-9)
+    found = mean_product([wide], [1.0])
+    assert residual(found, 2) == pytest.approx((error / values.norm()).item(), rel=1e-9)
+    generator = torch.Generator().manual_seed(0)
+    for size in (1e-3, 1e-1, 1.0):
+        for _ in range(50):
+            a = narrow.a + size * torch.randn(2, WIDTH, generator=generator, dtype=torch.float64)
+            b = product(wide) @ torch.linalg.pinv(a)  # the best B that this A allows
+            assert (product(wide) - b @ a).norm() > error
+
+
+def test_what_a_cut_loses_by_hand() -> None:
+    found = spectrum(torch.diag(torch.tensor([3.0, 4.0, 0.0])))
+    assert residual(found, 1) == pytest.approx(3 / 5)
+    assert residual(found, 2) == residual(found, 3) == 0
+    assert residual(spectrum(torch.zeros(3, 3)), 1) == 0
+    kept = product(balanced(found, 1, fresh(1, 0, width=3)))
+    assert kept.flatten().tolist() == pytest.approx([0, 0, 0, 0, 4, 0, 0, 0, 0])
+
+
+def test_a_cut_is_exact_where_the_product_has_so_low_a_rank() -> None:
+    low = factors(2, seed=4)
+    mix = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    wide = Factors(mix @ low.a, low.b @ torch.linalg.pinv(mix))
+    narrow = cut(wide, 2)
+    assert narrow.a.shape == (2, WIDTH) and narrow.b.shape == (WIDTH, 2)
+    assert torch.allclose(product(narrow), product(wide), atol=1e-5)
+
+
+def test_adapters_that_fit_are_not_touched() -> None:
+    theta = state_of({"image": factors(3, 0), "text": factors(3, 1)})
+    for rank in (3, 5):
+        same = cut_state(theta, rank, balanced)
+        assert all(same[name] is value for name, value in theta.items())
+
+
+def test_fresh_adapters_are_cut_to_the_first_rows_of_a() -> None:
+    start = fresh(5, seed=0)
+    for write in (balanced, as_long_as):
+        narrow = cut(start, 2, write)
+        assert torch.equal(narrow.a, start.a[:2])
+        assert torch.equal(narrow.b, torch.zeros(WIDTH, 2))
+
+
+def test_shapes_at_another_rank_by_hand() -> None:
+    shapes = {f"x{DOWN}": (4, 48), f"x{UP}": (48, 4)}
+    assert shapes_at(shapes, 3) == {f"x{DOWN}": (3, 48), f"x{UP}": (48, 3)}
+
+
+# Writing a product in factors
+
+
+def test_balanced_factors_share_every_singular_value_equally() -> None:
+    found = mean_product([factors(4, 0), factors(4, 1)], [1.0, 2.0])
+    pair = balanced(found, 4, fresh(4, 2))
+    assert torch.allclose(pair.a.norm(dim=1), found.sigma[:4].sqrt(), atol=1e-12)
+    assert torch.allclose(pair.b.norm(dim=0), found.sigma[:4].sqrt(), atol=1e-12)
+    best = found.u[:, :4] @ found.sigma[:4].diag() @ found.v[:4]
+    assert torch.allclose(product(pair), best, atol=1e-12)
+
+
+def test_as_long_as_has_the_same_product_and_an_a_like_the_clients() -> None:
+    found = mean_product([factors(4, 0), factors(4, 1)], [1.0, 2.0])
+    like = factors(4, 2)
+    pair = as_long_as(found, 4, like)
+    assert torch.allclose(product(pair), product(balanced(found, 4, like)), atol=1e-12)
+    square = (like.a.double() ** 2).sum() / 4  # mean squared length of a row
+    assert torch.allclose(pair.a @ pair.a.T, square * torch.eye(4).double(), atol=1e-9)
+
+
+def test_a_product_of_zero_keeps_a() -> None:
+    like = fresh(3, 0)
+    found = mean_product([like, like], [1.0, 1.0])
+    for write in (balanced, as_long_as):
+        kept = write(found, 3, like)
+        assert torch.equal(kept.a, like.a) and torch.equal(kept.b, like.b)
+
+
+def test_products_that_cancel_merge_to_zero_by_hand(strategy: Made) -> None:
+    # 2·1 and 1·(−2): the mean of the products is 0, the means' product 1.5·(−0.5) is not.
+    updates = [update(0, by_hand([[1.0]], [[2.0]])), update(1, by_hand([[-2.0]], [[1.0]]))]
+    for how in ("balanced", "as-merged"):
+        found = merged(strategy("fedavg-exact", factors=how), *updates)
+        assert product(found).item() == 0
+        assert found.a.abs().item() > 0
+
+
+@pytest.mark.parametrize("write", [balanced, as_long_as])
+@pytest.mark.parametrize("like", ["a random A", "an A that sees the same only", "an A of zeros"])
+def test_unused_directions_change_nothing_and_can_be_learned(write: Any, like: str) -> None:
+    low = factors(2, seed=5)
+    rows = {
+        "a random A": factors(5, 6).a,
+        "an A that sees the same only": torch.ones(5, 2) @ low.a,
+        "an A of zeros": torch.zeros(5, WIDTH),
+    }[like]
+    pair = write(mean_product([low], [1.0]), 5, Factors(rows, torch.zeros(WIDTH, 5)))
+    assert pair.a.shape == (5, WIDTH) and pair.b.shape == (WIDTH, 5)
+    assert torch.allclose(product(pair), product(low), atol=1e-5)
+    assert torch.equal(pair.b[:, 2:], torch.zeros(WIDTH, 3, dtype=torch.float64))
+    length = math.sqrt((rows.double() ** 2).sum() / 5) or 1.0
+    gram = pair.a[2:] @ pair.a[2:].T
+    assert torch.allclose(gram, length**2 * torch.eye(3, dtype=torch.float64), atol=1e-9)
+    assert (pair.a[2:] @ low.a.T.double()).abs().max() < 1e-5
+    b = pair.b.clone().requires_grad_()
+    hidden = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(1)).double()
+    (hidden @ pair.a.T @ b.T).square().sum().backward()
+    gradient = b.grad
+    assert gradient is not None and (gradient.norm(dim=0) > 1e-3).all()
+
+
+def test_unused_directions_are_those_that_the_clients_a_sees() -> None:
+    own = factors(4, seed=7)
+    used = Factors(own.a, own.b * torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    pair = balanced(mean_product([used], [1.0]), 4, used)
+    inside = pair.a @ torch.linalg.pinv(own.a.double()) @ own.a.double()
+    assert torch.allclose(inside, pair.a, atol=1e-9)
+
+
+def test_there_may_be_more_rows_than_dimensions() -> None:
+    pair = balanced(mean_product([factors(1, 0, width=2)], [1.0]), 3, factors(3, 1, width=2))
+    assert pair.a.shape == (3, 2) and pair.b.shape == (2, 3)
+    assert torch.allclose(product(pair), product(factors(1, 0, width=2)), atol=1e-6)
+
+
+def test_rebalancing_keeps_every_product() -> None:
+    theta = state_of({"image": factors(3, 0), "text": factors(3, 1), "fresh": fresh(3, 2)})
+    before, after = adapters_of(theta), adapters_of(rebalanced(theta))
+    assert list(before) == list(after)
+    for name, pair in after.items():
+        assert torch.allclose(product(pair), product(before[name]), atol=1e-5)
+    text = after["text"]
+    assert torch.allclose(text.a.norm(dim=1), text.b.norm(dim=0), atol=1e-5)
+    assert torch.equal(after["fresh"].a, before["fresh"].a)
+
+
+def test_a_state_that_is_no_pairs_of_factors_is_refused() -> None:
+    theta = state_of({"text": factors(2, 0)})
+    del theta["text" + UP]
+    with pytest.raises(ValueError, match=r"not pairs.*text\.lora_A"):
+        adapters_of(theta)
+
+
+# Clients of different ranks
+
+
+@pytest.mark.parametrize("name", ["fedavg-exact", "fisher-product"])
+@pytest.mark.parametrize("ranks", [(1, 4, 2), (1, 1, 1), (2, 2, 2)])
+def test_clients_of_different_ranks_are_merged_as_dense_matrices(
+    strategy: Made, name: str, ranks: tuple[int, ...]
+) -> None:
+    made = strategy(name)
+    made.sent = state_of({"text": fresh(4, 9)})
+    clients = [factors(rank, seed) for seed, rank in enumerate(ranks)]
+    even = [Factors(torch.ones_like(c.a), torch.ones_like(c.b)) for c in clients]
+    updates = [update(k, clients[k], 1 + k, even[k]) for k in range(3)]
+    mean = sum((1 + k) * product(client) for k, client in enumerate(clients)) / 6
+    values = torch.linalg.svdvals(mean)
+    found = merged(made, *updates)
+    assert found.a.shape == (4, WIDTH) and found.b.shape == (WIDTH, 4)
+    error = (product(found) - mean).norm()
+    assert error.item() == pytest.approx(values[4:].norm().item(), abs=1e-5)
+    assert made.notes["residual text"] == pytest.approx((error / mean.norm()).item(), abs=1e-5)
+
+
+def test_fresh_clients_of_different_ranks_keep_what_they_were_sent(strategy: Made) -> None:
+    made, start = strategy("fedavg-exact"), fresh(4, 0)
+    made.sent = state_of({"text": start})
+    found = merged(made, *(update(k, cut(start, rank)) for k, rank in enumerate((1, 4, 2))))
+    assert torch.equal(found.a, start.a) and torch.equal(found.b, start.b)
+
+
+# Fisher weights on products
+
+
+def test_the_fisher_of_a_product_by_hand() -> None:
+    # Means over the rank: B (3 1)ᵀ, A (2 6); outer product (6 18; 2 6), whose mean is 8.
+    fisher = by_hand([[1.0, 5.0], [3.0, 7.0]], [[2.0, 4.0], [0.0, 2.0]])
+    assert product_fisher(fisher).flatten().tolist() == pytest.approx([0.75, 2.25, 0.25, 0.75])
+    nothing = by_hand([[0.0, 0.0]], [[0.0], [0.0]])
+    assert product_fisher(nothing).flatten().tolist() == [1, 1, 1, 1]
+
+
+def test_every_entry_of_the_product_follows_the_client_that_feels_it_by_hand(
+    strategy: Made,
+) -> None:
+    # Products (1 1; 1 1) and (5 5; 5 5). The first client feels output 0 alone: F = (2 2; 0 0);
+    # the second all alike: F = 1. Row 0: (2·1 + 1·5)/3, row 1: 5.
+    found = merged(
+        strategy("fisher-product", fisher_floor=1e-12),
+        update(0, by_hand([[1.0, 1.0]], [[1.0], [1.0]]), 1, by_hand([[1.0, 1.0]], [[7.0], [0.0]])),
+        update(1, by_hand([[1.0, 1.0]], [[5.0], [5.0]]), 1, by_hand([[1.0, 1.0]], [[2.0], [2.0]])),
+    )
+    assert product(found).flatten().tolist() == pytest.approx([7 / 3, 7 / 3, 5, 5])
+
+
+def test_an_even_fisher_merges_as_without_one(strategy: Made) -> None:
+    clients = [factors(3, seed) for seed in range(3)]
+    updates = [
+        update(k, c, 2 + k, Factors(torch.full_like(c.a, 0.3), torch.full_like(c.b, 0.2)))
+        for k, c in enumerate(clients)
+    ]
+    weighted = merged(strategy("fisher-product"), *updates)
+    plain = merged(strategy("fedavg-exact"), *updates)
+    assert torch.allclose(product(weighted), product(plain), atol=1e-5)
