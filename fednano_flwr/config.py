@@ -144,6 +144,7 @@ class Strategy:
     fisher_power: float
     fisher_scale: str
     factors: str
+    server_rate: float
     proximal_mu: float
     local_rank: int
     args: str
@@ -154,6 +155,12 @@ class Strategy:
         _one_of("strategy.fisher-scale", self.fisher_scale, ("as-sent", "client", "tensor"))
         _require(self.fisher_floor > 0, "strategy.fisher-floor", self.fisher_floor, "above 0")
         _require(self.fisher_power > 0, "strategy.fisher-power", self.fisher_power, "above 0")
+        _require(
+            self.server_rate >= 0,
+            "strategy.server-rate",
+            self.server_rate,
+            "above 0, or 0 for a rate that follows from the clients' changes",
+        )
         _one_of("strategy.factors", self.factors, ("auto", "as-merged", "balanced"))
         _require(self.proximal_mu >= 0, "strategy.proximal-mu", self.proximal_mu, "0 or more")
         _require(

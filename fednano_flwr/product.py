@@ -61,15 +61,25 @@ def _named(adapters: Mapping[str, Factors]) -> Iterator[tuple[str, Tensor]]:
 def mean_product(adapters: Sequence[Factors], weights: Sequence[float]) -> Spectrum:
     """Spectrum of Σ_k w_k B_k A_k / Σ_k w_k, exact to float64.
 
-    The sum is the product of two thin matrices, [w_1 B_1 … w_K B_K] and [A_1; …; A_K]; their QR
-    factors leave an SVD of at most (Σ r_k)², whatever d is.
-
     Args:
         adapters: one a client; ranks may differ.
         weights: one positive number a client.
     """
     total = sum(weights)
-    up = torch.cat([f.b.double() * (w / total) for f, w in zip(adapters, weights, strict=True)], 1)
+    return sum_of_products(adapters, [weight / total for weight in weights])
+
+
+def sum_of_products(adapters: Sequence[Factors], coefficients: Sequence[float]) -> Spectrum:
+    """Spectrum of Σ_k c_k B_k A_k, exact to float64.
+
+    The sum is the product of two thin matrices, [c_1 B_1 … c_K B_K] and [A_1; …; A_K]; their QR
+    factors leave an SVD of at most (Σ r_k)², whatever d is.
+
+    Args:
+        adapters: ranks may differ.
+        coefficients: any numbers.
+    """
+    up = torch.cat([f.b.double() * c for f, c in zip(adapters, coefficients, strict=True)], 1)
     down = torch.cat([f.a.double() for f in adapters], 0)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from fednano_flwr.product import (
     WRITINGS,
     Factors,
     adapters_of,
-    mean_product,
     residual,
     state_of,
+    sum_of_products,
 )
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import State, Update, mean_factors
+from fednano_flwr.strategies.merge import State, Update, extrapolation, mean_factors
+
+Adapters = Mapping[str, Factors]
 
 
 class FedAvgExact(AdapterStrategy):
-    """W = Σ_k w_k B_k A_k / Σ_k w_k, cut to rank r by its SVD.
+    """W = W_sent + η (Σ_k p_k B_k A_k − W_sent), p_k = w_k / Σ w, cut to rank r by its SVD.
 
-    `strategy.factors` says how W is written as B A again: "balanced" (the default) by √σ on both
-    sides, "as-merged" with A as large as the mean of the clients' and σ in B. Clients may have
-    adapters of lower ranks than r.
+    `strategy.server-rate` is η: 1 is the mean of the products itself, more goes further in the
+    same direction. `strategy.factors` says how W is written as B A again: "balanced" (the default)
+    by √σ on both sides, "as-merged" with A as large as the mean of the clients' and σ in B. Clients
+    may have adapters of lower ranks than r.
     """
 
     merges_ranks: ClassVar[bool] = True
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
+        shares = [weight / sum(weights) for weight in weights]
         clients = [adapters_of(update.theta) for update in updates]
         sent = adapters_of(self.sent)
+        rate = self.config.server_rate or self._rate(clients, sent, shares)
         write = WRITINGS[self.config.factors]
         merged: dict[str, Factors] = {}
         for name in clients[0]:
             adapters = [client[name] for client in clients]
             like = mean_factors(adapters, weights, sent.get(name))
-            found = mean_product(adapters, weights)
+            coefficients = [rate * share for share in shares]
+            if rate != 1:
+                adapters, coefficients = [*adapters, sent[name]], [*coefficients, 1 - rate]
+            found = sum_of_products(adapters, coefficients)
             rank = like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
             merged[name] = write(found, rank, like)
         return state_of(merged)
+
+    def _rate(self, clients: Sequence[Adapters], sent: Adapters, shares: Sequence[float]) -> float:
+        """FedExP's η on the changes of the products, all adapters together."""
+        squares, square_of_mean = [0.0] * len(clients), 0.0
+        for name, start in sent.items():
+            adapters = [client[name] for client in clients]
+            for k, adapter in enumerate(adapters):
+                squares[k] += _norm([adapter, start], [1, -1]) ** 2
+            square_of_mean += _norm([*adapters, start], [*shares, -1]) ** 2
+        rate = extrapolation(squares, square_of_mean, shares)
+        self.notes["server rate"] = rate
+        return rate
+
+
+def _norm(adapters: Sequence[Factors], coefficients: Sequence[float]) -> float:
+    """Frobenius' norm of a sum of products."""
+    return float(sum_of_products(adapters, coefficients).sigma.norm())

@@ -91,6 +91,25 @@ def fisher_merge(
     return ((precision * stacked).sum(0) / precision.sum(0)).to(thetas[0].dtype)
 
 
+def extrapolation(
+    squares: Sequence[float], square_of_mean: float, shares: Sequence[float]
+) -> float:
+    """How far to go along the clients' mean change: η = max(1, Σ_k p_k ‖Δ_k‖² / 2‖Σ_k p_k Δ_k‖²).
+
+    Changes that point apart make a short mean of long steps, and a longer step is safe (FedExP,
+    Jhunjhunwala et al., ICLR 2023, there with equal shares).
+
+    Args:
+        squares: ‖Δ_k‖² of each client.
+        square_of_mean: ‖Σ_k p_k Δ_k‖².
+        shares: p_k, of sum 1.
+    """
+    if square_of_mean == 0:
+        return 1.0
+    mean = sum(share * square for share, square in zip(shares, squares, strict=True))
+    return max(1.0, mean / (2 * square_of_mean))
+
+
 def fisher_weights(fisher: Mapping[str, Tensor], power: float, scale: str) -> State:
     """One client's Fisher diagonals as they weigh in a merge: (F / mean)^power, in float64.
 
