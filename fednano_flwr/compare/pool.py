@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
     scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))
     commit = commit_of(PACKAGE)
     busy: list[Worker] = []
+    alive: list[Worker] = []
     try:
         for number in range(min(workers, len(pending))):
             worker = Worker(scratch / str(number), commit)
-            busy.append(worker)
+            alive.append(worker)
             worker.give(_next(pending, busy, None))
+            busy.append(worker)
         while busy:
             ready = connection.wait([worker.pipe for worker in busy])
             for worker in [worker for worker in busy if worker.pipe in ready]:
@@ -52,15 +55,14 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
                 run, outcome = worker.outcome()
                 on_end(run, outcome)
                 if not pending:
-                    worker.stop()
                     continue
                 if not worker.process.is_alive():
-                    worker.stop()
                     worker = Worker(worker.scratch, commit)
-                busy.append(worker)
+                    alive.append(worker)
                 worker.give(_next(pending, busy, run.data))
+                busy.append(worker)
     finally:
-        for worker in busy:
+        for worker in alive:
             worker.stop()
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -84,10 +86,8 @@ class Worker:
 
     def give(self, run: Run) -> None:
         self.run = run
-        try:
+        with suppress(OSError):  # it died between two runs, and `outcome` says so
             self.pipe.send(run)
-        except OSError:  # it died between two runs; `outcome` says so
-            pass
 
     def outcome(self) -> tuple[Run, Outcome]:
         """How the run that it was given ended; a process that died is a failed run."""
