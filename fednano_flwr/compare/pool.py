@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import connection
@@ -14,11 +13,12 @@ from typing import Any
 
 from fednano_flwr.command.environment import commit_of
 from fednano_flwr.command.project import PACKAGE
-from fednano_flwr.command.signals import SIGNALS
+from fednano_flwr.command.signals import SIGNALS, no_interrupts
 from fednano_flwr.compare.plan import Run
 from fednano_flwr.compare.store import clear
 from fednano_flwr.compare.worker import Outcome, work
 
+SCRATCH = ".scratch"
 OnEnd = Callable[[Run, Outcome], None]
 
 
@@ -29,7 +29,7 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
 
     Args:
         workers: processes at most.
-        out: folder in which temporary files may lie.
+        out: folder in which temporary files lie; no other comparison may use it.
         on_end: is called with every run that has ended.
 
     Raises:
@@ -38,7 +38,8 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
     for run in runs:
         clear(run)
     pending = list(runs)
-    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))
+    scratch = out / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a comparison that was killed
     commit = commit_of(PACKAGE)
     busy: list[Worker] = []
     alive: list[Worker] = []
@@ -62,9 +63,10 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
                 worker.give(_next(pending, busy, run.data))
                 busy.append(worker)
     finally:
-        for worker in alive:
-            worker.stop()
-        shutil.rmtree(scratch, ignore_errors=True)
+        with no_interrupts():
+            for worker in alive:
+                worker.stop()
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class Worker:

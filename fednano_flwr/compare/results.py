@@ -56,7 +56,7 @@ def summarize(
         "rows": rows,
         "paired": _all_paired(plan, finished),
         "failed": [{"run": str(run), "reason": reason} for run, reason in failed.items()],
-        "environment": environments(list(finished.values())),
+        "environment": environments(list({r.folder: f for r, f in finished.items()}.values())),
     }
 
 
@@ -168,7 +168,7 @@ def _all_paired(plan: Plan, finished: Mapping[Run, Finished]) -> dict[str, Any]:
             if name == plan.baseline or not seeds:
                 continue
             values = {"mean": difference.mean, "low": difference.low, "high": difference.high}
-            aliases = (name, "default") if name == plan.default else (name,)
+            aliases = (name, "default") if name == plan.default.get(setting) else (name,)
             for alias in aliases:
                 result[pair_key(alias, plan.baseline, setting)] = {**values, "seeds": seeds}
     return result

@@ -131,8 +131,9 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _title(plan: Plan, index: int) -> str:
-    label = plan.settings[index].label.replace(",", ", ")
-    rounds = sorted({run.config.num_server_rounds for run in plan.runs})
+    setting = plan.settings[index]
+    label = setting.label.replace(",", ", ")
+    rounds = sorted({r.config.num_server_rounds for r in plan.runs if r.setting == setting})
     lasting = " or ".join(map(str, rounds))
     return f"{label + ': ' if label else ''}{plan.runs[0].clients} clients, {lasting} round(s)"
 

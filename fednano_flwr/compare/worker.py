@@ -47,11 +47,16 @@ def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
         except EOFError:
             return
         with _output_to(run.log):
-            outcome = _outcome(run, scratch)
+            outcome = outcome_of(run, scratch)
         pipe.send(outcome)
 
 
-def _outcome(run: Run, scratch: Path) -> Outcome:
+def outcome_of(run: Run, scratch: Path) -> Outcome:
+    """Do one run in this process.
+
+    Args:
+        scratch: folder for what its clients keep to themselves, which is removed with it.
+    """
     # Imported here: what they have to say goes to the log, and their seconds are no run's.
     import torch
 
