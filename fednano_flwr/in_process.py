@@ -21,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
+from fednano_flwr.edge.client import keep_shards
 from fednano_flwr.run_folder import RunFolder
 
 
@@ -31,6 +32,7 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
         TooFewClientsError: too few clients could go on.
     """
+    keep_shards(clients)
     run_id = secrets.randbits(62) + 1
     grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
     return server_app.federate(grid, run_id, config)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fednano_flwr.command.machine import cpus
 from fednano_flwr.command.validate import read_questions, validate
+from fednano_flwr.compare.picture import draw
 from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, make_plan
 from fednano_flwr.compare.pool import run_all
 from fednano_flwr.compare.progress import duration, end_line, plan_lines, seconds_left
@@ -83,7 +84,7 @@ def check(plan: Plan) -> None:
 
 
 def write(plan: Plan, failed: dict[Run, str], command: str) -> Results:
-    """Write tables and results of what is finished to `out`/`name`."""
+    """Write tables, results and pictures of what is finished to `out`/`name`."""
     finished = {run: done for run in plan.runs if (done := read(run))}
     results = summarize(plan, finished, failed, command)
     folder = plan.out / plan.name
@@ -96,6 +97,7 @@ def write(plan: Plan, failed: dict[Run, str], command: str) -> Results:
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+    draw(plan, results, finished, folder)
     return results
 
 

@@ -102,7 +102,8 @@ class Plan:
 
     Attributes:
         runs: by setting, then seed, then experiment: early on every experiment has some.
-        default: the first experiment whose strategy is the app's default; None where none is.
+        default: for each setting the first experiment whose strategy is the app's default, where
+            one is.
     """
 
     runs: list[Run]
@@ -110,7 +111,7 @@ class Plan:
     settings: list[Setting]
     seeds: list[int]
     baseline: str
-    default: str | None
+    default: dict[Setting, str]
     out: Path
     name: str
 
@@ -157,9 +158,10 @@ def make_plan(app: Path, asked: Asked, cwd: Path) -> Plan:
         for name in experiments
     ]
     usual = defaults(app).get("strategy.name")
-    default = next(
-        (name for (name, _), config in configs.items() if config.strategy.name == usual), None
-    )
+    default: dict[Setting, str] = {}
+    for (name, setting), config in configs.items():
+        if config.strategy.name == usual:
+            default.setdefault(setting, name)
     return Plan(runs, list(experiments), settings, seeds, baseline, default, out, asked.name)
 
 

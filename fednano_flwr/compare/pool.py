@@ -5,19 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from fednano_flwr.command.environment import commit_of
 from fednano_flwr.command.project import PACKAGE
-from fednano_flwr.command.signals import SIGNALS
+from fednano_flwr.command.signals import SIGNALS, no_interrupts
 from fednano_flwr.compare.plan import Run
 from fednano_flwr.compare.store import clear
 from fednano_flwr.compare.worker import Outcome, work
 
+SCRATCH = ".scratch"
 OnEnd = Callable[[Run, Outcome], None]
 
 
@@ -28,7 +29,7 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
 
     Args:
         workers: processes at most.
-        out: folder in which temporary files may lie.
+        out: folder in which temporary files lie; no other comparison may use it.
         on_end: is called with every run that has ended.
 
     Raises:
@@ -37,14 +38,17 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
     for run in runs:
         clear(run)
     pending = list(runs)
-    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))
+    scratch = out / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a comparison that was killed
     commit = commit_of(PACKAGE)
     busy: list[Worker] = []
+    alive: list[Worker] = []
     try:
         for number in range(min(workers, len(pending))):
             worker = Worker(scratch / str(number), commit)
-            busy.append(worker)
+            alive.append(worker)
             worker.give(_next(pending, busy, None))
+            busy.append(worker)
         while busy:
             ready = connection.wait([worker.pipe for worker in busy])
             for worker in [worker for worker in busy if worker.pipe in ready]:
@@ -52,17 +56,17 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
                 run, outcome = worker.outcome()
                 on_end(run, outcome)
                 if not pending:
-                    worker.stop()
                     continue
                 if not worker.process.is_alive():
-                    worker.stop()
                     worker = Worker(worker.scratch, commit)
-                busy.append(worker)
+                    alive.append(worker)
                 worker.give(_next(pending, busy, run.data))
+                busy.append(worker)
     finally:
-        for worker in busy:
-            worker.stop()
-        shutil.rmtree(scratch, ignore_errors=True)
+        with no_interrupts():
+            for worker in alive:
+                worker.stop()
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class Worker:
@@ -84,10 +88,8 @@ class Worker:
 
     def give(self, run: Run) -> None:
         self.run = run
-        try:
+        with suppress(OSError):  # it died between two runs, and `outcome` says so
             self.pipe.send(run)
-        except OSError:  # it died between two runs; `outcome` says so
-            pass
 
     def outcome(self) -> tuple[Run, Outcome]:
         """How the run that it was given ended; a process that died is a failed run."""

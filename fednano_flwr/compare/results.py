@@ -56,18 +56,17 @@ def summarize(
         "rows": rows,
         "paired": _all_paired(plan, finished),
         "failed": [{"run": str(run), "reason": reason} for run, reason in failed.items()],
-        "environment": environments(list(finished.values())),
+        "environment": environments(list({r.folder: f for r, f in finished.items()}.values())),
     }
 
 
 def run_row(one: Finished) -> dict[str, Any]:
     """One line of runs.csv."""
-    first, last = one.records[0], one.records[-1]
     return {
         "experiment": one.run.experiment,
         **dict(one.run.setting.values),
         "seed": one.run.seed,
-        "round_0": _points(first["accuracy"]),
+        "round_0": _points(one.records[0]["accuracy"]),
         "last": last_accuracy(one),
         "best": _points(max((r["accuracy"] or 0.0) for r in one.records)),
         "worst": worst_client(one),
@@ -139,6 +138,17 @@ def _row(name: str, setting: Setting, runs: Sequence[Finished]) -> dict[str, Any
     }
 
 
+def accuracies(
+    plan: Plan, finished: Mapping[Run, Finished], name: str, setting: Setting
+) -> dict[int, float]:
+    """Seed to accuracy after the last round, of the runs that finished."""
+    return {
+        one.run.seed: value
+        for one in _of(plan, finished, name, setting)
+        if (value := last_accuracy(one)) is not None
+    }
+
+
 def _of(
     plan: Plan, finished: Mapping[Run, Finished], name: str, setting: Setting
 ) -> list[Finished]:
@@ -152,23 +162,15 @@ def _of(
 def _all_paired(plan: Plan, finished: Mapping[Run, Finished]) -> dict[str, Any]:
     result = {}
     for setting in plan.settings:
-        accuracy = {
-            name: {
-                one.run.seed: value
-                for one in _of(plan, finished, name, setting)
-                if (value := last_accuracy(one)) is not None
-            }
-            for name in plan.experiments
-        }
+        theirs = accuracies(plan, finished, plan.baseline, setting)
         for name in plan.experiments:
-            seeds, difference = paired(accuracy[name], accuracy[plan.baseline])
+            seeds, difference = paired(accuracies(plan, finished, name, setting), theirs)
             if name == plan.baseline or not seeds:
                 continue
             values = {"mean": difference.mean, "low": difference.low, "high": difference.high}
-            result[pair_key(name, plan.baseline, setting)] = {**values, "seeds": seeds}
-            if name == plan.default:
-                alias = pair_key("default", plan.baseline, setting)
-                result[alias] = {**values, "seeds": seeds}
+            aliases = (name, "default") if name == plan.default.get(setting) else (name,)
+            for alias in aliases:
+                result[pair_key(alias, plan.baseline, setting)] = {**values, "seeds": seeds}
     return result
 
 

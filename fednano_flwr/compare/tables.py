@@ -78,10 +78,12 @@ def remarks(plan: Plan, results: Results) -> list[str]:
         "accuracy in percent, mean ± sample standard deviation over seeds; seeds draw shards, "
         "first adapters and order",
         f"against {plan.baseline}: mean client accuracy less {plan.baseline}'s in points, seed by "
-        "seed, with Student's 95 % interval (none with one seed)",
+        "seed, with Student's 95 % interval (none with one seed; not corrected for how many "
+        "comparisons are made)",
     ]
-    if uneven := _uneven(results):
-        lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {uneven}")
+    lines.append("seconds are of one core beside the other workers; bytes do not depend on that")
+    if missing := _missing(plan, results):
+        lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {missing}")
     for failure in results["failed"]:
         lines.append(f"failed: {failure['run']}: {failure['reason']}")
     for thing, values in results["environment"].items():
@@ -95,12 +97,15 @@ def remarks(plan: Plan, results: Results) -> list[str]:
 
 def table_csv(plan: Plan, results: Results) -> str:
     """table.csv: one line an experiment and setting, unrounded."""
-    keys = [key for key, _ in plan.settings[0].values]
-    values = {setting.label: dict(setting.values) for setting in plan.settings}
+    cells = {setting.label: setting for setting in plan.settings}
     lines = []
     for row in results["rows"]:
-        cell = next(s for s in plan.settings if s.label == row["setting"])
-        line = {"experiment": row["experiment"], **values[cell.label], "seeds": len(row["seeds"])}
+        cell = cells[row["setting"]]
+        line = {
+            "experiment": row["experiment"],
+            **dict(cell.values),
+            "seeds": len(row["seeds"]),
+        }
         for key in ("round_0", "accuracy", "worst", "all"):
             line |= {f"{key}_mean": row[key]["mean"], f"{key}_stdev": row[key]["stdev"]}
         for key in ("upload_kb_a_round", "step_mb_a_round", "seconds_a_round"):
@@ -108,7 +113,6 @@ def table_csv(plan: Plan, results: Results) -> str:
         pair = results["paired"].get(pair_key(row["experiment"], plan.baseline, cell), {})
         line |= {f"difference_{key}": pair.get(key) for key in ("mean", "low", "high")}
         lines.append(line)
-    assert all(key in lines[0] for key in keys)
     return _csv(lines)
 
 
@@ -127,21 +131,21 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _title(plan: Plan, index: int) -> str:
-    label = plan.settings[index].label.replace(",", ", ")
-    rounds = sorted({run.config.num_server_rounds for run in plan.runs})
+    setting = plan.settings[index]
+    label = setting.label.replace(",", ", ")
+    rounds = sorted({r.config.num_server_rounds for r in plan.runs if r.setting == setting})
     lasting = " or ".join(map(str, rounds))
     return f"{label + ': ' if label else ''}{plan.runs[0].clients} clients, {lasting} round(s)"
 
 
-def _uneven(results: Results) -> str:
-    """Where experiments of a setting do not have the same seeds."""
+def _missing(plan: Plan, results: Results) -> str:
+    """Which rows lack which seeds."""
     found = []
-    for label in {row["setting"]: None for row in results["rows"]}:
-        rows = [row for row in results["rows"] if row["setting"] == label]
-        if len({tuple(row["seeds"]) for row in rows}) > 1:
-            found += [
-                f"{row['experiment']} {label} {row['seeds']}".replace("  ", " ") for row in rows
-            ]
+    for row in results["rows"]:
+        seeds = [str(seed) for seed in plan.seeds if seed not in row["seeds"]]
+        if seeds:
+            name = f"{row['experiment']} {row['setting']}".strip()
+            found.append(f"{name} lacks {', '.join(seeds)}")
     return "; ".join(found)
 
 
@@ -164,5 +168,5 @@ def _difference(is_baseline: bool, pair: Mapping[str, Any] | None) -> str:
     if pair is None:
         return "–"
     if pair["low"] is None:
-        return f"{pair['mean']:+.1f} (1 seed)"
-    return f"{pair['mean']:+.1f} ({pair['low']:+.1f} to {pair['high']:+.1f})"
+        return f"{pair['mean']:+z.1f} (1 seed)"
+    return f"{pair['mean']:+z.1f} ({pair['low']:+z.1f} to {pair['high']:+z.1f})"

@@ -41,37 +41,40 @@ def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
     tempfile.tempdir = str(scratch)
     if commit:
         os.environ["FEDNANO_COMMIT"] = commit
-    import fednano_flwr.in_process  # noqa: F401  seconds that are no run's
-
     while True:
         try:
             run: Run = pipe.recv()
         except EOFError:
             return
-        started = time.perf_counter()
-        error = None
         with _output_to(run.log):
-            try:
-                _do(run, scratch)
-            except Exception as failure:
-                traceback.print_exc()
-                error = f"{type(failure).__name__}: {failure}"
-        pipe.send(Outcome(time.perf_counter() - started, error))
+            outcome = outcome_of(run, scratch)
+        pipe.send(outcome)
 
 
-def _do(run: Run, scratch: Path) -> None:
+def outcome_of(run: Run, scratch: Path) -> Outcome:
+    """Do one run in this process.
+
+    Args:
+        scratch: folder for what its clients keep to themselves, which is removed with it.
+    """
+    # Imported here: what they have to say goes to the log, and their seconds are no run's.
     import torch
 
     from fednano_flwr.in_process import run_in_process
 
     torch.set_num_threads(1)
+    started = time.perf_counter()
     # One folder for all runs of this process: what clients share is kept by the edge's settings.
     states = scratch / "clients"
     edge = dataclasses.replace(run.config.edge, state_dir=str(states))
+    error = None
     try:
         run_in_process(dataclasses.replace(run.config, edge=edge), run.clients)
-    finally:
-        shutil.rmtree(states, ignore_errors=True)
+    except Exception as failure:
+        traceback.print_exc()
+        error = f"{type(failure).__name__}: {failure}"
+    shutil.rmtree(states, ignore_errors=True)
+    return Outcome(time.perf_counter() - started, error)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from fednano_flwr.edge.feature_cache import (
     Features,
 )
 from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.kept import kept
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.own_adapters import begin, keep
@@ -225,6 +226,12 @@ EXCHANGES: Mapping[str, Callable[[LLMService, str], LLM]] = {
 }
 
 
+def keep_shards(clients: int) -> None:
+    """Keep the shards of so many clients, for a process that serves them all in turn."""
+    for part in (_encoded_shard, _token_table):
+        part.keep(max(SHARDS_KEPT, clients))
+
+
 def peak_memory_mb() -> float:
     """Peak resident memory of this process in MiB (all clients that it has served)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -249,7 +256,7 @@ def _edge_half(source: str, edge: Edge) -> EdgeHalf:
     return load_edge_half(source, edge.device, edge.dtype)
 
 
-@lru_cache(maxsize=SHARDS_KEPT)
+@kept(SHARDS_KEPT)
 def _token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
     """The embeddings that this client's questions need, or all of them.
 
@@ -286,7 +293,7 @@ def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
     return all_shards(_question_set(dataset), dataset, seed, num_partitions)
 
 
-@lru_cache(maxsize=SHARDS_KEPT)
+@kept(SHARDS_KEPT)
 def _encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
     if place.data_path:
         part = load_shard(Path(place.data_path))

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from fednano_flwr.config import RunConfig
+from fednano_flwr.in_process import run_in_process
 from tests import tiny_families
 
 pytestmark = pytest.mark.e2e
@@ -39,12 +43,18 @@ def rounds(folder: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_demo_gains_accuracy_and_writes_its_run(tmp_path: Path) -> None:
-    result = fednano("-c", "num-server-rounds=3", "-c", "run.name=demo", cwd=tmp_path)
+def adapters(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapters" / "last" / "adapter_model.safetensors")
+
+
+def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_same(
+    tmp_path: Path,
+) -> None:
+    result = fednano("-c", "num-server-rounds=2", "-c", "run.name=demo", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "runs" / "demo"
     records = rounds(folder)
-    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert [record["round"] for record in records] == [0, 1, 2]
     assert 0.4 < records[0]["accuracy"] < 0.75
     assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.10
     assert records[-1]["train_loss"] < records[1]["train_loss"]
@@ -60,11 +70,19 @@ def test_the_demo_gains_accuracy_and_writes_its_run(tmp_path: Path) -> None:
     for which in ("last", "best"):
         assert (folder / "adapters" / which / "adapter_config.json").exists()
     config = json.loads((folder / "config.json").read_text())
-    assert config["num-server-rounds"] == 3 and config["strategy.name"] == "fednano"
-    for said in ("server   LLM half", "clients  NanoEdge", "round  3", "Accuracy against", "mean"):
+    assert config["num-server-rounds"] == 2 and config["strategy.name"] == "fednano"
+    for said in ("server   LLM half", "clients  NanoEdge", "round  2", "Accuracy against", "mean"):
         assert said in result.stdout
     assert str(folder) in result.stdout
     assert marked(tmp_path) == []
+    same = {**config, "run.name": "here", "edge.state-dir": str(tmp_path / "clients")}
+    here = run_in_process(RunConfig.parse(same), clients=5)
+    theirs, ours = adapters(folder), adapters(here.path)
+    assert ours.keys() == theirs.keys() and max(v.abs().max() for v in ours.values()) > 0
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for one, other in zip(here.rounds, records, strict=True):
+        assert one["accuracy_per_client"] == other["accuracy_per_client"]
+        assert one["round_bytes_up"] == pytest.approx(other["round_bytes_up"], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""`fednano compare` as a user gives it, on a tiny model: real runs in worker processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fednano_flwr import cli
+from fednano_flwr.compare import command, pool
+from fednano_flwr.compare.plan import OURS, Run
+from fednano_flwr.compare.store import clear
+from fednano_flwr.compare.worker import outcome_of
+from fednano_flwr.config import RunConfig
+from fednano_flwr.in_process import run_in_process
+from tests.conftest import REPOSITORY
+
+Config = Callable[..., dict[str, Any]]
+SHORT = {"num_server_rounds": 1, "local_epochs": 1}
+
+
+@pytest.fixture
+def compare(run_config: Config, defaults: dict[str, Any], tmp_path: Path) -> Callable[..., Result]:
+    """Calls the command in `tmp_path` with a tiny model, one round and one worker."""
+    lines = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in run_config(**SHORT).items()
+        if value != defaults[key] and key not in OURS
+    ]
+    (tmp_path / "tiny.toml").write_text("\n".join(lines))
+    (tmp_path / "fedavg.toml").write_text('strategy.name = "fedavg"')
+    (tmp_path / "usual.toml").write_text("")
+    (tmp_path / "deaf.toml").write_text('llm.address = "127.0.0.1:9"')
+
+    def call(*arguments: str) -> Result:
+        given = [*arguments, "--app", str(REPOSITORY), "--workers", "1", "--clients", "2"]
+        return CliRunner().invoke(cli.cli, ["compare", *given])
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run_here(runs: Sequence[Run], workers: int, out: Path, on_end: pool.OnEnd) -> None:
+    """In this process, which has imported everything already."""
+    for run in runs:
+        clear(run)
+        on_end(run, outcome_of(run, out / "scratch"))
+
+
+def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_others(
+    compare: Callable[..., Result], tmp_path: Path, run_config: Config
+) -> None:
+    asked = "fedavg.toml usual.toml -c tiny.toml --seeds 0,1 --out out --name demo".split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "run_all", run_here)
+        first = compare(*asked)
+    assert first.exit_code == 0, first.output
+    assert "4 runs, 4 to do with 1 worker(s)" in first.output
+    folder = tmp_path / "out" / "demo"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "comparison.png",
+        "results.json",
+        "rounds.png",
+        "runs.csv",
+        "table.csv",
+        "table.md",
+    ]
+    results = json.loads((folder / "results.json").read_text())
+    assert {"settings", "rows", "paired", "failed", "environment", "command"} <= set(results)
+    assert [row["seeds"] for row in results["rows"]] == [[0, 1], [0, 1]]
+    assert results["paired"]["usual-vs-fedavg"] == results["paired"]["default-vs-fedavg"]
+    runs = list(csv.DictReader((folder / "runs.csv").open()))
+    places = [tmp_path / "out" / "runs" / line["folder"] for line in runs]
+    last = json.loads((places[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert float(runs[0]["last"]) == pytest.approx(100 * last["accuracy"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "demo", "runs"]
+
+    flat = run_config(**SHORT, min_available_nodes=2, strategy__name="fedavg", seed=1)
+    again = run_in_process(RunConfig.parse(flat), 2)
+    theirs = next(p for p, line in zip(places, runs, strict=True) if line["seed"] == "1")
+    adapters = "adapters/last/adapter_model.safetensors"
+    ours, other = load_file(again.path / adapters), load_file(theirs / adapters)
+    assert all(torch.equal(ours[key], other[key]) for key in ours)
+
+    kept = {place: (place / "metrics.jsonl").stat().st_mtime_ns for place in places}
+    shutil.rmtree(places[1])
+    second = compare(*asked, "deaf.toml")
+    assert second.exit_code == 1, second.output
+    assert "6 runs, 3 to do" in second.output
+    assert "deaf  seed 0: failed: TooFewClientsError: round 0, evaluation: 0 of 2" in second.output
+    changed = [p for p in places if (p / "metrics.jsonl").stat().st_mtime_ns != kept[p]]
+    assert changed == [places[1]]
+    results = json.loads((folder / "results.json").read_text())
+    assert [row["seeds"] for row in results["rows"]] == [[0, 1], [0, 1], []]
+    assert [failure["run"] for failure in results["failed"]] == ["deaf  seed 0", "deaf  seed 1"]
+    log = places[1].with_name(f"{places[1].name}.log")  # of the run that a process did
+    assert "round  1  loss" in log.read_text()
+
+
+def test_a_dry_run_lists_the_runs_and_writes_nothing(
+    compare: Callable[..., Result], tmp_path: Path
+) -> None:
+    said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "3", "--dry-run", "--out", "out")
+    assert said.exit_code == 0, said.output
+    assert "to do     fedavg  seed 3" in said.output and "an unknown time" in said.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('strategy.name = "fednani"', "x.toml: strategy.name = 'fednani': there is no such"),
+        ('edge.bundle = "nowhere"', "x.toml: "),
+        ("bach-size = 1", "x.toml: unknown key bach-size"),
+        ("batch-size = 0", "x.toml: batch-size = 0: must be at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_used_ends_it_before_any_run(
+    compare: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr(pool, "Worker", lambda *_: pytest.fail("something was started"))
+    (tmp_path / "x.toml").write_text(text)
+    said = compare("fedavg.toml", "x.toml", "-c", "tiny.toml", "--out", "out")
+    assert said.exit_code == 2
+    assert says in said.output and "Traceback" not in said.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_exits_with_130_and_says_how_to_go_on(
+    compare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fednano_flwr.compare.command.run_all", interrupted)
+    said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "0", "--out", "out")
+    assert said.exit_code == 130
+    assert "the same command goes on from here" in said.output
