@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -45,7 +46,8 @@ def test_a_local_adapter_has_the_others_scale_and_goes_on_from_what_was_kept(
 ) -> None:
     own, work = OwnState(tmp_path), LocalWork(adapters="both", local_rank=2)
     adapters = started(work, own)
-    layer = adapters.base_model.model.image_adapter
+    sites: Any = adapters.base_model.model
+    layer = sites.image_adapter
     assert layer.scaling == {"default": 1.5, LOCAL: 1.5} and layer.r[LOCAL] == 2
     local = {key: value + 3 for key, value in adapter_state(adapters, LOCAL).items()}
     load_adapter_state(adapters, local, LOCAL)
