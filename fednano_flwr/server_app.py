@@ -70,11 +70,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             task = {"llm-address": address, **work.to_config()}
             trained = None
             if server_round > 0:
-                chosen = (
-                    federation.first()
-                    if one
-                    else federation.sample(config.fraction_train, config.seed, server_round)
-                )
+                chosen = _who_trains(federation, config, server_round, one)
                 trained = federation.ask(
                     strategy.configure_train(
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
@@ -119,6 +115,15 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     return folder
 
 
+def _who_trains(
+    federation: Federation, config: RunConfig, server_round: int, one: bool
+) -> NodeView:
+    """A fraction of the clients, or one on behalf of all."""
+    if one:
+        return federation.first()
+    return federation.sample(config.fraction_train, config.seed, server_round)
+
+
 def _who_scores(federation: Federation, config: RunConfig, server_round: int) -> NodeView:
     """A fraction of the clients; all of them in the rounds that the closing tables compare."""
     if config.fraction_evaluate == 1 or server_round in (0, config.num_server_rounds):
@@ -151,7 +156,7 @@ def _introduce(
     say(
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
-        f"epoch(s), learning rate {config.learning_rate:g}, seed {config.seed}"
+        f"epoch(s), learning rate {_rate(config)}, seed {config.seed}"
     )
 
 
@@ -161,6 +166,17 @@ def _ranks(adapter: Adapter) -> str:
         return f"rank {adapter.rank}"
     ranks = ", ".join(map(str, adapter.clients_ranks))
     return f"ranks {ranks} in turn, merged at {adapter.rank}"
+
+
+def _rate(config: RunConfig) -> str:
+    """The learning rate over the rounds, in words."""
+    words = f"{config.learning_rate:g}"
+    if config.warm_up_rounds:
+        words += f" after {config.warm_up_rounds} round(s) of warm-up"
+    if config.learning_rate_schedule == "constant":
+        return words
+    end = config.learning_rate * config.learning_rate_end
+    return f"{words}, falling to {end:g} ({config.learning_rate_schedule})"
 
 
 def _split(dataset: Dataset) -> str:

@@ -88,7 +88,7 @@ def run_config(
             "exchange.retry-seconds": 0.5,
             "llm.threads": 1,
             "edge.feature-dir": str(tmp_path / "features"),
-            "edge.state-dir": str(tmp_path / "clients"),
+            "edge.state-dir": str(tmp_path / "state" / overrides.get("run__name", "test")),
         }
         for key, value in overrides.items():
             config[key.replace("__", ".").replace("_", "-")] = value

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.config import Adapter, Dataset, RunConfig
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
 from fednano_flwr.edge.client import Client, Place
 from fednano_flwr.edge.feature_cache import FeatureCache
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder, next_token_labels
+from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import (
     TrainingPlan,
@@ -30,22 +29,6 @@ from fednano_flwr.models.llm_half import LLMHalf
 PLAN = TrainingPlan(
     local_epochs=2, batch_size=5, learning_rate=0.01, weight_decay=0.0, max_grad_norm=1.0
 )
-
-
-@pytest.fixture(scope="module")
-def questions(encoder: QuestionEncoder, tiny_dataset: Dataset) -> list[Question]:
-    return [encoder.encode(s) for s in load_questions(tiny_dataset).train[:12]]
-
-
-@pytest.fixture
-def edge(encoder: QuestionEncoder, edge_half: EdgeHalf) -> NanoEdge:
-    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=0)
-    return NanoEdge(edge_half, edge_half.token_table(), adapters, encoder)
-
-
-@pytest.fixture(scope="module")
-def llm(llm_half: LLMHalf) -> EmbeddingsExchange:
-    return EmbeddingsExchange(FrozenLLM(llm_half))
 
 
 def test_training_lowers_the_loss(
