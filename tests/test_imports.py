@@ -34,6 +34,7 @@ WITHOUT_FLOWER = [
     "fednano_flwr.edge.client",
     "fednano_flwr.edge.training",
     "fednano_flwr.llm.host",
+    "fednano_flwr.upload.update",
     "fednano_flwr.strategies.merge",
     "fednano_flwr.strategies.registry",
 ]

@@ -160,8 +160,8 @@ def round_table(sizes: Sizes, records: Records) -> str:
     title = f"Round traffic of a client, rank {sizes.setting.rank}, float32 unless packed"
     return (
         table(title, ("", "state", "as Flower's record", "of the model's bytes"), rows)
-        + "\nA client that is scored gets the adapters once more. upload.adapters and upload.fisher "
-        "choose\nhow an upload is packed (docs/upload.md)."
+        + "\nA client that is scored gets the adapters once more.\n"
+        "upload.adapters and upload.fisher choose how an upload is packed (docs/upload.md)."
     )
 
 

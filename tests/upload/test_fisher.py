@@ -22,7 +22,6 @@ def test_a_block_of_4_bits_by_hand() -> None:
 @pytest.mark.parametrize("count", [1, 64, 65, 5000])
 def test_the_logarithm_is_within_half_a_step_whatever_the_values(bits: int, count: int) -> None:
     generator = torch.Generator().manual_seed(count)
-    half_step = fisher.RANGE / (2 * (2**bits - 2))
     for power, spread in ((-20, 1), (-130, 10), (0, 6), (110, 8), (-60, 40)):
         logs = power + spread * torch.randn(count, generator=generator).double()
         vector = torch.exp2(logs.clamp(-149, 127.9)).float()
@@ -36,14 +35,18 @@ def test_the_logarithm_is_within_half_a_step_whatever_the_values(bits: int, coun
             block, original = block.double(), original.double()
             largest = original.max()
             near = original >= 2.0 ** -(fisher.RANGE - 1 / 64) * largest
-            normal = near & (original > 2.0**-120)
-            off = (block[normal].log2() - original[normal].log2()).abs()
-            assert (off <= half_step + 1e-6).all(), (power, off.max(), half_step)
             assert (block[~near] <= 2.0 ** -(fisher.RANGE - 1 / 64) * largest).all()
+            normal = near & (original > 2.0**-120)
+            if not normal.any():
+                continue
+            off = (block[normal].log2() - original[normal].log2()).abs()
+            width = (largest / original[original > 0].min()).log2() + 2 / 128
+            half_step = min(float(width), fisher.RANGE) / (2 * (2**bits - 2))
+            assert (off <= half_step + 1e-6).all(), (power, off.max(), half_step)
 
 
 def test_a_block_of_equal_values_comes_back_nearly_exactly() -> None:
-    for value in (1e-44, 3e-12, 1.0, 3.4e38):
+    for value in (1e-44, 3e-12, 1.0, fisher.LARGEST):
         back = fisher.decode(fisher.encode(torch.full((70,), value), 4), 70, 4)
         assert torch.isfinite(back).all()
         assert ((back / torch.tensor(value) - 1).abs() < 0.006).all(), value
