@@ -35,6 +35,7 @@ WITHOUT_FLOWER = [
     "fednano_flwr.edge.client",
     "fednano_flwr.edge.training",
     "fednano_flwr.llm.host",
+    "fednano_flwr.upload.update",
     "fednano_flwr.strategies.merge",
     "fednano_flwr.strategies.registry",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fednano_flwr.models.families import FAMILIES
 from tests.tiny import write_checkpoint
 from tests.tiny_families import write
 
+CONF = Path(__file__).parents[1] / "conf"
 DEMO = "package:fednano_demo/model"
 
 
@@ -46,6 +48,35 @@ def test_a_record_weighs_little_more_than_the_state_in_it() -> None:
     assert 0 < got["record_bytes"]["with_fisher"] - got["upload_bytes"] < 4_000
 
 
+def test_a_packed_upload_with_fisher_is_at_most_a_ten_thousandth_of_llava_7b() -> None:
+    got = as_json("llava-1.5-7b")
+    assert got["upload_bytes_compressed"] / got["model_bytes"] <= 1e-4
+    assert got["upload_share_compressed"] == got["upload_bytes_compressed"] / got["model_bytes"]
+    with (CONF / "compressed.toml").open("rb") as file:
+        assert tomllib.load(file)["upload"] == got["upload_compressed"]
+    numbers, blocks = 1_048_576, 1_048_576 // 64
+    state = {
+        "int8": numbers + 2 * blocks,
+        "int4": numbers // 2 + 2 * blocks,
+        "int8+row": numbers + 2 * blocks + 4 * 4 * 4096,
+        "int4+log4": numbers + 6 * blocks,
+        "int4+row": numbers // 2 + 2 * blocks + 4 * 4 * 4096,
+    }
+    packed = got["upload_bytes_packed"]
+    assert set(packed) == set(state)
+    assert all(0 < packed[setting] - state[setting] < 400 for setting in state)
+    assert packed["int4+log4"] == got["upload_bytes_compressed"]
+
+    record = got["record_bytes"]
+    weighed = {"float32": record["adapters"], "float32+float32": record["with_fisher"], **packed}
+    page = (CONF.parent / "docs" / "upload.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([\d,]+) \| ([\d.]+) % \|$", page, re.M)
+    assert len(rows) == len(weighed)
+    for adapters, fisher, size_, share in rows:
+        bytes_ = weighed["+".join([adapters, *re.findall(r"`(\w+)`", fisher)])]
+        assert (size_, share) == (f"{bytes_:,}", f"{100 * bytes_ / got['model_bytes']:.4f}")
+
+
 def test_the_tables_fit_100_columns_and_say_what_is_not_counted() -> None:
     result = size("llava-1.5-7b")
     assert result.exit_code == 0, result.output
@@ -56,6 +87,7 @@ def test_the_tables_fit_100_columns_and_say_what_is_not_counted() -> None:
         "Not counted: config, processor and tokenizer",
         "lowrank  ",
         "576 of a picture and 128 of text",
+        "up: adapters int4, Fisher log4",
     ):
         assert said in result.output
     shares = re.search(r"of the model's bytes[ │]+([\d.]+) %[ │]+([\d.]+) %", result.output)

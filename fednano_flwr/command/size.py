@@ -7,12 +7,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fednano_flwr.command.size_tables import (
+    COMPRESSED,
     DTYPE_BYTES,
     LIMIT,
     PICTURE_TOKENS,
     SHARD_ROWS,
     TEXT_TOKENS,
+    UPLOADS,
     Asked,
+    PackedRecord,
     Records,
     client_table,
     memory_table,
@@ -103,6 +106,12 @@ def _as_json(
         "download_bytes": sizes.adapter_bytes,
         "upload_bytes": sizes.upload_bytes(fisher=True),
         "upload_bytes_without_fisher": sizes.upload_bytes(fisher=False),
+        "upload_bytes_compressed": records.compressed.record,
+        "upload_share_compressed": records.compressed.record / sizes.model_bytes,
+        "upload_compressed": dict(zip(("adapters", "fisher"), COMPRESSED, strict=True)),
+        "upload_bytes_packed": {
+            "+".join(filter(None, key)): each.record for key, each in records.packed.items()
+        },
         "record_bytes": {"adapters": records.adapters, "with_fisher": records.with_fisher},
         "step_bytes": {
             "embeddings": asdict(sizes.embeddings_step()),
@@ -115,14 +124,21 @@ def _records(hidden_size: int, rank: int) -> Records:
     """Weigh the records of real adapters of this size."""
     import torch
 
-    from fednano_flwr.config import SITES, Adapter
+    from fednano_flwr.config import SITES, Adapter, Upload
     from fednano_flwr.edge.adapters import adapter_state, build_adapters
     from fednano_flwr.records import to_arrays
+    from fednano_flwr.upload_records import to_upload
 
     adapter = Adapter(rank, 2.0 * rank, 0.0, ",".join(SITES))
     theta = adapter_state(build_adapters(hidden_size, adapter, seed=0))
     fisher = {key: torch.zeros_like(value) for key, value in theta.items()}
-    return Records(to_arrays(theta).count_bytes(), to_arrays(theta, fisher).count_bytes())
+    packed = {}
+    for adapters, diagonals in UPLOADS:
+        upload = Upload(adapters, diagonals or "float32", error_feedback=False)
+        record = to_upload(theta, fisher if diagonals else None, theta, upload, own=None)
+        state = sum(array.numpy().nbytes for array in record.values())
+        packed[adapters, diagonals] = PackedRecord(state, record.count_bytes())
+    return Records(to_arrays(theta).count_bytes(), to_arrays(theta, fisher).count_bytes(), packed)
 
 
 def _file_bytes(found: SizeConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ TEXT_TOKENS = 128
 PICTURE_TOKENS = 576
 """LLaVA-1.5's, for a family whose pictures take a number of tokens that depends on the picture."""
 LIMIT = 0.05
+UPLOADS = (("int8", None), ("int4", None), ("int8", "row"), ("int4", "log4"), ("int4", "row"))
+"""`upload.adapters` and `upload.fisher` that are weighed; None where no Fisher is asked for."""
+COMPRESSED = ("int4", "log4")
+"""The smallest that keeps a value of every parameter's Fisher diagonal: conf/compressed.toml."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -37,6 +42,20 @@ class Records:
 
     adapters: int
     with_fisher: int
+    packed: Mapping[tuple[str, str | None], PackedRecord]
+
+    @property
+    def compressed(self) -> PackedRecord:
+        """Adapters with Fisher, packed small."""
+        return self.packed[COMPRESSED]
+
+
+@dataclass(frozen=True)
+class PackedRecord:
+    """Bytes of a packed update: what its arrays hold, and the record as Flower counts it."""
+
+    state: int
+    record: int
 
 
 def parts_table(sizes: Sizes) -> str:
@@ -128,16 +147,26 @@ def memory_table(sizes: Sizes) -> str:
 
 def round_table(sizes: Sizes, records: Records) -> str:
     plain, both = sizes.upload_bytes(fisher=False), sizes.upload_bytes(fisher=True)
-    rows = [
-        ("down: adapters", _bytes(plain), _bytes(records.adapters)),
-        ("up: adapters", _bytes(plain), _bytes(records.adapters)),
-        ("up: adapters and Fisher", _bytes(both), _bytes(records.with_fisher)),
+    weighed = [
+        ("down: adapters", plain, records.adapters),
+        ("up: adapters", plain, records.adapters),
+        ("up: adapters and Fisher", both, records.with_fisher),
+        *((_upload(*key), each.state, each.record) for key, each in records.packed.items()),
     ]
-    title = f"Round traffic of a client, rank {sizes.setting.rank}, float32"
+    rows = [
+        (name, _bytes(state), _bytes(record), _percent(record / sizes.model_bytes))
+        for name, state, record in weighed
+    ]
+    title = f"Round traffic of a client, rank {sizes.setting.rank}, float32 unless packed"
     return (
-        table(title, ("", "state", "as Flower's record"), rows)
-        + "\nA client that is scored gets the adapters once more."
+        table(title, ("", "state", "as Flower's record", "of the model's bytes"), rows)
+        + "\nA client that is scored gets the adapters once more.\n"
+        "upload.adapters and upload.fisher choose how an upload is packed (docs/upload.md)."
     )
+
+
+def _upload(adapters: str, fisher: str | None) -> str:
+    return f"up: adapters {adapters}" + (f", Fisher {fisher}" if fisher else "")
 
 
 def step_table(asked: Asked, sizes: Sizes) -> str:
