@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -131,10 +131,11 @@ class Client:
         self.own = OwnState(_state_folder(config.edge) / str(run) / f"client-{place.partition}")
         self.source = source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = _encoded_shard(source, config.dataset, config.seed, place)
-        half = _edge_half(source, config.edge)
+        edge = _lasting(config.edge)
+        half = _edge_half(source, edge)
         self.half = half
         self.features = FeatureLevels(
-            _features_in_memory(source, config.edge), _features_on_disk(source, config.edge)
+            _features_in_memory(source, edge), _features_on_disk(source, edge)
         )
         self.edge = NanoEdge(
             half,
@@ -242,6 +243,11 @@ def peak_gpu_memory_mb() -> float:
     return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
+def _lasting(edge: Edge) -> Edge:
+    """What model and features depend on: not where this run's client keeps its state."""
+    return replace(edge, state_dir="")
+
+
 def _state_folder(edge: Edge) -> Path:
     return Path(edge.state_dir).expanduser() if edge.state_dir else cache_folder() / CLIENTS
 
@@ -263,9 +269,10 @@ def _token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
     Raises:
         ConfigError: answers are to be generated, which may need any token, with a shard's rows.
     """
-    half = _edge_half(source, config.edge)
+    edge = _lasting(config.edge)
+    half = _edge_half(source, edge)
     if config.edge.vocabulary == "full":
-        return _full_table(source, config.edge)
+        return _full_table(source, edge)
     questions = _encoded_shard(source, config.dataset, config.seed, place)
     if any(not question.options for question in questions.test):
         raise ConfigError(
