@@ -210,7 +210,7 @@ class Client:
         return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
     def evaluate(self, theta: Mapping[str, Tensor], service: LLMService, work: LocalWork) -> Scored:
-        """Score the client's own test questions with the adapters that `work` says, cut to its rank."""
+        """Score the client's own test questions, with the adapters of `work` cut to its rank."""
         self._begin(theta, work)
         config, llm = self.config, self._llm(service)
         questions = self.shard.test
