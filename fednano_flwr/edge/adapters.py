@@ -71,7 +71,7 @@ def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> N
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapters.add_adapter(name, _lora(config))
-    adapters.base_model.set_adapter(list(adapters.peft_config))
+    adapters.base_model.set_adapter(list(adapters.peft_config))  # type: ignore[operator]
 
 
 def _lora(config: Adapter) -> LoraConfig:
