@@ -71,7 +71,8 @@ def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> N
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             adapters.add_adapter(name, _lora(config))
-    adapters.base_model.set_adapter(list(adapters.peft_config))  # type: ignore[operator]
+    base: Any = adapters.base_model
+    base.set_adapter(list(adapters.peft_config))
 
 
 def _lora(config: Adapter) -> LoraConfig:
