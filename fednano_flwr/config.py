@@ -161,7 +161,7 @@ class Strategy:
             self.server_rate,
             "above 0, or 0 for a rate that follows from the clients' changes",
         )
-        _one_of("strategy.factors", self.factors, ("auto", "as-merged", "balanced"))
+        _one_of("strategy.factors", self.factors, ("auto", "plain", "balanced"))
         _require(self.proximal_mu >= 0, "strategy.proximal-mu", self.proximal_mu, "0 or more")
         _require(
             self.local_rank >= 0,

@@ -114,10 +114,10 @@ def balanced(found: Spectrum, rank: int, like: Factors) -> Factors:
 
 
 def as_long_as(found: Spectrum, rank: int, like: Factors) -> Factors:
-    """The same approximation, in factors of which A is orthogonal and as large as A of `like`.
+    """The best approximation of rank `rank`, A orthogonal and as large as A of `like`, σ in B.
 
-    B carries the singular values, as it does in training from a fresh adapter, where A is random
-    and B starts at zero. It tells what balancing adds to merging products.
+    So factors stay as they are in training from a fresh adapter, where A is random and B starts at
+    zero. Directions that the product does not use, and a product of zero: as in `balanced`.
     """
     used = _used(found, rank)
     length = _length(like)
@@ -125,7 +125,7 @@ def as_long_as(found: Spectrum, rank: int, like: Factors) -> Factors:
     return _filled(scaled, rank, like)
 
 
-WRITINGS = {"auto": balanced, "balanced": balanced, "as-merged": as_long_as}
+WRITINGS = {"auto": as_long_as, "plain": as_long_as, "balanced": balanced}
 """How a product is written in factors, by `strategy.factors`."""
 
 

@@ -23,8 +23,8 @@ class FedAvgExact(AdapterStrategy):
     """W = W_sent + η (Σ_k p_k B_k A_k − W_sent), p_k = w_k / Σ w, cut to rank r by its SVD.
 
     `strategy.server-rate` is η: 1 is the mean of the products itself, more goes further in the
-    same direction. `strategy.factors` says how W is written as B A again: "balanced" (the default)
-    by √σ on both sides, "as-merged" with A as large as the mean of the clients' and σ in B. Clients
+    same direction. `strategy.factors` says how W is written as B A again: "plain" (the default)
+    with A as large as the mean of the clients' and σ in B, "balanced" by √σ on both sides. Clients
     may have adapters of lower ranks than r.
     """
 

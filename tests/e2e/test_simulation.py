@@ -70,7 +70,7 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
     for which in ("last", "best"):
         assert (folder / "adapters" / which / "adapter_config.json").exists()
     config = json.loads((folder / "config.json").read_text())
-    assert config["num-server-rounds"] == 2 and config["strategy.name"] == "fednano"
+    assert config["num-server-rounds"] == 2 and config["strategy.name"] == "fedavg-exact"
     for said in ("server   LLM half", "clients  NanoEdge", "round  2", "Accuracy against", "mean"):
         assert said in result.stdout
     assert str(folder) in result.stdout

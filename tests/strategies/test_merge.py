@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fednano_flwr.strategies.merge import (
+    extrapolation,
     fisher_merge,
     fisher_notes,
     fisher_weights,
@@ -89,3 +90,14 @@ def test_fisher_notes_by_hand() -> None:
     assert notes == {"fisher a": 2.0, "fisher b": 3.0, "fisher scale": 4.0}
     nothing = {"a": torch.zeros(2), "b": torch.zeros(1)}
     assert fisher_notes([small, nothing])["fisher scale"] == float("inf")
+
+
+def test_extrapolation_by_hand() -> None:
+    # Two steps of length 2 at right angles: their mean has length √2, half their mean square is 2.
+    assert extrapolation([4.0, 4.0], 2.0, [0.5, 0.5]) == 1.0
+    # Four at right angles: 4 / (2 · 1) = 2.
+    assert extrapolation([4.0] * 4, 1.0, [0.25] * 4) == 2.0
+    # Shares count: (0.75 · 4 + 0.25 · 8) / (2 · 1) = 2.5.
+    assert extrapolation([4.0, 8.0], 1.0, [0.75, 0.25]) == 2.5
+    assert extrapolation([4.0, 4.0], 4.0, [0.5, 0.5]) == 1.0  # they agree: the mean itself
+    assert extrapolation([0.0], 0.0, [1.0]) == 1.0

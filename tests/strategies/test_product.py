@@ -120,7 +120,7 @@ def test_clients_with_one_a_are_merged_as_by_fedavg_by_hand(strategy: Made) -> N
 
 def test_equal_clients_keep_their_product(strategy: Made) -> None:
     own = factors(3, seed=1)
-    for how in ("balanced", "as-merged"):
+    for how in ("balanced", "plain"):
         made = strategy("fedavg-exact", factors=how)
         found = merged(made, update(0, own, 5), update(1, own, 2))
         assert torch.allclose(product(found), product(own), atol=1e-5)
@@ -227,7 +227,7 @@ def test_a_product_of_zero_keeps_a() -> None:
 def test_products_that_cancel_merge_to_zero_by_hand(strategy: Made) -> None:
     # 2·1 and 1·(−2): the mean of the products is 0, the means' product 1.5·(−0.5) is not.
     updates = [update(0, by_hand([[1.0]], [[2.0]])), update(1, by_hand([[-2.0]], [[1.0]]))]
-    for how in ("balanced", "as-merged"):
+    for how in ("balanced", "plain"):
         found = merged(strategy("fedavg-exact", factors=how), *updates)
         assert product(found).item() == 0
         assert found.a.abs().item() > 0
@@ -351,3 +351,26 @@ def test_an_even_fisher_merges_as_without_one(strategy: Made) -> None:
     weighted = merged(strategy("fisher-product"), *updates)
     plain = merged(strategy("fedavg-exact"), *updates)
     assert torch.allclose(product(weighted), product(plain), atol=1e-5)
+
+
+def test_a_server_rate_goes_further_in_the_direction_of_the_mean(strategy: Made) -> None:
+    start, one, other = (factors(WIDTH, seed) for seed in (1, 2, 3))  # full rank: nothing is cut
+    made = strategy("fedavg-exact", server_rate=1.5)
+    made.sent = state_of({"text": start})
+    found = merged(made, update(0, one, 3), update(1, other, 1))
+    mean = 0.75 * product(one) + 0.25 * product(other)
+    expected = product(start) + 1.5 * (mean - product(start))
+    assert torch.allclose(product(found), expected, atol=1e-4)
+
+
+def test_a_server_rate_of_zero_follows_from_the_clients_changes(strategy: Made) -> None:
+    start, one, other = (factors(WIDTH, seed) for seed in (1, 2, 3))
+    made = strategy("fedavg-exact", server_rate=0.0)
+    made.sent = state_of({"text": start})
+    found = merged(made, update(0, one, 3), update(1, other, 1))
+    changes = [product(one) - product(start), product(other) - product(start)]
+    mean = 0.75 * changes[0] + 0.25 * changes[1]
+    squares = [float(change.norm() ** 2) for change in changes]
+    rate = max(1.0, (0.75 * squares[0] + 0.25 * squares[1]) / (2 * float(mean.norm() ** 2)))
+    assert made.notes["server rate"] == pytest.approx(rate)
+    assert torch.allclose(product(found), product(start) + rate * mean, atol=1e-4)
