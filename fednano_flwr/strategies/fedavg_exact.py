@@ -47,6 +47,8 @@ class FedAvgExact(AdapterStrategy):
             found = sum_of_products(adapters, coefficients)
             rank = like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
+            if all(adapter.a.shape == like.a.shape for adapter in adapters):
+                self.notes[f"missed by factors {name}"] = _missed(adapters, coefficients, like)
             merged[name] = write(found, rank, like)
         return state_of(merged)
 
@@ -61,6 +63,13 @@ class FedAvgExact(AdapterStrategy):
         rate = extrapolation(squares, square_of_mean, shares)
         self.notes["server rate"] = rate
         return rate
+
+
+def _missed(adapters: Sequence[Factors], coefficients: Sequence[float], mean: Factors) -> float:
+    """‖W − B̄ Ā‖ / ‖W‖: what the product of the mean factors would have been off by."""
+    whole = _norm(adapters, coefficients)
+    off = _norm([*adapters, mean], [*coefficients, -1.0])
+    return off / whole if whole > 0 else 0.0
 
 
 def _norm(adapters: Sequence[Factors], coefficients: Sequence[float]) -> float:

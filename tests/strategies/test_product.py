@@ -374,3 +374,10 @@ def test_a_server_rate_of_zero_follows_from_the_clients_changes(strategy: Made) 
     rate = max(1.0, (0.75 * squares[0] + 0.25 * squares[1]) / (2 * float(mean.norm() ** 2)))
     assert made.notes["server rate"] == pytest.approx(rate)
     assert torch.allclose(product(found), product(start) + rate * mean, atol=1e-4)
+
+
+def test_what_the_mean_of_the_factors_misses_is_noted_by_hand(strategy: Made) -> None:
+    # Products 1·1 and 3·3 have the mean 5; the mean factors 2 and 2 have the product 4.
+    made = strategy("fedavg-exact")
+    merged(made, update(0, by_hand([[1.0]], [[1.0]]), 1), update(1, by_hand([[3.0]], [[3.0]]), 1))
+    assert made.notes["missed by factors text"] == pytest.approx(0.2)
