@@ -40,6 +40,7 @@ def simulate(clients: int, folder: Path, changes: Sequence[str]) -> list[dict[st
     settings = [
         f"dataset.path={data / 'scienceqa'}",
         "dataset.partitioner=iid",
+        "strategy.name=fednano",  # adapters and Fisher values up, one pass more
         f"num-server-rounds={ROUNDS}",
         f"edge.feature-dir={folder / f'features-{clients}'}",
         *changes,
