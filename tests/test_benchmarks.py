@@ -14,6 +14,7 @@ from benchmarks import (
     full_model_client,
     host_flops,
     many_clients,
+    merge_notes,
     overhead,
     overlap,
     split_step,
@@ -187,3 +188,26 @@ def test_variants_take_turns_and_warm_up_does_not_count() -> None:
 
 def test_a_table_is_written_as_the_documents_write_theirs() -> None:
     assert table(["a", "b"], [(1, "x"), (2, "y")]) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 | y |"
+
+
+def test_notes_of_merges_are_means_over_the_finished_runs(tmp_path: Path) -> None:
+    adapter = "base_model.model.image_adapter"
+    for seed, rounds in ((0, 2), (1, 2), (2, 1)):  # the last one is not finished
+        folder = tmp_path / "runs" / f"run-{seed}"
+        folder.mkdir(parents=True)
+        config = {
+            "seed": seed,
+            "num-server-rounds": 2,
+            "dataset.alpha": 0.1,
+            "upload.adapters": "float32",
+            "strategy.name": "fedavg-exact",
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        merges = [{}, *({f"residual {adapter}": 0.01 * (seed + k)} for k in range(1, rounds + 1))]
+        lines = [json.dumps({"round": k, "merge": merge}) for k, merge in enumerate(merges)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines))
+    record = run(merge_notes, tmp_path, "--runs", str(tmp_path / "runs"))
+    (row,) = record["merges"]
+    assert (row["strategy"], row["what"], row["runs"]) == ("fedavg-exact", "residual, image, %", 2)
+    assert row["by_round"] == pytest.approx([1.5, 2.5])
+    assert (row["least"], row["most"]) == pytest.approx((1.0, 3.0))

@@ -1,0 +1,80 @@
+"""Tables in README and docs are those of the results that are kept beside them.
+
+A table under a line `<!-- results/NAME.json -->` has an experiment a row; a column's heading is a
+quantity, a setting (`α = 0.1`), or both joined by a comma.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/merging.md", "docs/upload.md")
+SPREADS = {"accuracy": "accuracy", "worst client": "worst", "all questions": "all"}
+NUMBERS = {"upload kB a round": "upload_kb_a_round", "step MB a round": "step_mb_a_round"}
+
+Table = tuple[str, str, list[str], list[list[str]]]
+
+
+def tables() -> Iterator[Table]:
+    """(page, results file, headings, rows) of every marked table."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for found in re.finditer(r"<!-- (results/\S+\.json) -->\n((?:\|.*\|\n)+)", text):
+            head, _, *rows = [
+                [cell.strip() for cell in line.strip("|").split("|")]
+                for line in found[2].strip().splitlines()
+            ]
+            yield page, found[1], head[1:], rows
+
+
+def expected(results: dict[str, Any], experiment: str, heading: str) -> str:
+    """A cell as it has to be."""
+    quantity, _, setting = heading.rpartition(", ") if "α" in heading else (heading, "", "")
+    quantity, label = quantity or "accuracy", setting.replace("α", "alpha").replace(" ", "")
+    rows = [r for r in results["rows"] if (r["experiment"], r["setting"]) == (experiment, label)]
+    assert len(rows) == 1, (experiment, label)
+    if quantity.startswith("against "):
+        baseline = quantity.removeprefix("against ")
+        if experiment == baseline:
+            return "–"
+        key = f"{experiment}-vs-{baseline}" + (f"@{label}" if label else "")
+        return difference(results["paired"][key])
+    if quantity in NUMBERS:
+        return f"{rows[0][NUMBERS[quantity]]:.3g}"
+    found = rows[0][SPREADS[quantity]]
+    return f"{found['mean']:.1f} ± {found['stdev']:.1f}"
+
+
+def difference(pair: dict[str, Any]) -> str:
+    """Points, and their interval where there are enough seeds for one to say something."""
+    if len(pair["seeds"]) < 3:
+        return f"{pair['mean']:+.1f}"
+    return f"{pair['mean']:+.1f} ({pair['low']:+.1f} to {pair['high']:+.1f})"
+
+
+@pytest.mark.parametrize(("page", "file", "headings", "rows"), list(tables()))
+def test_a_table_shows_what_its_results_hold(
+    page: str, file: str, headings: list[str], rows: list[list[str]]
+) -> None:
+    results = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    assert not results["failed"]
+    for experiment, *cells in rows:
+        name = experiment.strip("*").strip("`")
+        should = [expected(results, name, heading) for heading in headings]
+        assert [cell.strip("*") for cell in cells] == should, (page, name)
+
+
+def test_the_main_table_compares_the_default_with_fedavg() -> None:
+    results = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    pair = results["paired"]["default-vs-fedavg@alpha=0.1"]
+    assert pair["low"] < pair["mean"] < pair["high"] and pair["seeds"] == [0, 1, 2, 3, 4]
+    assert len({row["experiment"] for row in results["rows"]}) >= 7
+    assert {row["setting"] for row in results["rows"]} == {"alpha=0.1", "alpha=1"}
+    assert all(row["seeds"] == [0, 1, 2, 3, 4] for row in results["rows"])
