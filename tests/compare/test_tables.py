@@ -14,7 +14,7 @@ from fednano_flwr.compare.store import Finished
 from fednano_flwr.compare.tables import cells, console_table, markdown, runs_csv, table_csv
 from tests.compare.made_up import a_plan, a_run
 
-GAINS = {"fedavg": (0.0, 0.0, 0.0), "fednano": (0.01, 0.02, 0.03)}
+GAINS = {"fedavg": (0.0, 0.0, 0.0), "fedavg-exact": (0.01, 0.02, 0.03)}
 """At seeds 0, 1, 2, above the seed's own level."""
 
 
@@ -50,10 +50,10 @@ def results_of(plan: Plan, finished: dict[Run, Finished]) -> Results:
 def test_a_row_has_means_deviations_and_the_paired_difference(
     plan: Plan, finished: dict[Run, Finished]
 ) -> None:
-    # fednano ends at 61, 63, 65 %; against fedavg's 60, 61, 62 that is 1, 2, 3 points.
+    # fedavg-exact ends at 61, 63, 65 %; against fedavg's 60, 61, 62 that is 1, 2, 3 points.
     assert cells(plan, results_of(plan, finished), 0) == [
         "fedavg|3|50.0 ± 0.0|61.0 ± 1.0|51.0 ± 1.0|66.0 ± 1.0|300|3.0|4.0|baseline".split("|"),
-        "fednano|3|50.0 ± 0.0|63.0 ± 2.0|53.0 ± 2.0|68.0 ± 2.0|300|3.0|4.0|"
+        "fedavg-exact|3|50.0 ± 0.0|63.0 ± 2.0|53.0 ± 2.0|68.0 ± 2.0|300|3.0|4.0|"
         "+2.0 (-0.5 to +4.5)".split("|"),
     ]
 
@@ -63,9 +63,9 @@ def test_results_are_in_points_and_name_the_default_too(
 ) -> None:
     results = results_of(plan, finished)
     assert list(results["paired"]) == [
-        "fednano-vs-fedavg@alpha=0.1",
+        "fedavg-exact-vs-fedavg@alpha=0.1",
         "default-vs-fedavg@alpha=0.1",
-        "fednano-vs-fedavg@alpha=1",
+        "fedavg-exact-vs-fedavg@alpha=1",
         "default-vs-fedavg@alpha=1",
     ]
     pair = results["paired"]["default-vs-fedavg@alpha=1"]
@@ -73,16 +73,20 @@ def test_results_are_in_points_and_name_the_default_too(
     assert pair["low"] == pytest.approx(2 - 4.302653 / 3**0.5, abs=1e-5)
     assert results["settings"][0] == {"label": "alpha=0.1", "values": {"dataset.alpha": 0.1}}
     row = results["rows"][3]
-    assert (row["experiment"], row["setting"], row["strategy"]) == ("fednano", "alpha=1", "fednano")
+    assert (row["experiment"], row["setting"], row["strategy"]) == (
+        "fedavg-exact",
+        "alpha=1",
+        "fedavg-exact",
+    )
     assert row["accuracy_by_round"] == pytest.approx([50.0, 63.0])
     assert results["failed"] == [] and results["baseline"] == "fedavg"
 
 
 def test_without_varied_keys_the_names_have_no_setting(tmp_path: Path) -> None:
-    plan = a_plan(tmp_path, ["fedavg", "fednano-ef"], seeds="4")
+    plan = a_plan(tmp_path, ["fedavg", "fedavg-exact-ef"], seeds="4")
     results = results_of(plan, {run: a_run(run, 0.5, 0.6) for run in plan.runs})
     assert results["paired"] == {
-        "fednano-ef-vs-fedavg": {"mean": 0.0, "low": None, "high": None, "seeds": [4]}
+        "fedavg-exact-ef-vs-fedavg": {"mean": 0.0, "low": None, "high": None, "seeds": [4]}
     }
     assert cells(plan, results, 0)[1][-1] == "+0.0 (1 seed)"
     assert "±" not in cells(plan, results, 0)[1][3]
@@ -93,19 +97,19 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
 ) -> None:
     whole = console_table(plan, results_of(plan, finished))
     assert not [word for word in ("NOT ALL", "DIFFER", "failed") if word in whole]
-    lost = next(run for run in plan.runs if (run.experiment, run.seed) == ("fednano", 1))
+    lost = next(run for run in plan.runs if (run.experiment, run.seed) == ("fedavg-exact", 1))
     del finished[lost]
     other = plan.runs[-1]
     newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64}
     finished[other] = a_run(other, 0.5, 0.6, **newer)
     results = summarize(plan, finished, {lost: "OSError: no room"}, "fednano compare x.toml")
     said = markdown(plan, results)
-    assert "fednano alpha=0.1 lacks 1" in said
-    assert "failed: fednano  alpha=0.1 seed 1: OSError: no room" in said
+    assert "fedavg-exact alpha=0.1 lacks 1" in said
+    assert "failed: fedavg-exact  alpha=0.1 seed 1: OSError: no room" in said
     assert "RUNS DIFFER in commit: abc (10 runs), def-dirty (1 runs)" in said
     assert "RUNS DIFFER in package torch: 2 (10 runs), 3 (1 runs)" in said
     assert "RUNS DIFFER in machine" in said and "uncommitted changes" in said
-    assert results["paired"]["fednano-vs-fedavg@alpha=0.1"]["seeds"] == [0, 2]
+    assert results["paired"]["fedavg-exact-vs-fedavg@alpha=0.1"]["seeds"] == [0, 2]
     assert "`fednano compare x.toml`" in said
 
 
@@ -117,7 +121,7 @@ def test_the_csv_files_hold_what_others_need_to_compute_it_again(
     ends = [
         float(line["last"])
         for line in runs
-        if (line["experiment"], line["dataset.alpha"]) == ("fednano", "1.0")
+        if (line["experiment"], line["dataset.alpha"]) == ("fedavg-exact", "1.0")
     ]
     assert ends == pytest.approx([61, 63, 65])
     assert float(runs[0]["worst"]) == pytest.approx(50) and runs[0]["commit"] == "abc"
@@ -132,7 +136,7 @@ def test_an_experiment_of_which_nothing_finished_is_shown_empty(
 ) -> None:
     some = {run: one for run, one in finished.items() if run.experiment == "fedavg"}
     results = results_of(plan, some)
-    assert cells(plan, results, 0)[1] == ["fednano", "0", *["–"] * 8]
+    assert cells(plan, results, 0)[1] == ["fedavg-exact", "0", *["–"] * 8]
     assert results["paired"] == {}
     draw(plan, results, some, tmp_path)
     left, right = drawn["comparison.png"].axes[:2]
@@ -149,5 +153,5 @@ def test_pictures_show_each_experiment_and_each_seed(
     dots = [line for line in right.lines if line.get_marker() == "o"]
     assert list(dots[0].get_xdata()) == pytest.approx([1, 2, 3])
     lines = drawn["rounds.png"].axes[1].lines
-    assert [line.get_label() for line in lines] == ["fedavg (n = 3)", "fednano (n = 3)"]
+    assert [line.get_label() for line in lines] == ["fedavg (n = 3)", "fedavg-exact (n = 3)"]
     assert list(lines[1].get_ydata()) == pytest.approx([50, 63])
