@@ -47,7 +47,8 @@ from fednano_flwr.command.machine import cpus
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.adapters import build_adapters
-from fednano_flwr.edge.client import Client, EncodedShard, Place
+from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.loaded import EncodedShard, Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers

@@ -19,7 +19,8 @@ from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.manifest import read_manifest
-from fednano_flwr.edge.client import Client, Place, peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.client import keep_shards
+from fednano_flwr.edge.loaded import keep_shards
 from fednano_flwr.run_folder import RunFolder
 
 

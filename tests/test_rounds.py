@@ -15,7 +15,7 @@ from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes
-from fednano_flwr.edge import client
+from fednano_flwr.edge import loaded
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
 from fednano_flwr.run_folder import RunFolder
@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_adapters_whatever_the_order_of_replies(
 
 def test_a_later_run_encodes_no_picture_and_gets_the_same_adapters(run_config: Config) -> None:
     first = run(run_config(run__name="first"))
-    for part in vars(client).values():  # what a fresh process would not have
+    for part in vars(loaded).values():  # what a fresh process would not have
         if hasattr(part, "cache_clear"):
             part.cache_clear()
     second = run(run_config(run__name="second"))

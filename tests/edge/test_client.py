@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge import client as client_module
-from fednano_flwr.edge.client import Client, Place
+from fednano_flwr.edge import loaded
+from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.loaded import Place
 
 
 def test_the_data_are_dealt_once_for_all_clients_of_a_process(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dealt = []
-    deal = client_module.all_shards
-    monkeypatch.setattr(client_module, "all_shards", lambda *a: dealt.append(a) or deal(*a))
-    client_module._shards.cache_clear()
-    client_module._encoded_shard.cache_clear()
+    deal = loaded.all_shards
+    monkeypatch.setattr(loaded, "all_shards", lambda *a: dealt.append(a) or deal(*a))
+    loaded._shards.cache_clear()
+    loaded.encoded_shard.cache_clear()
     config = RunConfig.parse(run_config())
     clients = [Client(config, Place(k, 3)) for k in range(3)]
     assert len(dealt) == 1

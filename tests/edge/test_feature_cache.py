@@ -19,11 +19,12 @@ from torch import Tensor
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge import client as client_module
+from fednano_flwr.edge import loaded
 from fednano_flwr.edge.adapters import build_adapters
-from fednano_flwr.edge.client import Client, Place
+from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
 from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -369,7 +370,7 @@ def test_the_text_is_part_of_the_key_where_the_encoder_reads_it(tmp_path: Path) 
 
 def fresh_process() -> None:
     """What a process keeps between messages is gone."""
-    for part in vars(client_module).values():
+    for part in vars(loaded).values():
         if hasattr(part, "cache_clear"):
             part.cache_clear()
 

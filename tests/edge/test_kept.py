@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge import client
+from fednano_flwr.edge import loaded
 from fednano_flwr.edge.kept import Kept
 from fednano_flwr.in_process import run_in_process
 
@@ -31,12 +31,12 @@ def test_each_shard_of_a_run_in_one_process_is_tokenized_once(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     encoded: list[int] = []
-    encode = client._encode
-    monkeypatch.setattr(client, "_encode", lambda *a: encoded.append(1) or encode(*a))
-    clients = client.SHARDS_KEPT + 2
+    encode = loaded._encode
+    monkeypatch.setattr(loaded, "_encode", lambda *a: encoded.append(1) or encode(*a))
+    clients = loaded.SHARDS_KEPT + 2
     flat = run_config(
         num_server_rounds=1, local_epochs=1, seed=3, dataset__partitioner="iid", adapter__rank=2
     )
     run_in_process(RunConfig.parse(flat), clients)
-    client.keep_shards(client.SHARDS_KEPT)
+    loaded.keep_shards(loaded.SHARDS_KEPT)
     assert len(encoded) == clients

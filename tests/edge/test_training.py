@@ -8,8 +8,9 @@ import torch
 
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
-from fednano_flwr.edge.client import Client, Place
+from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache
+from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.edge.scoring import right_answers

@@ -14,9 +14,10 @@ from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Questions
 from fednano_flwr.data.shard import Shard, Shards
-from fednano_flwr.edge import client
+from fednano_flwr.edge import loaded
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.edge.client import Client, Place
+from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.records import to_arrays
 from fednano_flwr.run_folder import RunFolder
@@ -112,7 +113,7 @@ class FreshProcesses(LocalGrid):
     """Training meets a process that has nothing in memory."""
 
     def answer(self, message: Message) -> list[Message]:
-        for part in vars(client).values():
+        for part in vars(loaded).values():
             if message.metadata.message_type == "train" and hasattr(part, "cache_clear"):
                 part.cache_clear()
         return super().answer(message)
@@ -164,11 +165,11 @@ def test_centralized_is_a_client_that_has_all_questions(
     def in_order(shards: Shards, partition: int) -> Shard:
         return Shard(shards.all_train(), shards[partition].test)
 
-    monkeypatch.setattr(client, "one_of", in_order)
-    client._encoded_shard.cache_clear()
+    monkeypatch.setattr(loaded, "one_of", in_order)
+    loaded.encoded_shard.cache_clear()
     plain = {"strategy__name": "fedavg", "min_available_nodes": 1, "round_timeout": 60.0}
     single = run(run_config(run__name="one", **plain), clients=1)
-    client._encoded_shard.cache_clear()
+    loaded.encoded_shard.cache_clear()
     assert same(adapters(central), adapters(single))
     assert central.rounds[2]["accuracy_by"] == single.rounds[2]["accuracy_by"]
 
@@ -221,7 +222,7 @@ def test_all_clients_questions_are_the_same_whatever_the_partition(
 ) -> None:
     def union(clients: int, **keys: Any) -> tuple[Questions, Shards]:
         config = RunConfig.parse(run_config(**keys))
-        shards = client._shards(config.dataset, config.seed, clients)
+        shards = loaded._shards(config.dataset, config.seed, clients)
         return shards.all_train(), shards
 
     two, _ = union(2)

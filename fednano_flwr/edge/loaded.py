@@ -1,0 +1,198 @@
+"""What a client works with, loaded once a process: shards, the frozen half, features.
+
+In deployment each message has a process of its own, so nothing may rely on finding any of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from fednano_flwr.config import ConfigError, Dataset, Edge, RunConfig
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import UNDECODABLE_PICTURE
+from fednano_flwr.data.manifest import read_manifest
+from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.shard import Shard, Shards, all_shards, load_shard, one_of
+from fednano_flwr.data.table import in_memory
+from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features
+from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.kept import kept
+from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
+from fednano_flwr.models.bundle import open_checkpoint
+from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.resources import cache_folder
+
+SHARDS_KEPT = 8
+FEATURES, CLIENTS = "features", "clients"
+"""In the cache folder: of image features, and of what clients keep for themselves."""
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A client's readable questions, tokenized, and those left out, counted by reason.
+
+    `skipped` are those of the whole data set, `unreadable` this shard's own.
+    """
+
+    train: list[Question]
+    test: list[Question]
+    skipped: Counter[str]
+    unreadable: Counter[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a node has of its own; "" and 0 of 1 where it has nothing.
+
+    Attributes:
+        partition: which shard of the data is this client's.
+        num_partitions: how many there are.
+        data_path: folder of this client's shard, written by `fednano partition`.
+        bundle_path: folder of an edge bundle, written by `fednano split`.
+        rank: of its adapters; 0 where `adapter.ranks` decides.
+    """
+
+    partition: int = 0
+    num_partitions: int = 1
+    data_path: str = ""
+    bundle_path: str = ""
+    rank: int = 0
+
+
+def keep_shards(clients: int) -> None:
+    """Keep the shards of so many clients, for a process that serves them all in turn."""
+    for part in (encoded_shard, token_table):
+        part.keep(max(SHARDS_KEPT, clients))
+
+
+def lasting(edge: Edge) -> Edge:
+    """What model and features depend on: not where this run's client keeps its state."""
+    return replace(edge, state_dir="")
+
+
+def state_folder(edge: Edge) -> Path:
+    return Path(edge.state_dir).expanduser() if edge.state_dir else cache_folder() / CLIENTS
+
+
+@lru_cache(maxsize=1)
+def encoder(source: str) -> QuestionEncoder:
+    return load_encoder(open_checkpoint(source))
+
+
+@lru_cache(maxsize=1)
+def edge_half(source: str, edge: Edge) -> EdgeHalf:
+    return load_edge_half(source, edge.device, edge.dtype)
+
+
+@kept(SHARDS_KEPT)
+def token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
+    """The embeddings that this client's questions need, or all of them.
+
+    Raises:
+        ConfigError: answers are to be generated, which may need any token, with a shard's rows.
+    """
+    edge = lasting(config.edge)
+    half = edge_half(source, edge)
+    if config.edge.vocabulary == "full":
+        return _full_table(source, edge)
+    questions = encoded_shard(source, config.dataset, config.seed, place)
+    if any(not question.options for question in questions.test):
+        raise ConfigError(
+            'edge.vocabulary = "shard": this shard has test questions with a free answer, and a '
+            'generated answer may hold any token; use edge.vocabulary = "full", or leave '
+            "fill_in_blank out of dataset.tasks"
+        )
+    return half.token_table(used_tokens([*questions.train, *questions.test]))
+
+
+@lru_cache(maxsize=1)
+def _full_table(source: str, edge: Edge) -> TokenTable:
+    """One table, shared by the clients of a process."""
+    return edge_half(source, edge).token_table()
+
+
+@lru_cache(maxsize=1)
+def _question_set(dataset: Dataset) -> QuestionSet:
+    return load_questions(dataset)
+
+
+@lru_cache(maxsize=1)
+def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
+    """The whole split: dealing it anew for each client would cost clients × questions."""
+    return all_shards(_question_set(dataset), dataset, seed, num_partitions)
+
+
+@kept(SHARDS_KEPT)
+def encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
+    if place.data_path:
+        part = load_shard(Path(place.data_path))
+        skipped = Counter(read_manifest(Path(place.data_path).expanduser())["skipped"])
+    else:
+        part = one_of(_shards(dataset, seed, place.num_partitions), place.partition)
+        skipped = _question_set(dataset).skipped
+    return _encode(encoder(source), part, skipped, dataset.max_skipped)
+
+
+@lru_cache(maxsize=1)
+def encoded_union(source: str, dataset: Dataset, seed: int, num_partitions: int) -> EncodedShard:
+    """All clients' training questions; a test question of any client is not among them."""
+    shards, skipped = _shards(dataset, seed, num_partitions), _question_set(dataset).skipped
+    union = Shard(shards.all_train(), in_memory())
+    return _encode(encoder(source), union, skipped, dataset.max_skipped)
+
+
+def _encode(
+    encoder: QuestionEncoder, part: Shard, skipped: Counter[str], max_skipped: float
+) -> EncodedShard:
+    """Tokenize a shard; a picture that cannot be read leaves its question out.
+
+    Raises:
+        DataError: more than `max_skipped` of the shard's questions cannot be read.
+    """
+    unreadable: Counter[str] = Counter()
+    train, test = (_readable(encoder, samples, unreadable) for samples in (part.train, part.test))
+    count = len(part.train) + len(part.test)
+    if unreadable.total() > max_skipped * count:
+        raise DataError(
+            f"{unreadable.total()} of this client's {count} questions cannot be read "
+            f"({describe_skipped(unreadable)}); dataset.max-skipped allows {max_skipped:.0%}"
+        )
+    return EncodedShard(train, test, skipped, unreadable)
+
+
+def _readable(
+    encoder: QuestionEncoder, samples: Iterable[Sample], unreadable: Counter[str]
+) -> list[Question]:
+    questions = []
+    for sample in samples:
+        try:
+            questions.append(encoder.encode(sample))
+        except FileNotFoundError:
+            unreadable[MISSING_PICTURE] += 1
+        except DataError:
+            unreadable[UNDECODABLE_PICTURE] += 1
+    return questions
+
+
+@lru_cache(maxsize=1)
+def features_in_memory(source: str, edge: Edge) -> FeatureCache:
+    """Shared by the clients of a process."""
+    return FeatureCache(edge.feature_cache_mb * 2**20)
+
+
+@lru_cache(maxsize=1)
+def features_on_disk(source: str, edge: Edge) -> Features:
+    """Shared by all processes of a machine; one that holds nothing where they are turned off."""
+    if not edge.feature_disk_mb:
+        return FeatureCache(0)
+    folder = Path(edge.feature_dir).expanduser() if edge.feature_dir else cache_folder() / FEATURES
+    half = edge_half(source, edge)
+    model = model_digest(half, encoder(source))
+    return FeatureFolder(folder, edge.feature_disk_mb * 2**20, model, half.device)
