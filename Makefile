@@ -8,7 +8,8 @@ demo: $(VENV)/.installed  ## install, then federate the embedded demo: 5 clients
 	$(RUN)/fednano run
 
 test: $(VENV)/.installed  ## install what the tests need and run them
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e"
+	$(RUN)/python -m pytest -m e2e
 
 check: $(VENV)/.installed  ## lint, formatting and types
 	$(RUN)/ruff check .
@@ -16,7 +17,7 @@ check: $(VENV)/.installed  ## lint, formatting and types
 	$(RUN)/mypy fednano_flwr fednano_demo
 
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
-	$(RUN)/python -m pytest -m "not e2e"
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
