@@ -20,9 +20,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-def test_every_strategy_is_on_the_page() -> None:
-    rows = re.findall(r"^\| `([^`]+)` \|.*\|.*\|.*\|.*\|$", PAGE, re.MULTILINE)
-    assert sorted(rows) == sorted(OWN)
+def test_every_strategy_is_on_the_page(defaults: dict[str, Any]) -> None:
+    rows = re.findall(r"^\| `([^`]+)`( \(default\))? \|.*\|.*\|.*\|.*\|$", PAGE, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(OWN)
+    assert [name for name, marked in rows if marked] == [defaults["strategy.name"]]
     assert all(f"`{name}`" in PAGE for name in FLOWER)
 
 

@@ -32,10 +32,11 @@ def adapters(folder: RunFolder) -> dict[str, torch.Tensor]:
 
 
 def test_a_packed_run_ends_near_the_plain_one_for_a_quarter_of_the_bytes(
-    run_config: Config, tmp_path: Path
+    run_config: Config,
 ) -> None:
     plain = run(run_config(run__name="plain", num_server_rounds=1, **SMALL))
-    packed = run(run_config(run__name="packed", num_server_rounds=1, **SMALL, **PACKED))
+    flat = run_config(run__name="packed", num_server_rounds=1, **SMALL, **PACKED)
+    packed = run(flat)
     assert not packed.rounds[1]["failures"]["train"]
     assert 4 * packed.rounds[1]["round_bytes_up"] < plain.rounds[1]["round_bytes_up"]
     start = adapter_state(build_adapters(48, Adapter(16, 32.0, 0.0, "image,text"), seed=0))
@@ -44,7 +45,7 @@ def test_a_packed_run_ends_near_the_plain_one_for_a_quarter_of_the_bytes(
         moved, other = (end[name] - value for end in ends)
         assert (other - moved).norm() < 0.15 * moved.norm(), name
     for client in range(3):
-        kept = OwnState(tmp_path / "clients" / "1" / f"client-{client}").load(RESIDUAL)
+        kept = OwnState(Path(flat["edge.state-dir"]) / "1" / f"client-{client}").load(RESIDUAL)
         assert kept is not None and set(kept) == set(start)
 
 
