@@ -4,7 +4,8 @@
 
 Reads the runs that `fednano compare` kept there; runs nothing itself. Strategies note what they saw
 in each line of metrics.jsonl, under `merge`. Prints means over the runs of a strategy by round, and
-the least and most over runs of how unlike the clients' Fisher scales are; writes JSON.
+the least and most over runs of how unlike the clients' Fisher scales are; writes JSON, and with
+`--picture` a figure of the shares that are in percent.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.report import options_of, table, write_json
 PREFIX = "base_model.model."
 SITES = ("image", "text")
 Notes = Mapping[str, float]
+FISHER, CUT = "Fisher of A against B", ("missed by factors", "residual")
 
 
 def merges(folder: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[str, int, Notes]]:
@@ -44,8 +46,8 @@ def seen(notes: Notes) -> dict[str, float]:
         name = f"{PREFIX}{site}_adapter"
         a, b = (notes.get(f"fisher {name}.lora_{factor}.weight") for factor in "AB")
         if a is not None and b:
-            found[f"Fisher of A against B, {site}, %"] = 100 * a / b
-        for key in ("residual", "missed by factors"):
+            found[f"{FISHER}, {site}, %"] = 100 * a / b
+        for key in CUT:
             if (share := notes.get(f"{key} {name}")) is not None:
                 found[f"{key}, {site}, %"] = 100 * share
     if "fisher scale" in notes:
@@ -53,11 +55,44 @@ def seen(notes: Notes) -> dict[str, float]:
     return found
 
 
+def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Left: what averaging factors misses and the cut loses; right: A's Fisher beside B's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    titles = (
+        "share of the mean product's norm, %",
+        "mean Fisher value of A's numbers, % of B's",
+    )
+    for axes, title, kinds in zip(figure.subplots(1, 2), titles, (CUT, (FISHER,)), strict=True):
+        for row in results:
+            kind, _, site = row["what"].removesuffix(", %").rpartition(", ")
+            if kind in kinds:
+                label = (
+                    f"{row['strategy']}: {kind}, {site}"
+                    if kind in CUT
+                    else (f"{row['strategy']}, {site} adapter")
+                )
+                rounds = range(1, len(row["by_round"]) + 1)
+                axes.plot(rounds, row["by_round"], "-o" if site == "image" else "--s", label=label)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("round", fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.legend(fontsize=8, frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = options_of("merge_notes", __doc__)
     parser.add_argument("--runs", type=Path, required=True, help="folder of finished runs")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="joined by commas")
     parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--picture", type=Path, help="where a figure goes (default: none)")
     options = parser.parse_args(argv)
 
     values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -93,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in results
     ]
     print(table(headings, rows))
+    if options.picture:
+        draw(results, options.picture)
     write_json(options, merges=results)
 
 

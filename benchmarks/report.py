@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("json", "folder", "measure")  # options that are no part of a setting
+PLACES = ("json", "folder", "measure", "picture")  # options that are no part of a setting
 
 
 def options_of(name: str, doc: str | None) -> argparse.ArgumentParser:

@@ -206,7 +206,9 @@ def test_notes_of_merges_are_means_over_the_finished_runs(tmp_path: Path) -> Non
         merges = [{}, *({f"residual {adapter}": 0.01 * (seed + k)} for k in range(1, rounds + 1))]
         lines = [json.dumps({"round": k, "merge": merge}) for k, merge in enumerate(merges)]
         (folder / "metrics.jsonl").write_text("\n".join(lines))
-    record = run(merge_notes, tmp_path, "--runs", str(tmp_path / "runs"))
+    picture = tmp_path / "notes.png"
+    record = run(merge_notes, tmp_path, "--runs", str(tmp_path / "runs"), "--picture", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
     (row,) = record["merges"]
     assert (row["strategy"], row["what"], row["runs"]) == ("fedavg-exact", "residual, image, %", 2)
     assert row["by_round"] == pytest.approx([1.5, 2.5])
