@@ -127,8 +127,8 @@ class Federation:
 
         Args:
             what: for messages to people, as in "round 3, training".
-            check: raises ValueError for a reply that must not be used; may unpack it in place,
-                after its bytes were counted.
+            check: raises for a reply that must not be used; may unpack it in place, after its
+                bytes were counted.
             least: fewest good replies; `min-replies` where not given.
 
         Raises:
@@ -179,8 +179,9 @@ class Federation:
             self._remember(node, partition_of(reply))
             if check is not None:
                 check(reply)
-        except (KeyError, ValueError) as error:
-            self._fail(answers, what, node, f"reply refused: {error}")
+        except Exception as error:  # whatever one client replies, the others' round goes on
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            self._fail(answers, what, node, f"reply refused: {kind}{error}")
             return
         answers.replies.append(reply)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from io import BytesIO
 
+import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.strategies.merge import Update
 
-Shapes = Mapping[str, tuple[int, ...]]
 THETA, FISHER = "theta.", "fisher."
 CLIENT_FAILED = 100  # code of an error reply whose reason is written for people
 
@@ -27,12 +28,37 @@ def to_arrays(
 
 
 def from_arrays(record: ArrayRecord, prefix: str = THETA) -> dict[str, Tensor]:
-    """The tensors under one prefix, by their names without it."""
+    """The tensors under one prefix, by their names without it.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
     return {
-        key.removeprefix(prefix): torch.from_numpy(array.numpy().copy())
-        for key, array in record.items()
-        if key.startswith(prefix)
+        key.removeprefix(prefix): to_tensor(record, key) for key in record if key.startswith(prefix)
     }
+
+
+def to_tensor(record: ArrayRecord, key: str) -> Tensor:
+    """One array of a record as its data has it, whatever the record says of it.
+
+    Raises:
+        ValueError: it cannot be read; names the key.
+    """
+    array = record[key]
+    try:
+        _check_size(array.data)
+        return torch.from_numpy(array.numpy().copy())
+    except Exception as error:  # there is no end to what bytes from elsewhere can be
+        raise ValueError(f"{key} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse an npy file that has not the size its header says, before room is made for it."""
+    stream = BytesIO(data)
+    np.lib.format.read_magic(stream)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if len(data) - stream.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes are no {dtype} array of shape {shape}")
 
 
 def to_update(reply: Message) -> Update:
@@ -47,59 +73,30 @@ def to_update(reply: Message) -> Update:
 
 
 def metric(message: Message, key: str) -> float:
-    """One number of a reply's metrics."""
-    value = message.content.metric_records["metrics"][key]
-    if isinstance(value, list):
-        raise ValueError(f"metric {key} is a list, not one number")
+    """One number of a reply's metrics.
+
+    Raises:
+        ValueError: it is missing, or a list.
+    """
+    value = message.content.metric_records.get("metrics", MetricRecord()).get(key)
+    if value is None or isinstance(value, list):
+        what = "missing" if value is None else "a list, not one number"
+        raise ValueError(f"metric {key} is {what}")
     return value
 
 
 def partition_of(reply: Message) -> int:
-    """The partition that a good reply comes from."""
-    return int(metric(reply, "partition-id"))
+    """The partition that a reply comes from.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    value = metric(reply, "partition-id")
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"metric partition-id = {value!r}: must be a whole number, 0 or more")
+    return value
 
 
 def record_bytes(content: RecordDict) -> int:
     """Bytes of all records of a message's content, as Flower counts them."""
     return sum(record.count_bytes() for record in content.values())
-
-
-def check_update(
-    reply: Message, sent: ArrayRecord, fisher: bool = False, lower_ranks: bool = False
-) -> None:
-    """Refuse an update that would spoil the merge.
-
-    Args:
-        fisher: whether the strategy asked for Fisher diagonals.
-        lower_ranks: accept adapters of any rank up to that of those sent, one rank for all.
-
-    Raises:
-        ValueError: parameters or Fisher diagonals are missing, of another shape, or not finite; a
-            Fisher value is negative; no question was trained on.
-    """
-    expected = {key: tuple(array.shape) for key, array in sent.items()}
-    arrays = reply.content.array_records["arrays"]
-    got = {key: tuple(array.shape) for key, array in arrays.items() if key.startswith(THETA)}
-    if got != expected and not (lower_ranks and _at_a_lower_rank(got, expected)):
-        or_less = " or a lower rank" if lower_ranks else ""
-        raise ValueError(f"adapters have shapes {got}, asked for {expected}{or_less}")
-    fishers = {
-        THETA + key.removeprefix(FISHER): tuple(array.shape)
-        for key, array in arrays.items()
-        if key.startswith(FISHER)
-    }
-    if (fisher or fishers) and fishers != got:
-        raise ValueError(f"Fisher diagonals have shapes {fishers}, the adapters {got}")
-    for key, array in arrays.items():
-        values = torch.from_numpy(array.numpy().copy())
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{key} has values that are infinite or not a number")
-        if key.startswith(FISHER) and (values < 0).any():
-            raise ValueError(f"{key} has negative values")
-    if metric(reply, "num-examples") < 1:
-        raise ValueError("no question was trained on")
-
-
-def _at_a_lower_rank(got: Shapes, sent: Shapes) -> bool:
-    ranks = [shape[0] for name, shape in sent.items() if name.endswith(DOWN)]
-    return any(got == shapes_at(sent, rank) for rank in range(1, min(ranks, default=1)))

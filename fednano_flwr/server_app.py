@@ -22,10 +22,10 @@ from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
 from fednano_flwr.records import from_arrays, metric, to_arrays
+from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.registry import check_ranks, make_strategy
-from fednano_flwr.upload_records import receive_update
 
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
@@ -97,6 +97,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                     cast(Grid, _who_scores(federation, config, server_round)),
                 ),
                 f"round {server_round}, evaluation",
+                check=check_evaluation,
             )
             if server_round == 0:
                 _report_data(scored)

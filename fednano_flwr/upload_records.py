@@ -7,13 +7,12 @@ costs some 200 bytes of its own; the key says how they are packed: `packed.theta
 
 from __future__ import annotations
 
-import torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fednano_flwr.config import Upload
 from fednano_flwr.edge.own_state import OwnState
-from fednano_flwr.records import FISHER, THETA, check_update, from_arrays, to_arrays
+from fednano_flwr.records import FISHER, THETA, from_arrays, to_arrays, to_tensor
 from fednano_flwr.upload import delta
 from fednano_flwr.upload import fisher as fishers
 from fednano_flwr.upload.packing import State
@@ -56,54 +55,53 @@ def to_upload(
     return ArrayRecord({**to_arrays({}, plain_fisher), **packed})
 
 
-def receive_update(
-    reply: Message, sent: ArrayRecord, fisher: str = "none", lower_ranks: bool = False
-) -> None:
-    """Unpack a train reply in place, then refuse it if it would spoil the merge.
+def adapters_in(arrays: ArrayRecord, sent: State) -> State:
+    """A reply's adapters, plain or packed; none where it has none.
 
     Args:
-        reply: as it came; afterwards its arrays are `theta.NAME` and `fisher.NAME`.
         sent: the adapters that went to the client.
-        fisher: "none" where the strategy asked for no Fisher diagonal.
-        lower_ranks: accept adapters of a lower rank than those sent.
 
     Raises:
-        ValueError: the packed bytes are not what a client writes, or the update cannot be used.
+        ValueError: they are there twice, cannot be read, or are not what a client writes.
     """
-    arrays = reply.content.array_records.get("arrays")
-    if arrays and any(key.startswith(PACKED) for key in arrays):
-        reply.content["arrays"] = unpack(arrays, sent, with_fisher=fisher != "none")
-    check_update(reply, sent, fisher != "none", lower_ranks)
+    key, kind = _packed(arrays, THETA, tuple(delta.BITS))
+    if not kind:
+        return from_arrays(arrays, THETA)
+    return unpack_adapters(to_tensor(arrays, key), sent, kind)
 
 
-def unpack(arrays: ArrayRecord, sent: ArrayRecord, with_fisher: bool) -> ArrayRecord:
-    """The update that `to_upload` wrote, as `to_arrays` would have written it.
+def fishers_in(arrays: ArrayRecord, theta: State) -> State:
+    """A reply's Fisher diagonals, plain or packed; none where it has none.
+
+    Args:
+        theta: its adapters, which have the same shapes; a client's rank may be its own.
 
     Raises:
-        ValueError: a part is missing, there twice, or not what a client writes.
+        ValueError: they are there twice, cannot be read, or are not what a client writes.
     """
-    start = from_arrays(sent)
-    theta, fisher = from_arrays(arrays), from_arrays(arrays, FISHER)
-    for key in (key for key in arrays if key.startswith(PACKED)):
-        prefix, _, kind = key.removeprefix(PACKED).rpartition(".")
-        if prefix + "." == THETA and kind in delta.BITS and not theta:
-            theta = unpack_adapters(_bytes(arrays, key), start, kind)
-        elif prefix + "." == FISHER and kind in (*fishers.BITS, "row") and not fisher:
-            shapes = {name: tuple(value.shape) for name, value in start.items()}
-            fisher = unpack_fisher(_bytes(arrays, key), shapes, kind)
-        else:
-            raise ValueError(f"{key} is no packed part of an update, or is there twice")
-    if with_fisher and not fisher:
-        raise ValueError("the Fisher diagonals are missing")
-    return to_arrays(theta, fisher)
+    key, kind = _packed(arrays, FISHER, (*fishers.BITS, "row"))
+    if not kind:
+        return from_arrays(arrays, FISHER)
+    shapes = {name: tuple(value.shape) for name, value in theta.items()}
+    return unpack_fisher(to_tensor(arrays, key), shapes, kind)
+
+
+def _packed(arrays: ArrayRecord, prefix: str, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """The key of the part that is packed, and how; empty where none is.
+
+    Raises:
+        ValueError: an unknown kind, or the part is there twice.
+    """
+    packed = [key for key in arrays if key.startswith(PACKED + prefix)]
+    if not packed:
+        return "", ""
+    key, kind = packed[0], packed[0].removeprefix(PACKED + prefix)
+    if kind not in kinds:
+        raise ValueError(f"{key} is no packed part of an update")
+    if len(packed) > 1 or any(other.startswith(prefix) for other in arrays):
+        raise ValueError(f"{prefix}* is there twice, once as {key}")
+    return key, kind
 
 
 def _array(data: Tensor) -> Array:
     return Array(data.numpy())
-
-
-def _bytes(arrays: ArrayRecord, key: str) -> Tensor:
-    try:
-        return torch.from_numpy(arrays[key].numpy().copy())
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} cannot be read: {error}") from None

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.federation import TooFewClientsError
-from fednano_flwr.records import check_update, from_arrays, to_arrays
+from fednano_flwr.records import from_arrays, to_arrays
+from fednano_flwr.replies import receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.fedavg_exact import FedAvgExact
+from tests.replies import train_reply
 from tests.test_rounds import adapters, run
 
 Config = Callable[..., dict[str, Any]]
@@ -134,26 +136,24 @@ def test_only_adapters_of_one_lower_rank_are_accepted(run_config: Config) -> Non
     sent = to_arrays(adapter_state(build_adapters(WIDTH, config, seed=0)))
 
     def reply(theta: dict[str, Tensor]) -> Message:
-        metrics = MetricRecord({"num-examples": 1})
-        content = RecordDict({"arrays": to_arrays(theta), "metrics": metrics})
-        return Message(content, dst_node_id=1, message_type="train")
+        return train_reply(to_arrays(theta))
 
     def state(rank: int, width: int = WIDTH) -> dict[str, Tensor]:
         wide = RunConfig.parse(run_config(adapter__rank=8)).adapter
         return adapter_state(build_adapters(width, wide.at(rank), seed=0))
 
     for rank in (1, 3, 4):
-        check_update(reply(state(rank)), sent, lower_ranks=True)
+        receive_update(reply(state(rank)), sent, lower_ranks=True)
     mixed = {n: (state(2) if "image" in n else state(3))[n] for n in state(2)}
     halves = {n: (state(2) if "lora_A" in n else state(3))[n] for n in state(2)}
     one = {n: v for n, v in state(2).items() if "image" in n}
     for bad in (state(5), state(2, width=47), mixed, halves, one, {}):
         with pytest.raises(ValueError, match="or a lower rank"):
-            check_update(reply(bad), sent, lower_ranks=True)
+            receive_update(reply(bad), sent, lower_ranks=True)
     with pytest.raises(ValueError, match="asked for"):
-        check_update(reply(state(3)), sent)
+        receive_update(reply(state(3)), sent)
     with pytest.raises(ValueError, match="or a lower rank"):
-        check_update(reply(state(1)), ArrayRecord({}), lower_ranks=True)
+        receive_update(reply(state(1)), ArrayRecord({}), lower_ranks=True)
     assert from_arrays(sent).keys() == state(2).keys()
 
 

@@ -54,15 +54,16 @@ class AdapterStrategy(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Merge the good replies, in the order of their partitions."""
-        good, _ = self._check_and_log_replies(replies, is_train=True)
+        """Merge the good replies, in the order of their partitions; no metrics are made.
+
+        Replies are checked one by one where they arrive.
+        """
+        good, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         if not good:
             return None, None
         updates = sorted(map(to_update, good), key=lambda update: update.partition)
         self.notes.clear()
-        contents = [reply.content for reply in good]
-        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return to_arrays(self.merge(updates)), metrics
+        return to_arrays(self.merge(updates)), None
 
     def merge(self, updates: Sequence[Update]) -> State:
         """The new adapters, from one update a client."""

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr.config import UPLOAD_ADAPTERS, UPLOAD_FISHERS, Upload
 from fednano_flwr.edge.own_state import OwnState
 from fednano_flwr.records import FISHER, from_arrays, to_arrays
-from fednano_flwr.upload_records import RESIDUAL, receive_update, to_upload
+from fednano_flwr.replies import receive_update
+from fednano_flwr.upload_records import RESIDUAL, to_upload
+from tests.replies import train_reply as reply
 
 A, B = "text.lora_A.weight", "text.lora_B.weight"
 State = dict[str, torch.Tensor]
@@ -29,19 +30,6 @@ def update(seed: int = 0) -> tuple[State, State, State]:
     theta = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in sent.items()}
     fisher = {k: (0.01 + torch.rand(v.shape, generator=generator)) ** 2 for k, v in sent.items()}
     return sent, theta, fisher
-
-
-@pytest.fixture(autouse=True)
-def a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's messages belong to one."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-def reply(arrays: ArrayRecord) -> Message:
-    metrics = MetricRecord({"num-examples": 5, "partition-id": 0})
-    content = RecordDict({"arrays": arrays, "metrics": metrics})
-    return Message(content, dst_node_id=1, message_type="train")
 
 
 @pytest.mark.parametrize(("adapters", "kind"), list(product(UPLOAD_ADAPTERS, UPLOAD_FISHERS)))
@@ -147,7 +135,7 @@ TAMPERED = {
         lambda r: ArrayRecord({"packed.theta.int3": r["packed.theta.int4"]}),
         "packed.theta.int3 is no packed part",
     ),
-    "another name": (lambda r: ArrayRecord({**r, "packed.int4": Array(np.ones(3))}), "no packed"),
+    "another name": (lambda r: ArrayRecord({**r, "packed.int4": Array(np.ones(3))}), "no part of"),
     "no array at all": (not_numpy, "packed.theta.int4 cannot be read"),
 }
 
