@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import psutil
@@ -33,7 +34,8 @@ def round_record(
         trained: replies to the train messages; None for round 0, which only evaluates.
         scored: replies to the evaluate messages.
         seconds: wall-clock time of the round.
-        notes: what the strategy saw in the merge.
+        notes: what the strategy saw in the merge; one that is not finite, such as the ratio to a
+            client whose Fisher diagonal is zero, is left out: JSON has no such numbers.
     """
     accuracies = {str(partition_of(r)): _accuracy(r) for r in scored.replies}
     known = [value for value in accuracies.values() if value is not None]
@@ -59,7 +61,7 @@ def round_record(
         "step_bytes_down": _total(replies, "step-bytes-down"),
         "step_calls": _total(replies, "step-calls"),
         "step_retries": _total(replies, "step-retries"),
-        "merge": dict(notes or {}),
+        "merge": {key: value for key, value in (notes or {}).items() if isfinite(value)},
         "features": {
             "encoded": _total(replies, "features-encoded"),
             "from_disk": _total(replies, "features-from-disk"),

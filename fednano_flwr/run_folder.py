@@ -70,7 +70,7 @@ class RunFolder:
         if self.best is record:
             self._save_adapters("best", theta, hidden_size)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         state = {"round": record["round"], "best_round": self.best["round"]}
         _write_json(self.path / "state.json", {**state, "seed": self.config.seed})
 
