@@ -13,6 +13,7 @@ from torch import Tensor
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.federation import TooFewClientsError
+from fednano_flwr.product import adapters_of
 from fednano_flwr.records import from_arrays, to_arrays
 from fednano_flwr.replies import receive_update
 from fednano_flwr.run_folder import RunFolder
@@ -129,6 +130,35 @@ def test_a_node_with_a_rank_that_cannot_be_does_no_work(
     with pytest.raises(TooFewClientsError):
         run(flat, node_config=_nodes({2: rank}))
     assert f"adapter-rank = {rank!r}" in (said := capsys.readouterr().out) and says in said
+
+
+def test_a_node_that_would_pack_adapters_of_its_own_rank_trains_nothing(
+    run_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = {"upload__adapters": "int8", "strategy__name": "fedavg-exact"}
+    folder = run(run_config(num_server_rounds=1, **packed), node_config=_nodes({2: 2, 1: 4}))
+    failures = folder.rounds[0]["failures"]["evaluate"]  # at its first message
+    assert len(failures) == 1
+    assert "packed adapters are changes of those that were sent" in str(failures)
+    assert "adapter-rank = 2" in capsys.readouterr().out
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["log4", "row"])
+def test_clients_of_different_ranks_may_pack_their_fisher_values(
+    run_config: Config, kind: str
+) -> None:
+    settings = {"strategy__name": "fisher-product", "adapter__ranks": "2,4,1"}
+    plain = run(run_config(run__name="plain", num_server_rounds=1, **settings))
+    settings["upload__fisher"] = kind
+    packed = run(run_config(run__name="packed", num_server_rounds=1, **settings))
+    assert sorted(packed.rounds[1]["train_loss_per_client"]) == ["0", "1", "2"]
+    assert packed.rounds[1]["round_bytes_up"] < plain.rounds[1]["round_bytes_up"]
+    wanted, found = adapters_of(adapters(plain)), adapters_of(adapters(packed))
+    bound = {"log4": 0.2, "row": 1e-4}[kind]  # fisher-product takes the mean over the rank itself
+    for name, one in wanted.items():
+        product = one.b @ one.a
+        assert (found[name].b @ found[name].a - product).norm() <= bound * product.norm(), name
 
 
 def test_only_adapters_of_one_lower_rank_are_accepted(run_config: Config) -> None:

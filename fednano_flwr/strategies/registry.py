@@ -89,11 +89,7 @@ def check_ranks(config: RunConfig) -> None:
     if set(adapter.clients_ranks) != {adapter.rank} and not merges_ranks(config.strategy.name):
         raise ConfigError(f"adapter.ranks = {adapter.ranks!r}: {refusal(config.strategy.name)}")
     if set(adapter.clients_ranks) != {adapter.rank} and config.upload.adapters != "float32":
-        raise ConfigError(
-            f"upload.adapters = {config.upload.adapters!r}: packed adapters are changes of those "
-            'that were sent, which clients of different ranks have not; use "float32" with '
-            "adapter.ranks"
-        )
+        raise ConfigError(packing_refusal(config.upload.adapters))
 
 
 def merges_ranks(name: str) -> bool:
@@ -107,6 +103,15 @@ def refusal(name: str) -> str:
     return (
         f"strategy.name = {name!r} needs adapters of rank adapter.rank from every client; those "
         f"that merge the products of different ranks: {able}"
+    )
+
+
+def packing_refusal(kind: str) -> str:
+    """Why clients of different ranks cannot pack their adapters."""
+    return (
+        f"upload.adapters = {kind!r}: packed adapters are changes of those that were sent, which "
+        'clients of different ranks have not; use "float32" with adapter.ranks or a node\'s own '
+        "adapter-rank"
     )
 
 
