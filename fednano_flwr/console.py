@@ -24,14 +24,15 @@ def say(text: str = "") -> None:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], width: int = 110
 ) -> str:
-    """A small table as text, of at most `width` characters a line."""
+    """A small table as text, of at most `width` characters a line; brackets stay what they are."""
     drawn = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         drawn.add_row(*row)
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(drawn)
+    plain = Console(file=out, width=width, color_system=None, markup=False, emoji=False)
+    plain.print(drawn)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 

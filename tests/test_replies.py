@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig, Upload
+from fednano_flwr.console import kinds_table
 from fednano_flwr.records import partition_of, to_arrays, to_update
 from fednano_flwr.replies import COST, check_evaluation, receive_update
 from fednano_flwr.upload_records import to_upload
@@ -267,3 +268,9 @@ def test_an_error_that_no_check_foresees_is_one_clients_own(
     folder = server_app.federate(LocalGrid(client_app.app, flat, 3), 1, RunConfig.parse(flat))
     said = folder.rounds[0]["failures"]["evaluate"]
     assert said == {"client 1": "reply refused: MemoryError: no room for this"}
+
+
+def test_a_subject_in_brackets_is_printed_as_it_is() -> None:
+    kinds = {"[/bold]": {"accuracy": 0.5, "questions": 2}}
+    record = {"round": 1, "accuracy_by": kinds}
+    assert "[/bold]" in kinds_table(record, record, record)
