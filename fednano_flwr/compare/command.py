@@ -14,7 +14,7 @@ from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, 
 from fednano_flwr.compare.pool import run_all
 from fednano_flwr.compare.progress import duration, end_line, plan_lines, seconds_left
 from fednano_flwr.compare.results import Results, summarize
-from fednano_flwr.compare.store import Finished, locked, read
+from fednano_flwr.compare.store import Finished, locked, read, read_rounds
 from fednano_flwr.compare.tables import console_table, markdown, runs_csv, table_csv
 from fednano_flwr.compare.worker import Outcome
 from fednano_flwr.config import ConfigError
@@ -121,7 +121,10 @@ def _recorded(finished: dict[Run, Finished]) -> dict[Run, float]:
 def _run(
     plan: Plan, left: Sequence[Run], workers: int, recorded: dict[Run, float], say: Say
 ) -> dict[Run, str]:
-    """Do the runs that are left, a line for each; those that failed, and why."""
+    """Do the runs that are left, a line for each; those that failed, and why.
+
+    Experiments that share a failed run have it one each.
+    """
     failed: dict[Run, str] = {}
     seconds: dict[Run, float] = {}
     total = len(plan.distinct)
@@ -131,7 +134,8 @@ def _run(
         open_runs.remove(run)
         done = None if outcome.error else read(run)
         if done is None:
-            failed[run] = outcome.error or "its results are not complete"
+            failed[run] = reason = outcome.error or _incomplete(run)
+            outcome = dataclasses.replace(outcome, error=reason)
         else:
             seconds[run] = outcome.seconds
         line = end_line(total - len(open_runs), total, run, outcome, done)
@@ -141,4 +145,11 @@ def _run(
 
     if left:
         run_all(left, workers, plan.out, on_end)
-    return failed
+    reasons = {run.folder: reason for run, reason in failed.items()}
+    return {run: reasons[run.folder] for run in plan.runs if run.folder in reasons}
+
+
+def _incomplete(run: Run) -> str:
+    """What a run lacks that has ended without an error."""
+    done = read_rounds(run)
+    return (done and done.unscored) or "its results are not complete"

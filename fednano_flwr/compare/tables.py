@@ -86,6 +86,12 @@ def remarks(plan: Plan, results: Results) -> list[str]:
         lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {missing}")
     for failure in results["failed"]:
         lines.append(f"failed: {failure['run']}: {failure['reason']}")
+    by_run: dict[str, list[str]] = {}
+    for one in results["client_failures"]:
+        what = f"round {one['round']}, {one['step']}, {one['client']}: {one['reason']}"
+        by_run.setdefault(one["run"], []).append(what)
+    for run, found in by_run.items():
+        lines.append(f"CLIENTS FAILED, and {run} went on without them: {'; '.join(found)}")
     for thing, values in results["environment"].items():
         if len(values) > 1:
             counts = ", ".join(f"{value} ({count} runs)" for value, count in values.items())

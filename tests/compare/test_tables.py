@@ -113,6 +113,46 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     assert "`fednano compare x.toml`" in said
 
 
+def test_clients_that_failed_are_counted_and_named(
+    plan: Plan, finished: dict[Run, Finished]
+) -> None:
+    assert "CLIENTS FAILED" not in console_table(plan, results_of(plan, finished))
+    one = finished[plan.runs[0]]
+    one.records[1]["failures"] = {"train": {"client 1": "out of memory"}, "evaluate": {}}
+    results = results_of(plan, finished)
+    assert [row["client_failures"] for row in results["rows"]] == [1, 0, 0, 0]
+    assert results["client_failures"] == [
+        {
+            "run": "fedavg  alpha=0.1 seed 0",
+            "round": 1,
+            "step": "train",
+            "client": "client 1",
+            "reason": "out of memory",
+        }
+    ]
+    assert (
+        "CLIENTS FAILED, and fedavg  alpha=0.1 seed 0 went on without them: round 1, train, "
+        "client 1: out of memory"
+    ) in markdown(plan, results)
+    lines = csv.DictReader(io.StringIO(runs_csv(list(finished.values()))))
+    assert [line["client_failures"] for line in lines] == ["1"] + ["0"] * 11
+
+
+def test_a_round_that_not_all_clients_scored_is_neither_the_best_nor_in_the_line(
+    tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    plan = a_plan(tmp_path, ["fedavg"], seeds="0..1")
+    finished = {run: a_run(run, 0.5, 0.9, 0.6) for run in plan.runs}
+    del finished[plan.runs[1]].records[1]["accuracy_per_client"]["2"]
+    results = results_of(plan, finished)
+    lines = list(csv.DictReader(io.StringIO(runs_csv(list(finished.values())))))
+    assert [float(line["best"]) for line in lines] == pytest.approx([90, 60])
+    assert results["rows"][0]["accuracy_by_round"] == [50.0, None, 60.0]
+    draw(plan, results, finished, tmp_path)
+    (line,) = drawn["rounds.png"].axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 2], [50.0, 60.0])
+
+
 def test_the_csv_files_hold_what_others_need_to_compute_it_again(
     plan: Plan, finished: dict[Run, Finished]
 ) -> None:
