@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fednano_flwr.compare.plan import Plan, Run, Setting
+from fednano_flwr.compare.plan import ALIAS, Plan, Run, Setting
 from fednano_flwr.compare.statistics import paired, spread
 from fednano_flwr.compare.store import Finished
 
@@ -118,6 +118,8 @@ def environments(runs: Sequence[Finished]) -> dict[str, dict[str, int]]:
             "Python": known.get("python"),
             **{f"package {name}": v for name, v in known.get("packages", {}).items()},
         }
+        if "code" in known:  # only what a comparison ran
+            things["code"] = known["code"]
         for thing, value in things.items():
             found.setdefault(thing, Counter())[str(value)] += 1
     return {thing: dict(values) for thing, values in found.items()}
@@ -183,7 +185,7 @@ def _all_paired(plan: Plan, finished: Mapping[Run, Finished]) -> dict[str, Any]:
             if name == plan.baseline or not seeds:
                 continue
             values = {"mean": difference.mean, "low": difference.low, "high": difference.high}
-            aliases = (name, "default") if name == plan.default.get(setting) else (name,)
+            aliases = (name, ALIAS) if name == plan.default.get(setting) else (name,)
             for alias in aliases:
                 result[pair_key(alias, plan.baseline, setting)] = {**values, "seeds": seeds}
     return result

@@ -99,15 +99,30 @@ def read_rounds(run: Run) -> Finished | None:
     return Finished(run, records, environment) if state["round"] == rounds else None
 
 
+def note(run: Run, **values: str) -> None:
+    """Add to the run's environment.json, where there is one."""
+    file = run.folder / "environment.json"
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        text = json.dumps(known | values, indent=2, ensure_ascii=False) + "\n"
+        partial = file.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+
+
 def clear(run: Run) -> None:
     """Make room for a run: remove what an earlier, unfinished one has left.
 
     Raises:
-        OutputError: there is something that no run has written.
+        OutputError: there is something that no run has written, hidden files apart.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.folder.is_dir():
-        foreign = [path.name for path in run.folder.iterdir() if path.stem not in _STEMS]
+        foreign = [
+            path.name
+            for path in run.folder.iterdir()
+            if path.stem not in _STEMS and not path.name.startswith(".")
+        ]
         if foreign:
             raise OutputError(f"{run.folder} holds {foreign[0]}, which is not of a run; remove it")
         shutil.rmtree(run.folder)

@@ -84,6 +84,11 @@ def remarks(plan: Plan, results: Results) -> list[str]:
     lines.append("seconds are of one core beside the other workers; bytes do not depend on that")
     if missing := _missing(plan, results):
         lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {missing}")
+    for name in _on_other_data(plan):
+        lines.append(
+            f"OTHER DATA OR MODEL: {name} differs from {plan.baseline} in what it is trained and "
+            "scored on, so their difference is not that of two methods at the same questions"
+        )
     for failure in results["failed"]:
         lines.append(f"failed: {failure['run']}: {failure['reason']}")
     by_run: dict[str, list[str]] = {}
@@ -142,6 +147,20 @@ def _title(plan: Plan, index: int) -> str:
     rounds = sorted({r.config.num_server_rounds for r in plan.runs if r.setting == setting})
     lasting = " or ".join(map(str, rounds))
     return f"{label + ': ' if label else ''}{plan.runs[0].clients} clients, {lasting} round(s)"
+
+
+def _on_other_data(plan: Plan) -> list[str]:
+    """Experiments whose data set, shards or model are not the baseline's at a seed and setting."""
+    at = {(run.experiment, run.setting, run.seed): run.data for run in plan.runs}
+    return [
+        name
+        for name in plan.experiments
+        if any(
+            data != at[plan.baseline, setting, seed]
+            for (theirs, setting, seed), data in at.items()
+            if theirs == name
+        )
+    ]
 
 
 def _missing(plan: Plan, results: Results) -> str:

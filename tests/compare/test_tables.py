@@ -100,7 +100,8 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     lost = next(run for run in plan.runs if (run.experiment, run.seed) == ("fedavg-exact", 1))
     del finished[lost]
     other = plan.runs[-1]
-    newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64}
+    newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64, "code": "34cd"}
+    finished[plan.runs[0]].environment["code"] = "12ab"  # the other runs do not say
     finished[other] = a_run(other, 0.5, 0.6, **newer)
     results = summarize(plan, finished, {lost: "OSError: no room"}, "fednano compare x.toml")
     said = markdown(plan, results)
@@ -108,9 +109,23 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     assert "failed: fedavg-exact  alpha=0.1 seed 1: OSError: no room" in said
     assert "RUNS DIFFER in commit: abc (10 runs), def-dirty (1 runs)" in said
     assert "RUNS DIFFER in package torch: 2 (10 runs), 3 (1 runs)" in said
+    assert "RUNS DIFFER in code: 12ab (1 runs), 34cd (1 runs)" in said
     assert "RUNS DIFFER in machine" in said and "uncommitted changes" in said
     assert results["paired"]["fedavg-exact-vs-fedavg@alpha=0.1"]["seeds"] == [0, 2]
     assert "`fednano compare x.toml`" in said
+
+
+def test_an_experiment_on_other_data_than_the_baseline_is_named(
+    plan: Plan, finished: dict[Run, Finished], tmp_path: Path
+) -> None:
+    assert "OTHER DATA" not in console_table(plan, results_of(plan, finished))
+    (tmp_path / "skewed.toml").write_text('strategy.name = "fedavg"\ndataset.test-fraction = 0.3')
+    other = a_plan(tmp_path, ["fedavg", "fedavg-exact"], others=["skewed"])
+    said = console_table(
+        other, results_of(other, {run: a_run(run, 0.5, 0.6) for run in other.runs})
+    )
+    assert "OTHER DATA OR MODEL: skewed differs from fedavg" in said
+    assert said.count("OTHER DATA") == 1
 
 
 def test_clients_that_failed_are_counted_and_named(
