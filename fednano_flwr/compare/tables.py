@@ -81,7 +81,7 @@ def remarks(plan: Plan, results: Results) -> list[str]:
         "seed, with Student's 95 % interval (none with one seed; not corrected for how many "
         "comparisons are made)",
     ]
-    lines.append("seconds are of one core beside the other workers; bytes do not depend on that")
+    lines.append("seconds are of one process beside the other workers; bytes do not depend on that")
     if missing := _missing(plan, results):
         lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {missing}")
     for name in _on_other_data(plan):
@@ -130,6 +130,16 @@ def table_csv(plan: Plan, results: Results) -> str:
 def runs_csv(finished: Sequence[Finished]) -> str:
     """runs.csv: one line a run, for whoever wants to compute something else."""
     return _csv([run_row(one) for one in finished])
+
+
+def points(value: float) -> str:
+    """`+1.3`; what rounds to nothing is `+0.0`."""
+    return f"{value:+z.1f}"
+
+
+def difference(pair: Mapping[str, Any]) -> str:
+    """A paired difference in points, with its interval: `+1.3 (-0.2 to +2.8)`."""
+    return f"{points(pair['mean'])} ({points(pair['low'])} to {points(pair['high'])})"
 
 
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -193,5 +203,5 @@ def _difference(is_baseline: bool, pair: Mapping[str, Any] | None) -> str:
     if pair is None:
         return "–"
     if pair["low"] is None:
-        return f"{pair['mean']:+z.1f} (1 seed)"
-    return f"{pair['mean']:+z.1f} ({pair['low']:+z.1f} to {pair['high']:+z.1f})"
+        return f"{points(pair['mean'])} (1 seed)"
+    return difference(pair)
