@@ -1,16 +1,18 @@
 """What merges met, round by round: Fisher values of A and B, clients' scales, what was cut off.
 
-    python -m benchmarks.merge_notes --runs runs/compare/runs
+    python -m benchmarks.merge_notes --comparison runs/compare/demo --setting alpha=0.1
 
-Reads the runs that `fednano compare` kept there; runs nothing itself. Strategies note what they saw
-in each line of metrics.jsonl, under `merge`. Prints means over the runs of a strategy by round, and
-the least and most over runs of how unlike the clients' Fisher scales are; writes JSON, and with
-`--picture` a figure of the shares that are in percent.
+Reads the runs of a comparison that `fednano compare` has written, at one of its settings; runs
+nothing itself. Strategies note what they saw in each line of metrics.jsonl, under `merge`. Prints
+means over the runs of an experiment by round, and the least and most over runs; writes JSON, and
+with `--picture` a figure of the shares that are in percent. Values that are infinite are left out.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import options_of, table, write_json
+from fednano_flwr.compare.plan import RUNS
 
 PREFIX = "base_model.model."
 SITES = ("image", "text")
@@ -25,18 +28,24 @@ Notes = Mapping[str, float]
 FISHER, CUT = "Fisher of A against B", ("missed by factors", "residual")
 
 
-def merges(folder: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[str, int, Notes]]:
-    """(strategy, round, notes) of every merge of the finished runs whose config has `wanted`."""
-    for run in sorted(path.parent for path in folder.glob("*/metrics.jsonl")):
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        records = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
-        if len(records) <= config["num-server-rounds"]:
+def settings(comparison: Path) -> dict[str, dict[str, Any]]:
+    """Label to values, of the comparison in this folder."""
+    results = json.loads((comparison / "results.json").read_text(encoding="utf-8"))
+    return {setting["label"]: setting["values"] for setting in results["settings"]}
+
+
+def merges(comparison: Path, values: Mapping[str, Any]) -> Iterator[tuple[str, int, Notes]]:
+    """(experiment, round, notes) of every merge of the comparison's runs at a setting's values."""
+    with (comparison / "runs.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        if any(line[key] != str(value) for key, value in values.items()):
             continue
-        if any(config[key] != value for key, value in wanted.items()):
-            continue
-        for record in records[1:]:
+        run = comparison.parent / RUNS / line["folder"]
+        for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(text)
             if record["merge"]:
-                yield config["strategy.name"], record["round"], record["merge"]
+                yield line["experiment"], record["round"], record["merge"]
 
 
 def seen(notes: Notes) -> dict[str, float]:
@@ -52,7 +61,11 @@ def seen(notes: Notes) -> dict[str, float]:
                 found[f"{key}, {site}, %"] = 100 * share
     if "fisher scale" in notes:
         found["largest client's Fisher against the smallest's"] = notes["fisher scale"]
-    return found
+    return {what: value for what, value in found.items() if math.isfinite(value)}
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -71,12 +84,13 @@ def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
             kind, _, site = row["what"].removesuffix(", %").rpartition(", ")
             if kind in kinds:
                 label = (
-                    f"{row['strategy']}: {kind}, {site}"
+                    f"{row['experiment']}: {kind}, {site}"
                     if kind in CUT
-                    else (f"{row['strategy']}, {site} adapter")
+                    else (f"{row['experiment']}, {site} adapter")
                 )
-                rounds = range(1, len(row["by_round"]) + 1)
-                axes.plot(rounds, row["by_round"], "-o" if site == "image" else "--s", label=label)
+                means = {k: m for k, m in enumerate(row["by_round"], 1) if m is not None}
+                mark = "-o" if site == "image" else "--s"
+                axes.plot(list(means), list(means.values()), mark, label=label)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("round", fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -89,39 +103,45 @@ def draw(results: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = options_of("merge_notes", __doc__)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of finished runs")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="joined by commas")
-    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument(
+        "--comparison", type=Path, required=True, help="folder with a comparison's runs.csv"
+    )
+    parser.add_argument(
+        "--setting", help="as results.json labels it: alpha=0.1 (default: the only one)"
+    )
     parser.add_argument("--picture", type=Path, help="where a figure goes (default: none)")
     options = parser.parse_args(argv)
 
+    known = settings(options.comparison)
+    if options.setting is None and len(known) == 1:
+        options.setting = next(iter(known))
+    if options.setting not in known:
+        parser.error(f"--setting {options.setting}: give one of {'; '.join(known)}")
     values: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for seed in map(int, options.seeds.split(",")):
-        wanted = {"seed": seed, "dataset.alpha": options.alpha, "upload.adapters": "float32"}
-        for strategy, server_round, notes in merges(options.runs, wanted):
-            for what, value in seen(notes).items():
-                values[strategy, what][server_round].append(value)
+    for experiment, server_round, notes in merges(options.comparison, known[options.setting]):
+        for what, value in seen(notes).items():
+            values[experiment, what][server_round].append(value)
     if not values:
-        parser.error(f"no finished run in {options.runs} has noted anything of its merges")
-    options.runs = str(options.runs)
+        parser.error(f"no run of {options.comparison} has noted anything of its merges")
+    options.comparison = str(options.comparison)
     last = max(server_round for found in values.values() for server_round in found)
     results = [
         {
-            "strategy": strategy,
+            "experiment": experiment,
             "what": what,
-            "runs": len(found[1]),
-            "by_round": [statistics.mean(found[k]) for k in sorted(found)],
+            "runs": max(map(len, found.values())),
+            "by_round": [_mean(found.get(k)) for k in range(1, max(found) + 1)],
             "least": min(map(min, found.values())),
             "most": max(map(max, found.values())),
         }
-        for (strategy, what), found in sorted(values.items())
+        for (experiment, what), found in sorted(values.items())
     ]
-    headings = ["strategy", "", *(f"round {k}" for k in range(1, last + 1)), "least–most"]
+    headings = ["experiment", "", *(f"round {k}" for k in range(1, last + 1)), "least–most"]
     rows = [
         [
-            row["strategy"],
+            row["experiment"],
             row["what"],
-            *(f"{value:.1f}" for value in row["by_round"]),
+            *("–" if value is None else f"{value:.1f}" for value in row["by_round"]),
             *["–"] * (last - len(row["by_round"])),
             f"{row['least']:.1f}–{row['most']:.1f}",
         ]

@@ -251,7 +251,11 @@ def compare(
     ),
     name: Annotated[str, typer.Option(help="Folder in DIR of this comparison's tables.")] = "table",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; else one a CPU.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs side by side; else one a CPU, and one in all where a device is not the CPU.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
     app: App = None,

@@ -4,8 +4,9 @@
 
 Clients answer one after another where they are asked, so the result is that of `flwr run` to the
 last bit, without its start and its waiting; what a client process keeps from one message to the
-next (model, shards, features) is kept from one run to the next as well. One process uses one core:
-many small runs go side by side in processes of their own (`fednano compare`).
+next (model, shards, features) is kept from one run to the next as well. Client, look-ahead and
+LLM host have a thread of computation each and much of the time wait for one another: many small
+runs go side by side in processes of their own (`fednano compare`).
 """
 
 from __future__ import annotations

@@ -190,26 +190,45 @@ def test_a_table_is_written_as_the_documents_write_theirs() -> None:
     assert table(["a", "b"], [(1, "x"), (2, "y")]) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 | y |"
 
 
-def test_notes_of_merges_are_means_over_the_finished_runs(tmp_path: Path) -> None:
-    adapter = "base_model.model.image_adapter"
-    for seed, rounds in ((0, 2), (1, 2), (2, 1)):  # the last one is not finished
-        folder = tmp_path / "runs" / f"run-{seed}"
+def test_notes_of_merges_are_means_over_an_experiments_runs_at_one_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    residual, scale = "residual base_model.model.image_adapter", "fisher scale"
+    # (experiment, alpha, seed): residuals by round. Two experiments may be of one strategy.
+    found = {
+        ("exact", 0.1, 0): [0.01, 0.02],
+        ("exact", 0.1, 1): [0.02, 0.03],
+        ("exact", 1.0, 0): [0.5, 0.5],
+        ("exact-balanced", 0.1, 0): [0.03, 0.04],
+    }
+    lines = ["experiment,dataset.alpha,seed,folder"]
+    for number, ((name, alpha, seed), residuals) in enumerate(found.items()):
+        folder = tmp_path / "runs" / f"run-{number}"
         folder.mkdir(parents=True)
-        config = {
-            "seed": seed,
-            "num-server-rounds": 2,
-            "dataset.alpha": 0.1,
-            "upload.adapters": "float32",
-            "strategy.name": "fedavg-exact",
-        }
-        (folder / "config.json").write_text(json.dumps(config))
-        merges = [{}, *({f"residual {adapter}": 0.01 * (seed + k)} for k in range(1, rounds + 1))]
-        lines = [json.dumps({"round": k, "merge": merge}) for k, merge in enumerate(merges)]
-        (folder / "metrics.jsonl").write_text("\n".join(lines))
+        scales = [float("inf"), 2.0 + seed]
+        merges = [{}, *({residual: r, scale: s} for r, s in zip(residuals, scales, strict=True))]
+        records = [json.dumps({"round": k, "merge": merge}) for k, merge in enumerate(merges)]
+        (folder / "metrics.jsonl").write_text("\n".join(records))
+        lines.append(f"{name},{alpha},{seed},{folder.name}")
+    comparison = tmp_path / "demo"
+    comparison.mkdir()
+    (comparison / "runs.csv").write_text("\n".join(lines))
+    labels = [{"label": f"alpha={a:g}", "values": {"dataset.alpha": a}} for a in (0.1, 1.0)]
+    (comparison / "results.json").write_text(json.dumps({"settings": labels}))
+    asked = ["--comparison", str(comparison)]
+    with pytest.raises(SystemExit):
+        run(merge_notes, tmp_path, *asked)
+    assert "--setting None: give one of alpha=0.1; alpha=1" in capsys.readouterr().err
     picture = tmp_path / "notes.png"
-    record = run(merge_notes, tmp_path, "--runs", str(tmp_path / "runs"), "--picture", str(picture))
+    asked += ["--setting", "alpha=0.1", "--picture", str(picture)]
+    rows = {
+        (row["experiment"], row["what"]): row
+        for row in run(merge_notes, tmp_path, *asked)["merges"]
+    }
     assert picture.read_bytes().startswith(b"\x89PNG")
-    (row,) = record["merges"]
-    assert (row["strategy"], row["what"], row["runs"]) == ("fedavg-exact", "residual, image, %", 2)
-    assert row["by_round"] == pytest.approx([1.5, 2.5])
+    row = rows["exact", "residual, image, %"]
+    assert row["runs"] == 2 and row["by_round"] == pytest.approx([1.5, 2.5])
     assert (row["least"], row["most"]) == pytest.approx((1.0, 3.0))
+    assert rows["exact-balanced", "residual, image, %"]["by_round"] == pytest.approx([3.0, 4.0])
+    scales_of_exact = rows["exact", "largest client's Fisher against the smallest's"]
+    assert scales_of_exact["by_round"] == [None, 2.5]

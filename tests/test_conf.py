@@ -39,7 +39,7 @@ def test_a_variant_of_the_demo_changes_all_that_it_names(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_conf_file_names_itself_and_others_that_are_there(file: str) -> None:
+def test_conf_files_that_a_conf_file_names_are_there(file: str) -> None:
     named = re.findall(r"conf/[\w./-]+\.toml", (ROOT / file).read_text())
     assert set(named) <= set(FILES)
 

@@ -14,24 +14,26 @@ from typing import Any
 
 import pytest
 
+from fednano_flwr.compare.tables import difference, points
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/merging.md", "docs/upload.md")
+PAGES = {"README.md": True, "docs/merging.md": True, "docs/upload.md": False}
+"""Pages with tables, and whether there has to be one."""
+MARK = r"<!-- (results/\S+\.json) -->\n"
 SPREADS = {"accuracy": "accuracy", "worst client": "worst", "all questions": "all"}
 NUMBERS = {"upload kB a round": "upload_kb_a_round", "step MB a round": "step_mb_a_round"}
 
-Table = tuple[str, str, list[str], list[list[str]]]
+Table = tuple[str, list[str], list[list[str]]]
 
 
-def tables() -> Iterator[Table]:
-    """(page, results file, headings, rows) of every marked table."""
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for found in re.finditer(r"<!-- (results/\S+\.json) -->\n((?:\|.*\|\n)+)", text):
-            head, _, *rows = [
-                [cell.strip() for cell in line.strip("|").split("|")]
-                for line in found[2].strip().splitlines()
-            ]
-            yield page, found[1], head[1:], rows
+def tables(text: str) -> Iterator[Table]:
+    """(results file, headings, rows) of every marked table of a page."""
+    for found in re.finditer(MARK + r"((?:\|.*\|\n)+)", text):
+        head, _, *rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in found[2].strip().splitlines()
+        ]
+        yield found[1], head[1:], rows
 
 
 def expected(results: dict[str, Any], experiment: str, heading: str) -> str:
@@ -45,30 +47,28 @@ def expected(results: dict[str, Any], experiment: str, heading: str) -> str:
         if experiment == baseline:
             return "–"
         key = f"{experiment}-vs-{baseline}" + (f"@{label}" if label else "")
-        return difference(results["paired"][key])
+        pair = results["paired"][key]
+        # An interval where there are enough seeds for one to say something.
+        return points(pair["mean"]) if len(pair["seeds"]) < 3 else difference(pair)
     if quantity in NUMBERS:
         return f"{rows[0][NUMBERS[quantity]]:.3g}"
     found = rows[0][SPREADS[quantity]]
     return f"{found['mean']:.1f} ± {found['stdev']:.1f}"
 
 
-def difference(pair: dict[str, Any]) -> str:
-    """Points, and their interval where there are enough seeds for one to say something."""
-    if len(pair["seeds"]) < 3:
-        return f"{pair['mean']:+.1f}"
-    return f"{pair['mean']:+.1f} ({pair['low']:+.1f} to {pair['high']:+.1f})"
-
-
-@pytest.mark.parametrize(("page", "file", "headings", "rows"), list(tables()))
-def test_a_table_shows_what_its_results_hold(
-    page: str, file: str, headings: list[str], rows: list[list[str]]
-) -> None:
-    results = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    assert not results["failed"]
-    for experiment, *cells in rows:
-        name = experiment.strip("*").strip("`")
-        should = [expected(results, name, heading) for heading in headings]
-        assert [cell.strip("*") for cell in cells] == should, (page, name)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_tables_show_what_their_results_hold(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = list(tables(text))
+    assert len(found) == len(re.findall(r"<!-- results/", text)), "a mark without its table"
+    assert found or not PAGES[page], "no table is marked"
+    for file, headings, rows in found:
+        results = json.loads((ROOT / file).read_text(encoding="utf-8"))
+        assert not results["failed"]
+        for experiment, *cells in rows:
+            name = experiment.strip("*").strip("`")
+            should = [expected(results, name, heading) for heading in headings]
+            assert [cell.strip("*") for cell in cells] == should, (file, name)
 
 
 def test_the_main_table_compares_the_default_with_fedavg() -> None:

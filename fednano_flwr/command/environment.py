@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -65,6 +66,15 @@ def environment_of(folder: Path, run_id: str) -> dict[str, str]:
     if paths := [p for p in variables.get("PYTHONPATH", "").split(os.pathsep) if p]:
         variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths))
     return variables
+
+
+def code_of(folder: Path) -> str:
+    """Of the names and contents of all Python files below, committed or not: 12 hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py"), key=lambda file: file.relative_to(folder).as_posix()):
+        content = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def commit_of(folder: Path) -> str | None:

@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fednano_flwr.command.environment import code_of
 from fednano_flwr.command.machine import cpus
+from fednano_flwr.command.project import PACKAGE
 from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.compare.picture import draw
 from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, make_plan
 from fednano_flwr.compare.pool import run_all
 from fednano_flwr.compare.progress import duration, end_line, plan_lines, seconds_left
 from fednano_flwr.compare.results import Results, summarize
-from fednano_flwr.compare.store import Finished, locked, read
+from fednano_flwr.compare.store import Finished, locked, note, read, read_rounds
 from fednano_flwr.compare.tables import console_table, markdown, runs_csv, table_csv
 from fednano_flwr.compare.worker import Outcome
 from fednano_flwr.config import ConfigError
@@ -34,7 +36,7 @@ def compare(
     """Run the comparison and write its tables; True where no run failed.
 
     Args:
-        workers: processes; None for one a CPU.
+        workers: processes; None for as many as `side_by_side` says.
         dry_run: only say what there is to do.
 
     Raises:
@@ -44,7 +46,7 @@ def compare(
     """
     plan = make_plan(app, asked, cwd)
     check(plan)
-    workers = workers or cpus()
+    workers = workers or side_by_side(plan)
     if dry_run:
         finished, left = _look(plan, workers, say)
         for line in plan_lines(plan.distinct, finished):
@@ -58,6 +60,14 @@ def compare(
     say(console_table(plan, results))
     say(f"written to {plan.out / plan.name}")
     return not failed
+
+
+def side_by_side(plan: Plan) -> int:
+    """One a CPU; one where any run computes elsewhere: each holds a language model of its own."""
+    devices = {
+        device for run in plan.runs for device in (run.config.llm.device, run.config.edge.device)
+    }
+    return cpus() if devices == {"cpu"} else 1
 
 
 def check(plan: Plan) -> None:
@@ -121,17 +131,23 @@ def _recorded(finished: dict[Run, Finished]) -> dict[Run, float]:
 def _run(
     plan: Plan, left: Sequence[Run], workers: int, recorded: dict[Run, float], say: Say
 ) -> dict[Run, str]:
-    """Do the runs that are left, a line for each; those that failed, and why."""
+    """Do the runs that are left, a line for each; those that failed, and why.
+
+    Experiments that share a failed run have it one each.
+    """
     failed: dict[Run, str] = {}
     seconds: dict[Run, float] = {}
     total = len(plan.distinct)
+    code = code_of(PACKAGE)  # as of now, as the commit that runs note
     open_runs = list(left)
 
     def on_end(run: Run, outcome: Outcome) -> None:
         open_runs.remove(run)
+        note(run, code=code)
         done = None if outcome.error else read(run)
         if done is None:
-            failed[run] = outcome.error or "its results are not complete"
+            failed[run] = reason = outcome.error or _incomplete(run)
+            outcome = dataclasses.replace(outcome, error=reason)
         else:
             seconds[run] = outcome.seconds
         line = end_line(total - len(open_runs), total, run, outcome, done)
@@ -141,4 +157,11 @@ def _run(
 
     if left:
         run_all(left, workers, plan.out, on_end)
-    return failed
+    reasons = {run.folder: reason for run, reason in failed.items()}
+    return {run: reasons[run.folder] for run in plan.runs if run.folder in reasons}
+
+
+def _incomplete(run: Run) -> str:
+    """What a run lacks that has ended without an error."""
+    done = read_rounds(run)
+    return (done and done.unscored) or "its results are not complete"

@@ -58,7 +58,7 @@ def _ends(plan: Plan, results: Results, finished: Mapping[Run, Finished]) -> Fig
 
 
 def _ways(plan: Plan, results: Results) -> Figure:
-    """A panel a setting: accuracy by round, mean over seeds."""
+    """A panel a setting: accuracy by round, mean over seeds, of rounds that all clients scored."""
     columns = min(MOST_COLUMNS, len(plan.settings))
     lines = math.ceil(len(plan.settings) / columns)
     figure = _figure(4.6 * columns, 3.8 * lines)
@@ -68,8 +68,10 @@ def _ways(plan: Plan, results: Results) -> Figure:
     for setting, axes in zip(plan.settings, panels, strict=False):
         rows = [row for row in results["rows"] if row["setting"] == setting.label]
         for place, row in enumerate(rows):
+            known = {k: a for k, a in enumerate(row["accuracy_by_round"]) if a is not None}
             axes.plot(
-                row["accuracy_by_round"],
+                list(known),
+                list(known.values()),
                 color=_colour(place),
                 linestyle=("-", "--", ":")[place // 10 % 3],
                 marker="o",

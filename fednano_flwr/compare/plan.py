@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.command.overrides import parse_override, run_config
-from fednano_flwr.command.project import defaults
+from fednano_flwr.command.project import PACKAGE, defaults
 from fednano_flwr.config import ConfigError, RunConfig, RunFolder, key_types
 
 RUNS = "runs"
@@ -26,9 +26,17 @@ OURS = {
     "edge.state-dir": "each run gets a folder of its own",
 }
 """Keys that a comparison sets itself, and what to do instead."""
+ONE_PROCESS = {
+    "llm.replicas": (1, "a compared run is one process; must be 1"),
+    "llm.port": (0, "each compared run serves its own LLM; must be 0"),
+    "llm.address": ("", "each compared run serves its own LLM; must be empty"),
+}
+"""Keys that a compared run cannot change: what they have to be, and why."""
 NO_MATTER = ("seed", "run.dir", "run.name", "edge.state-dir", "edge.feature-dir")
 """Keys that are not in a run's digest: the seed has its own place in the name, the others are
 places on this machine."""
+ALIAS = "default"
+"""What results call the experiment whose strategy is the app's default."""
 _SEEDS = re.compile(r"(\d+)(?:\.\.(\d+))?")
 
 
@@ -130,6 +138,7 @@ def make_plan(app: Path, asked: Asked, cwd: Path) -> Plan:
     Raises:
         ConfigError: an option, file, key or value cannot be used; the message names it.
     """
+    _check_code(app)
     experiments = _experiments(asked.files)
     baseline = asked.baseline or next(iter(experiments))
     if baseline not in experiments:
@@ -206,12 +215,26 @@ def digest_of(config: RunConfig, clients: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _check_code(app: Path) -> None:
+    """Refuse an app that is not this code: compared runs are of the imported package."""
+    own = app / PACKAGE.name
+    if own.exists() and own.resolve() != PACKAGE:
+        raise ConfigError(
+            f"{app} has code of its own, and this command would compare that of {PACKAGE.parent}. "
+            f"Install it (pip install -e {app}), or set PYTHONPATH={app}"
+        )
+
+
 def _experiments(files: Sequence[Path]) -> dict[str, Path]:
     for file in files:
         if file.suffix != ".toml":
             raise ConfigError(f"{file}: an experiment is a file that ends in .toml")
     if repeated := _repeated([file.stem for file in files]):
         raise ConfigError(f"{repeated}.toml: two experiments of that name; rename a file")
+    if ALIAS in {file.stem for file in files}:
+        raise ConfigError(
+            f"{ALIAS}.toml: results call the experiment with the default strategy so; rename it"
+        )
     return {file.stem: file for file in files}
 
 
@@ -236,11 +259,10 @@ def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -
         config = run_config(app, [str(file), *asked.overrides, *varied], asked.clients, cwd)
     except ConfigError as error:
         raise ConfigError(f"{file}{at}: {error}") from None
-    if config.llm.replicas > 1:
-        raise ConfigError(
-            f"{file}{at}: llm.replicas = {config.llm.replicas}: a compared run is one process; "
-            "must be 1"
-        )
+    flat = config.flat()
+    for key, (needed, why) in ONE_PROCESS.items():
+        if flat[key] != needed:
+            raise ConfigError(f"{file}{at}: {key} = {flat[key]!r}: {why}")
     return config
 
 
@@ -261,7 +283,9 @@ def _label(cell: Sequence[tuple[str, Any]]) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def _toml(value: Any) -> str:

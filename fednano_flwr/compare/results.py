@@ -10,17 +10,21 @@
                "worst": SPREAD,           the worst client's accuracy after the last round
                "all": SPREAD,             accuracy over all clients' questions together, last round
                "upload_kb_a_round": ..., "step_mb_a_round": ..., "seconds_a_round": ...,
-               "accuracy_by_round": [...]}, ...],
+               "accuracy_by_round": [...],  null where some client did not score
+               "client_failures": 0}, ...],
      "paired": {"fednano-vs-fedavg@alpha=0.1":
                 {"mean": ..., "low": ..., "high": ..., "seeds": [...]}, ...},
      "failed": [{"run": ..., "reason": ...}, ...],
+     "client_failures": [{"run": ..., "round": ..., "step": "train", "client": "client 1",
+                          "reason": ...}, ...],    in runs that went on and finished
      "environment": {"commit": {...}, "package torch": {...}, ...}}    value to number of runs
 
 SPREAD is {"mean", "stdev", "low", "high"} over seeds. Accuracies are percent and their differences
 percent points: 1.3 is 1.3 points. `low` to `high` is Student's 95 % interval; it and `stdev` are
 null with one seed. `paired` is the accuracy (last round, mean over clients) less the baseline's,
 seed by seed over the `seeds` that both have; `default-vs-<baseline>` is the first experiment whose
-strategy is the app's default. Without `--vary`, labels are empty and keys have no `@`. Bytes and
+strategy is the app's default. A run that lacks a client's score in round 0 or in the last round is
+among the failed, and in no mean. Without `--vary`, labels are empty and keys have no `@`. Bytes and
 seconds are means over all rounds but round 0.
 """
 
@@ -32,7 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fednano_flwr.compare.plan import Plan, Run, Setting
+from fednano_flwr.compare.plan import ALIAS, Plan, Run, Setting
 from fednano_flwr.compare.statistics import paired, spread
 from fednano_flwr.compare.store import Finished
 
@@ -56,6 +60,11 @@ def summarize(
         "rows": rows,
         "paired": _all_paired(plan, finished),
         "failed": [{"run": str(run), "reason": reason} for run, reason in failed.items()],
+        "client_failures": [
+            {"run": str(run), **dataclasses.asdict(failure)}
+            for run, one in finished.items()
+            for failure in one.failures
+        ],
         "environment": environments(list({r.folder: f for r, f in finished.items()}.values())),
     }
 
@@ -68,13 +77,14 @@ def run_row(one: Finished) -> dict[str, Any]:
         "seed": one.run.seed,
         "round_0": _points(one.records[0]["accuracy"]),
         "last": last_accuracy(one),
-        "best": _points(max((r["accuracy"] or 0.0) for r in one.records)),
+        "best": _points(max((r["accuracy"] or 0.0) for r in one.records if one.of_everyone(r))),
         "worst": worst_client(one),
         "all": all_questions(one),
         "upload_kb_a_round": _mean_of([one], _upload),
         "step_mb_a_round": _mean_of([one], _step),
         "seconds_a_round": _mean_of([one], _seconds),
         "seconds": one.seconds,
+        "client_failures": len(one.failures),
         "commit": one.environment.get("commit"),
         "folder": one.run.folder.name,
     }
@@ -108,6 +118,8 @@ def environments(runs: Sequence[Finished]) -> dict[str, dict[str, int]]:
             "Python": known.get("python"),
             **{f"package {name}": v for name, v in known.get("packages", {}).items()},
         }
+        if "code" in known:  # only what a comparison ran
+            things["code"] = known["code"]
         for thing, value in things.items():
             found.setdefault(thing, Counter())[str(value)] += 1
     return {thing: dict(values) for thing, values in found.items()}
@@ -118,7 +130,10 @@ def pair_key(name: str, baseline: str, setting: Setting) -> str:
 
 
 def _row(name: str, setting: Setting, runs: Sequence[Finished]) -> dict[str, Any]:
-    by_round = [[_points(record["accuracy"]) for record in one.records] for one in runs]
+    by_round = [
+        [_points(record["accuracy"]) if one.of_everyone(record) else None for record in one.records]
+        for one in runs
+    ]
     return {
         "experiment": name,
         "setting": setting.label,
@@ -133,8 +148,10 @@ def _row(name: str, setting: Setting, runs: Sequence[Finished]) -> dict[str, Any
         "step_mb_a_round": _mean_of(runs, _step),
         "seconds_a_round": _mean_of(runs, _seconds),
         "accuracy_by_round": [
-            _spread(list(values))["mean"] for values in zip(*by_round, strict=True)
+            None if None in values else _spread(values)["mean"]
+            for values in zip(*by_round, strict=True)
         ],
+        "client_failures": sum(len(one.failures) for one in runs),
     }
 
 
@@ -168,7 +185,7 @@ def _all_paired(plan: Plan, finished: Mapping[Run, Finished]) -> dict[str, Any]:
             if name == plan.baseline or not seeds:
                 continue
             values = {"mean": difference.mean, "low": difference.low, "high": difference.high}
-            aliases = (name, "default") if name == plan.default.get(setting) else (name,)
+            aliases = (name, ALIAS) if name == plan.default.get(setting) else (name,)
             for alias in aliases:
                 result[pair_key(alias, plan.baseline, setting)] = {**values, "seeds": seeds}
     return result

@@ -17,6 +17,21 @@ PARTS = {"config.json", "environment.json", "metrics.jsonl", "state.json", "adap
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A client that did not answer, or whose reply was refused; the run went on without it.
+
+    Attributes:
+        step: `train` or `evaluate`.
+        client: as in `client 1`.
+    """
+
+    round: int
+    step: str
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """A run that is done: the lines of its metrics.jsonl, and its environment.json."""
 
@@ -29,9 +44,48 @@ class Finished:
         """Of all rounds together."""
         return sum(record["seconds"] for record in self.records)
 
+    @property
+    def failures(self) -> list[Failure]:
+        """Of all rounds, in their order."""
+        return [
+            Failure(record["round"], step, client, reason)
+            for record in self.records
+            for step, failed in record.get("failures", {}).items()
+            for client, reason in failed.items()
+        ]
+
+    @property
+    def unscored(self) -> str | None:
+        """Which clients' scores round 0 or the last round lacks, and why; None where none.
+
+        Means of other rounds, or of other runs, would be of other questions.
+        """
+        for record in (self.records[0], self.records[-1]):
+            scored = record["accuracy_per_client"]
+            lacking = [str(k) for k in range(self.run.clients) if str(k) not in scored]
+            if lacking:
+                number = record["round"]
+                reasons = "".join(
+                    f"; {failure.client}: {failure.reason}"
+                    for failure in self.failures
+                    if (failure.round, failure.step) == (number, "evaluate")
+                )
+                return f"round {number} lacks the score of client {', '.join(lacking)}{reasons}"
+        return None
+
+    def of_everyone(self, record: dict[str, Any]) -> bool:
+        """Whether as many clients scored this round as round 0."""
+        return len(record["accuracy_per_client"]) >= len(self.records[0]["accuracy_per_client"])
+
 
 def read(run: Run) -> Finished | None:
-    """The run if all its rounds are there, None where it is not finished."""
+    """The run if all its rounds are there and every client's score is in the first and the last."""
+    done = read_rounds(run)
+    return None if done is None or done.unscored else done
+
+
+def read_rounds(run: Run) -> Finished | None:
+    """The run if all its rounds are there, whoever is in them; None where it is not at its end."""
     rounds = run.config.num_server_rounds
     try:
         lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -45,15 +99,30 @@ def read(run: Run) -> Finished | None:
     return Finished(run, records, environment) if state["round"] == rounds else None
 
 
+def note(run: Run, **values: str) -> None:
+    """Add to the run's environment.json, where there is one."""
+    file = run.folder / "environment.json"
+    if file.is_file():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        text = json.dumps(known | values, indent=2, ensure_ascii=False) + "\n"
+        partial = file.with_suffix(".partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+
+
 def clear(run: Run) -> None:
     """Make room for a run: remove what an earlier, unfinished one has left.
 
     Raises:
-        OutputError: there is something that no run has written.
+        OutputError: there is something that no run has written, hidden files apart.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.folder.is_dir():
-        foreign = [path.name for path in run.folder.iterdir() if path.stem not in _STEMS]
+        foreign = [
+            path.name
+            for path in run.folder.iterdir()
+            if path.stem not in _STEMS and not path.name.startswith(".")
+        ]
         if foreign:
             raise OutputError(f"{run.folder} holds {foreign[0]}, which is not of a run; remove it")
         shutil.rmtree(run.folder)

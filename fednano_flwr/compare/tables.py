@@ -81,11 +81,22 @@ def remarks(plan: Plan, results: Results) -> list[str]:
         "seed, with Student's 95 % interval (none with one seed; not corrected for how many "
         "comparisons are made)",
     ]
-    lines.append("seconds are of one core beside the other workers; bytes do not depend on that")
+    lines.append("seconds are of one process beside the other workers; bytes do not depend on that")
     if missing := _missing(plan, results):
         lines.append(f"NOT ALL SEEDS FINISHED, so means are over different seeds: {missing}")
+    for name in _on_other_data(plan):
+        lines.append(
+            f"OTHER DATA OR MODEL: {name} differs from {plan.baseline} in what it is trained and "
+            "scored on, so their difference is not that of two methods at the same questions"
+        )
     for failure in results["failed"]:
         lines.append(f"failed: {failure['run']}: {failure['reason']}")
+    by_run: dict[str, list[str]] = {}
+    for one in results["client_failures"]:
+        what = f"round {one['round']}, {one['step']}, {one['client']}: {one['reason']}"
+        by_run.setdefault(one["run"], []).append(what)
+    for run, found in by_run.items():
+        lines.append(f"CLIENTS FAILED, and {run} went on without them: {'; '.join(found)}")
     for thing, values in results["environment"].items():
         if len(values) > 1:
             counts = ", ".join(f"{value} ({count} runs)" for value, count in values.items())
@@ -121,6 +132,16 @@ def runs_csv(finished: Sequence[Finished]) -> str:
     return _csv([run_row(one) for one in finished])
 
 
+def points(value: float) -> str:
+    """`+1.3`; what rounds to nothing is `+0.0`."""
+    return f"{value:+z.1f}"
+
+
+def difference(pair: Mapping[str, Any]) -> str:
+    """A paired difference in points, with its interval: `+1.3 (-0.2 to +2.8)`."""
+    return f"{points(pair['mean'])} ({points(pair['low'])} to {points(pair['high'])})"
+
+
 def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     out = io.StringIO()
     if lines:
@@ -136,6 +157,20 @@ def _title(plan: Plan, index: int) -> str:
     rounds = sorted({r.config.num_server_rounds for r in plan.runs if r.setting == setting})
     lasting = " or ".join(map(str, rounds))
     return f"{label + ': ' if label else ''}{plan.runs[0].clients} clients, {lasting} round(s)"
+
+
+def _on_other_data(plan: Plan) -> list[str]:
+    """Experiments whose data set, shards or model are not the baseline's at a seed and setting."""
+    at = {(run.experiment, run.setting, run.seed): run.data for run in plan.runs}
+    return [
+        name
+        for name in plan.experiments
+        if any(
+            data != at[plan.baseline, setting, seed]
+            for (theirs, setting, seed), data in at.items()
+            if theirs == name
+        )
+    ]
 
 
 def _missing(plan: Plan, results: Results) -> str:
@@ -168,5 +203,5 @@ def _difference(is_baseline: bool, pair: Mapping[str, Any] | None) -> str:
     if pair is None:
         return "–"
     if pair["low"] is None:
-        return f"{pair['mean']:+z.1f} (1 seed)"
-    return f"{pair['mean']:+z.1f} ({pair['low']:+z.1f} to {pair['high']:+z.1f})"
+        return f"{points(pair['mean'])} (1 seed)"
+    return difference(pair)

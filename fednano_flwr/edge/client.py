@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -183,7 +184,8 @@ EXCHANGES: Mapping[str, Callable[[LLMService, str], LLM]] = {
 
 def peak_memory_mb() -> float:
     """Peak resident memory of this process in MiB (all clients that it has served)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def peak_gpu_memory_mb() -> float:

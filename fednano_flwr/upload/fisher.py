@@ -42,7 +42,7 @@ def encode(vector: Tensor, bits: int) -> Tensor:
 
     so x̂ is within 3.4 % of x with 8 bits and within a factor of 1.82 with 4, whatever the values;
     of the smaller range that a block commonly has, nearer. x below low, and only then, becomes
-    low: at most 2⁻²⁴ of the block's largest.
+    low = 2⁻²⁴ high: high being rounded up, up to 0.6 % above 2⁻²⁴ of the block's largest.
 
     Args:
         vector: (n,) ≥ 0, floating point.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ from tests.conftest import REPOSITORY
 
 
 def a_plan(
-    folder: Path, names: Sequence[str], seeds: str = "0..2", vary: Sequence[str] = ()
+    folder: Path,
+    names: Sequence[str],
+    seeds: str = "0..2",
+    vary: Sequence[str] = (),
+    others: Sequence[str] = (),
 ) -> Plan:
-    """Experiments of strategies by these names, in `folder`."""
+    """Experiments of strategies by these names, in `folder`, and of others' files there."""
     for name in names:
         (folder / f"{name}.toml").write_text(f'strategy.name = "{name}"')
-    files = [folder / f"{name}.toml" for name in names]
+    files = [folder / f"{name}.toml" for name in [*names, *others]]
     asked = Asked(files, seeds, vary, [], 2, None, folder / "out", "table")
     return make_plan(REPOSITORY, asked, folder)
 
@@ -38,3 +43,14 @@ def a_run(run: Run, *rounds: float, **environment: Any) -> Finished:
         for number, accuracy in enumerate(rounds)
     ]
     return Finished(run, records, {"commit": "abc", "packages": {"torch": "2"}, **environment})
+
+
+def write_run(run: Run) -> None:
+    """A finished run's folder, with such records."""
+    rounds = run.config.num_server_rounds
+    made_up = a_run(run, *[0.5] * (rounds + 1))
+    run.folder.mkdir(parents=True)
+    (run.folder / "environment.json").write_text(json.dumps(made_up.environment))
+    (run.folder / "state.json").write_text(json.dumps({"round": rounds}))
+    text = "".join(json.dumps(record) + "\n" for record in made_up.records)
+    (run.folder / "metrics.jsonl").write_text(text)

@@ -39,7 +39,7 @@ def compare(run_config: Config, defaults: dict[str, Any], tmp_path: Path) -> Cal
     (tmp_path / "tiny.toml").write_text("\n".join(lines))
     (tmp_path / "fedavg.toml").write_text('strategy.name = "fedavg"')
     (tmp_path / "usual.toml").write_text("")
-    (tmp_path / "deaf.toml").write_text('llm.address = "127.0.0.1:9"')
+    (tmp_path / "wild.toml").write_text("learning-rate = 1e39")  # more than float32 holds
 
     def call(*arguments: str) -> Result:
         given = [*arguments, "--app", str(REPOSITORY), "--workers", "1", "--clients", "2"]
@@ -97,15 +97,15 @@ def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_other
 
     kept = {place: (place / "metrics.jsonl").stat().st_mtime_ns for place in places}
     shutil.rmtree(places[1])
-    second = compare(*asked, "deaf.toml")
+    second = compare(*asked, "wild.toml")
     assert second.exit_code == 1, second.output
     assert "6 runs, 3 to do" in second.output
-    assert "deaf  seed 0: failed: TooFewClientsError: round 0, evaluation: 0 of 2" in second.output
+    assert "wild  seed 0: failed: TooFewClientsError: round 1, training: 0 of 2" in second.output
     changed = [p for p in places if (p / "metrics.jsonl").stat().st_mtime_ns != kept[p]]
     assert changed == [places[1]]
     results = json.loads((folder / "results.json").read_text())
     assert [row["seeds"] for row in results["rows"]] == [[0, 1], [0, 1], []]
-    assert [failure["run"] for failure in results["failed"]] == ["deaf  seed 0", "deaf  seed 1"]
+    assert [failure["run"] for failure in results["failed"]] == ["wild  seed 0", "wild  seed 1"]
     log = places[1].with_name(f"{places[1].name}.log")  # of the run that a process did
     assert "round  1  loss" in log.read_text()
 

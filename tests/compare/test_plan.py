@@ -74,6 +74,26 @@ def test_every_setting_has_every_seed_of_every_experiment(plan: Callable[..., Pl
     assert found.default == dict.fromkeys(found.settings, "usual")
 
 
+def test_settings_that_differ_in_a_late_digit_have_labels_of_their_own(
+    plan: Callable[..., Plan],
+) -> None:
+    found = plan(vary=["dataset.alpha=0.1234567,0.1234568"])
+    assert [s.label for s in found.settings] == ["alpha=0.1234567", "alpha=0.1234568"]
+
+
+def test_an_app_with_other_code_than_is_imported_is_refused(tmp_path: Path) -> None:
+    app = tmp_path / "checkout"
+    (app / "fednano_flwr").mkdir(parents=True)
+    (app / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
+    (tmp_path / "fedavg.toml").write_text('strategy.name = "fedavg"')
+    asked = Asked([Path("fedavg.toml")], "0", [], [], 5, None, Path("out"), "table")
+    with pytest.raises(ConfigError, match="has code of its own") as refused:
+        make_plan(app, asked, tmp_path)
+    assert f"pip install -e {app}" in str(refused.value)
+    (app / "fednano_flwr").rmdir()
+    assert make_plan(app, asked, tmp_path).runs
+
+
 def test_vary_wins_over_overrides_and_these_over_the_files(
     plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
@@ -116,6 +136,15 @@ def test_experiments_with_the_same_config_share_their_runs_and_others_do_not(
         ({"files": [Path("strategy.name=fedavg")]}, "an experiment is a file that ends in .toml"),
         ({"files": [Path("usual.toml"), Path("sub/usual.toml")]}, "two experiments of that name"),
         ({"overrides": ["run.name=x"]}, "-c run.name=x: run.name is set by the comparison"),
+        (
+            {"files": [Path("default.toml")]},
+            "default.toml: results call the experiment with the default strategy so",
+        ),
+        (
+            {"overrides": ["llm.port=5000"]},
+            "fedavg.toml: llm.port = 5000: each compared run serves",
+        ),
+        ({"overrides": ["llm.address=h:1"]}, "llm.address = 'h:1': each compared run serves its"),
         ({"overrides": ["llm.replicas=2"]}, "fedavg.toml: llm.replicas = 2: a compared run is one"),
         ({"vary": ["seed=1,2"]}, "--vary seed=1,2: seed is set by the comparison; give --seeds"),
         ({"vary": ["dataset.alpha"]}, "--vary dataset.alpha: give key=value,value"),

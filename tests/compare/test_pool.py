@@ -70,7 +70,7 @@ def test_an_unfinished_run_makes_room_and_a_foreign_folder_does_not(tmp_path: Pa
     plan: Plan = made_up.a_plan(tmp_path, ["fedavg"], seeds="0..1")
     ours, foreign = (run.folder for run in plan.runs)
     (ours / "adapters" / "last").mkdir(parents=True)
-    for name in ("config.json", "metrics.jsonl", "state.partial"):
+    for name in ("config.json", "metrics.jsonl", "state.partial", ".DS_Store"):
         (ours / name).write_text("{}")
     clear(plan.runs[0])
     assert not ours.exists()

@@ -100,7 +100,8 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     lost = next(run for run in plan.runs if (run.experiment, run.seed) == ("fedavg-exact", 1))
     del finished[lost]
     other = plan.runs[-1]
-    newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64}
+    newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64, "code": "34cd"}
+    finished[plan.runs[0]].environment["code"] = "12ab"  # the other runs do not say
     finished[other] = a_run(other, 0.5, 0.6, **newer)
     results = summarize(plan, finished, {lost: "OSError: no room"}, "fednano compare x.toml")
     said = markdown(plan, results)
@@ -108,9 +109,63 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     assert "failed: fedavg-exact  alpha=0.1 seed 1: OSError: no room" in said
     assert "RUNS DIFFER in commit: abc (10 runs), def-dirty (1 runs)" in said
     assert "RUNS DIFFER in package torch: 2 (10 runs), 3 (1 runs)" in said
+    assert "RUNS DIFFER in code: 12ab (1 runs), 34cd (1 runs)" in said
     assert "RUNS DIFFER in machine" in said and "uncommitted changes" in said
     assert results["paired"]["fedavg-exact-vs-fedavg@alpha=0.1"]["seeds"] == [0, 2]
     assert "`fednano compare x.toml`" in said
+
+
+def test_an_experiment_on_other_data_than_the_baseline_is_named(
+    plan: Plan, finished: dict[Run, Finished], tmp_path: Path
+) -> None:
+    assert "OTHER DATA" not in console_table(plan, results_of(plan, finished))
+    (tmp_path / "skewed.toml").write_text('strategy.name = "fedavg"\ndataset.test-fraction = 0.3')
+    other = a_plan(tmp_path, ["fedavg", "fedavg-exact"], others=["skewed"])
+    said = console_table(
+        other, results_of(other, {run: a_run(run, 0.5, 0.6) for run in other.runs})
+    )
+    assert "OTHER DATA OR MODEL: skewed differs from fedavg" in said
+    assert said.count("OTHER DATA") == 1
+
+
+def test_clients_that_failed_are_counted_and_named(
+    plan: Plan, finished: dict[Run, Finished]
+) -> None:
+    assert "CLIENTS FAILED" not in console_table(plan, results_of(plan, finished))
+    one = finished[plan.runs[0]]
+    one.records[1]["failures"] = {"train": {"client 1": "out of memory"}, "evaluate": {}}
+    results = results_of(plan, finished)
+    assert [row["client_failures"] for row in results["rows"]] == [1, 0, 0, 0]
+    assert results["client_failures"] == [
+        {
+            "run": "fedavg  alpha=0.1 seed 0",
+            "round": 1,
+            "step": "train",
+            "client": "client 1",
+            "reason": "out of memory",
+        }
+    ]
+    assert (
+        "CLIENTS FAILED, and fedavg  alpha=0.1 seed 0 went on without them: round 1, train, "
+        "client 1: out of memory"
+    ) in markdown(plan, results)
+    lines = csv.DictReader(io.StringIO(runs_csv(list(finished.values()))))
+    assert [line["client_failures"] for line in lines] == ["1"] + ["0"] * 11
+
+
+def test_a_round_that_not_all_clients_scored_is_neither_the_best_nor_in_the_line(
+    tmp_path: Path, drawn: dict[str, Any]
+) -> None:
+    plan = a_plan(tmp_path, ["fedavg"], seeds="0..1")
+    finished = {run: a_run(run, 0.5, 0.9, 0.6) for run in plan.runs}
+    del finished[plan.runs[1]].records[1]["accuracy_per_client"]["2"]
+    results = results_of(plan, finished)
+    lines = list(csv.DictReader(io.StringIO(runs_csv(list(finished.values())))))
+    assert [float(line["best"]) for line in lines] == pytest.approx([90, 60])
+    assert results["rows"][0]["accuracy_by_round"] == [50.0, None, 60.0]
+    draw(plan, results, finished, tmp_path)
+    (line,) = drawn["rounds.png"].axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 2], [50.0, 60.0])
 
 
 def test_the_csv_files_hold_what_others_need_to_compute_it_again(
