@@ -80,19 +80,41 @@ def check_strategy(name: str, args: str = "") -> None:
 
 
 def check_ranks(config: RunConfig) -> None:
-    """Refuse clients of different ranks with a strategy that cannot merge them.
+    """Refuse `adapter.ranks` that the run cannot merge.
 
     Raises:
-        ConfigError: with the strategies that can.
+        ConfigError: with the reason, and the strategies that can.
     """
     adapter = config.adapter
-    if set(adapter.clients_ranks) != {adapter.rank} and not merges_ranks(config.strategy.name):
-        raise ConfigError(f"adapter.ranks = {adapter.ranks!r}: {refusal(config.strategy.name)}")
-    if set(adapter.clients_ranks) != {adapter.rank} and config.upload.adapters != "float32":
+    if set(adapter.clients_ranks) != {adapter.rank}:
+        _check_lower_ranks(config, "adapter.ranks", repr(adapter.ranks))
+
+
+def check_node_rank(rank: int, config: RunConfig) -> None:
+    """Refuse a rank from a node config, in its range, that the run cannot merge.
+
+    Raises:
+        ConfigError: as `check_ranks`.
+    """
+    if rank != config.adapter.rank:
+        _check_lower_ranks(config, "the node config's adapter-rank", repr(rank))
+
+
+def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
+    """Refuse clients of lower ranks, which `key` = `value` asks for, where they cannot be."""
+    strategy, upload = config.strategy, config.upload
+    if not merges_ranks(strategy.name):
+        raise ConfigError(f"{key} = {value}: {refusal(strategy.name)}")
+    if upload.adapters != "float32":
         raise ConfigError(
-            f"upload.adapters = {config.upload.adapters!r}: packed adapters are changes of those "
-            'that were sent, which clients of different ranks have not; use "float32" with '
-            "adapter.ranks"
+            f"upload.adapters = {upload.adapters!r}: packed adapters are changes of those that "
+            f'were sent, which clients of different ranks have not; use "float32" with {key}'
+        )
+    if strategy.server_rate != 1 and strategy.name == "fedavg-exact":
+        raise ConfigError(
+            f"strategy.server-rate = {strategy.server_rate:g}: what a client of a lower rank "
+            "cannot hold would count as its change, and the server would go further away from it; "
+            f"use 1 with {key}"
         )
 
 
@@ -155,5 +177,5 @@ def _flower_arguments(name: str) -> list[str]:
     return [
         p.name
         for p in parameters
-        if p.name not in ALL_NODES and isinstance(p.default, (int, float)) and p.default is not None
+        if p.name not in ALL_NODES and isinstance(p.default, (int, float))
     ]

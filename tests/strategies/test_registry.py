@@ -9,6 +9,8 @@ from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.registry import (
     FLOWER,
     OWN,
+    check_node_rank,
+    check_ranks,
     check_strategy,
     make_strategy,
     parse_args,
@@ -72,3 +74,33 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
 def test_malformed_arguments_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="must be numbers"):
         parse_args(text)
+
+
+LOWER_RANKS = [
+    ({"strategy.name": "fedavg"}, "needs adapters of rank adapter.rank from every client"),
+    ({"upload.adapters": "int4"}, "packed adapters are changes of those"),
+    ({"strategy.server-rate": 1.5}, "what a client of a lower rank cannot hold"),
+    ({"strategy.server-rate": 0.0}, "what a client of a lower rank cannot hold"),
+]
+
+
+@pytest.mark.parametrize(("keys", "says"), LOWER_RANKS)
+def test_lower_ranks_are_refused_where_they_cannot_be_merged(
+    defaults: dict[str, Any], keys: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_ranks(RunConfig.parse({**defaults, **keys, "adapter.ranks": "4,16"}))
+    assert "adapter.ranks" in str(refused.value)
+    check_ranks(RunConfig.parse({**defaults, **keys, "adapter.ranks": "16,16"}))
+
+
+@pytest.mark.parametrize(("keys", "says"), LOWER_RANKS)
+def test_a_nodes_lower_rank_is_refused_where_it_cannot_be_merged(
+    defaults: dict[str, Any], keys: dict[str, Any], says: str
+) -> None:
+    config = RunConfig.parse({**defaults, **keys})
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_node_rank(4, config)
+    assert "the node config's adapter-rank" in str(refused.value)
+    check_node_rank(16, config)
+    check_node_rank(4, RunConfig.parse(defaults))
