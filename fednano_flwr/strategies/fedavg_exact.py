@@ -25,12 +25,13 @@ class FedAvgExact(AdapterStrategy):
     """W = W_sent + η (Σ_k p_k B_k A_k − W_sent), p_k = w_k / Σ w, cut to rank r by its SVD.
 
     `strategy.server-rate` is η: 1 is the mean of the products itself, more goes further in the
-    same direction, and 0 takes FedExP's. `strategy.factors` says how W is written as B A again: "plain" (the default)
-    with A as large as the mean of the clients' and σ in B, "balanced" by √σ on both sides. Clients
-    may have adapters of lower ranks than r.
+    same direction, and 0 takes FedExP's. `strategy.factors` says how W is written as B A again:
+    "plain" (the default) with A as large as the mean of the clients' and σ in B, "balanced" by √σ
+    on both sides. Clients may have adapters of lower ranks than r, at a rate of 1.
     """
 
     merges_ranks: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors", "server_rate")
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)

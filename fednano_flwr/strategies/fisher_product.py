@@ -19,7 +19,6 @@ from fednano_flwr.product import (
 from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.merge import State, Update, fisher_merge, mean_factors
 
-
 ROWS = 64
 """So many rows of the clients' dense products are there at once."""
 
@@ -65,6 +64,8 @@ class FisherProduct(FedNano):
 
     fisher = "running"
     merges_ranks: ClassVar[bool] = True
+    # No scale: `product_fisher` brings every client's to a mean of 1.
+    reads: ClassVar[tuple[str, ...]] = tuple(k for k in FedNano.reads if k != "fisher_scale")
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)

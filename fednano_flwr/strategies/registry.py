@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
@@ -79,6 +80,34 @@ def check_strategy(name: str, args: str = "") -> None:
             raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
 
 
+def check_unread(config: Strategy, usual: Strategy) -> None:
+    """Refuse a value that would change nothing: not the default, and not read by the strategy.
+
+    An unknown strategy is left to `check_strategy`.
+
+    Args:
+        usual: the section as it is by default.
+
+    Raises:
+        ConfigError: with the strategies that read the key.
+    """
+    if config.name not in (*OWN, *FLOWER):
+        return
+    for field in (f.name for f in fields(Strategy) if f.name not in ("name", "args")):
+        value = getattr(config, field)
+        if value != getattr(usual, field) and field not in reads(config.name):
+            able = ", ".join(name for name in OWN if field in reads(name))
+            raise ConfigError(
+                f"strategy.{field.replace('_', '-')} = {value!r}: {config.name} does not use it; "
+                f"those that do: {able}"
+            )
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """Which fields of the config count for a strategy; Flower's know `strategy.args` alone."""
+    return _own_class(name).reads if name in OWN else ()
+
+
 def check_ranks(config: RunConfig) -> None:
     """Refuse `adapter.ranks` that the run cannot merge.
 
@@ -110,7 +139,7 @@ def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
             f"upload.adapters = {upload.adapters!r}: packed adapters are changes of those that "
             f'were sent, which clients of different ranks have not; use "float32" with {key}'
         )
-    if strategy.server_rate != 1 and strategy.name == "fedavg-exact":
+    if strategy.server_rate != 1 and "server_rate" in reads(strategy.name):
         raise ConfigError(
             f"strategy.server-rate = {strategy.server_rate:g}: what a client of a lower rank "
             "cannot hold would count as its change, and the server would go further away from it; "

@@ -333,7 +333,9 @@ def test_clients_of_different_ranks_are_merged_as_dense_matrices(
 def test_fresh_clients_of_different_ranks_keep_what_they_were_sent(strategy: Made) -> None:
     made, start = strategy("fedavg-exact"), fresh(4, 0)
     made.sent = state_of({"text": start})
-    found = merged(made, *(update(k, cut(start, rank, balanced)) for k, rank in enumerate((1, 4, 2))))
+    found = merged(
+        made, *(update(k, cut(start, rank, balanced)) for k, rank in enumerate((1, 4, 2)))
+    )
     assert torch.equal(found.a, start.a) and torch.equal(found.b, start.b)
 
 
