@@ -24,7 +24,7 @@ from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
-from fednano_flwr.strategies.registry import merges_ranks, packing_refusal, refusal
+from fednano_flwr.strategies.registry import check_node_rank
 from fednano_flwr.upload_records import to_upload
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _own_rank(node: Mapping[str, object], config: RunConfig) -> int:
     """The rank that the node config gives this client's adapters; 0 where it gives none.
 
     Raises:
-        ConfigError: it is out of its range, the strategy cannot merge it, or it cannot be packed.
+        ConfigError: it is out of its range, or the run cannot merge it.
     """
     if "adapter-rank" not in node:
         return 0
@@ -168,12 +168,5 @@ def _own_rank(node: Mapping[str, object], config: RunConfig) -> int:
             f"the node config's adapter-rank = {rank!r}: must be a whole number from 1 to "
             f"adapter.rank = {most}"
         )
-    if rank != most and not merges_ranks(config.strategy.name):
-        raise ConfigError(
-            f"the node config's adapter-rank = {rank}: {refusal(config.strategy.name)}"
-        )
-    if rank != most and config.upload.adapters != "float32":
-        raise ConfigError(
-            f"the node config's adapter-rank = {rank}: {packing_refusal(config.upload.adapters)}"
-        )
+    check_node_rank(rank, config)
     return rank

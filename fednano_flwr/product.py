@@ -79,12 +79,25 @@ def sum_of_products(adapters: Sequence[Factors], coefficients: Sequence[float]) 
         adapters: ranks may differ.
         coefficients: any numbers.
     """
+    q_up, core, q_down = _thin(adapters, coefficients)
+    u, sigma, v = torch.linalg.svd(core, full_matrices=False)
+    return Spectrum(q_up @ u, sigma, v @ q_down.T)
+
+
+def norm_of_sum(adapters: Sequence[Factors], coefficients: Sequence[float]) -> float:
+    """Frobenius' norm of Σ_k c_k B_k A_k, without an SVD."""
+    return float(_thin(adapters, coefficients)[1].norm())
+
+
+def _thin(
+    adapters: Sequence[Factors], coefficients: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, M and P of Σ_k c_k B_k A_k = Q M Pᵀ, the columns of Q and P (d, k) orthonormal."""
     up = torch.cat([f.b.double() * c for f, c in zip(adapters, coefficients, strict=True)], 1)
     down = torch.cat([f.a.double() for f in adapters], 0)
     q_up, r_up = torch.linalg.qr(up)
     q_down, r_down = torch.linalg.qr(down.T)
-    u, sigma, v = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
-    return Spectrum(q_up @ u, sigma, v @ q_down.T)
+    return q_up, r_up @ r_down.T, q_down
 
 
 def spectrum(product: Tensor) -> Spectrum:
@@ -165,7 +178,7 @@ def _beside(kept: Tensor, count: int, like: Factors) -> Tensor:
     return torch.cat([rows, rows.new_zeros(missing, a.shape[1])])
 
 
-def cut(factors: Factors, rank: int, write: Writing = balanced) -> Factors:
+def cut(factors: Factors, rank: int, write: Writing) -> Factors:
     """The best approximation of lower rank; itself where it fits already.
 
     A product of zero keeps the first `rank` rows of A, so that all who cut it start alike.

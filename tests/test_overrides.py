@@ -48,3 +48,11 @@ def test_an_app_without_a_run_config_is_refused(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"')
     with pytest.raises(ConfigError, match=r"no table \[tool.flwr.app.config\]"):
         project.defaults(tmp_path)
+
+
+def test_a_strategys_key_that_it_does_not_use_is_refused() -> None:
+    rate = "strategy.server-rate=1.5"
+    with pytest.raises(ConfigError, match=r"strategy\.server-rate = 1\.5: fedavg does not use it"):
+        overrides.run_config(ROOT, [rate, "strategy.name=fedavg"], 2, ROOT)
+    used = overrides.run_config(ROOT, [rate, "strategy.name=fedavg-exact"], 2, ROOT)
+    assert used.strategy.server_rate == 1.5

@@ -82,9 +82,15 @@ def test_the_order_of_replies_changes_no_bit(run_config: Config) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_naming_the_rank_that_all_have_changes_no_bit(run_config: Config) -> None:
-    plain = adapters(run(run_config(run__name="plain", strategy__name="fedavg")))
-    named = run_config(run__name="named", strategy__name="fedavg", adapter__ranks="4,4")
+@pytest.mark.parametrize(
+    "strategy",
+    [{"strategy__name": "fedavg"}, {"strategy__name": "feddpa-f", "strategy__local_rank": 2}],
+)
+def test_naming_the_rank_that_all_have_changes_no_bit(
+    run_config: Config, strategy: dict[str, Any]
+) -> None:
+    plain = adapters(run(run_config(run__name="plain", **strategy)))
+    named = run_config(run__name="named", adapter__ranks="4,4", **strategy)
     assert all(torch.equal(v, plain[name]) for name, v in adapters(run(named)).items())
 
 

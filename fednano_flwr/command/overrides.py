@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.command.project import defaults, flatten, read_toml
-from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types
+from fednano_flwr.config import ConfigError, RunConfig, Strategy, check_keys, key_types
 from fednano_flwr.data.hub import HUB_ID
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
@@ -30,6 +31,7 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
         given |= parse_override(text, cwd)
     merged = {**defaults(app), "min-available-nodes": clients, **given}
     config = RunConfig.parse(absolute_paths(merged, cwd))
+    _check_strategy(config.strategy, RunConfig.parse(defaults(app)).strategy)
     asked = max(1, round(config.fraction_train * clients))
     for key, there in (("min-available-nodes", clients), ("min-replies", asked)):
         if config.flat()[key] > there:
@@ -38,6 +40,15 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
                 f"{config.fraction_train:g} there are never more than {there}; raise --clients"
             )
     return config
+
+
+def _check_strategy(asked: Strategy, usual: Strategy) -> None:
+    """Refuse a changed value that the strategy does not read."""
+    if asked != dataclasses.replace(usual, name=asked.name, args=asked.args):
+        # Imported here: it brings torch and Flower.
+        from fednano_flwr.strategies.registry import check_unread
+
+        check_unread(asked, usual)
 
 
 def parse_override(text: str, cwd: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from peft import PeftModel
 from torch import Tensor
@@ -40,9 +39,7 @@ def begin(
     load_adapter_state(adapters, theta if kept is None else kept)
     if work.adapters != "both":
         return
-    rank = work.local_rank or config.rank
-    local = replace(config, rank=rank, alpha=config.alpha * rank / config.rank)
-    add_adapter(adapters, LOCAL, local, seed)
+    add_adapter(adapters, LOCAL, config.at(work.local_rank or config.rank), seed)
     if (kept := own.load(LOCAL_KEPT)) is not None:
         load_adapter_state(adapters, kept, LOCAL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -31,6 +32,8 @@ class AdapterStrategy(FedAvg):
     """Who trains in a round: the clients that are "sampled", or "one" on behalf of all."""
     merges_ranks: ClassVar[bool] = False
     """Whether clients may send adapters of a lower rank than they were sent."""
+    reads: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Strategy))
+    """Which fields of the config count; the command line refuses to change others in vain."""
 
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fednano_flwr.product import rebalanced
 from fednano_flwr.strategies.base import AdapterStrategy
@@ -15,6 +16,8 @@ class AdapterFedAvg(AdapterStrategy):
     With `strategy.factors = "balanced"` the merged adapters keep their product B A, written in
     factors of equal size.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors")
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)

@@ -8,7 +8,9 @@ from typing import ClassVar
 from fednano_flwr.product import (
     WRITINGS,
     Factors,
+    Spectrum,
     adapters_of,
+    norm_of_sum,
     residual,
     state_of,
     sum_of_products,
@@ -23,12 +25,13 @@ class FedAvgExact(AdapterStrategy):
     """W = W_sent + η (Σ_k p_k B_k A_k − W_sent), p_k = w_k / Σ w, cut to rank r by its SVD.
 
     `strategy.server-rate` is η: 1 is the mean of the products itself, more goes further in the
-    same direction. `strategy.factors` says how W is written as B A again: "plain" (the default)
-    with A as large as the mean of the clients' and σ in B, "balanced" by √σ on both sides. Clients
-    may have adapters of lower ranks than r.
+    same direction, and 0 takes FedExP's. `strategy.factors` says how W is written as B A again:
+    "plain" (the default) with A as large as the mean of the clients' and σ in B, "balanced" by √σ
+    on both sides. Clients may have adapters of lower ranks than r, at a rate of 1.
     """
 
     merges_ranks: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors", "server_rate")
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
@@ -41,14 +44,15 @@ class FedAvgExact(AdapterStrategy):
         for name in clients[0]:
             adapters = [client[name] for client in clients]
             like = mean_factors(adapters, weights, sent.get(name))
-            coefficients = [rate * share for share in shares]
+            mean = found = sum_of_products(adapters, shares)
             if rate != 1:
-                adapters, coefficients = [*adapters, sent[name]], [*coefficients, 1 - rate]
-            found = sum_of_products(adapters, coefficients)
+                steps = [rate * share for share in shares]
+                found = sum_of_products([*adapters, sent[name]], [*steps, 1 - rate])
             rank = like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
             if all(adapter.a.shape == like.a.shape for adapter in adapters):
-                self.notes[f"missed by factors {name}"] = _missed(adapters, coefficients, like)
+                off = norm_of_sum([*adapters, like], [*shares, -1])
+                self.notes[f"missed by factors {name}"] = _share(off, mean)
             merged[name] = write(found, rank, like)
         return state_of(merged)
 
@@ -58,20 +62,14 @@ class FedAvgExact(AdapterStrategy):
         for name, start in sent.items():
             adapters = [client[name] for client in clients]
             for k, adapter in enumerate(adapters):
-                squares[k] += _norm([adapter, start], [1, -1]) ** 2
-            square_of_mean += _norm([*adapters, start], [*shares, -1]) ** 2
+                squares[k] += norm_of_sum([adapter, start], [1, -1]) ** 2
+            square_of_mean += norm_of_sum([*adapters, start], [*shares, -1]) ** 2
         rate = extrapolation(squares, square_of_mean, shares)
         self.notes["server rate"] = rate
         return rate
 
 
-def _missed(adapters: Sequence[Factors], coefficients: Sequence[float], mean: Factors) -> float:
-    """‖W − B̄ Ā‖ / ‖W‖: what the product of the mean factors would have been off by."""
-    whole = _norm(adapters, coefficients)
-    off = _norm([*adapters, mean], [*coefficients, -1.0])
+def _share(off: float, mean: Spectrum) -> float:
+    """`off` as a share of the mean product's norm; 0 of a zero product."""
+    whole = float(mean.sigma.norm())
     return off / whole if whole > 0 else 0.0
-
-
-def _norm(adapters: Sequence[Factors], coefficients: Sequence[float]) -> float:
-    """Frobenius' norm of a sum of products."""
-    return float(sum_of_products(adapters, coefficients).sigma.norm())

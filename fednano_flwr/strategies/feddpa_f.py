@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.strategies.fedavg import AdapterFedAvg
@@ -17,6 +18,8 @@ class FedDPAF(AdapterFedAvg):
     scored together with equal weight. The paper's weighting of the two by each test instance, and
     its training of one after the other, are not here.
     """
+
+    reads: ClassVar[tuple[str, ...]] = (*AdapterFedAvg.reads, "local_rank")
 
     def local_work(self) -> LocalWork:
         both = replace(super().local_work(), adapters="both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fednano_flwr.product import rebalanced
 from fednano_flwr.strategies.base import AdapterStrategy
@@ -19,6 +20,14 @@ class FedNano(AdapterStrategy):
     """Fisher merging; the diagonal comes from a pass over the client's data after training."""
 
     fisher = "pass"
+    reads: ClassVar[tuple[str, ...]] = (
+        "weight_by",
+        "factors",
+        "fisher_estimate",
+        "fisher_floor",
+        "fisher_power",
+        "fisher_scale",
+    )
 
     def merge(self, updates: Sequence[Update]) -> State:
         config = self.config

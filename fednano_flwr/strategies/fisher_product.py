@@ -19,17 +19,44 @@ from fednano_flwr.product import (
 from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.merge import State, Update, fisher_merge, mean_factors
 
+ROWS = 64
+"""So many rows of the clients' dense products are there at once."""
 
-def product_fisher(fisher: Factors) -> Tensor:
-    """A Fisher diagonal of W = B A (d, d), as far as those of its factors tell.
+
+def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
+    """A Fisher diagonal of W = B A (d, d), as far as those of its factors tell: f_out, f_in (d,).
 
     F_W[i, j] ≈ f_out[i] · f_in[j], each the mean over the rank of the factors' diagonals: how much
-    the loss feels output i of B, and input j of A, brought to a mean of 1 for each client.
+    the loss feels output i of B, and input j of A, brought to a mean of 1 for each client. Ones
+    where one of them is zero throughout.
     """
     out, into = fisher.b.double().mean(1), fisher.a.double().mean(0)
-    outer = torch.outer(out, into)
-    mean = outer.mean()
-    return outer / mean if mean > 0 else torch.ones_like(outer)
+    if not (out.any() and into.any()):
+        return torch.ones_like(out), torch.ones_like(into)
+    return out / out.mean(), into / into.mean()
+
+
+def merged_product(
+    adapters: Sequence[Factors], fishers: Sequence[Factors], weights: Sequence[float], floor: float
+) -> Tensor:
+    """W (d, d) in float64: `fisher_merge` of the products B_k A_k, ROWS rows at a time.
+
+    Args:
+        adapters: one a client; ranks may differ.
+        fishers: Fisher diagonals of their factors.
+        weights, floor: as in `fisher_merge`.
+    """
+    diagonals = [product_fisher(fisher) for fisher in fishers]
+    strips = [
+        fisher_merge(
+            [factors.b[start : start + ROWS].double() @ factors.a.double() for factors in adapters],
+            [torch.outer(out[start : start + ROWS], into) for out, into in diagonals],
+            weights,
+            floor,
+        )
+        for start in range(0, len(adapters[0].b), ROWS)
+    ]
+    return torch.cat(strips)
 
 
 class FisherProduct(FedNano):
@@ -37,6 +64,8 @@ class FisherProduct(FedNano):
 
     fisher = "running"
     merges_ranks: ClassVar[bool] = True
+    # No scale: `product_fisher` brings every client's to a mean of 1.
+    reads: ClassVar[tuple[str, ...]] = tuple(k for k in FedNano.reads if k != "fisher_scale")
 
     def merge(self, updates: Sequence[Update]) -> State:
         weights = self.weights(updates)
@@ -47,12 +76,8 @@ class FisherProduct(FedNano):
         for name in clients[0]:
             adapters = [client[name] for client in clients]
             like = mean_factors(adapters, weights, sent.get(name))
-            product = fisher_merge(
-                [factors.b.double() @ factors.a.double() for factors in adapters],
-                [product_fisher(fisher[name]) for fisher in fishers],
-                weights,
-                self.config.fisher_floor,
-            )
+            of_factors = [fisher[name] for fisher in fishers]
+            product = merged_product(adapters, of_factors, weights, self.config.fisher_floor)
             found, rank = spectrum(product), like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
             merged[name] = WRITINGS[self.config.factors](found, rank, like)

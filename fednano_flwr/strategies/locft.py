@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
@@ -17,6 +18,8 @@ class LocFT(AdapterStrategy):
     They start from the server's, stay on the client's disk, and are what it scores; the server's
     never change.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def local_work(self) -> LocalWork:
         return replace(super().local_work(), adapters="own")

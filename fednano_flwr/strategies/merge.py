@@ -11,6 +11,8 @@ from torch import Tensor
 from fednano_flwr.product import Factors
 
 State = dict[str, Tensor]
+STILL = 1e-6
+"""A mean change shorter than this share of the clients' own is none."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +99,20 @@ def extrapolation(
     """How far to go along the clients' mean change: η = max(1, Σ_k p_k ‖Δ_k‖² / 2‖Σ_k p_k Δ_k‖²).
 
     Changes that point apart make a short mean of long steps, and a longer step is safe (FedExP,
-    Jhunjhunwala et al., ICLR 2023, there with equal shares).
+    Jhunjhunwala et al., ICLR 2023, there with equal shares). Two bounds are this project's. A mean
+    shorter than STILL of the clients' root mean square is what rounding leaves of changes that
+    cancel: it has no direction, and η is 1. And η is at most the number of clients K: equal changes
+    at right angles give K / 2, so that more than K comes of changes that undo each other alone.
 
     Args:
         squares: ‖Δ_k‖² of each client.
         square_of_mean: ‖Σ_k p_k Δ_k‖².
         shares: p_k, of sum 1.
     """
-    if square_of_mean == 0:
-        return 1.0
     mean = sum(share * square for share, square in zip(shares, squares, strict=True))
-    return max(1.0, mean / (2 * square_of_mean))
+    if square_of_mean <= STILL**2 * mean:
+        return 1.0
+    return min(max(1.0, mean / (2 * square_of_mean)), float(len(squares)))
 
 
 def fisher_weights(fisher: Mapping[str, Tensor], power: float, scale: str) -> State:
@@ -135,12 +140,13 @@ def fisher_notes(fishers: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 
     Returns:
         "fisher NAME": the mean over clients of each parameter's mean; "fisher scale": the largest
-        client's mean over the smallest's; infinite where one client's is zero throughout.
+        client's mean over the smallest's, left out where one client's is zero throughout.
     """
     means = {
         name: [float(fisher[name].double().mean()) for fisher in fishers] for name in fishers[0]
     }
     notes = {f"fisher {name}": sum(values) / len(values) for name, values in means.items()}
     whole = [sum(values) for values in zip(*means.values(), strict=True)]
-    notes["fisher scale"] = max(whole) / min(whole) if min(whole) > 0 else float("inf")
+    if min(whole) > 0:
+        notes["fisher scale"] = max(whole) / min(whole)
     return notes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
@@ -79,17 +80,72 @@ def check_strategy(name: str, args: str = "") -> None:
             raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
 
 
-def check_ranks(config: RunConfig) -> None:
-    """Refuse clients of different ranks with a strategy that cannot merge them.
+def check_unread(config: Strategy, usual: Strategy) -> None:
+    """Refuse a value that would change nothing: not the default, and not read by the strategy.
+
+    An unknown strategy is left to `check_strategy`.
+
+    Args:
+        usual: the section as it is by default.
 
     Raises:
-        ConfigError: with the strategies that can.
+        ConfigError: with the strategies that read the key.
+    """
+    if config.name not in (*OWN, *FLOWER):
+        return
+    for field in (f.name for f in fields(Strategy) if f.name not in ("name", "args")):
+        value = getattr(config, field)
+        if value != getattr(usual, field) and field not in reads(config.name):
+            able = ", ".join(name for name in OWN if field in reads(name))
+            raise ConfigError(
+                f"strategy.{field.replace('_', '-')} = {value!r}: {config.name} does not use it; "
+                f"those that do: {able}"
+            )
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """Which fields of the config count for a strategy; Flower's know `strategy.args` alone."""
+    return _own_class(name).reads if name in OWN else ()
+
+
+def check_ranks(config: RunConfig) -> None:
+    """Refuse `adapter.ranks` that the run cannot merge.
+
+    Raises:
+        ConfigError: with the reason, and the strategies that can.
     """
     adapter = config.adapter
-    if set(adapter.clients_ranks) != {adapter.rank} and not merges_ranks(config.strategy.name):
-        raise ConfigError(f"adapter.ranks = {adapter.ranks!r}: {refusal(config.strategy.name)}")
-    if set(adapter.clients_ranks) != {adapter.rank} and config.upload.adapters != "float32":
-        raise ConfigError(packing_refusal(config.upload.adapters))
+    if set(adapter.clients_ranks) != {adapter.rank}:
+        _check_lower_ranks(config, "adapter.ranks", repr(adapter.ranks))
+
+
+def check_node_rank(rank: int, config: RunConfig) -> None:
+    """Refuse a rank from a node config, in its range, that the run cannot merge.
+
+    Raises:
+        ConfigError: as `check_ranks`.
+    """
+    if rank != config.adapter.rank:
+        _check_lower_ranks(config, "the node config's adapter-rank", repr(rank))
+
+
+def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
+    """Refuse clients of lower ranks, which `key` = `value` asks for, where they cannot be."""
+    strategy, upload = config.strategy, config.upload
+    if not merges_ranks(strategy.name):
+        raise ConfigError(f"{key} = {value}: {refusal(strategy.name)}")
+    if upload.adapters != "float32":
+        raise ConfigError(
+            f"{key} = {value}, upload.adapters = {upload.adapters!r}: packed adapters are changes "
+            "of those that were sent, which clients of different ranks have not; use "
+            'upload.adapters = "float32"'
+        )
+    if strategy.server_rate != 1 and "server_rate" in reads(strategy.name):
+        raise ConfigError(
+            f"{key} = {value}, strategy.server-rate = {strategy.server_rate:g}: what a client of a "
+            "lower rank cannot hold would count as its change, and the server would go further "
+            "away from it; use strategy.server-rate = 1"
+        )
 
 
 def merges_ranks(name: str) -> bool:
@@ -103,15 +159,6 @@ def refusal(name: str) -> str:
     return (
         f"strategy.name = {name!r} needs adapters of rank adapter.rank from every client; those "
         f"that merge the products of different ranks: {able}"
-    )
-
-
-def packing_refusal(kind: str) -> str:
-    """Why clients of different ranks cannot pack their adapters."""
-    return (
-        f"upload.adapters = {kind!r}: packed adapters are changes of those that were sent, which "
-        'clients of different ranks have not; use "float32" with adapter.ranks or a node\'s own '
-        "adapter-rank"
     )
 
 
@@ -160,5 +207,5 @@ def _flower_arguments(name: str) -> list[str]:
     return [
         p.name
         for p in parameters
-        if p.name not in ALL_NODES and isinstance(p.default, (int, float)) and p.default is not None
+        if p.name not in ALL_NODES and isinstance(p.default, (int, float))
     ]

@@ -89,7 +89,7 @@ def test_fisher_notes_by_hand() -> None:
     notes = fisher_notes([small, large])
     assert notes == {"fisher a": 2.0, "fisher b": 3.0, "fisher scale": 4.0}
     nothing = {"a": torch.zeros(2), "b": torch.zeros(1)}
-    assert fisher_notes([small, nothing])["fisher scale"] == float("inf")
+    assert fisher_notes([small, nothing]) == {"fisher a": 0.5, "fisher b": 0.5}
 
 
 def test_extrapolation_by_hand() -> None:
@@ -97,7 +97,17 @@ def test_extrapolation_by_hand() -> None:
     assert extrapolation([4.0, 4.0], 2.0, [0.5, 0.5]) == 1.0
     # Four at right angles: 4 / (2 · 1) = 2.
     assert extrapolation([4.0] * 4, 1.0, [0.25] * 4) == 2.0
-    # Shares count: (0.75 · 4 + 0.25 · 8) / (2 · 1) = 2.5.
-    assert extrapolation([4.0, 8.0], 1.0, [0.75, 0.25]) == 2.5
+    # Shares count: (0.75 · 4 + 0.25 · 8) / (2 · 2) = 1.25.
+    assert extrapolation([4.0, 8.0], 2.0, [0.75, 0.25]) == 1.25
     assert extrapolation([4.0, 4.0], 4.0, [0.5, 0.5]) == 1.0  # they agree: the mean itself
     assert extrapolation([0.0], 0.0, [1.0]) == 1.0
+
+
+def test_changes_that_cancel_but_for_rounding_have_no_direction() -> None:
+    assert extrapolation([4.0, 4.0], 4e-13, [0.5, 0.5]) == 1.0
+    assert extrapolation([4.0, 4.0], 1.6e-11, [0.5, 0.5]) > 1.0
+
+
+def test_a_rate_is_never_above_the_number_of_clients() -> None:
+    assert extrapolation([4.0] * 3, 0.8, [1 / 3] * 3) == pytest.approx(2.5)
+    assert extrapolation([4.0] * 3, 1e-6, [1 / 3] * 3) == 3.0

@@ -22,6 +22,7 @@ from fednano_flwr.product import (
     cut,
     cut_state,
     mean_product,
+    norm_of_sum,
     rebalanced,
     residual,
     shapes_at,
@@ -29,8 +30,8 @@ from fednano_flwr.product import (
     state_of,
 )
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.fisher_product import product_fisher
-from fednano_flwr.strategies.merge import Update
+from fednano_flwr.strategies.fisher_product import ROWS, merged_product, product_fisher
+from fednano_flwr.strategies.merge import Update, fisher_merge
 from fednano_flwr.strategies.registry import make_strategy
 
 WIDTH = 12
@@ -138,13 +139,31 @@ def test_another_basis_of_a_clients_factors_changes_fedavg_alone(strategy: Made)
         assert torch.allclose(moved, plain, atol=1e-5) == same
 
 
+def test_clients_may_count_alike_whatever_their_number_of_questions(strategy: Made) -> None:
+    # B = (1 0)ᵀ of one question and (3 8)ᵀ of three, as above: the plain mean is (2 4)ᵀ.
+    updates = [
+        update(0, by_hand([[1.0, 2.0]], [[1.0], [0.0]]), 1),
+        update(1, by_hand([[1.0, 2.0]], [[3.0], [8.0]]), 3),
+    ]
+    for name in ("fedavg", "fedavg-exact"):
+        found = product(merged(strategy(name, weight_by="equal"), *updates))
+        assert found.flatten().tolist() == pytest.approx([2.0, 4.0, 4.0, 8.0])
+
+
+def test_the_norm_of_a_sum_of_products_is_that_of_the_dense_matrix() -> None:
+    pairs = [factors(3, 0), factors(1, 1), factors(4, 2)]
+    whole = 0.5 * product(pairs[0]) + 2 * product(pairs[1]) - product(pairs[2])
+    assert norm_of_sum(pairs, [0.5, 2, -1]) == pytest.approx(float(whole.norm()), rel=1e-12)
+    assert norm_of_sum([pairs[0], pairs[0]], [1, -1]) < 1e-12
+
+
 # The cut
 
 
 def test_the_cut_is_the_best_approximation() -> None:
     wide = factors(6, seed=3)
     values = torch.linalg.svdvals(product(wide))
-    narrow = cut(wide, 2)
+    narrow = cut(wide, 2, balanced)
     error = (product(wide) - product(narrow)).norm()
     assert error.item() == pytest.approx(values[2:].norm().item(), rel=1e-9)
     found = mean_product([wide], [1.0])
@@ -170,7 +189,7 @@ def test_a_cut_is_exact_where_the_product_has_so_low_a_rank() -> None:
     low = factors(2, seed=4)
     mix = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     wide = Factors(mix @ low.a, low.b @ torch.linalg.pinv(mix))
-    narrow = cut(wide, 2)
+    narrow = cut(wide, 2, balanced)
     assert narrow.a.shape == (2, WIDTH) and narrow.b.shape == (WIDTH, 2)
     assert torch.allclose(product(narrow), product(wide), atol=1e-5)
 
@@ -314,7 +333,9 @@ def test_clients_of_different_ranks_are_merged_as_dense_matrices(
 def test_fresh_clients_of_different_ranks_keep_what_they_were_sent(strategy: Made) -> None:
     made, start = strategy("fedavg-exact"), fresh(4, 0)
     made.sent = state_of({"text": start})
-    found = merged(made, *(update(k, cut(start, rank)) for k, rank in enumerate((1, 4, 2))))
+    found = merged(
+        made, *(update(k, cut(start, rank, balanced)) for k, rank in enumerate((1, 4, 2)))
+    )
     assert torch.equal(found.a, start.a) and torch.equal(found.b, start.b)
 
 
@@ -324,9 +345,22 @@ def test_fresh_clients_of_different_ranks_keep_what_they_were_sent(strategy: Mad
 def test_the_fisher_of_a_product_by_hand() -> None:
     # Means over the rank: B (3 1)ᵀ, A (2 6); outer product (6 18; 2 6), whose mean is 8.
     fisher = by_hand([[1.0, 5.0], [3.0, 7.0]], [[2.0, 4.0], [0.0, 2.0]])
-    assert product_fisher(fisher).flatten().tolist() == pytest.approx([0.75, 2.25, 0.25, 0.75])
-    nothing = by_hand([[0.0, 0.0]], [[0.0], [0.0]])
-    assert product_fisher(nothing).flatten().tolist() == [1, 1, 1, 1]
+    found = torch.outer(*product_fisher(fisher))
+    assert found.flatten().tolist() == pytest.approx([0.75, 2.25, 0.25, 0.75])
+    nothing = by_hand([[0.0, 0.0]], [[3.0], [0.0]])
+    assert torch.outer(*product_fisher(nothing)).flatten().tolist() == [1, 1, 1, 1]
+
+
+def test_products_merged_strip_by_strip_are_those_merged_at_once() -> None:
+    width = ROWS + ROWS // 2
+    clients = [factors(rank, seed, width) for seed, rank in enumerate((2, 3))]
+    fishers = [Factors(c.a**2, c.b**2) for c in clients]
+    weights, floor = [1.0, 3.0], 0.1
+    dense_fishers = [torch.outer(*product_fisher(fisher)) for fisher in fishers]
+    expected = fisher_merge([product(c) for c in clients], dense_fishers, weights, floor)
+    found = merged_product(clients, fishers, weights, floor)
+    assert found.shape == (width, width)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_every_entry_of_the_product_follows_the_client_that_feels_it_by_hand(
@@ -381,3 +415,23 @@ def test_what_the_mean_of_the_factors_misses_is_noted_by_hand(strategy: Made) ->
     made = strategy("fedavg-exact")
     merged(made, update(0, by_hand([[1.0]], [[1.0]]), 1), update(1, by_hand([[3.0]], [[3.0]]), 1))
     assert made.notes["missed by factors text"] == pytest.approx(0.2)
+
+
+def test_what_the_factors_miss_does_not_depend_on_the_server_rate(strategy: Made) -> None:
+    made, own = strategy("fedavg-exact", server_rate=2.0), factors(3, 1)
+    made.sent = state_of({"text": factors(3, 2)})
+    merged(made, update(0, own), update(1, own))
+    assert made.notes["missed by factors text"] < 1e-6
+    made.sent = state_of({"text": by_hand([[2.0]], [[7.0]])})
+    merged(made, update(0, by_hand([[1.0]], [[1.0]])), update(1, by_hand([[3.0]], [[3.0]])))
+    assert made.notes["missed by factors text"] == pytest.approx(0.2)
+
+
+def test_changes_that_undo_each_other_are_not_blown_up(strategy: Made) -> None:
+    made, start = strategy("fedavg-exact", server_rate=0.0), factors(2, 1)
+    made.sent = state_of({"text": start})
+    step = torch.randn(WIDTH, 2, generator=torch.Generator().manual_seed(3))
+    ends = [Factors(start.a, start.b + sign * step) for sign in (1, -1)]
+    found = merged(made, update(0, ends[0]), update(1, ends[1]))
+    assert made.notes["server rate"] == 1
+    assert torch.allclose(product(found), product(start), atol=1e-5)

@@ -3,13 +3,19 @@ from typing import Any
 
 import flwr.serverapp.strategy
 import pytest
+import torch
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
+from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.fednano import FedNano
+from fednano_flwr.strategies.merge import Update
 from fednano_flwr.strategies.registry import (
     FLOWER,
     OWN,
+    check_node_rank,
+    check_ranks,
     check_strategy,
+    check_unread,
     make_strategy,
     parse_args,
 )
@@ -72,3 +78,84 @@ def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
 def test_malformed_arguments_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="must be numbers"):
         parse_args(text)
+
+
+LOWER_RANKS = [
+    ({"strategy.name": "fedavg"}, "needs adapters of rank adapter.rank from every client"),
+    ({"upload.adapters": "int4"}, "packed adapters are changes of those"),
+    ({"strategy.server-rate": 1.5}, "what a client of a lower rank cannot hold"),
+    ({"strategy.server-rate": 0.0}, "what a client of a lower rank cannot hold"),
+]
+
+
+@pytest.mark.parametrize(("keys", "says"), LOWER_RANKS)
+def test_lower_ranks_are_refused_where_they_cannot_be_merged(
+    defaults: dict[str, Any], keys: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_ranks(RunConfig.parse({**defaults, **keys, "adapter.ranks": "4,16"}))
+    assert "adapter.ranks" in str(refused.value)
+    check_ranks(RunConfig.parse({**defaults, **keys, "adapter.ranks": "16,16"}))
+
+
+@pytest.mark.parametrize(("keys", "says"), LOWER_RANKS)
+def test_a_nodes_lower_rank_is_refused_where_it_cannot_be_merged(
+    defaults: dict[str, Any], keys: dict[str, Any], says: str
+) -> None:
+    config = RunConfig.parse({**defaults, **keys})
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_node_rank(4, config)
+    assert "the node config's adapter-rank" in str(refused.value)
+    check_node_rank(16, config)
+    check_node_rank(4, RunConfig.parse(defaults))
+
+
+class Watched:
+    """A config that remembers what is read of it."""
+
+    def __init__(self, config: Strategy) -> None:
+        self.config, self.read = config, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_strategy_reads_what_it_says(config: Made, name: str) -> None:
+    watched: Any = Watched(config(name))
+    made = make_strategy(watched)
+    assert isinstance(made, AdapterStrategy)
+    theta = {f"x.lora_{k}.weight": torch.ones(shape) for k, shape in (("A", (1, 2)), ("B", (2, 1)))}
+    if made.local_work().uploads:
+        made.merge([Update(0, theta, theta, 1), Update(1, theta, theta, 2)])
+    in_vain = {"fisher_scale"} if name == "fisher-product" else set()
+    assert watched.read - {"name", "args"} - in_vain == set(made.reads)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "able"),
+    [
+        ("fedavg", "server-rate", 1.5, "fedavg-exact"),
+        ("fedavg-exact", "fisher-floor", 0.1, "fednano, fednano-ef, fisher-product"),
+        ("fisher-product", "fisher-scale", "client", "fednano, fednano-ef"),
+        ("fedavg", "proximal-mu", 0.1, "fedprox"),
+        ("fednano", "local-rank", 4, "feddpa-f"),
+        ("locft", "factors", "balanced", "fednano, fednano-ef, fedavg, fedavg-exact"),
+        ("FedAdam", "weight-by", "equal", "fednano, fednano-ef, fedavg, fedavg-exact"),
+    ],
+)
+def test_a_value_that_would_change_nothing_is_refused_with_the_strategies_that_use_it(
+    defaults: dict[str, Any], config: Made, name: str, key: str, value: Any, able: str
+) -> None:
+    def changed(strategy: str) -> Strategy:
+        asked = {**defaults, "strategy.name": strategy, f"strategy.{key}": value}
+        return RunConfig.parse(asked).strategy
+
+    says = rf"strategy\.{key} = {value!r}: {name} does not use it; those that do: {able}"
+    with pytest.raises(ConfigError, match=says):
+        check_unread(changed(name), config(name))
+    for other in able.split(", "):
+        check_unread(changed(other), config(other))
+    check_unread(config(name), config("fedavg-exact"))
+    check_unread(changed("no-such-strategy"), config(name))
