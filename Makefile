@@ -14,7 +14,7 @@ test: $(VENV)/.installed  ## install what the tests need and run them
 check: $(VENV)/.installed  ## lint, formatting and types
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/mypy fednano_flwr fednano_demo
+	$(RUN)/mypy fednano_flwr fednano_demo benchmarks
 
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e"

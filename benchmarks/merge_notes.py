@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no run of {options.comparison} has noted anything of its merges")
     options.comparison = str(options.comparison)
     last = max(server_round for found in values.values() for server_round in found)
-    results = [
+    results: list[dict[str, Any]] = [
         {
             "experiment": experiment,
             "what": what,

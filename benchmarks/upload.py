@@ -10,7 +10,7 @@ model's size (`--hidden-size`, `--rank`). Prints tables and writes JSON.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def timings(large: Update, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds to pack and to unpack each kind."""
     sent, theta, fisher = large
     shapes = {name: tuple(value.shape) for name, value in sent.items()}
-    work = {}
+    work: dict[str, Callable[[], object]] = {}
     for kind in delta.BITS:
         data = update.pack_adapters(theta, sent, kind).data
         work[f"pack {kind}"] = partial(update.pack_adapters, theta, sent, kind)
