@@ -2,7 +2,7 @@
 
 Every message may meet a fresh process, and does so in deployment; what a client needs comes with
 the message, from the run config, or from its node config (`partition-id`, `num-partitions`,
-`adapter-rank`, ...).
+`adapter-rank`, `ca-cert`, ...).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
 from fednano_flwr.strategies.registry import check_node_rank
 from fednano_flwr.upload_records import to_upload
@@ -115,12 +116,43 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
 def _llm(config: RunConfig, message: Message, context: Context) -> Iterator[RemoteLLM]:
     """The host that the message names."""
     task = message.content.config_records["config"]
-    caller = Caller(run=context.run_id, node=context.node_id, round=_round(task))
+    caller = Caller(
+        run=context.run_id,
+        node=context.node_id,
+        round=_round(task),
+        phase=message.metadata.message_type,
+        token=str(task["llm-token"]),
+    )
     exchange = config.exchange
     with RemoteLLM(
-        str(task["llm-address"]), caller, exchange.dtype, exchange.timeout, exchange.retry_seconds
+        str(task["llm-address"]),
+        caller,
+        exchange.dtype,
+        exchange.timeout,
+        exchange.retry_seconds,
+        _ca(config, task, context),
     ) as llm:
         yield llm
+
+
+def _ca(config: RunConfig, task: ConfigRecord, context: Context) -> bytes | None:
+    """The certificates that this client trusts; None for a service without TLS.
+
+    A client that has some never speaks without TLS, whatever the message says.
+
+    Raises:
+        ConfigError: none where the service speaks TLS, or they cannot be used.
+    """
+    if own := str(context.node_config.get("ca-cert", "")):
+        return read_ca("the node config's ca-cert", own)
+    if config.exchange.ca_cert:
+        return read_ca("exchange.ca-cert", config.exchange.ca_cert)
+    if task["llm-tls"]:
+        raise ConfigError(
+            "the LLM service speaks TLS and this client has no CA to check it with: set "
+            "exchange.ca-cert, or ca-cert in the node config, to the file of the CA's certificate"
+        )
+    return None
 
 
 def _round(task: ConfigRecord) -> int:

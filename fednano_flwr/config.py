@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, get_type_hints
 
 SITES = ("image", "text")
@@ -35,6 +36,14 @@ def _require(ok: bool, key: str, value: object, accepts: str) -> None:
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    try:
+        return address == "localhost" or ip_address(address).is_loopback
+    except ValueError:  # another host's name
+        return False
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,9 @@ class LLM:
     bind: str
     port: int
     address: str
+    tls_cert: str
+    tls_key: str
+    insecure_beyond_loopback: bool
     max_tokens: int
     feature_memory_mb: int
     feature_disk_mb: int
@@ -233,14 +245,30 @@ class LLM:
             "empty (all on llm.device), or one of " + ", ".join(DEVICE_MAPS),
         )
         _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
+        self._check_network()
+        _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
+
+    def _check_network(self) -> None:
         _require(
-            self.bind in ("127.0.0.1", "localhost", "::1"),
+            bool(self.tls_cert) == bool(self.tls_key),
+            "llm.tls-key",
+            self.tls_key,
+            f"set together with llm.tls-cert (it is {self.tls_cert!r}): both or none",
+        )
+        _require(
+            bool(self.tls_cert) or self.insecure_beyond_loopback or is_loopback(self.bind),
             "llm.bind",
             self.bind,
-            "a loopback address (127.0.0.1, localhost or ::1): the LLM service has no TLS yet, so "
-            "it is not opened to a network",
+            "a loopback address (127.0.0.1, localhost or ::1) while the LLM service has no TLS; "
+            "for others set llm.tls-cert and llm.tls-key, or, on a network where everyone may "
+            "read along, llm.insecure-beyond-loopback = true",
         )
-        _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
+        _require(
+            bool(self.address) or self.bind not in ("0.0.0.0", "::"),
+            "llm.address",
+            self.address,
+            f"the host:port that clients dial, as llm.bind = {self.bind!r} is no address to dial",
+        )
 
     def _check_replicas(self) -> None:
         gpus = self.replica_gpus
@@ -274,6 +302,7 @@ class Exchange:
     dtype: str
     timeout: float
     retry_seconds: float
+    ca_cert: str
 
     def __post_init__(self) -> None:
         _one_of("exchange.kind", self.kind, ("embeddings", "lowrank"))

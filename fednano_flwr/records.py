@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fednano_flwr.strategies.merge import Update
@@ -95,6 +95,20 @@ def partition_of(reply: Message) -> int:
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"metric partition-id = {value!r}: must be a whole number, 0 or more")
     return value
+
+
+def with_tokens(messages: Iterable[Message], token: Callable[[int], str]) -> list[Message]:
+    """Messages to nodes, each with that node's own token; what they hold is not copied.
+
+    Flower's strategies give all nodes one content, so each message gets one of its own.
+    """
+    sent = list(messages)
+    for message in sent:
+        records = dict(message.content)
+        task = {**message.content.config_records["config"]}
+        task["llm-token"] = token(message.metadata.dst_node_id)
+        message.content = RecordDict({**records, "config": ConfigRecord(task)})
+    return sent
 
 
 def record_bytes(content: RecordDict) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import cast
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
@@ -18,10 +19,12 @@ from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.tls import read_identity
+from fednano_flwr.exchange.tokens import Tokens
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
-from fednano_flwr.records import from_arrays, metric, to_arrays
+from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
@@ -29,6 +32,8 @@ from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
+
+PHASES = {MessageType.TRAIN: "training", MessageType.EVALUATE: "evaluation"}
 
 app = ServerApp()
 
@@ -52,12 +57,15 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     """
     check_ranks(config)
     strategy = make_strategy(config.strategy)
+    tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
     folder = RunFolder(config)
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
-        serve(host, config.llm.bind, config.llm.port, config.llm.max_clients) as bound,
+        serve(
+            host, config.llm.bind, config.llm.port, config.llm.max_clients, tokens, identity
+        ) as bound,
     ):
         info = host.describe()
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
@@ -67,15 +75,20 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
         for server_round in range(config.num_server_rounds + 1):
             started = time.perf_counter()
-            task = {"llm-address": address, **work.to_config()}
+            task = {
+                "llm-address": address,
+                "llm-tls": identity is not None,
+                **work.to_config(),
+            }
+            ask = partial(_ask, federation, tokens, server_round)
             trained = None
             if server_round > 0:
                 chosen = _who_trains(federation, config, server_round, one)
-                trained = federation.ask(
+                trained = ask(
+                    MessageType.TRAIN,
                     strategy.configure_train(
                         server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
                     ),
-                    f"round {server_round}, training",
                     check=partial(
                         receive_update,
                         sent=arrays if work.uploads else ArrayRecord(),
@@ -89,14 +102,14 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                     # Some of Flower's strategies compute in float64 and would send that.
                     theta = from_arrays(cast(ArrayRecord, merged))
                     arrays = to_arrays({name: value.float() for name, value in theta.items()})
-            scored = federation.ask(
+            scored = ask(
+                MessageType.EVALUATE,
                 strategy.configure_evaluate(
                     server_round,
                     arrays,
                     ConfigRecord(task),
                     cast(Grid, _who_scores(federation, config, server_round)),
                 ),
-                f"round {server_round}, evaluation",
                 check=check_evaluation,
             )
             if server_round == 0:
@@ -114,6 +127,21 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
     return folder
+
+
+def _ask(
+    federation: Federation,
+    tokens: Tokens,
+    server_round: int,
+    phase: str,
+    messages: Iterable[Message],
+    check: Callable[[Message], None],
+    least: int | None = None,
+) -> Answers:
+    """The nodes' answers; each may use the LLM service for this, and until all are in."""
+    what = f"round {server_round}, {PHASES[phase]}"
+    with tokens.open(server_round, phase) as token:
+        return federation.ask(with_tokens(messages, token), what, check, least)
 
 
 def _who_trains(

@@ -48,7 +48,11 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ("strategy.weight-by", "size", "samples, equal"),
         ("edge.dtype", "int8", "float32, bfloat16, float16"),
         ("exchange.dtype", "int4", "auto, float32, bfloat16, float16, int8"),
-        ("llm.bind", "0.0.0.0", "loopback.*no TLS"),
+        (
+            "llm.bind",
+            "0.0.0.0",
+            r"loopback.*no TLS.*llm\.tls-cert.*llm\.tls-key.*llm\.insecure-beyond-loopback",
+        ),
         ("exchange.kind", "ranks", "embeddings, lowrank"),
         ("upload.adapters", "bfloat16", "float32, int8, int4"),
         ("upload.fisher", "int4", "float32, log8, log4, row"),
@@ -64,6 +68,36 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
     with pytest.raises(ConfigError, match=accepts) as refusal:
         RunConfig.parse({**defaults, key: value})
     assert key in str(refusal.value) and repr(value) in str(refusal.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_a_service_without_tls_may_listen_on_this_machine(
+    defaults: dict[str, Any], address: str
+) -> None:
+    assert RunConfig.parse({**defaults, "llm.bind": address}).llm.bind == address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.5", "gpu.example.org", ""])
+@pytest.mark.parametrize("way", ["tls", "insecure"])
+def test_a_service_beyond_loopback_needs_tls_or_to_be_asked_for_without(
+    defaults: dict[str, Any], address: str, way: str
+) -> None:
+    there = {**defaults, "llm.bind": address, "llm.address": "gpu.example.org:9000"}
+    with pytest.raises(ConfigError, match=r"llm\.bind = .*loopback"):
+        RunConfig.parse(there)
+    changed = {"llm.tls-cert": "c.pem", "llm.tls-key": "k.pem"}
+    if way == "insecure":
+        changed = {"llm.insecure-beyond-loopback": True}
+    RunConfig.parse({**there, **changed})
+    if address in ("0.0.0.0", "::"):
+        with pytest.raises(ConfigError, match=r"llm\.address = ''.*that clients dial"):
+            RunConfig.parse({**there, **changed, "llm.address": ""})
+
+
+@pytest.mark.parametrize("lone", ["llm.tls-cert", "llm.tls-key"])
+def test_a_certificate_or_a_key_alone_is_refused(defaults: dict[str, Any], lone: str) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.tls-key = .*llm\.tls-cert.*both or none"):
+        RunConfig.parse({**defaults, lone: "file.pem"})
 
 
 def test_replicas_on_gpus_need_a_share_of_them_and_no_number(defaults: dict[str, Any]) -> None:

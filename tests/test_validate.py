@@ -7,6 +7,7 @@ import pytest
 
 from fednano_flwr.command import overrides, validate
 from fednano_flwr.config import ConfigError
+from tests.certificates import authority, certificate
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,3 +83,21 @@ def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, s
     monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
     with pytest.raises(ConfigError, match="no such thing"):
         validate.validate(config(tmp_path))
+
+
+def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, tmp_path):
+    ca = authority()
+    ca.write(tmp_path / "ca")
+    certificate(ca).write(tmp_path / "own")
+    changes = [
+        "llm.tls-cert=own/cert.pem",
+        "llm.tls-key=own/key.pem",
+        "exchange.ca-cert=ca/cert.pem",
+    ]
+    made = config(tmp_path, *changes)
+    assert made.llm.tls_key == str(tmp_path / "own" / "key.pem")
+    validate.validate(made)
+    with pytest.raises(ConfigError, match=r"llm\.tls-key = .*is not the key of"):
+        validate.validate(config(tmp_path, *changes, "llm.tls-key=ca/key.pem"))
+    with pytest.raises(ConfigError, match=r"exchange\.ca-cert = .*cannot be read"):
+        validate.validate(config(tmp_path, *changes, "exchange.ca-cert=ca/none.pem"))

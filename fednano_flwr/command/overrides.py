@@ -86,6 +86,9 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
         "edge.bundle",
         "edge.feature-dir",
         "edge.state-dir",
+        "llm.tls-cert",
+        "llm.tls-key",
+        "exchange.ca-cert",
     ):
         value = result.get(key)
         if not isinstance(value, str) or not value or value.startswith(_PREFIXES):

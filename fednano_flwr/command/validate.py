@@ -19,6 +19,7 @@ def validate(config: RunConfig) -> None:
         ConfigError: otherwise; the message says what there is.
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
+    from fednano_flwr.exchange.tls import read_ca, read_identity
     from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
@@ -29,6 +30,9 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"edge.bundle = {config.edge.bundle!r}: is no edge bundle; `fednano split` writes one"
         )
+    read_identity(config.llm)
+    if config.exchange.ca_cert:
+        read_ca("exchange.ca-cert", config.exchange.ca_cert)
     validate_dataset(config.dataset)
     check_strategy(config.strategy.name, config.strategy.args)
     check_ranks(config)

@@ -22,6 +22,7 @@ from fednano_flwr.exchange.protocol import (
     LLMService,
     LowRankInputs,
 )
+from fednano_flwr.exchange.tokens import owner as owner_of
 
 log = logging.getLogger(__name__)
 LONGEST_KEY = 32
@@ -38,14 +39,21 @@ class Answers:
         self._service = service
         self._info = service.describe()
 
-    def to(self, call: pb.Call) -> pb.Answer:
-        """The answer to a call; never raises, so that one bad call ends no session."""
+    def to(self, call: pb.Call, owner: bytes | None = None) -> pb.Answer:
+        """The answer to a call; never raises, so that one bad call ends no session.
+
+        Args:
+            owner: who asks, where that is known for sure; otherwise it is who the call says.
+        """
         answer = pb.Answer()
         try:
             kind = call.WhichOneof("what")
             if kind is None:
                 raise RefusalError("an empty call")
-            getattr(self, f"_{kind}")(getattr(call, kind), getattr(answer, kind))
+            request = getattr(call, kind)
+            check_protocol(request.header)
+            who = owner or owner_of(request.header.run, request.header.node)
+            getattr(self, f"_{kind}")(request, getattr(answer, kind), who)
         except FeaturesMissingError as missing:
             answer.missing.keys.extend(missing.keys)
         except GraphGoneError:
@@ -59,8 +67,8 @@ class Answers:
             answer.refused = f"the host failed: {type(error).__name__}: {error}"
         return answer
 
-    def _step(self, request: pb.StepRequest, reply: pb.StepReply) -> None:
-        inputs = self._batch(request.header, request.inputs)
+    def _step(self, request: pb.StepRequest, reply: pb.StepReply, owner: bytes) -> None:
+        inputs = self._batch(request.inputs)
         count = sum(inputs.lengths)
         positions = _indices(request.label_positions, count, "label position")
         targets = _indices(request.labels, self._info.vocabulary, "label")
@@ -68,39 +76,41 @@ class Answers:
             raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
         labels = torch.full((count,), IGNORE)
         labels[positions] = targets
-        reply.loss, gradient = self._service.step(inputs, labels, _owner(request.header))
+        reply.loss, gradient = self._service.step(inputs, labels, owner)
         _fill(reply, gradient, _dtype(request.inputs))
 
-    def _forward(self, request: pb.ForwardRequest, reply: pb.ForwardReply) -> None:
-        inputs = self._batch(request.header, request.inputs)
+    def _forward(self, request: pb.ForwardRequest, reply: pb.ForwardReply, owner: bytes) -> None:
+        inputs = self._batch(request.inputs)
         positions = _indices(request.positions, sum(inputs.lengths), "position")
         if not len(positions):
             raise RefusalError("no positions")
-        reply.graph, logits = self._service.forward(inputs, positions, _owner(request.header))
+        reply.graph, logits = self._service.forward(inputs, positions, owner)
         codec.fill(reply.logits, logits, codec.exact(logits))
 
-    def _backward(self, request: pb.BackwardRequest, reply: pb.BackwardReply) -> None:
-        check_protocol(request.header)
+    def _backward(self, request: pb.BackwardRequest, reply: pb.BackwardReply, owner: bytes) -> None:
         if request.dtype not in codec.NAMES:
             raise RefusalError(f"dtype {request.dtype!r} is none of {', '.join(codec.NAMES)}")
         gradient = codec.decode(request.gradient)
-        found = self._service.backward(request.graph, gradient, _owner(request.header))
+        found = self._service.backward(request.graph, gradient, owner)
         _fill(reply, found, request.dtype)
 
-    def _score(self, request: pb.ScoreRequest, reply: pb.ScoreReply) -> None:
-        inputs, owner = self._batch(request.header, request.inputs), _owner(request.header)
+    def _score(self, request: pb.ScoreRequest, reply: pb.ScoreReply, owner: bytes) -> None:
+        inputs = self._batch(request.inputs)
         positions = _indices(request.positions, sum(inputs.lengths), "position")
         candidates = _indices(request.candidates, self._info.vocabulary, "candidate")
         logits = self._service.score(inputs, positions, candidates, owner)
         codec.fill(reply.logits, logits, "float32")
 
-    def _next_tokens(self, request: pb.NextTokensRequest, reply: pb.NextTokensReply) -> None:
-        inputs, owner = self._batch(request.header, request.inputs), _owner(request.header)
+    def _next_tokens(
+        self, request: pb.NextTokensRequest, reply: pb.NextTokensReply, owner: bytes
+    ) -> None:
+        inputs = self._batch(request.inputs)
         positions = _indices(request.positions, sum(inputs.lengths), "position")
         reply.tokens.extend(self._service.next_tokens(inputs, positions, owner).tolist())
 
-    def _keep_features(self, request: pb.KeepFeaturesRequest, reply: pb.KeepFeaturesReply) -> None:
-        check_protocol(request.header)
+    def _keep_features(
+        self, request: pb.KeepFeaturesRequest, reply: pb.KeepFeaturesReply, owner: bytes
+    ) -> None:
         features = []
         for entry in request.features:
             shape = tuple(entry.rows.shape)
@@ -111,11 +121,10 @@ class Answers:
             if not 0 < len(entry.key) <= LONGEST_KEY:
                 raise RefusalError(f"a key of {len(entry.key)} bytes; 1 to {LONGEST_KEY}")
             features.append(Feature(entry.key, codec.decode(entry.rows)))
-        self._service.keep_features(features, _owner(request.header))
+        self._service.keep_features(features, owner)
         reply.SetInParent()
 
-    def _batch(self, header: pb.Header, batch: pb.Inputs) -> Inputs:
-        check_protocol(header)
+    def _batch(self, batch: pb.Inputs) -> Inputs:
         counts, size = tuple(batch.lengths), self._info.hidden_size
         if not batch.HasField("low_rank"):
             shape = tuple(batch.embeddings.shape)
@@ -162,11 +171,6 @@ def check_protocol(header: pb.Header) -> None:
             f"host speaks protocol {PROTOCOL_VERSION}, client {header.protocol}: "
             "run the same version of fednano-flwr on both sides"
         )
-
-
-def _owner(header: pb.Header) -> bytes:
-    """Whose features and graphs a request names: the node's own, in this run."""
-    return f"{header.run}/{header.node}".encode()
 
 
 def _dtype(inputs: pb.Inputs) -> str:

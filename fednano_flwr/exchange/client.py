@@ -31,6 +31,7 @@ from fednano_flwr.exchange.protocol import (
     LowRankGradients,
 )
 from fednano_flwr.exchange.session import Session
+from fednano_flwr.exchange.tokens import credentials
 from fednano_flwr.exchange.traffic import StepTraffic
 
 log = logging.getLogger(__name__)
@@ -38,25 +39,39 @@ Reply = TypeVar("Reply")
 
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 CROWDED = grpc.StatusCode.RESOURCE_EXHAUSTED
+# How gRPC says that the other side was reached and is not who it should be.
+NO_TRUST = ("TSI_PROTOCOL_FAILURE", "Hostname Verification Check failed")
+DISTRUSTED = (
+    "the service cannot be trusted: it speaks no TLS, or its certificate (llm.tls-cert) is not "
+    "one that the CA (exchange.ca-cert, or ca-cert in the node config) vouches for, is not valid "
+    "today, or is for another address"
+)
+CLOSED_AT_ONCE = "Socket closed"
+MAYBE_TLS = (
+    "if the service speaks TLS, name its CA in exchange.ca-cert, or as ca-cert in the node config"
+)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: goes along with every request."""
+    """Who asks: goes along with every request.
+
+    Attributes:
+        phase: what the node was asked to do, "train" or "evaluate".
+        token: shows that it was; "" for a service that needs none.
+    """
 
     run: int = 0
     node: int = 0
     round: int = 0
-    token: bytes = b""
+    phase: str = ""
+    token: str = field(default="", repr=False)
 
     def header(self) -> pb.Header:
-        return pb.Header(
-            protocol=PROTOCOL_VERSION,
-            run=self.run,
-            node=self.node,
-            round=self.round,
-            token=self.token,
-        )
+        return pb.Header(protocol=PROTOCOL_VERSION, run=self.run, node=self.node, round=self.round)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        return credentials(self.run, self.node, self.round, self.phase, self.token)
 
 
 @dataclass
@@ -73,9 +88,12 @@ class RemoteLLM:
         dtype: in which tensors cross the wire (`codec.NAMES`); "auto" is the host's.
         timeout: seconds that one attempt may take.
         retry_seconds: how long to go on trying after the first failure.
+        ca: PEM of the certificates of which one has to vouch for the service's; without, the
+            connection is not encrypted.
 
     Raises (all calls):
-        HostRefusedError: the host will not serve the request.
+        HostRefusedError: the host will not serve the request, or the caller; or it cannot show
+            that it is the host.
         HostUnreachableError: no answer within `retry_seconds`.
     """
 
@@ -84,6 +102,7 @@ class RemoteLLM:
     dtype: str = "auto"
     timeout: float = 120.0
     retry_seconds: float = 60.0
+    ca: bytes | None = None
     traffic: StepTraffic = field(default_factory=StepTraffic)
 
     def __post_init__(self) -> None:
@@ -93,7 +112,12 @@ class RemoteLLM:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
-        self._channel = grpc.insecure_channel(self.address, options=[*unlimited, *backoff])
+        options = [*unlimited, *backoff]
+        if self.ca is None:
+            self._channel = grpc.insecure_channel(self.address, options)
+        else:
+            trusted = grpc.ssl_channel_credentials(self.ca)
+            self._channel = grpc.secure_channel(self.address, trusted, options)
         self._stub = LLMStub(self._channel)
         self._session: Session | None = None
         self._open: tuple[int, Inputs | None] = (0, None)
@@ -198,7 +222,7 @@ class RemoteLLM:
 
         def ask() -> pb.Answer:
             if self._session is None:
-                self._session = Session(self._channel)
+                self._session = Session(self._channel, self.caller.metadata())
             self.traffic.bytes_up += len(serialized)
             try:
                 received = self._session.ask(serialized, self.timeout)
@@ -225,7 +249,7 @@ class RemoteLLM:
 
         def ask() -> pb.Description:
             self.traffic.bytes_up += request.ByteSize()
-            reply = method(request, timeout=self.timeout)
+            reply = method(request, timeout=self.timeout, metadata=self.caller.metadata())
             self.traffic.bytes_down += reply.ByteSize()
             return reply
 
@@ -242,9 +266,14 @@ class RemoteLLM:
             except grpc.RpcError as error:
                 code, detail = error.code(), str(error.details())  # type: ignore[attr-defined]
                 crowded = code == CROWDED and "larger than max" not in detail
-                if code not in LOST and not crowded:
+                distrusted = self.ca is not None and any(sign in detail for sign in NO_TRUST)
+                if distrusted:
+                    detail = f"{DISTRUSTED} ({detail})"
+                if distrusted or (code not in LOST and not crowded):
                     raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
                 reason = f"{code.name}: {detail}" + (" (llm.max-clients)" if crowded else "")
+                if self.ca is None and CLOSED_AT_ONCE in detail:
+                    reason += f"; {MAYBE_TLS}"
             except HostBusyError as busy:
                 reason = f"busy: {busy}"
             if time.monotonic() - started + pause > self.retry_seconds:

@@ -11,7 +11,10 @@ import grpc
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_to_server
+from fednano_flwr.exchange.guard import Guard
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, STILL_WANTED, LLMInfo, LLMService
+from fednano_flwr.exchange.tls import Identity
+from fednano_flwr.exchange.tokens import TokenError, Tokens
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
@@ -19,11 +22,16 @@ REFUSALS_AT_ONCE = 16
 
 
 class Servicer(LLMServicer):
-    """Introduces the host to clients and answers their calls, each session in a thread."""
+    """Introduces the host to clients and answers their calls, each session in a thread.
 
-    def __init__(self, service: LLMService) -> None:
+    Args:
+        tokens: say which node a session is; without them it is the one that its calls name.
+    """
+
+    def __init__(self, service: LLMService, tokens: Tokens | None = None) -> None:
         self._answers = Answers(service)
         self._info = service.describe()
+        self._tokens = tokens
 
     def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: grpc.ServicerContext
@@ -57,19 +65,36 @@ class Servicer(LLMServicer):
         self, calls: Iterator[pb.Call], context: grpc.ServicerContext
     ) -> Iterator[pb.Answer]:
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
+        owner = self._owner(context)
         for call in calls:
-            yield self._answers.to(call)
+            yield self._answers.to(call, owner)
+
+    def _owner(self, context: grpc.ServicerContext) -> bytes | None:
+        if self._tokens is None:
+            return None
+        try:
+            return self._tokens.owner(context.invocation_metadata())
+        except TokenError as error:  # its time ended since the guard let it in
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+            raise  # never reached: `abort` raises
 
 
 @contextmanager
 def serve(
-    service: LLMService, bind: str = "127.0.0.1", port: int = 0, max_clients: int = 1024
+    service: LLMService,
+    bind: str = "127.0.0.1",
+    port: int = 0,
+    max_clients: int = 1024,
+    tokens: Tokens | None = None,
+    identity: Identity | None = None,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
     Args:
         service: asked from several threads at once.
         max_clients: sessions at once, each with a thread; more clients are told to come again.
+        tokens: callers need one of these; without, whoever reaches the port is answered.
+        identity: the service speaks TLS only, with this key and certificate.
 
     Raises:
         OSError: the port is taken.
@@ -78,6 +103,7 @@ def serve(
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
         maximum_concurrent_rpcs=threads,
+        interceptors=[] if tokens is None else [Guard(tokens)],
         options=[
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", _largest_message(service.describe())),
@@ -85,10 +111,14 @@ def serve(
             *KEEPALIVE,
         ],
     )
-    add_LLMServicer_to_server(Servicer(service), server)
+    add_LLMServicer_to_server(Servicer(service, tokens), server)
     host = f"[{bind}]" if ":" in bind else bind
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if identity is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            pair = (identity.key, identity.certificate)
+            bound = server.add_secure_port(f"{host}:{port}", grpc.ssl_server_credentials([pair]))
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port} (llm.bind, llm.port): {error}") from error
     server.start()

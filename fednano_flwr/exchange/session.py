@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 
 import grpc
@@ -21,12 +22,16 @@ class NoAnswerError(grpc.RpcError):
 
 
 class Session:
-    """Messages travel as bytes, so that they are serialized once, and counted as they are."""
+    """Messages travel as bytes, so that they are serialized once, and counted as they are.
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    Args:
+        metadata: goes along with the stream.
+    """
+
+    def __init__(self, channel: grpc.Channel, metadata: Sequence[tuple[str, str]] = ()) -> None:
         self._calls: SimpleQueue[bytes | None] = SimpleQueue()
         self._answers: SimpleQueue[bytes | grpc.RpcError] = SimpleQueue()
-        self._stream = channel.stream_stream(METHOD)(iter(self._calls.get, None))
+        self._stream = channel.stream_stream(METHOD)(iter(self._calls.get, None), metadata=metadata)
         self._reader = threading.Thread(target=self._read, name="llm-session", daemon=True)
         self._reader.start()
 

@@ -1,7 +1,8 @@
 """The same app in Ray's simulation and on real SuperNodes: the same adapters, to the last bit.
 
 One SuperNode has the whole data set and the checkpoint and takes its part; the other was given its
-own shard and an edge bundle, as `fednano partition` and `fednano split` write them.
+own shard and an edge bundle, as `fednano partition` and `fednano split` write them. The LLM service
+of the SuperNodes speaks TLS; one has its CA from the run config, the other from its node config.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from fednano_flwr.command.superlink import CONNECTION, superlink
+from tests.certificates import authority, certificate
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -56,7 +58,12 @@ def simulate(config: dict[str, Any], folder: Path) -> None:
 
 
 def deploy(config: dict[str, Any], folder: Path) -> str:
-    """Run on a SuperLink and two SuperNodes, each message in a process of its own."""
+    """Run on a SuperLink and two SuperNodes, each message in a process of its own, over TLS."""
+    ca = authority()
+    trusted, _ = ca.write(folder / "ca")
+    cert, key = certificate(ca).write(folder / "certificate")
+    names = ("llm.tls-cert", "llm.tls-key", "exchange.ca-cert")
+    config = {**config, **dict(zip(names, (cert, key, trusted), strict=True))}
     file = folder / "deployed.toml"
     file.write_text(tomli_w.dumps(config))
     state = folder / "deployment"
@@ -67,7 +74,7 @@ def deploy(config: dict[str, Any], folder: Path) -> str:
     fednano("split", config["model.name"], "--out", str(bundle), "--shard", shard)
     nodes = (
         "partition-id=0 num-partitions=2",
-        f'data-path="{shard}" bundle-path="{bundle}"',
+        f'data-path="{shard}" bundle-path="{bundle}" ca-cert="{trusted}"',
     )
     with superlink(state, simulation=False) as link:
         for partition, node_config in enumerate(nodes):

@@ -1,0 +1,55 @@
+"""What stands before the LLM service: a call without a good token ends here, its body unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from fednano_flwr.exchange.tokens import TokenError, Tokens
+
+
+class Guard(grpc.ServerInterceptor):
+    """Lets calls with a good token through, and each message of a stream while it stays good."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        try:
+            self._tokens.owner(details.invocation_metadata)
+        except TokenError as error:
+            return _refusal(str(error))
+        handler = continuation(details)
+        return self._watched(handler) if handler is not None and handler.stream_stream else handler
+
+    def _watched(self, handler: Any) -> grpc.RpcMethodHandler:
+        """The same handler; its messages are parsed only while the token is good."""
+
+        def parsed(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            for message in messages:
+                try:
+                    self._tokens.owner(context.invocation_metadata())
+                except TokenError as error:
+                    context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+                yield handler.request_deserializer(message)
+
+        return grpc.stream_stream_rpc_method_handler(
+            lambda messages, context: handler.stream_stream(parsed(messages, context), context),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _refusal(why: str) -> grpc.RpcMethodHandler:
+    """Ends a call of any kind; as a stream's handler it need not read what was sent."""
+
+    def refuse(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+        yield b""  # never reached: makes this the generator that a stream's handler is
+
+    return grpc.stream_stream_rpc_method_handler(refuse)

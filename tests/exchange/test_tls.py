@@ -1,0 +1,167 @@
+"""The LLM service with TLS: what is refused before it starts, and what clients refuse."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fednano_flwr.config import LLM, ConfigError, RunConfig
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.tls import Identity, read_ca, read_identity
+from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.llm_half import LLMHalf
+from tests.batches import answered_at_the_end as batch
+from tests.certificates import Certificate, authority, certificate
+
+Configured = Callable[[tuple[str, str]], LLM]
+
+
+@pytest.fixture(scope="module")
+def ca() -> Certificate:
+    return authority()
+
+
+@pytest.fixture
+def configured(defaults: dict[str, Any]) -> Configured:
+    def llm(paths: tuple[str, str]) -> LLM:
+        return RunConfig.parse({**defaults, "llm.tls-cert": paths[0], "llm.tls-key": paths[1]}).llm
+
+    return llm
+
+
+@pytest.fixture
+def host(llm_half: LLMHalf) -> FrozenLLM:
+    return FrozenLLM(llm_half, max_tokens=100)
+
+
+@pytest.fixture
+def address(host: FrozenLLM, ca: Certificate) -> Iterator[str]:
+    own = certificate(ca)
+    with serve(host, identity=Identity(own.key_pem(), own.pem)) as address:
+        yield address
+
+
+def test_a_client_that_trusts_the_ca_gets_the_plain_services_numbers(
+    host: FrozenLLM, ca: Certificate, configured: Configured, tmp_path: Path
+) -> None:
+    identity = read_identity(configured(certificate(ca).write(tmp_path)))
+    tokens = Tokens(1)
+    with serve(host, tokens=tokens, identity=identity) as address, tokens.open(0, "train") as token:
+        caller = Caller(1, 7, 0, "train", token(7))
+        with RemoteLLM(address, caller, ca=ca.pem) as remote:
+            loss, gradient = remote.step(*batch(0))
+        with RemoteLLM(address, ca=ca.pem) as nobody:
+            with pytest.raises(HostRefusedError, match="no token"):
+                nobody.step(*batch(0))
+    expected = host.step(*batch(0))
+    assert loss == pytest.approx(expected[0], rel=1e-6) and gradient.equal(expected[1])
+
+
+def refused(remote: RemoteLLM) -> str:
+    """Why, said at once though there is a minute for retries."""
+    started = time.monotonic()
+    with remote, pytest.raises(HostRefusedError) as refusal:
+        remote.describe()
+    assert time.monotonic() - started < 10 and remote.traffic.retries == 0
+    return str(refusal.value)
+
+
+def test_a_service_of_another_ca_is_refused_with_the_keys_to_look_at(address: str) -> None:
+    why = refused(RemoteLLM(address, ca=authority("another").pem))
+    assert "llm.tls-cert" in why and "exchange.ca-cert" in why and "vouches for" in why
+    assert "no TLS" in refused(RemoteLLM(address, ca=authority("test CA").pem))  # same name
+
+
+def test_a_certificate_for_another_address_is_refused(host: FrozenLLM, ca: Certificate) -> None:
+    own = certificate(ca, "10.0.0.9")
+    with serve(host, identity=Identity(own.key_pem(), own.pem)) as address:
+        assert "for another address" in refused(RemoteLLM(address, ca=ca.pem))
+
+
+def test_an_expired_certificate_is_refused_by_clients(host: FrozenLLM, ca: Certificate) -> None:
+    own = certificate(ca, start=-2, end=-1)
+    with serve(host, identity=Identity(own.key_pem(), own.pem)) as address:
+        assert "certificate has expired" in refused(RemoteLLM(address, ca=ca.pem))
+
+
+def test_a_client_that_wants_tls_never_falls_back_to_a_service_without(
+    host: FrozenLLM, ca: Certificate
+) -> None:
+    with serve(host) as address:
+        assert "speaks no TLS" in refused(RemoteLLM(address, ca=ca.pem))
+
+
+def test_a_plain_client_is_told_that_the_service_may_speak_tls(address: str) -> None:
+    with RemoteLLM(address, retry_seconds=0.3) as remote:
+        with pytest.raises(HostUnreachableError, match=r"speaks TLS.*exchange\.ca-cert"):
+            remote.describe()
+
+
+def test_without_files_there_is_no_identity(configured: Configured) -> None:
+    assert read_identity(configured(("", ""))) is None
+
+
+def test_a_key_does_not_show_where_an_identity_is_printed(ca: Certificate) -> None:
+    assert "PRIVATE" not in repr(Identity(ca.key_pem(), ca.pem))
+
+
+Spoil = Callable[[Certificate, Path, Path], object]
+SPOILT: dict[str, tuple[str, Spoil, str]] = {
+    "no certificate file": ("llm.tls-cert", lambda ca, c, k: c.unlink(), "cannot be read: No such"),
+    "no key file": ("llm.tls-key", lambda ca, c, k: k.unlink(), "cannot be read: No such"),
+    "a folder": ("llm.tls-key", lambda ca, c, k: (k.unlink(), k.mkdir()), "cannot be read"),
+    "no PEM": ("llm.tls-cert", lambda ca, c, k: c.write_text("?"), "holds no PEM certificate"),
+    "a key as certificate": (
+        "llm.tls-cert",
+        lambda ca, c, k: c.write_bytes(k.read_bytes()),
+        "holds no PEM certificate",
+    ),
+    "no key": ("llm.tls-key", lambda ca, c, k: k.write_text("?"), "no unencrypted PEM private key"),
+    "a locked key": (
+        "llm.tls-key",
+        lambda ca, c, k: k.write_bytes(ca.key_pem(b"secret")),
+        "no unencrypted PEM private key",
+    ),
+    "another key": (
+        "llm.tls-key",
+        lambda ca, c, k: k.write_bytes(ca.key_pem()),
+        "is not the key of the certificate llm.tls-cert",
+    ),
+    "expired": (
+        "llm.tls-cert",
+        lambda ca, c, k: certificate(ca, start=-2, end=-1).write(c.parent),
+        r"expired on \d{4}-",
+    ),
+    "not yet valid": (
+        "llm.tls-cert",
+        lambda ca, c, k: certificate(ca, start=1, end=2).write(c.parent),
+        r"is not valid before \d{4}-",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_file_that_cannot_be_used_is_refused_with_its_key_and_path(
+    ca: Certificate, configured: Configured, tmp_path: Path, case: str
+) -> None:
+    name, spoil, reason = SPOILT[case]
+    paths = certificate(ca).write(tmp_path)
+    assert read_identity(configured(paths)) is not None
+    spoil(ca, Path(paths[0]), Path(paths[1]))
+    with pytest.raises(ConfigError, match=reason) as refusal:
+        read_identity(configured(paths))
+    path = paths[0] if name == "llm.tls-cert" else paths[1]
+    assert str(refusal.value).startswith(f"{name} = {path!r}: ")
+
+
+def test_a_ca_file_is_checked_as_well(ca: Certificate, tmp_path: Path) -> None:
+    path, _ = ca.write(tmp_path)
+    assert read_ca("exchange.ca-cert", path) == ca.pem
+    Path(path).write_text("?")
+    with pytest.raises(ConfigError, match=r"^exchange\.ca-cert = .*holds no PEM certificate"):
+        read_ca("exchange.ca-cert", path)

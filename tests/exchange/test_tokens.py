@@ -1,0 +1,204 @@
+"""Who may use the LLM service: real gRPC in front of a service that notes who it works for."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError, LLMInfo
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.session import METHOD
+from fednano_flwr.exchange.tokens import TokenError, Tokens
+from tests.batches import answered_at_the_end as batch
+
+RUN, NODE = 5, 7
+DESCRIBE = "/fednano.v1.LLM/Describe"
+
+
+class Noting:
+    """A service that computes nothing and notes for whom."""
+
+    def __init__(self) -> None:
+        self.owners: list[bytes] = []
+
+    def describe(self) -> LLMInfo:
+        return LLMInfo("noting", "f", "", 48, 64, "float32", 100)
+
+    def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
+        self.owners.append(owner)
+        return 0.5, torch.zeros_like(inputs.embeds)
+
+    def keep_features(self, features: Any, owner: bytes = b"") -> None:
+        self.owners.append(owner)
+
+
+@pytest.fixture
+def service() -> Noting:
+    return Noting()
+
+
+@pytest.fixture
+def tokens() -> Tokens:
+    return Tokens(RUN)
+
+
+@pytest.fixture
+def address(service: Any, tokens: Tokens) -> Iterator[str]:
+    with serve(service, tokens=tokens) as address:
+        yield address
+
+
+def caller(token: Callable[[int], str], node: int = NODE) -> Caller:
+    return Caller(RUN, node, 1, "train", token(node))
+
+
+def test_a_node_with_its_token_is_served_under_its_own_name(
+    address: str, tokens: Tokens, service: Noting
+) -> None:
+    with tokens.open(1, "train") as token, RemoteLLM(address, caller(token)) as remote:
+        assert remote.describe() == service.describe()
+        assert remote.register("mine", "f", 48).model == "noting"
+        assert remote.step(*batch(0))[0] == 0.5
+        remote.keep_features([Feature(b"k", torch.zeros(2, 48))])
+    assert service.owners == [b"5/7", b"5/7"]
+
+
+ASK: dict[str, Callable[[RemoteLLM], object]] = {
+    "describe": lambda remote: remote.describe(),
+    "register": lambda remote: remote.register("mine", "f", 48),
+    "step": lambda remote: remote.step(*batch(0)),
+    "keep features": lambda remote: remote.keep_features([Feature(b"k", torch.zeros(2, 48))]),
+}
+BAD: dict[str, tuple[Callable[[Caller], Caller], str]] = {
+    "none": (lambda good: replace(good, token=""), "no token"),
+    "made up": (lambda good: replace(good, token="0" * 64), "not the one of this node"),
+    "tampered": (
+        lambda good: replace(good, token=good.token[:-1] + "01"[good.token[-1] == "0"]),
+        "not the one of this node",
+    ),
+    "another node's": (lambda good: replace(good, node=8), "not the one of this node"),
+    "another run's": (lambda good: replace(good, run=6), "not the one of this node"),
+    "another round's": (lambda good: replace(good, round=2), "not the one of this node"),
+    "another phase's": (lambda good: replace(good, phase="evaluate"), "not the one of this node"),
+}
+
+
+@pytest.mark.parametrize("ask", ASK)
+@pytest.mark.parametrize("bad", BAD)
+def test_every_call_with_a_bad_token_is_refused_at_once_and_reaches_nothing(
+    address: str, tokens: Tokens, service: Noting, ask: str, bad: str
+) -> None:
+    spoil, reason = BAD[bad]
+    with tokens.open(1, "train") as token:
+        # A dtype of its own, so that no call asks first what the host's is.
+        with RemoteLLM(address, spoil(caller(token)), "float32", retry_seconds=30) as remote:
+            with pytest.raises(HostRefusedError, match=reason) as refusal:
+                ASK[ask](remote)
+            assert address in str(refusal.value) and token(NODE) not in str(refusal.value)
+            assert remote.traffic.retries == 0 and remote.traffic.calls == 0
+    assert not service.owners
+
+
+def test_the_body_of_a_refused_call_is_not_parsed(address: str, tokens: Tokens) -> None:
+    junk = b"\xff" * 1000  # where it is parsed, this is another error
+    with tokens.open(1, "train") as token, grpc.insecure_channel(address) as channel:
+        good = caller(token).metadata()
+        for bad in ((), (("authorization", "Bearer x"),), (("authorization", "Basic x"),)):
+            with pytest.raises(grpc.RpcError) as refusal:
+                channel.unary_unary(DESCRIBE)(junk, metadata=bad, timeout=5)
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+            with pytest.raises(grpc.RpcError) as refusal:
+                list(channel.stream_stream(METHOD)(iter([junk]), metadata=bad, timeout=5))
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        with pytest.raises(grpc.RpcError) as other:
+            channel.unary_unary(DESCRIBE)(junk, metadata=good, timeout=5)
+        assert other.value.code() != grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("later", [None, (1, "evaluate"), (2, "train")])
+def test_a_token_is_of_no_use_once_its_round_or_phase_is_over(
+    address: str, tokens: Tokens, service: Noting, later: tuple[int, str] | None
+) -> None:
+    def refused() -> None:
+        with RemoteLLM(address, old, "float32", retry_seconds=30) as fresh:
+            with pytest.raises(HostRefusedError, match="round 1, train; that is over"):
+                fresh.step(*batch(0))
+
+    with tokens.open(1, "train") as token:
+        old = caller(token)
+    if later is None:
+        refused()
+    else:
+        with tokens.open(*later):
+            refused()
+    assert not service.owners
+
+
+def test_a_stream_that_was_let_in_ends_with_its_round(
+    address: str, tokens: Tokens, service: Noting
+) -> None:
+    with tokens.open(1, "train") as token:
+        remote = RemoteLLM(address, caller(token), "float32", retry_seconds=30)
+        remote.step(*batch(0))
+    with remote, pytest.raises(HostRefusedError, match="that is over"):
+        remote.step(*batch(0))
+    assert len(service.owners) == 1 and remote.traffic.retries == 0
+
+
+def test_a_node_cannot_act_for_another_by_naming_it_in_a_call(
+    address: str, tokens: Tokens, service: Noting
+) -> None:
+    header = pb.Header(protocol=PROTOCOL_VERSION, run=RUN, node=8)
+    call = pb.Call(keep_features=pb.KeepFeaturesRequest(header=header)).SerializeToString()
+    with tokens.open(1, "train") as token, grpc.insecure_channel(address) as channel:
+        metadata = caller(token).metadata()
+        answers = list(channel.stream_stream(METHOD)(iter([call]), metadata=metadata, timeout=5))
+    assert pb.Answer.FromString(answers[0]).HasField("keep_features")
+    assert service.owners == [b"5/7"]
+
+
+def test_without_tokens_a_service_answers_whoever_calls_by_the_name_it_gives(
+    service: Any,
+) -> None:
+    with serve(service) as address, RemoteLLM(address, Caller(RUN, 8)) as remote:
+        remote.step(*batch(0))
+    assert service.owners == [b"5/8"]
+
+
+def test_tokens_differ_by_node_round_phase_and_run_and_from_process_to_process() -> None:
+    made = set()
+    for tokens in (Tokens(RUN), Tokens(RUN), Tokens(RUN + 1)):
+        for when in ((1, "train"), (1, "evaluate"), (2, "train")):
+            with tokens.open(*when) as token:
+                made |= {token(7), token(8)}
+    assert len(made) == 18 and {len(token) for token in made} == {64}
+
+
+def test_a_token_of_another_process_is_not_genuine() -> None:
+    here, there = Tokens(RUN), Tokens(RUN)
+    with here.open(1, "train") as token, there.open(1, "train"):
+        assert here.owner(caller(token).metadata()) == b"5/7"
+        with pytest.raises(TokenError):
+            there.owner(caller(token).metadata())
+
+
+def test_no_log_line_and_no_text_of_a_caller_holds_a_token(
+    address: str, tokens: Tokens, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), tokens.open(1, "train") as token:
+        with RemoteLLM(address, caller(token)) as remote:
+            remote.step(*batch(0))
+            assert token(NODE) not in repr(remote)
+        with RemoteLLM(address, caller(token, 8), "float32") as remote:
+            remote.caller = replace(remote.caller, node=NODE)
+            with pytest.raises(HostRefusedError):
+                remote.step(*batch(0))
+        assert token(NODE) not in caplog.text and token(8) not in caplog.text
+        assert token(NODE) not in repr(caller(token))
