@@ -278,8 +278,8 @@ def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -
 def _run(
     name: str, setting: Setting, seed: int, clients: int, config: RunConfig, folder: Path
 ) -> Run:
-    name = f"{digest_of(config, clients)}-seed{seed}"
-    place = dataclasses.replace(config.run, dir=str(folder), name=name)
+    named = f"{digest_of(config, clients)}-seed{seed}"
+    place = dataclasses.replace(config.run, dir=str(folder), name=named)
     return Run(name, setting, seed, clients, dataclasses.replace(config, seed=seed, run=place))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.federation import NodeView
@@ -23,6 +24,8 @@ Make = Callable[[str], Any]
 
 @pytest.fixture
 def make(defaults: dict[str, Any]) -> Make:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1  # messages ask for it
+
     def made(name: str) -> Any:
         flat = {**defaults, "strategy.name": name, "strategy.args": ARGS.get(name, "")}
         return make_strategy(RunConfig.parse(flat).strategy)
