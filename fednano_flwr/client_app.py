@@ -53,7 +53,7 @@ def introduce(message: Message, context: Context) -> Message:
         place = _place(context, RunConfig.parse(context.run_config))
     except Exception as error:
         return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
-    metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
+    metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
