@@ -17,6 +17,7 @@ PARTS = {
     "config.json",
     "environment.json",
     "metrics.jsonl",
+    "metrics-cut.jsonl",
     "state.json",
     "adapters",
     "checkpoints",
