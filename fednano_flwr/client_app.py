@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.manifest import read_manifest
+from fednano_flwr.edge import own_state
 from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
@@ -46,19 +47,32 @@ def evaluate(message: Message, context: Context) -> Message:
     return _reply(message, context, _evaluate)
 
 
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Say which partition this node holds, which a resumed run asks before it goes on."""
+    try:
+        place = _place(context, RunConfig.parse(context.run_config))
+    except Exception as error:
+        return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+    metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
 def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     task = message.content.config_records["config"]
     theta = from_arrays(message.content.array_records["arrays"])
-    result = client.train(theta, llm, _round(task), LocalWork.from_config(task))
+    server_round = _round(task)
+    result = client.train(theta, llm, server_round, LocalWork.from_config(task))
     metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
-    arrays = to_upload(result.theta, result.fisher, theta, client.config.upload, client.own)
+    own = client.own_state(server_round)
+    arrays = to_upload(result.theta, result.fisher, theta, client.config.upload, own)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
 
 
 def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     task = message.content.config_records["config"]
     theta = from_arrays(message.content.array_records["arrays"])
-    result = client.evaluate(theta, llm, LocalWork.from_config(task))
+    result = client.evaluate(theta, llm, _round(task), LocalWork.from_config(task))
     metrics: Metrics = {
         "num-examples": result.num_examples,
         "correct": result.correct,
@@ -84,7 +98,8 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     try:
         config = RunConfig.parse(context.run_config)
         place = _place(context, config)
-        client = Client(config, place, context.run_id)
+        earlier = own_state.from_config(message.content.config_records["config"])
+        client = Client(config, place, context.run_id, earlier)
         half = client.half
         with _llm(config, message, context) as llm:
             llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)

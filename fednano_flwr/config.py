@@ -50,6 +50,12 @@ def is_loopback(address: str) -> bool:
 class RunFolder:
     dir: str
     name: str
+    keep_checkpoints: int
+
+    def __post_init__(self) -> None:
+        _require(
+            self.keep_checkpoints >= 1, "run.keep-checkpoints", self.keep_checkpoints, "at least 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -328,6 +334,7 @@ class RunConfig:
     """Everything a run can be told. `docs/config.md` says what each key means."""
 
     seed: int
+    resume: str
     num_server_rounds: int
     fraction_train: float
     fraction_evaluate: float
@@ -373,6 +380,12 @@ class RunConfig:
             _require(value > 0, key.replace("_", "-"), value, "above 0")
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         self._check_schedule()
+        _require(
+            self.resume != "auto" or bool(self.run.name),
+            "resume",
+            self.resume,
+            '"never", a run\'s folder, or "auto" with run.name, which says what to continue',
+        )
 
     def _check_schedule(self) -> None:
         _one_of("learning-rate-schedule", self.learning_rate_schedule, SCHEDULES)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
@@ -111,6 +111,16 @@ class Federation:
         count = max(1, round(fraction * len(known)))
         chosen = np.random.default_rng([seed, server_round, *draw]).permutation(len(known))[:count]
         return NodeView([known[i][1] for i in sorted(chosen)])
+
+    def meet(self) -> None:
+        """Ask the connected nodes for their partitions, which a run that begins learns in round 0.
+
+        Raises:
+            TooFewClientsError: fewer than `min-replies` have answered.
+        """
+        nodes = self.everyone().get_node_ids()
+        kind = MessageType.QUERY
+        self.ask([Message(RecordDict(), node, kind) for node in nodes], "who is there")
 
     def first(self) -> NodeView:
         """The client with the lowest partition of those connected: partition 0, if it is."""

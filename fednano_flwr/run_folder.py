@@ -1,16 +1,19 @@
 """A run's folder: what was asked, what happened, and the adapters.
 
 config.json        the run config as resolved
-environment.json   versions, hardware, commit
+environment.json   versions, hardware, commit; of a resumed run also those of each start since
 metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
 adapters/best      those of the round with the best mean accuracy
 state.json         which rounds these are
+checkpoints/       what a run that was stopped goes on from (checkpoints.py)
+metrics-cut.jsonl  lines of rounds that were done again, or only half written
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import time
@@ -21,12 +24,19 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from fednano_flwr import checkpoints
+from fednano_flwr.checkpoints import Checkpoint, CheckpointError, Memory
 from fednano_flwr.command.environment import commit_of
 from fednano_flwr.command.machine import cpus
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.console import say
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
+from fednano_flwr.edge.own_state import Earlier
+from fednano_flwr.files import replace_file
+from fednano_flwr.resume import continues, digest_of, folder_of
 
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
 
@@ -34,20 +44,36 @@ PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grp
 class RunFolder:
     """Writes one run; every file is complete at any time.
 
-    The folder is made with round 0's results: a run that never got so far leaves none.
+    The folder is made with round 0's results: a run that never got so far leaves none. Where the
+    config says so, an earlier run in it is put back to its last checkpoint, to be continued.
+
+    Args:
+        run: Flower's id of this run.
+
+    Attributes:
+        rounds: records of metrics.jsonl.
+        resumed: the checkpoint that the run continues; None for a run that begins.
+        earlier: the runs that have led to that checkpoint.
 
     Raises:
-        ConfigError: the folder holds an earlier run.
+        ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
+        CheckpointError: none of its checkpoints can be read, or one cannot be put back.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        name = config.run.name or time.strftime(f"%Y%m%d-%H%M%S-{config.strategy.name}")
-        self.path = (Path(config.run.dir).expanduser() / name).resolve()
+    def __init__(self, config: RunConfig, run: int = 0) -> None:
         self.config = config
-        if self.path.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"run.name = {name!r}: {self.path} holds an earlier run already")
+        self.path = folder_of(config)
         self.rounds: list[dict[str, Any]] = []
+        self.resumed: Checkpoint | None = None
+        self.earlier: list[Earlier] = []
+        self._run = str(run)
+        self._best: dict[str, Tensor] = {}
         self._environment = environment()
+        if continues(config, self.path):
+            try:
+                self._go_back()
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
 
     @property
     def best(self) -> dict[str, Any]:
@@ -59,8 +85,39 @@ class RunFolder:
         whole = [r for r in self.rounds if len(r["accuracy_per_client"]) >= everyone]
         return max(whole, key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
 
-    def append(self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int) -> None:
-        """Keep a round: its adapters first, then its line of metrics."""
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are there."""
+        return len(self.rounds) == self.config.num_server_rounds + 1
+
+    def append(
+        self,
+        record: dict[str, Any],
+        theta: Mapping[str, Tensor],
+        hidden_size: int,
+        memory: Memory | None = None,
+    ) -> None:
+        """Keep a round: its adapters, its line of metrics, then its checkpoint.
+
+        Args:
+            theta: the server's adapters after it, in the order of the messages.
+            memory: the strategy's.
+
+        Raises:
+            CheckpointError: the disk is full, or cannot be written to.
+        """
+        try:
+            self._append(record, theta, hidden_size, memory or Memory())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"round {record['round']} could not be written to {self.path} ({error}). What was "
+                "written of earlier rounds is still there: see to it that there is room, and go "
+                f'on with resume = "{self.path}"'
+            ) from error
+
+    def _append(
+        self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int, memory: Memory
+    ) -> None:
         if not self.rounds:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_json(self.path / "config.json", self.config.flat())
@@ -68,10 +125,81 @@ class RunFolder:
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)
         if self.best is record:
+            self._best = dict(theta)
             self._save_adapters("best", theta, hidden_size)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
-        state = {"round": record["round"], "best_round": self.best["round"]}
+            file.flush()
+            os.fsync(file.fileno())
+        self._write_state()
+        checkpoint = Checkpoint(
+            round=record["round"],
+            theta=dict(theta),
+            best_round=self.best["round"],
+            best=self._best,
+            hidden_size=hidden_size,
+            runs=[*self.earlier, Earlier(self._run, record["round"])],
+            config=digest_of(self.config),
+            packages=self._environment["packages"],
+            memory=memory,
+        )
+        keep = self.config.run.keep_checkpoints
+        checkpoints.write(self.path / "checkpoints", checkpoint, keep)
+
+    def _go_back(self) -> None:
+        """Put the folder back to its last checkpoint; to before round 0 where there is none yet."""
+        found = checkpoints.newest(self.path / "checkpoints", say)
+        if found is None:
+            if _state_round(self.path) > 0:
+                raise ConfigError(f"{self.path} holds a run without checkpoints: it cannot go on")
+            self._cut_metrics(-1)
+            return
+        if found.config != digest_of(self.config):
+            raise ConfigError(
+                f"{self.path}: the checkpoint of round {found.round} is of another config"
+            )
+        self.resumed, self.earlier, self._best = found, found.runs, found.best
+        self.rounds = self._cut_metrics(found.round)
+        self._save_adapters("last", found.theta, found.hidden_size)
+        self._save_adapters("best", found.best, found.hidden_size)
+        self._write_state()
+        if not self.finished:
+            self._note_start(found)
+
+    def _note_start(self, found: Checkpoint) -> None:
+        """Add this start to environment.json, and say what differs from the one before."""
+        file = self.path / "environment.json"
+        first = json.loads(file.read_text(encoding="utf-8"))
+        starts = [*first.get("resumed", []), {"after_round": found.round, **self._environment}]
+        _write_json(file, {**first, "resumed": starts})
+        for name, version in self._environment["packages"].items():
+            if (then := found.packages.get(name)) != version:
+                say(f"warning  {name} was {then} and is {version}: results may differ in last bits")
+
+    def _cut_metrics(self, last: int) -> list[dict[str, Any]]:
+        """Leave the lines of rounds up to `last` in metrics.jsonl, move the others aside.
+
+        Raises:
+            CheckpointError: one of those is not there.
+        """
+        file, aside = self.path / "metrics.jsonl", self.path / "metrics-cut.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        kept, cut = lines[: last + 1], lines[last + 1 :]
+        try:
+            records = [json.loads(line) for line in kept]
+        except ValueError:
+            records = []
+        if [record.get("round") for record in records] != list(range(last + 1)):
+            raise CheckpointError(f"{file} lacks lines of the rounds up to {last}")
+        if cut:
+            before = aside.read_bytes() if aside.exists() else b""
+            replace_file(aside, before + b"".join(cut).rstrip(b"\n") + b"\n")
+        if file.exists():
+            replace_file(file, b"".join(kept))
+        return records
+
+    def _write_state(self) -> None:
+        state = {"round": self.rounds[-1]["round"], "best_round": self.best["round"]}
         _write_json(self.path / "state.json", {**state, "seed": self.config.seed})
 
     def _save_adapters(self, name: str, theta: Mapping[str, Tensor], hidden_size: int) -> None:
@@ -81,6 +209,7 @@ class RunFolder:
         folder = self.path / "adapters" / name
         fresh, old = folder.with_name(f"{name}.new"), folder.with_name(f"{name}.old")
         shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
         adapters.save_pretrained(str(fresh))
         if folder.exists():
             folder.rename(old)
@@ -110,8 +239,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _state_round(folder: Path) -> int:
+    """The last round whose results the folder has; -1 where it has none."""
+    file = folder / "state.json"
+    return int(json.loads(file.read_text(encoding="utf-8"))["round"]) if file.exists() else -1
+
+
 def _write_json(path: Path, value: object) -> None:
     """Write a whole file or nothing."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -11,12 +11,15 @@ from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
+from fednano_flwr.checkpoints import Checkpoint
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.edge.own_state import to_config
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
@@ -28,6 +31,7 @@ from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
+from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
 EVALUATION_DRAW = 1
@@ -53,13 +57,18 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
 
     Raises:
         ConfigError: a value of the run config cannot be used.
+        CheckpointError: the run's folder cannot be written, or not be continued.
         TooFewClientsError: too few clients are there, or replied.
     """
     check_ranks(config)
     strategy = make_strategy(config.strategy)
     tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
-    folder = RunFolder(config)
+    folder = RunFolder(config, run_id)
+    if folder.finished:
+        say("all rounds of this run are there already")
+        _report(folder)
+        return folder
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
@@ -73,12 +82,15 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         address = config.llm.address or bound
         _introduce(config, info, arrays, address, work)
         federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
-        for server_round in range(config.num_server_rounds + 1):
+        if folder.resumed is not None:
+            arrays = _go_on(folder.resumed, strategy, federation)
+        for server_round in range(len(folder.rounds), config.num_server_rounds + 1):
             started = time.perf_counter()
             task = {
                 "llm-address": address,
                 "llm-tls": identity is not None,
                 **work.to_config(),
+                **to_config(folder.earlier),
             }
             ask = partial(_ask, federation, tokens, server_round)
             trained = None
@@ -117,16 +129,28 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             seconds = time.perf_counter() - started
             notes = getattr(strategy, "notes", {}) if trained else {}
             record = round_record(server_round, trained, scored, seconds, notes)
-            folder.append(record, from_arrays(arrays), info.hidden_size)
+            folder.append(record, from_arrays(arrays), info.hidden_size, remember(strategy))
             say(round_line(record))
+    _report(folder)
+    return folder
 
+
+def _go_on(found: Checkpoint, strategy: Strategy, federation: Federation) -> ArrayRecord:
+    """Put strategy and federation to where the checkpoint was written; returns its adapters."""
+    say(f"resumed  after round {found.round}")
+    restore(strategy, found.memory)
+    federation.meet()
+    return to_arrays(found.theta)
+
+
+def _report(folder: RunFolder) -> None:
+    """What the run has come to."""
     say()
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say()
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
-    return folder
 
 
 def _ask(

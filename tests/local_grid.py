@@ -33,8 +33,9 @@ class LocalGrid(InProcessGrid):
         gone: Iterable[int] = (),
         leaves: int | None = None,
         node_config: Callable[[int], dict[str, str]] | None = None,
+        run_id: int = 1,
     ) -> None:
-        super().__init__(app, run_config, clients)
+        super().__init__(app, run_config, clients, run_id)
         self._random = random.Random(order)
         self._gone = set(gone)
         self._messages_left = leaves

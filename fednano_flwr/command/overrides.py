@@ -80,6 +80,7 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     """Paths relative to `cwd` made absolute; hub ids and `package:`, `module:` stay as they are."""
     result = dict(flat)
     for key in (
+        "resume",
         "dataset.path",
         "run.dir",
         "model.name",
@@ -92,6 +93,8 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     ):
         value = result.get(key)
         if not isinstance(value, str) or not value or value.startswith(_PREFIXES):
+            continue
+        if key == "resume" and value in ("never", "auto"):
             continue
         path = cwd / Path(value).expanduser()
         if key == "dataset.path" and value == HUB_ID and not path.is_dir():

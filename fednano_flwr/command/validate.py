@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fednano_flwr.config import ConfigError, Dataset, RunConfig
 from fednano_flwr.resources import ResourceError
 
 
 def validate(config: RunConfig) -> None:
-    """Check that data set, strategy and model are there and fit, and that the run's folder is not.
+    """Check that data set, strategy and model are there and fit.
 
-    Also that the host can run here as asked for: the server is started on this machine.
+    Also that the run's folder is there, or is not, as `resume` says, and that the host can run here
+    as asked for: the server is started on this machine.
 
     A data set that a module writes (`module:NAME`) is written here, once for all clients.
 
@@ -24,6 +23,7 @@ def validate(config: RunConfig) -> None:
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
     from fednano_flwr.models.source import check_model
+    from fednano_flwr.resume import continues, folder_of
     from fednano_flwr.strategies.registry import check_ranks, check_strategy
 
     if config.edge.bundle and not isinstance(open_checkpoint(config.edge.bundle), EdgeBundle):
@@ -39,7 +39,7 @@ def validate(config: RunConfig) -> None:
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
     check_model(config.model.name)
-    _check_run_folder(config.run.dir, config.run.name)
+    continues(config, folder_of(config))
 
 
 def validate_dataset(dataset: Dataset) -> None:
@@ -70,9 +70,3 @@ def read_questions(dataset: Dataset) -> None:
         load_questions(dataset)
     except (DataError, ResourceError) as error:
         raise ConfigError(str(error)) from None
-
-
-def _check_run_folder(folder: str, name: str) -> None:
-    path = Path(folder) / name
-    if name and path.is_dir() and any(path.iterdir()):
-        raise ConfigError(f"run.name = {name!r}: {path} holds an earlier run; choose another name")

@@ -15,12 +15,13 @@ from typing import Any
 
 from fednano_flwr.command.overrides import parse_override, run_config
 from fednano_flwr.command.project import PACKAGE, defaults
-from fednano_flwr.config import ConfigError, RunConfig, RunFolder, key_types
+from fednano_flwr.config import ConfigError, RunConfig, key_types
 
 RUNS = "runs"
 """Folder of all runs in `--out`; comparisons share them."""
 OURS = {
     "seed": "give --seeds",
+    "resume": "an unfinished run is begun anew",
     "run.dir": "give --out",
     "run.name": "runs are named by their config",
     "edge.state-dir": "each run gets a folder of its own",
@@ -32,9 +33,17 @@ ONE_PROCESS = {
     "llm.address": ("", "each compared run serves its own LLM; must be empty"),
 }
 """Keys that a compared run cannot change: what they have to be, and why."""
-NO_MATTER = ("seed", "run.dir", "run.name", "edge.state-dir", "edge.feature-dir")
+NO_MATTER = (
+    "seed",
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.keep-checkpoints",
+    "edge.state-dir",
+    "edge.feature-dir",
+)
 """Keys that are not in a run's digest: the seed has its own place in the name, the others are
-places on this machine."""
+places on this machine, or about runs that were stopped."""
 ALIAS = "default"
 """What results call the experiment whose strategy is the app's default."""
 _SEEDS = re.compile(r"(\d+)(?:\.\.(\d+))?")
@@ -269,7 +278,8 @@ def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -
 def _run(
     name: str, setting: Setting, seed: int, clients: int, config: RunConfig, folder: Path
 ) -> Run:
-    place = RunFolder(str(folder), f"{digest_of(config, clients)}-seed{seed}")
+    named = f"{digest_of(config, clients)}-seed{seed}"
+    place = dataclasses.replace(config.run, dir=str(folder), name=named)
     return Run(name, setting, seed, clients, dataclasses.replace(config, seed=seed, run=place))
 
 

@@ -13,7 +13,15 @@ from typing import Any
 from fednano_flwr.compare.plan import Run
 from fednano_flwr.output import OutputError
 
-PARTS = {"config.json", "environment.json", "metrics.jsonl", "state.json", "adapters"}
+PARTS = {
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "metrics-cut.jsonl",
+    "state.json",
+    "adapters",
+    "checkpoints",
+}
 
 
 @dataclass(frozen=True)

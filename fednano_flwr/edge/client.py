@@ -30,7 +30,7 @@ from fednano_flwr.edge.loaded import (
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.own_adapters import begin, keep
-from fednano_flwr.edge.own_state import OwnState
+from fednano_flwr.edge.own_state import Earlier, OwnState
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
@@ -67,23 +67,25 @@ class Client:
         config: of the run.
         place: which partition is this client's, and where its data and model lie.
         run: Flower's id of the run, under which the client keeps what is its own.
+        earlier: runs that this one continues.
 
     Attributes:
         rank: of its adapters; wider ones that it is sent are cut to it.
-        own: what it keeps from round to round.
 
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
     """
 
-    def __init__(self, config: RunConfig, place: Place, run: int = 0) -> None:
+    def __init__(
+        self, config: RunConfig, place: Place, run: int = 0, earlier: Sequence[Earlier] = ()
+    ) -> None:
         if config.edge.threads:
             torch.set_num_threads(config.edge.threads)
         self.config = config
         self.place = place
         self.partition = place.partition
         self.rank = place.rank or config.adapter.rank_of(place.partition)
-        self.own = OwnState(state_folder(config.edge) / str(run) / f"client-{place.partition}")
+        self._run, self._earlier = str(run), earlier
         self.source = source = place.bundle_path or config.edge.bundle or config.model.name
         self.shard = encoded_shard(source, config.dataset, config.seed, place)
         edge = lasting(config.edge)
@@ -112,7 +114,7 @@ class Client:
         questions = self._questions(work)
         if not questions:
             raise ValueError(f"partition {self.partition} has no readable training question")
-        self._begin(theta, work)
+        self._begin(theta, work, server_round)
         config, llm = self.config, self._llm(service)
         plan = TrainingPlan(
             local_epochs=config.local_epochs,
@@ -128,15 +130,24 @@ class Client:
         if work.fisher in ("pass", "pass-model"):
             drawn_with = None if work.fisher == "pass" else seed
             diagonal = fisher_diagonal(self.edge, llm, questions, config.batch_size, drawn_with)
-        keep(self.edge.adapters, work, self.own)
+        keep(self.edge.adapters, work, self.own_state(server_round))
         sent = adapter_state(self.edge.adapters) if work.uploads else {}
         fisher = None if diagonal is None else {name: diagonal[name] for name in sent}
         return Trained(sent, fisher, result.loss, len(questions))
 
-    def _begin(self, theta: Mapping[str, Tensor], work: LocalWork) -> None:
+    def own_state(self, server_round: int) -> OwnState:
+        """What the client has kept from round to round, as training in this round finds it."""
+        folder, client = state_folder(self.config.edge), f"client-{self.partition}"
+        earlier = [(folder / one.run / client, one.last_round) for one in self._earlier]
+        # One more than checkpoints: a client may have trained for the round after the last of them.
+        most = self.config.run.keep_checkpoints + 1
+        return OwnState(folder / self._run / client, server_round, earlier, most)
+
+    def _begin(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
         config, seed = self.config, derive_seed(self.config.seed, self.partition)
         theta = cut_state(theta, self.rank, WRITINGS[config.strategy.factors])
-        begin(self.edge.adapters, theta, work, self.own, config.adapter, seed)
+        own = self.own_state(server_round)
+        begin(self.edge.adapters, theta, work, own, config.adapter, seed)
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
     def _questions(self, work: LocalWork) -> Sequence[Question]:
@@ -164,9 +175,11 @@ class Client:
         exchange = self.config.exchange
         return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
-    def evaluate(self, theta: Mapping[str, Tensor], service: LLMService, work: LocalWork) -> Scored:
+    def evaluate(
+        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
+    ) -> Scored:
         """Score the client's own test questions, with the adapters of `work` cut to its rank."""
-        self._begin(theta, work)
+        self._begin(theta, work, server_round + 1)  # with what this round's training has left
         config, llm = self.config, self._llm(service)
         questions = self.shard.test
         right = right_answers(

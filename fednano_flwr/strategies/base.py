@@ -32,6 +32,8 @@ class AdapterStrategy(FedAvg):
     """Who trains in a round: the clients that are "sampled", or "one" on behalf of all."""
     merges_ranks: ClassVar[bool] = False
     """Whether clients may send adapters of a lower rank than they were sent."""
+    remembers: ClassVar[tuple[str, ...]] = ()
+    """Attributes that live from round to round: arrays and numbers, which checkpoints keep."""
     reads: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Strategy))
     """Which fields of the config count; the command line refuses to change others in vain."""
 

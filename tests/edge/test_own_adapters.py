@@ -25,26 +25,26 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 def test_plain_work_takes_the_servers_adapters_and_keeps_nothing(tmp_path: Path) -> None:
-    own = OwnState(tmp_path)
+    own = OwnState(tmp_path, 1)
     adapters = started(LocalWork(), own)
     keep(adapters, LocalWork(), own)
     assert same(adapter_state(adapters), SENT) and not list(tmp_path.iterdir())
 
 
 def test_own_adapters_start_as_the_servers_and_go_on_from_what_was_kept(tmp_path: Path) -> None:
-    own, work = OwnState(tmp_path), LocalWork(adapters="own")
+    own, work = OwnState(tmp_path, 1), LocalWork(adapters="own")
     adapters = started(work, own)
     assert same(adapter_state(adapters), SENT)
     trained = {key: value * 2 for key, value in SENT.items()}
     load_adapter_state(adapters, trained)
     keep(adapters, work, own)
-    assert same(adapter_state(started(work, OwnState(tmp_path))), trained)
+    assert same(adapter_state(started(work, OwnState(tmp_path, 2))), trained)
 
 
 def test_a_local_adapter_has_the_others_scale_and_goes_on_from_what_was_kept(
     tmp_path: Path,
 ) -> None:
-    own, work = OwnState(tmp_path), LocalWork(adapters="both", local_rank=2)
+    own, work = OwnState(tmp_path, 1), LocalWork(adapters="both", local_rank=2)
     adapters = started(work, own)
     sites: Any = adapters.base_model.model
     layer = sites.image_adapter
@@ -52,14 +52,14 @@ def test_a_local_adapter_has_the_others_scale_and_goes_on_from_what_was_kept(
     local = {key: value + 3 for key, value in adapter_state(adapters, LOCAL).items()}
     load_adapter_state(adapters, local, LOCAL)
     keep(adapters, work, own)
-    again = started(work, OwnState(tmp_path), seed=6)
+    again = started(work, OwnState(tmp_path, 2), seed=6)
     assert same(adapter_state(again, LOCAL), local) and same(adapter_state(again), SENT)
 
 
 def test_a_local_adapter_starts_from_its_clients_seed_and_without_effect(tmp_path: Path) -> None:
     work = LocalWork(adapters="both")
     first, second, third = (
-        adapter_state(started(work, OwnState(tmp_path), seed), LOCAL) for seed in (5, 5, 6)
+        adapter_state(started(work, OwnState(tmp_path, 2), seed), LOCAL) for seed in (5, 5, 6)
     )
     assert same(first, second) and not same(first, third)
     assert all(value.any() == ("lora_A" in key) for key, value in first.items())

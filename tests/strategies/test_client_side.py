@@ -38,9 +38,9 @@ def adapters(folder: RunFolder) -> State:
 
 
 def kept(flat: dict[str, Any], name: str) -> list[State]:
-    """What the clients keep under a name, in the order of their partitions."""
+    """What the clients keep of round 2 under a name, in the order of their partitions."""
     folder = Path(flat["edge.state-dir"])
-    return [load_file(file) for file in sorted(folder.glob(f"1/client-*/{name}.safetensors"))]
+    return [load_file(file) for file in sorted(folder.glob(f"1/client-*/{name}.2.safetensors"))]
 
 
 def same(a: State, b: State) -> bool:
@@ -123,7 +123,7 @@ class Forgetful(LocalGrid):
     """Clients lose what they kept before every message."""
 
     def answer(self, message: Message) -> list[Message]:
-        for file in Path(self._config["edge.state-dir"]).rglob("local-adapter.safetensors"):
+        for file in Path(self._config["edge.state-dir"]).rglob("local-adapter.*.safetensors"):
             file.unlink()
         return super().answer(message)
 

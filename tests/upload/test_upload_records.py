@@ -58,14 +58,14 @@ def test_every_pair_of_settings_arrives_as_plain_arrays(adapters: str, kind: str
 def test_float32_is_what_it_was_to_the_last_byte(with_fisher: bool, tmp_path: Path) -> None:
     sent, theta, diagonal = update()
     fisher = diagonal if with_fisher else None
-    own = OwnState(tmp_path)
+    own = OwnState(tmp_path, 1)
     record = to_upload(theta, fisher, sent, Upload("float32", "float32", True), own)
     plain = to_arrays(theta, fisher)
     assert record.object_id == plain.object_id
     message = reply(record)
     receive_update(message, to_arrays(sent), "pass" if with_fisher else "none")
     assert message.content.array_records["arrays"].object_id == plain.object_id
-    assert own.load(RESIDUAL) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_flower_sends_few_bytes_beside_the_packed_ones() -> None:
@@ -81,26 +81,26 @@ def test_flower_sends_few_bytes_beside_the_packed_ones() -> None:
 
 def test_residuals_are_kept_only_where_error_feedback_is_on(tmp_path: Path) -> None:
     sent, theta, _ = update()
-    own = OwnState(tmp_path)
+    own, after = OwnState(tmp_path, 1), OwnState(tmp_path, 2)
     off = to_upload(theta, None, sent, Upload("int4", "float32", False), own)
-    assert own.load(RESIDUAL) is None
+    assert after.load(RESIDUAL) is None
     on = Upload("int4", "float32", True)
     assert to_upload(theta, None, sent, on, own).object_id == off.object_id  # nothing kept yet
-    kept = own.load(RESIDUAL)
+    kept = after.load(RESIDUAL)
     assert kept is not None and any(value.abs().max() > 0 for value in kept.values())
-    assert to_upload(theta, None, sent, on, own).object_id != off.object_id
+    assert to_upload(theta, None, sent, on, after).object_id != off.object_id
 
 
 def test_what_cannot_be_packed_leaves_the_residual_as_it_was(tmp_path: Path) -> None:
     sent, theta, fisher = update()
-    own, upload = OwnState(tmp_path), Upload("int4", "log4", True)
-    to_upload(theta, fisher, sent, upload, own)
+    own, upload = OwnState(tmp_path, 2), Upload("int4", "log4", True)
+    to_upload(theta, fisher, sent, upload, OwnState(tmp_path, 1))
     before = own.load(RESIDUAL)
     assert before is not None
     for broken in ((theta, {**fisher, A: -fisher[A]}), ({**theta, A: theta[A] / 0}, fisher)):
         with pytest.raises(ValueError, match=r"negative|infinite"):
             to_upload(*broken, sent, upload, own)
-    after = own.load(RESIDUAL)
+    after = OwnState(tmp_path, 3).load(RESIDUAL)
     assert after is not None and all(torch.equal(before[k], after[k]) for k in before)
 
 

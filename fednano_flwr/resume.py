@@ -1,0 +1,112 @@
+"""Whether a run continues an earlier one, and in which folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.config import ConfigError, RunConfig
+
+NEVER, AUTO = "never", "auto"
+MAY_DIFFER = (
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.keep-checkpoints",
+    "round-timeout",
+    "edge.feature-cache-mb",
+    "edge.feature-disk-mb",
+    "edge.feature-dir",
+    "edge.bundle",
+    "llm.bind",
+    "llm.port",
+    "llm.address",
+    "llm.tls-cert",
+    "llm.tls-key",
+    "llm.insecure-beyond-loopback",
+    "llm.replicas",
+    "llm.replica-gpus",
+    "llm.feature-memory-mb",
+    "llm.feature-disk-mb",
+    "llm.batch-wait-ms",
+    "llm.max-waiting",
+    "llm.max-clients",
+    "llm.max-open-graphs",
+    "llm.graph-seconds",
+    "exchange.timeout",
+    "exchange.retry-seconds",
+    "exchange.ca-cert",
+)
+"""Keys that say where things run, how fast, and for how long they are waited for. Not
+`edge.state-dir`: what lies there is part of the run."""
+
+
+def folder_of(config: RunConfig) -> Path:
+    """The run's folder."""
+    if config.resume not in (NEVER, AUTO):
+        return Path(config.resume).expanduser().resolve()
+    name = config.run.name or time.strftime(f"%Y%m%d-%H%M%S-{config.strategy.name}")
+    return (Path(config.run.dir).expanduser() / name).resolve()
+
+
+def continues(config: RunConfig, folder: Path) -> bool:
+    """Whether there is a run in `folder` that is to be continued.
+
+    Raises:
+        ConfigError: a run is there that must not be, or is not there, or was told otherwise.
+    """
+    there = folder.is_dir() and any(folder.iterdir())
+    if config.resume == NEVER:
+        if there:
+            raise ConfigError(
+                f"run.name = {config.run.name!r}: {folder} holds an earlier run; choose another "
+                'name, or go on with it: resume = "auto"'
+            )
+        return False
+    if not there:
+        if config.resume == AUTO:
+            return False
+        raise ConfigError(f"resume = {config.resume!r}: there is no run in {folder}")
+    _check_agrees(config, folder)
+    return True
+
+
+def digest_of(config: RunConfig) -> str:
+    """Of all that must agree where a run is continued."""
+    text = json.dumps(_fixed(config.flat()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_agrees(config: RunConfig, folder: Path) -> None:
+    file = folder / "config.json"
+    if not file.exists() and {path.name for path in folder.iterdir()} <= {"config.partial"}:
+        return  # the run was stopped while it made its folder
+    try:
+        earlier = _fixed(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"resume = {config.resume!r}: {file} cannot be read ({error}); is {folder} a run's "
+            "folder?"
+        ) from None
+    now = _fixed(config.flat())
+    differing = [
+        f"{key} was {_shown(earlier, key)} and is {_shown(now, key)}"
+        for key in sorted(earlier.keys() | now.keys())
+        if _shown(earlier, key) != _shown(now, key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"resume = {config.resume!r}: the run in {folder} has another config: "
+            + "; ".join(differing)
+        )
+
+
+def _fixed(flat: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key not in MAY_DIFFER}
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "not there"
