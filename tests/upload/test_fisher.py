@@ -75,7 +75,8 @@ def test_rows_lose_nothing_that_fisher_product_asks_for() -> None:
     back = fisher.decode_rows(fisher.encode_rows(state), shapes)
     whole, rows = (product_fisher(Factors(each[A], each[B])) for each in (state, back))
     assert not torch.equal(state[A], back[A])
-    assert torch.allclose(rows, whole, rtol=1e-6)
+    for each, other in zip(rows, whole, strict=True):
+        assert torch.allclose(each, other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-9])
