@@ -40,6 +40,8 @@ def adapters(folder: RunFolder, which: str = "last") -> dict[str, torch.Tensor]:
         "fednano",
         "fednano-ef",
         "fedavg",
+        "fedavg-exact",
+        "fisher-product",
         "fedprox",
         "feddpa-f",
         "centralized",

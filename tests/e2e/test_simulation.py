@@ -62,6 +62,7 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
         assert records[1][key] > 0
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapters",
+        "checkpoints",
         "config.json",
         "environment.json",
         "metrics.jsonl",
