@@ -28,7 +28,7 @@ from fednano_flwr.in_process import InProcessGrid
 from fednano_flwr.records import FISHER, from_arrays
 from fednano_flwr.upload import delta, update
 from fednano_flwr.upload import fisher as fishers
-from fednano_flwr.upload.packing import State, flatten
+from fednano_flwr.upload.packing import State, flatten, shapes_of
 
 Update = tuple[State, State, State]  # adapters sent, trained, Fisher diagonals
 
@@ -76,7 +76,7 @@ def fisher_errors(updates: Sequence[Update], kind: str) -> dict[str, float]:
     """|log2 x̂ − log2 x| of all values above zero, and the share of zeros."""
     off, zeros = [], []
     for _, _, fisher in updates:
-        shapes = {name: tuple(value.shape) for name, value in fisher.items()}
+        shapes = shapes_of(fisher)
         back = flatten(update.unpack_fisher(update.pack_fisher(fisher, kind), shapes, kind))
         exact = flatten(fisher)
         zeros.append(exact == 0)
@@ -118,7 +118,7 @@ def large_update(hidden_size: int, rank: int) -> Update:
 def timings(large: Update, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds to pack and to unpack each kind."""
     sent, theta, fisher = large
-    shapes = {name: tuple(value.shape) for name, value in sent.items()}
+    shapes = shapes_of(sent)
     work: dict[str, Callable[[], object]] = {}
     for kind in delta.BITS:
         data = update.pack_adapters(theta, sent, kind).data

@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from fednano_flwr.edge.scoring import ALL
 from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.records import FISHER, THETA, from_arrays, metric, to_arrays
-from fednano_flwr.upload.packing import State
+from fednano_flwr.upload.packing import State, shapes_of
 from fednano_flwr.upload_records import PACKED, adapters_in, fishers_in
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -155,7 +155,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def _check_adapters(theta: State, sent: State, lower_ranks: bool) -> None:
-    got, expected = _shapes(theta), _shapes(sent)
+    got, expected = shapes_of(theta), shapes_of(sent)
     if got != expected and not (lower_ranks and _at_a_lower_rank(got, expected)):
         or_less = " or a lower rank" if lower_ranks else ""
         raise ValueError(f"adapters have shapes {got}, asked for {expected}{or_less}")
@@ -167,7 +167,7 @@ def _check_fishers(diagonals: State, theta: State, asked_for: bool) -> None:
         raise ValueError("the Fisher diagonals are missing")
     if not asked_for and diagonals:
         raise ValueError("there are Fisher diagonals, which nobody asked for")
-    got, expected = _shapes(diagonals), _shapes(theta)
+    got, expected = shapes_of(diagonals), shapes_of(theta)
     if asked_for and got != expected:
         raise ValueError(f"Fisher diagonals have shapes {got}, the adapters {expected}")
     _check_numbers(FISHER, diagonals)
@@ -182,10 +182,6 @@ def _check_numbers(prefix: str, state: State) -> None:
             raise ValueError(f"{prefix}{name} is of {value.dtype}, not torch.float32")
         if not torch.isfinite(value).all():
             raise ValueError(f"{prefix}{name} has values that are infinite or not a number")
-
-
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _at_a_lower_rank(got: Shapes, sent: Shapes) -> bool:

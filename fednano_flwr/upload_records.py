@@ -15,7 +15,7 @@ from fednano_flwr.edge.own_state import OwnState
 from fednano_flwr.records import FISHER, THETA, from_arrays, to_arrays, to_tensor
 from fednano_flwr.upload import delta
 from fednano_flwr.upload import fisher as fishers
-from fednano_flwr.upload.packing import State
+from fednano_flwr.upload.packing import State, shapes_of
 from fednano_flwr.upload.update import pack_adapters, pack_fisher, unpack_adapters, unpack_fisher
 
 PACKED = "packed."
@@ -82,8 +82,7 @@ def fishers_in(arrays: ArrayRecord, theta: State) -> State:
     key, kind = _packed(arrays, FISHER, (*fishers.BITS, "row"))
     if not kind:
         return from_arrays(arrays, FISHER)
-    shapes = {name: tuple(value.shape) for name, value in theta.items()}
-    return unpack_fisher(to_tensor(arrays, key), shapes, kind)
+    return unpack_fisher(to_tensor(arrays, key), shapes_of(theta), kind)
 
 
 def _packed(arrays: ArrayRecord, prefix: str, kinds: tuple[str, ...]) -> tuple[str, str]:

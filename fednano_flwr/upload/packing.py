@@ -11,6 +11,11 @@ State = Mapping[str, Tensor]
 Shapes = Mapping[str, Sequence[int]]
 
 
+def shapes_of(state: State) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by its name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
 def pack_nibbles(codes: Tensor) -> Tensor:
     """Two codes a byte, the first in the low half; an odd one out has a zero beside it.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fednano_flwr.upload import delta
 from fednano_flwr.upload import fisher as fishers
-from fednano_flwr.upload.packing import Shapes, State, count, flatten, unflatten
+from fednano_flwr.upload.packing import Shapes, State, count, flatten, shapes_of, unflatten
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,15 @@ def pack_adapters(theta: State, sent: State, kind: str, residual: State | None =
         ValueError: names or shapes differ, or a number is not finite.
     """
     for what, state in (("trained adapters", theta), ("kept residual", residual)):
-        if state is not None and _shapes(state) != _shapes(sent):
-            raise ValueError(f"{what} have shapes {_shapes(state)}, those sent {_shapes(sent)}")
+        if state is not None and shapes_of(state) != shapes_of(sent):
+            raise ValueError(f"{what} have shapes {shapes_of(state)}, those sent {shapes_of(sent)}")
     change = flatten(theta) - flatten(sent)
     if residual is not None:
         change += flatten(residual)
     bits = delta.BITS[kind]
     data = delta.encode(change, bits)
     left = change - delta.decode(data, change.numel(), bits)
-    return Packed(data, unflatten(left, _shapes(sent)))
+    return Packed(data, unflatten(left, shapes_of(sent)))
 
 
 def unpack_adapters(data: Tensor, sent: State, kind: str) -> dict[str, Tensor]:
@@ -64,8 +64,8 @@ def unpack_adapters(data: Tensor, sent: State, kind: str) -> dict[str, Tensor]:
     Raises:
         ValueError: `data` is not what a client writes.
     """
-    change = delta.decode(data, count(_shapes(sent)), delta.BITS[kind])
-    return unflatten(flatten(sent) + change, _shapes(sent))
+    change = delta.decode(data, count(shapes_of(sent)), delta.BITS[kind])
+    return unflatten(flatten(sent) + change, shapes_of(sent))
 
 
 def pack_fisher(fisher: State, kind: str) -> Tensor:
@@ -88,7 +88,3 @@ def unpack_fisher(data: Tensor, shapes: Shapes, kind: str) -> dict[str, Tensor]:
     if kind == "row":
         return fishers.decode_rows(data, shapes)
     return unflatten(fishers.decode(data, count(shapes), fishers.BITS[kind]), shapes)
-
-
-def _shapes(state: State) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
