@@ -2,14 +2,17 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test check fast proto clean
+.PHONY: demo test slow check fast proto clean
 
 demo: $(VENV)/.installed  ## install, then federate the embedded demo: 5 clients, 5 rounds
 	$(RUN)/fednano run
 
 test: $(VENV)/.installed  ## install what the tests need and run them
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e"
-	$(RUN)/python -m pytest -m e2e
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"
+	$(RUN)/python -m pytest -m "e2e and not slow"
+
+slow: $(VENV)/.installed  ## the tests that take many minutes: fuzzing, kills, soak, faults
+	$(RUN)/python -m pytest -m slow
 
 check: $(VENV)/.installed  ## lint, formatting and types
 	$(RUN)/ruff check .
@@ -17,7 +20,7 @@ check: $(VENV)/.installed  ## lint, formatting and types
 	$(RUN)/mypy fednano_flwr fednano_demo benchmarks
 
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e"
+	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
