@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test slow check fast proto clean
+.PHONY: demo test slow check docs fast proto clean
 
 demo: $(VENV)/.installed  ## install, then federate the embedded demo: 5 clients, 5 rounds
 	$(RUN)/fednano run
@@ -14,10 +14,13 @@ test: $(VENV)/.installed  ## install what the tests need and run them
 slow: $(VENV)/.installed  ## the tests that take many minutes: fuzzing, kills, soak, faults
 	$(RUN)/python -m pytest -m slow
 
-check: $(VENV)/.installed  ## lint, formatting and types
+check: $(VENV)/.installed docs  ## lint, formatting, types and the pages' links
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy fednano_flwr fednano_demo benchmarks
+
+docs: $(VENV)/.installed  ## the pages as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"

@@ -20,6 +20,7 @@ import tomli_w
 
 from fednano_flwr.command.environment import LaunchError, commit_of
 from fednano_flwr.command.machine import check_resources, federation_config
+from fednano_flwr.command.project import with_code
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
 from fednano_flwr.console import MARK
@@ -112,7 +113,8 @@ def _follow(
     on_line: Callable[[str], None],
 ) -> RunStatus:
     """Submit the app, pass its output on until it ends, and ask Flower how it ended."""
-    arguments = ["run", str(app_dir.resolve()), CONNECTION, "--stream"]
+    app = with_code(app_dir.resolve(), link.folder)
+    arguments = ["run", str(app), CONNECTION, "--stream"]
     arguments += ["--federation-config", federation]
     if run_config:
         file = link.folder / "run-config.toml"

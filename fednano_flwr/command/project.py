@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fednano_flwr.config import ConfigError
 
 NAME = "fednano-flwr"
 PACKAGE = Path(__file__).resolve().parents[1]
+INSTALLED = PACKAGE / "app"  # what a wheel has of the app's folder; a checkout has none
 
 
 def find_app(app: Path | None, cwd: Path) -> Path:
@@ -23,13 +25,28 @@ def find_app(app: Path | None, cwd: Path) -> Path:
         if not (folder / "pyproject.toml").is_file():
             raise ConfigError(f"--app {app}: there is no pyproject.toml in {folder}")
         return folder
-    for folder in (cwd, PACKAGE.parent):
+    for folder in (cwd, PACKAGE.parent, INSTALLED):
         if _name(folder) == NAME:
             return folder
     raise ConfigError(
         f"no app to run: neither {cwd} nor {PACKAGE.parent} is a checkout of {NAME}. Give its "
-        "folder with --app, or install it editable from there: pip install -e ."
+        "folder with --app"
     )
+
+
+def with_code(app: Path, beside: Path) -> Path:
+    """An app's folder as Flower packs it: a wheel's has its code elsewhere, and is copied together.
+
+    Args:
+        beside: an existing folder for the copy.
+    """
+    if app != INSTALLED:
+        return app
+    whole = beside / "app"
+    shutil.copytree(app, whole)
+    only_code = shutil.ignore_patterns("__pycache__", app.name)
+    shutil.copytree(PACKAGE, whole / PACKAGE.name, ignore=only_code)
+    return whole
 
 
 def defaults(app: Path) -> dict[str, Any]:
