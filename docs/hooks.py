@@ -45,7 +45,7 @@ def _moved(readme: str) -> str:
 
 
 def _within_the_site(link: re.Match[str]) -> str:
-    image, text, target = link.groups()
+    _, text, target = link.groups()
     if not target.startswith("../"):
         return link[0]
     path = target.removeprefix("../")
