@@ -1,1 +1,67 @@
-"""FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server."""
+"""FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server.
+
+The names in `__all__` are for notebooks and scripts of one's own (docs/api.md); each is imported
+when it is first used, so that `import fednano_flwr` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fednano_flwr.command.project import default_config
+    from fednano_flwr.config import RunConfig
+    from fednano_flwr.edge.adapters import adapter_state
+    from fednano_flwr.edge.client import Client
+    from fednano_flwr.edge.loaded import Place
+    from fednano_flwr.edge.local_work import LocalWork
+    from fednano_flwr.edge.nano_edge import NanoEdge
+    from fednano_flwr.exchange.server import serve
+    from fednano_flwr.in_process import run_in_process
+    from fednano_flwr.llm.hosting import load_host
+    from fednano_flwr.results import Run, load_run
+    from fednano_flwr.strategies.merge import fisher_merge, weighted_mean
+
+__all__ = [
+    "Client",
+    "LocalWork",
+    "NanoEdge",
+    "Place",
+    "Run",
+    "RunConfig",
+    "adapter_state",
+    "default_config",
+    "fisher_merge",
+    "load_host",
+    "load_run",
+    "run_in_process",
+    "serve",
+    "weighted_mean",
+]
+_MODULES = {
+    "Client": "edge.client",
+    "LocalWork": "edge.local_work",
+    "NanoEdge": "edge.nano_edge",
+    "Place": "edge.loaded",
+    "Run": "results",
+    "RunConfig": "config",
+    "adapter_state": "edge.adapters",
+    "default_config": "command.project",
+    "fisher_merge": "strategies.merge",
+    "load_host": "llm.hosting",
+    "load_run": "results",
+    "run_in_process": "in_process",
+    "serve": "exchange.server",
+    "weighted_mean": "strategies.merge",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, RunConfig
 
 NAME = "fednano-flwr"
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -60,6 +61,16 @@ def defaults(app: Path) -> dict[str, Any]:
         return flatten(read_toml(file)["tool"]["flwr"]["app"]["config"])
     except KeyError:
         raise ConfigError(f"{file} has no table [tool.flwr.app.config]") from None
+
+
+def default_config(changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """The run config with the defaults of pyproject.toml, but for `changes` by their flat keys.
+
+    Raises:
+        ConfigError: a key is unknown, of the wrong type or out of range.
+    """
+    app = find_app(None, PACKAGE.parent)
+    return RunConfig.parse(defaults(app) | dict(changes or {}))
 
 
 def read_toml(file: Path) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""A run's folder, read: its config, its rounds, its adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fednano_flwr.config import ConfigError, RunConfig
+
+ADAPTERS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left.
+
+    Attributes:
+        path: its folder.
+        config: as resolved when it began.
+        rounds: one object a round, from round 0 (the frozen model) on: the lines of its
+            metrics.jsonl.
+        environment: versions, hardware, commit.
+    """
+
+    path: Path
+    config: RunConfig
+    rounds: list[dict[str, Any]]
+    environment: dict[str, Any]
+
+    def adapters(self, which: str = "last") -> dict[str, Tensor]:
+        """The server's adapters after the last round, or after the "best", by PEFT's names.
+
+        Raises:
+            ConfigError: they are not there, or cannot be read.
+            ValueError: `which` is none of the two.
+        """
+        if which not in ADAPTERS:
+            raise ValueError(f"adapters {which!r}: there are {' and '.join(ADAPTERS)}")
+        file = self.path / "adapters" / which / "adapter_model.safetensors"
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from None
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's folder, finished or not.
+
+    Raises:
+        ConfigError: it is not a run's folder, or was written by a version with other keys.
+    """
+    folder = Path(path).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rounds = [json.loads(line) for line in lines]
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} is no run's folder: {error.filename} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the run in {folder} cannot be read: {error}") from None
+    return Run(folder, RunConfig.parse(config), rounds, environment)
