@@ -46,16 +46,23 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     dir: str
     name: str
     keep_checkpoints: int
+    trackers: str
 
     def __post_init__(self) -> None:
         _require(
             self.keep_checkpoints >= 1, "run.keep-checkpoints", self.keep_checkpoints, "at least 1"
         )
+        known = f"names of {', '.join(TRACKERS)}, joined by commas"
+        names = self.trackers.split(",") if self.trackers else []
+        _require(set(names) <= set(TRACKERS), "run.trackers", self.trackers, known)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ MAY_DIFFER = (
     "run.dir",
     "run.name",
     "run.keep-checkpoints",
+    "run.trackers",
     "round-timeout",
     "edge.feature-cache-mb",
     "edge.feature-disk-mb",

@@ -33,6 +33,7 @@ from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import check_ranks, make_strategy
+from fednano_flwr.trackers.registry import open_trackers
 
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
@@ -75,6 +76,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         serve(
             host, config.llm.bind, config.llm.port, config.llm.max_clients, tokens, identity
         ) as bound,
+        open_trackers(
+            config.run.trackers, folder.path, config.flat(), len(folder.rounds), say
+        ) as trackers,
     ):
         info = host.describe()
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
@@ -130,6 +134,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             notes = getattr(strategy, "notes", {}) if trained else {}
             record = round_record(server_round, trained, scored, seconds, notes)
             folder.append(record, from_arrays(arrays), info.hidden_size, remember(strategy))
+            trackers.log(record)
             say(round_line(record))
     _report(folder)
     return folder

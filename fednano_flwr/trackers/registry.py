@@ -1,0 +1,104 @@
+"""Trackers by name, and all that a run asks for as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.config import TRACKERS, ConfigError
+from fednano_flwr.trackers.base import Tracker, scalars
+
+CLASSES: Mapping[str, tuple[str, str]] = {
+    "mlflow": ("fednano_flwr.trackers.mlflow", "MLflow"),
+    "tensorboard": ("fednano_flwr.trackers.tensorboard", "TensorBoard"),
+    "trackio": ("fednano_flwr.trackers.trackio", "Trackio"),
+    "wandb": ("fednano_flwr.trackers.wandb", "WandB"),
+}
+assert set(CLASSES) == set(TRACKERS)
+
+
+class Trackers:
+    """Hands each round's figures to all of a run's trackers.
+
+    They are opened with the first of them: a run that gets no figures leaves no trace. A tracker
+    that fails is left out from then on, which is said: it is not what the run is for.
+
+    Args:
+        openers: open each, by its name.
+        say: takes lines for people.
+    """
+
+    def __init__(
+        self, openers: Mapping[str, Callable[[], Tracker]], say: Callable[[str], None]
+    ) -> None:
+        self._openers = dict(openers)
+        self._opened: dict[str, Tracker] = {}
+        self._say = say
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Hand on a line of metrics.jsonl."""
+        values = scalars(record)
+        for name in list(self._openers):
+            with self._leaving_out(name):
+                if name not in self._opened:
+                    self._opened[name] = self._openers[name]()
+                self._opened[name].log(int(record["round"]), values)
+
+    def close(self) -> None:
+        """The run is over."""
+        for name, tracker in list(self._opened.items()):
+            with self._leaving_out(name):
+                tracker.close()
+
+    @contextmanager
+    def _leaving_out(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._openers.pop(name)
+            self._opened.pop(name, None)
+            self._say(f"tracker {name} is left out from now on: {_line(error)}")
+
+
+@contextmanager
+def open_trackers(
+    names: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    first_round: int,
+    say: Callable[[str], None],
+) -> Iterator[Trackers]:
+    """The trackers that `run.trackers` names, closed after the block.
+
+    Args:
+        folder: of the run; its name is the run's at the tracker.
+        config: flat keys, kept with the run.
+        first_round: which comes first; above 0 in a resumed run.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    openers: dict[str, Callable[[], Tracker]] = {}
+    for name in filter(None, names.split(",")):
+        module, kind = CLASSES[name]
+        try:
+            made = getattr(import_module(module), kind)
+        except ImportError as error:
+            raise ConfigError(
+                f"run.trackers names {name}, which is not installed ({_line(error)}): pip install "
+                f'"fednano-flwr[{name}]"'
+            ) from error
+        openers[name] = partial(made, folder, config, first_round)
+    trackers = Trackers(openers, say)
+    try:
+        yield trackers
+    finally:
+        trackers.close()
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

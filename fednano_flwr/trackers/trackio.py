@@ -1,0 +1,24 @@
+"""Trackio: a run of project `fednano` on this machine, `trackio show`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import trackio
+
+
+class Trackio:
+    """Logs to a run with this run's name."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], first_round: int) -> None:
+        project = os.environ.get("TRACKIO_PROJECT", "fednano")
+        self._run = trackio.init(project=project, name=folder.name, config=dict(config))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,28 @@
+"""Weights & Biases: a run of project `fednano`; its own WANDB_* variables say where and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+
+class WandB:
+    """Logs to a run with this run's name, continued where this one is."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], first_round: int) -> None:
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "fednano"),
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
