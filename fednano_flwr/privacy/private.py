@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.differential_privacy import KEY_NORM_BIT
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM, KEY_NORM_BIT
 
 from fednano_flwr.config import Privacy
 from fednano_flwr.privacy.budget import Budget, epsilon_of
@@ -69,8 +69,8 @@ class Private(Strategy):
     ) -> Iterable[Message]:
         """Ask as the named strategy does, with the clip norm where clients clip."""
         list(self.mean.configure_train(server_round, arrays, config, grid))  # adds it to config
-        if "clipping_norm" in config:
-            config["clipping_norm"] = self.clip_norm
+        if KEY_CLIPPING_NORM in config:
+            config[KEY_CLIPPING_NORM] = self.clip_norm
         return self.named.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -85,7 +85,8 @@ class Private(Strategy):
         self._release = {"clients": clients, "clip norm": self.clip_norm, "noise stddev": noise}
         self.budget.spend({"round": server_round, **self._release})
         np.random.seed()  # Flower draws the noise there: anew from the system, whatever was seeded
-        mean, _ = self.mean.aggregate_train(server_round, equal)
+        with np.errstate(divide="ignore"):  # by the norm of an update of zero, which is not scaled
+            mean, _ = self.mean.aggregate_train(server_round, equal)
         if mean is None:
             raise RuntimeError(f"round {server_round}: Flower's {self.mean!r} made no mean")
         return self.named.aggregate_train(server_round, [_reply(mean, {})])

@@ -50,7 +50,7 @@ def test_rounding_after_a_client_has_clipped_is_refused(defaults: dict[str, Any]
 
 
 def test_secure_aggregation_is_refused_with_the_reason(defaults: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="SecAgg.* legacy"):
+    with pytest.raises(ConfigError, match=r"SecAgg.* legacy"):
         check(defaults, privacy__secure_aggregation=True)
 
 

@@ -78,9 +78,7 @@ def test_an_update_of_zero_is_averaged_like_any_other(make: Make) -> None:
 
 @pytest.mark.parametrize("clients", [1, 4])
 @pytest.mark.parametrize("dp", ["server-fixed", "client-fixed"])
-def test_noise_has_the_standard_deviation_of_the_formula(
-    make: Make, dp: str, clients: int
-) -> None:
+def test_noise_has_the_standard_deviation_of_the_formula(make: Make, dp: str, clients: int) -> None:
     strategy = make(dp, clip_norm=0.5, noise_multiplier=3.0)
     went = merge(strategy, [0.0] * clients)
     expected = 3.0 * 0.5 / clients

@@ -23,7 +23,12 @@ from tests.local_grid import LocalGrid
 pytest.importorskip("dp_accounting")
 Config = Callable[..., dict[str, Any]]
 FAIR = {"strategy__name": "fedavg", "strategy__weight_by": "equal", "local_epochs": 1}
-KINDS = ("client-fixed", "client-adaptive", "server-fixed", "server-adaptive")
+KINDS = (
+    "client-fixed",
+    "server-adaptive",
+    pytest.param("client-adaptive", marks=pytest.mark.slow),
+    pytest.param("server-fixed", marks=pytest.mark.slow),
+)
 
 
 class Watching(LocalGrid):
@@ -66,6 +71,7 @@ def test_a_run_clips_noises_and_says_what_it_has_spent(
     assert folder.rounds[1]["failures"] == {"train": {}, "evaluate": {}}
 
 
+@pytest.mark.slow
 def test_noise_is_in_the_adapters_that_are_kept(run_config: Config) -> None:
     loud = {"privacy__clip_norm": 1e-3, "privacy__noise_multiplier": 3e4, "num_server_rounds": 1}
     flat = run_config(privacy__dp="server-fixed", **loud, **FAIR)
@@ -77,12 +83,14 @@ def test_noise_is_in_the_adapters_that_are_kept(run_config: Config) -> None:
     assert float(noise.std()) == pytest.approx(3e4 * 1e-3 / 3, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_noise_is_scaled_by_those_who_replied(run_config: Config) -> None:
     folder, _ = run(run_config(privacy__dp="server-fixed", **FAIR), gone=[1])
     assert folder.rounds[1]["merge"]["clients"] == 2
     assert folder.rounds[1]["merge"]["noise stddev"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_counting_and_counts_the_round_that_was_lost(
     run_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,13 +110,12 @@ def test_a_resumed_run_goes_on_counting_and_counts_the_round_that_was_lost(
     folder, _ = run(flat)
     assert [record["round"] for record in folder.rounds] == [0, 1, 2]
     assert folder.rounds[2]["merge"]["epsilon"] == epsilon_of(3, 1.0, 1e-5)
-    first, lost, again = map(
-        json.loads, (folder.path / "privacy.jsonl").read_text().splitlines()
-    )
+    first, lost, again = map(json.loads, (folder.path / "privacy.jsonl").read_text().splitlines())
     assert (first["round"], lost["round"], again["round"]) == (1, 2, 2)
     assert again["clip norm"] == lost["clip norm"] != first["clip norm"]
 
 
+@pytest.mark.slow
 def test_a_client_that_trains_nothing_is_no_failure(run_config: Config) -> None:
     still = {"learning_rate_schedule": "linear", "learning_rate_end": 0.0, **FAIR}
     folder, grid = run(run_config(privacy__dp="client-adaptive", **still))
