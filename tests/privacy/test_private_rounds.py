@@ -85,7 +85,8 @@ def test_noise_is_in_the_adapters_that_are_kept(run_config: Config) -> None:
 
 @pytest.mark.slow
 def test_the_noise_is_scaled_by_those_who_replied(run_config: Config) -> None:
-    folder, _ = run(run_config(privacy__dp="server-fixed", **FAIR), gone=[1])
+    short = {"num_server_rounds": 1, "round_timeout": 1.0}
+    folder, _ = run(run_config(privacy__dp="server-fixed", **short, **FAIR), gone=[1])
     assert folder.rounds[1]["merge"]["clients"] == 2
     assert folder.rounds[1]["merge"]["noise stddev"] == 0.5
 
