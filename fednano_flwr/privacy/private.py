@@ -115,5 +115,6 @@ def _own(reply: Message) -> dict[str, int]:
 def _reply(arrays: ArrayRecord, metrics: dict[str, int]) -> Message:
     """A reply like any other's: nothing in it says how much it is to weigh."""
     alike = {**metrics, WEIGHT: 1, "num-examples": 1, "partition-id": 0}
-    records = {"arrays": arrays, "metrics": MetricRecord({**alike})}
-    return Message(RecordDict({**records}), dst_node_id=0, message_type=MessageType.TRAIN)
+    content = RecordDict({"arrays": arrays})
+    content["metrics"] = MetricRecord({**alike})
+    return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
