@@ -26,6 +26,6 @@ def test_the_table_of_budgets_is_what_the_accountant_says() -> None:
 def test_every_strategy_is_on_one_side_of_what_is_refused() -> None:
     refused, _, accepted = TEXT.partition("### What is refused")[2].partition("\nAccepted: ")
     accepted = accepted.partition("\n")[0]
-    assert set(re.findall(r"`(\w+)`", accepted.partition(". ")[0])) == {*UNIFORM, *SERVER_STEPS}
+    assert set(re.findall(r"`([\w-]+)`", accepted.partition(". ")[0])) == {*UNIFORM, *SERVER_STEPS}
     for name in {*REASONS, *FLOWER} - {*SERVER_STEPS}:
         assert f"`{name}`" in refused, name
