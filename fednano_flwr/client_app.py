@@ -25,6 +25,7 @@ from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.tls import read_ca
+from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
 from fednano_flwr.strategies.registry import check_node_rank
 from fednano_flwr.upload_records import to_upload
@@ -35,7 +36,7 @@ Metrics = dict[str, int | float | list[int] | list[float]]
 Work = Callable[[Client, Message, RemoteLLM], RecordDict]
 
 
-@app.train()
+@app.train(mods=[clip_as_asked])
 def train(message: Message, context: Context) -> Message:
     """Train as the message says; reply the adapters and Fisher values it asks for, metrics."""
     return _reply(message, context, _train)

@@ -21,6 +21,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FISHER_ESTIMATES = ("pass", "pass-model", "running")
 SCHEDULES = ("constant", "cosine", "linear")
 UPLOAD_ADAPTERS = ("float32", "int8", "int4")
+DP_KINDS = ("none", "client-fixed", "client-adaptive", "server-fixed", "server-adaptive")
 UPLOAD_FISHERS = ("float32", "log8", "log4", "row")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
@@ -337,6 +338,61 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    max_update_norm: float
+    max_fisher_norm: float
+    clip_update_norm: float
+
+    def __post_init__(self) -> None:
+        for key in ("max_update_norm", "max_fisher_norm", "clip_update_norm"):
+            value = getattr(self, key)
+            _require(value >= 0, f"bounds.{key.replace('_', '-')}", value, "0 (none) or more")
+
+
+@dataclass(frozen=True)
+class Privacy:
+    dp: str
+    clip_norm: float
+    noise_multiplier: float
+    delta: float
+    target_quantile: float
+    clip_rate: float
+    count_noise: float
+    secure_aggregation: bool
+
+    def __post_init__(self) -> None:
+        _one_of("privacy.dp", self.dp, DP_KINDS)
+        for key in ("clip_norm", "noise_multiplier", "clip_rate", "count_noise"):
+            value = getattr(self, key)
+            _require(value > 0, f"privacy.{key.replace('_', '-')}", value, "above 0")
+        _require(0 < self.delta < 1, "privacy.delta", self.delta, "in (0, 1)")
+        _require(
+            0 < self.target_quantile < 1,
+            "privacy.target-quantile",
+            self.target_quantile,
+            "in (0, 1)",
+        )
+        if self.adaptive:
+            _require(
+                self.noise_multiplier < 2 * self.count_noise,
+                "privacy.noise-multiplier",
+                self.noise_multiplier,
+                f"below 2 × privacy.count-noise ({self.count_noise:g}): with adaptive clipping the "
+                "count of clipped updates uses up a part of the noise",
+            )
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the clip norm follows the updates."""
+        return self.dp.endswith("adaptive")
+
+    @property
+    def at_client(self) -> bool:
+        """Whether clients clip their updates themselves."""
+        return self.dp.startswith("client")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run can be told. `docs/config.md` says what each key means."""
 
@@ -366,6 +422,8 @@ class RunConfig:
     llm: LLM
     exchange: Exchange
     upload: Upload
+    bounds: Bounds
+    privacy: Privacy
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")

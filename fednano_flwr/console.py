@@ -55,7 +55,13 @@ def round_line(record: Mapping[str, Any]) -> str:
         f"↓{human_bytes(record['round_bytes_down'])}  "
         f"step ↑{human_bytes(record['step_bytes_up'])} "
         f"↓{human_bytes(record['step_bytes_down'])}  {record['seconds']:.1f} s"
+        f"{_spent(record.get('merge', {}))}"
     )
+
+
+def _spent(notes: Mapping[str, float]) -> str:
+    """The privacy budget that all rounds so far have spent; nothing without such a budget."""
+    return f"  ε {notes['epsilon']:.2f}" if "epsilon" in notes else ""
 
 
 def traffic_line(records: Sequence[Mapping[str, Any]]) -> str:

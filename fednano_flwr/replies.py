@@ -11,8 +11,11 @@ from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL
+from fednano_flwr.privacy.bounds import check_norms, clipped
 from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.records import FISHER, THETA, from_arrays, metric, to_arrays
 from fednano_flwr.upload.packing import State, shapes_of
@@ -45,11 +48,17 @@ EVALUATE_METRICS: Mapping[str, type] = {
 NOTES = ("skipped", "unreadable", "tally")
 LARGEST = torch.finfo(torch.float32).max
 """No metric is above it, so that sums over clients and questions stay finite."""
+NO_BOUNDS = Bounds(0, 0, 0)
 PARTS = (THETA, FISHER, PACKED + THETA, PACKED + FISHER)
 
 
 def receive_update(
-    reply: Message, sent: ArrayRecord, fisher: str = "none", lower_ranks: bool = False
+    reply: Message,
+    sent: ArrayRecord,
+    fisher: str = "none",
+    lower_ranks: bool = False,
+    bounds: Bounds = NO_BOUNDS,
+    norm_bit: bool = False,
 ) -> None:
     """Refuse a train reply that would spoil the merge, and unpack it in place.
 
@@ -58,14 +67,17 @@ def receive_update(
         sent: the adapters that went to the client.
         fisher: "none" where the strategy asked for no Fisher diagonal.
         lower_ranks: accept adapters of any rank up to that of those sent, one rank for all.
+        bounds: on the norms of update and Fisher diagonal; an update may be scaled down in place.
+        norm_bit: the client says whether it has clipped its update.
 
     Raises:
         ValueError: a record, an array or a metric is missing, unknown or cannot be read; adapters
             or Fisher diagonals are of another shape or dtype, or not finite; a Fisher value is
-            negative, or was not asked for; no question was trained on.
+            negative, or was not asked for; a norm is above its bound; no question was trained
+            on.
     """
     _check_records(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
-    _check_metrics(reply, TRAIN_METRICS)
+    _check_metrics(reply, {**TRAIN_METRICS, **({KEY_NORM_BIT: int} if norm_bit else {})})
     if metric(reply, "num-examples") < 1:
         raise ValueError("no question was trained on")
     arrays, start = reply.content.array_records["arrays"], from_arrays(sent)
@@ -76,6 +88,9 @@ def receive_update(
     _check_adapters(theta, start, lower_ranks)
     diagonals = fishers_in(arrays, theta)
     _check_fishers(diagonals, theta, fisher != "none")
+    check_norms(theta, diagonals, start, bounds)
+    if theta and bounds.clip_update_norm:
+        theta = clipped(theta, start, bounds.clip_update_norm)
     reply.content["arrays"] = to_arrays(
         {name: theta[name] for name in start},
         {name: diagonals[name] for name in start if name in diagonals},

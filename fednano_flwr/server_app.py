@@ -27,6 +27,8 @@ from fednano_flwr.exchange.tokens import Tokens
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
+from fednano_flwr.privacy.checks import check_privacy
+from fednano_flwr.privacy.private import Private
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
@@ -62,6 +64,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         TooFewClientsError: too few clients are there, or replied.
     """
     check_ranks(config)
+    check_privacy(config)
     strategy = make_strategy(config.strategy)
     tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
@@ -70,6 +73,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         say("all rounds of this run are there already")
         _report(folder)
         return folder
+    if config.privacy.dp != "none":
+        strategy = private = Private(strategy, config.privacy, folder.path)
+        say(private.describe(config.num_server_rounds))
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
@@ -110,11 +116,16 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         sent=arrays if work.uploads else ArrayRecord(),
                         fisher=work.fisher,
                         lower_ranks=getattr(strategy, "merges_ranks", False),
+                        bounds=config.bounds,
+                        norm_bit=config.privacy.dp == "client-adaptive",
                     ),
                     least=1 if one else None,
                 )
                 merged, _ = strategy.aggregate_train(server_round, trained.replies)
-                if work.uploads:
+                if work.uploads and merged is None:
+                    name = config.strategy.name
+                    say(f"round {server_round}: {name} merged nothing; the adapters stay")
+                elif work.uploads:
                     # Some of Flower's strategies compute in float64 and would send that.
                     theta = from_arrays(cast(ArrayRecord, merged))
                     arrays = to_arrays({name: value.float() for name, value in theta.items()})

@@ -12,6 +12,7 @@ from typing import Any
 from fednano_flwr.command.project import defaults, flatten, read_toml
 from fednano_flwr.config import ConfigError, RunConfig, Strategy, check_keys, key_types
 from fednano_flwr.data.hub import HUB_ID
+from fednano_flwr.privacy.checks import check_unread_privacy
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
 _PREFIXES = ("package:", "module:")
@@ -31,7 +32,9 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
         given |= parse_override(text, cwd)
     merged = {**defaults(app), "min-available-nodes": clients, **given}
     config = RunConfig.parse(absolute_paths(merged, cwd))
-    _check_strategy(config.strategy, RunConfig.parse(defaults(app)).strategy)
+    usual = RunConfig.parse(defaults(app))
+    _check_strategy(config.strategy, usual.strategy)
+    check_unread_privacy(config.privacy, usual.privacy)
     asked = max(1, round(config.fraction_train * clients))
     for key, there in (("min-available-nodes", clients), ("min-replies", asked)):
         if config.flat()[key] > there:

@@ -23,6 +23,8 @@ def validate(config: RunConfig) -> None:
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
     from fednano_flwr.models.source import check_model
+    from fednano_flwr.privacy.budget import new_accountant
+    from fednano_flwr.privacy.checks import check_privacy
     from fednano_flwr.resume import continues, folder_of
     from fednano_flwr.strategies.registry import check_ranks, check_strategy
 
@@ -36,6 +38,9 @@ def validate(config: RunConfig) -> None:
     validate_dataset(config.dataset)
     check_strategy(config.strategy.name, config.strategy.args)
     check_ranks(config)
+    check_privacy(config)
+    if config.privacy.dp != "none":
+        new_accountant(config.privacy.delta)
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
     check_model(config.model.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fednano_flwr.checkpoints import Memory
+from fednano_flwr.privacy.private import Private
 from fednano_flwr.strategies.base import AdapterStrategy
 
 FLOWERS: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +33,7 @@ def remember(strategy: Strategy) -> Memory:
     """
     memory = Memory()
     for name in _attributes(strategy):
-        layout, arrays = _apart(name, getattr(strategy, name))
+        layout, arrays = _apart(name, attrgetter(name)(strategy))
         memory.layout[name] = layout
         memory.arrays.update({f"{name}.{i}": array for i, array in enumerate(arrays)})
     return memory
@@ -51,10 +53,13 @@ def restore(strategy: Strategy, memory: Memory) -> None:
     for name, layout in memory.layout.items():
         count = sum(key.rpartition(".")[0] == name for key in memory.arrays)
         arrays = [memory.arrays[f"{name}.{i}"] for i in range(count)]
-        setattr(strategy, name, _together(layout, arrays))
+        owner, _, last = name.rpartition(".")
+        setattr(attrgetter(owner)(strategy) if owner else strategy, last, _together(layout, arrays))
 
 
 def _attributes(strategy: Strategy) -> tuple[str, ...]:
+    if isinstance(strategy, Private):  # what it has spent is in a file of its own
+        return ("clip_norm", *(f"named.{name}" for name in _attributes(strategy.named)))
     if isinstance(strategy, AdapterStrategy):
         return strategy.remembers
     return FLOWERS.get(type(strategy).__name__, ())

@@ -30,6 +30,7 @@ OWN: Mapping[str, str] = {
     "centralized": "fednano_flwr.strategies.centralized:Centralized",
 }
 FLOWER = (
+    "Bulyan",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",
