@@ -269,26 +269,25 @@ def _parser() -> argparse.ArgumentParser:
                 nargs="+",
                 default=[],
                 required=name == "new",
-                help="DNS names and IP addresses by which clients reach the server",
-            )
-            command.add_argument(
-                "--loopback", action="store_true", help=f"add {', '.join(LOOPBACK)}"
+                help="DNS names and IP addresses by which clients reach the server"
+                + ("" if name == "new" else "; else the present certificate's"),
             )
             command.add_argument("--days", type=int, default=SERVER_DAYS, help="of the certificate")
         if name == "new":
+            loopback = f"add {', '.join(LOOPBACK)}"
+            command.add_argument("--loopback", action="store_true", help=loopback)
             command.add_argument("--ca-days", type=int, default=CA_DAYS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
-    hosts = [*asked.host, *(LOOPBACK if asked.loopback else ())] if "host" in asked else []
-    hosts = list(dict.fromkeys(hosts))
     try:
         if asked.command == "new":
-            new(asked.folder, hosts, asked.node, asked.ca_days, asked.days)
+            hosts = dict.fromkeys([*asked.host, *(LOOPBACK if asked.loopback else ())])
+            new(asked.folder, list(hosts), asked.node, asked.ca_days, asked.days)
         elif asked.command == "renew":
-            print(f"the earlier ones are in {renew(asked.folder, hosts, asked.days)}")
+            print(f"the earlier ones are in {renew(asked.folder, asked.host, asked.days)}")
         else:
             add(asked.folder, asked.node)
         _say(asked.folder)
