@@ -14,6 +14,8 @@ from fednano_flwr.config import ConfigError, RunConfig, check_device
 from fednano_flwr.strategies.registry import check_node_rank
 
 RENAMED = {"bundle-path": "edge-path"}
+ALONE = (0, 1)
+"""The partition of a shard that its client dealt to itself alone."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class NodeConfig:
         device: PyTorch device of its half of the model; before `edge.device`.
         ca_cert: file of the CA that vouches for the LLM service; before `exchange.ca-cert`.
         adapter_rank: of its adapters, at least 1; before `adapter.ranks`.
-        partition_id, num_partitions: which part of the data is its own, where it has no shard.
+        partition_id, num_partitions: which part of the data is its own; beside `data_path` only
+            for a shard that is all of its own data, or as the shard says.
 
     Raises:
         ConfigError: a value that cannot be used, or one of the last two without the other.
@@ -97,22 +100,24 @@ class NodeConfig:
 
         Args:
             shard: `partition_id` and `num_partitions` of the shard in `data_path`, if there is one.
+                One of several knows its place; one that is all of a client's own data (0 of 1) is
+                at the place that the node config says.
 
         Raises:
             ConfigError: nothing says it, or shard and node config differ.
         """
-        said = (self.partition_id, self.num_partitions)
-        if shard is not None:
-            found = (shard["partition_id"], shard["num_partitions"])
-            if said not in ((None, None), found):
-                raise ConfigError(
-                    f"the node config has partition-id = {said[0]}, num-partitions = {said[1]}, "
-                    f"and the shard in its data-path is {found[0]} of {found[1]}: leave the two out"
-                )
-            return found
-        if said[0] is None or said[1] is None:
-            raise ConfigError(f"the node config has no partition-id and no data-path: {HOW_TO_SAY}")
-        return said[0], said[1]
+        said = None
+        if self.partition_id is not None and self.num_partitions is not None:
+            said = (self.partition_id, self.num_partitions)
+        found = (shard["partition_id"], shard["num_partitions"]) if shard is not None else None
+        if said and found and found not in (said, ALONE):
+            raise ConfigError(
+                f"the node config has partition-id = {said[0]}, num-partitions = {said[1]}, and "
+                f"the shard in its data-path is {found[0]} of {found[1]}: leave the two out"
+            )
+        if which := said or found:
+            return which
+        raise ConfigError(f"the node config has no partition-id and no data-path: {HOW_TO_SAY}")
 
 
 KEYS = tuple(field.name.replace("_", "-") for field in dataclasses.fields(NodeConfig))

@@ -102,6 +102,14 @@ def test_a_shard_knows_its_partition_and_must_not_be_contradicted() -> None:
         NodeConfig.parse({**same, "partition-id": 0}).partition(shard)
 
 
+def test_a_shard_of_a_clients_own_data_is_where_the_node_config_says() -> None:
+    alone = {"partition_id": 0, "num_partitions": 1}
+    own = {"data-path": "/data/client-0"}
+    assert NodeConfig.parse(own).partition(alone) == (0, 1)
+    placed = {**own, "partition-id": 1, "num-partitions": 3}
+    assert NodeConfig.parse(placed).partition(alone) == (1, 3)
+
+
 def test_a_node_that_says_no_partition_is_told_how() -> None:
     assert NodeConfig.parse({"partition-id": 1, "num-partitions": 2}).partition(None) == (1, 2)
     with pytest.raises(ConfigError, match=r"no partition-id and no data-path.*fednano partition"):

@@ -24,7 +24,6 @@ from fednano_flwr.command.processes import Processes, Watcher
 from tests.conftest import REPOSITORY
 
 SERVER_ADDRESS = "10.77.255.1"
-HOW_TO_ENTER = ("--net", "--mount")
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Machine:
                 start_new_session=True,
             )
 
-    def run(self, script: str, timeout: float = 240) -> str:
+    def run(self, script: str, timeout: float = 900) -> str:
         """Output of a script, which has to end well."""
         result = subprocess.run(
             self._command(script),

@@ -45,7 +45,7 @@ def simulate(config: dict[str, Any], folder: Path, name: str, **changes: Any) ->
     file = folder / f"{name}.toml"
     file.write_text(tomli_w.dumps({**config, **own}))
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / name
 
@@ -119,7 +119,7 @@ def follow_the_page(deployment: Deployment) -> None:
             deployment.hand_over()
         if "flwr stop" in block.script:
             first = deployment.server.folder / "runs" / "first" / "checkpoints" / "round-00000"
-            until(first.is_dir, 240, "no checkpoint of the frozen model")
+            until(first.is_dir, 600, "no checkpoint of the frozen model")
         deployment.carry_out(block)
         if block.stays and block.machine == page.CLIENTS:
             deployment.start_stranger(block)
