@@ -165,7 +165,7 @@ def split(
     """Write the client's half of a model, to be given to a client instead of the checkpoint.
 
     DIR holds vision encoder, connector, token embeddings, processor and a manifest; nothing of the
-    language model. Give it to a SuperNode with --node-config 'bundle-path="…/edge-bundle"', to a
+    language model. Give it to a SuperNode with --node-config 'edge-path="…/edge-bundle"', to a
     simulation with -c edge.bundle=edge-bundle.
 
     Exits with 0 if DIR is written, 1 if writing failed, 2 if the model cannot be split and 130 if

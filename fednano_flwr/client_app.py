@@ -1,8 +1,7 @@
 """The Flower ClientApp: a message in, NanoEdge's work, a reply out.
 
 Every message may meet a fresh process, and does so in deployment; what a client needs comes with
-the message, from the run config, or from its node config (`partition-id`, `num-partitions`,
-`adapter-rank`, `ca-cert`, ...).
+the message, from the run config, or from its node config (`node_config.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +25,8 @@ from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.privacy.mods import clip_as_asked
+from fednano_flwr.node_config import NodeConfig
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
-from fednano_flwr.strategies.registry import check_node_rank
 from fednano_flwr.upload_records import to_upload
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,8 @@ def evaluate(message: Message, context: Context) -> Message:
 def introduce(message: Message, context: Context) -> Message:
     """Say which partition this node holds, which a resumed run asks before it goes on."""
     try:
-        place = _place(context, RunConfig.parse(context.run_config))
+        node = NodeConfig.parse(context.node_config)
+        place = _place(node, RunConfig.parse(context.run_config))
     except Exception as error:
         return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
     metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
@@ -97,12 +97,13 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     """Do the work and add what it cost; a client that cannot go on says why."""
     started = time.perf_counter()
     try:
-        config = RunConfig.parse(context.run_config)
-        place = _place(context, config)
+        node = NodeConfig.parse(context.node_config)
+        config = node.applied_to(RunConfig.parse(context.run_config))
+        place = _place(node, config)
         earlier = own_state.from_config(message.content.config_records["config"])
         client = Client(config, place, context.run_id, earlier)
         half = client.half
-        with _llm(config, message, context) as llm:
+        with _llm(config, node, message, context) as llm:
             llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
             content = work(client, message, llm)
     except Exception as error:
@@ -129,7 +130,9 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
 
 
 @contextmanager
-def _llm(config: RunConfig, message: Message, context: Context) -> Iterator[RemoteLLM]:
+def _llm(
+    config: RunConfig, node: NodeConfig, message: Message, context: Context
+) -> Iterator[RemoteLLM]:
     """The host that the message names."""
     task = message.content.config_records["config"]
     caller = Caller(
@@ -146,12 +149,12 @@ def _llm(config: RunConfig, message: Message, context: Context) -> Iterator[Remo
         exchange.dtype,
         exchange.timeout,
         exchange.retry_seconds,
-        _ca(config, task, context),
+        _ca(config, node, task),
     ) as llm:
         yield llm
 
 
-def _ca(config: RunConfig, task: ConfigRecord, context: Context) -> bytes | None:
+def _ca(config: RunConfig, node: NodeConfig, task: ConfigRecord) -> bytes | None:
     """The certificates that this client trusts; None for a service without TLS.
 
     A client that has some never speaks without TLS, whatever the message says.
@@ -159,8 +162,8 @@ def _ca(config: RunConfig, task: ConfigRecord, context: Context) -> bytes | None
     Raises:
         ConfigError: none where the service speaks TLS, or they cannot be used.
     """
-    if own := str(context.node_config.get("ca-cert", "")):
-        return read_ca("the node config's ca-cert", own)
+    if node.ca_cert:
+        return read_ca("the node config's ca-cert", node.ca_cert)
     if config.exchange.ca_cert:
         return read_ca("exchange.ca-cert", config.exchange.ca_cert)
     if task["llm-tls"]:
@@ -175,7 +178,7 @@ def _round(task: ConfigRecord) -> int:
     return int(str(task["server-round"]))
 
 
-def _place(context: Context, config: RunConfig) -> Place:
+def _place(node: NodeConfig, config: RunConfig) -> Place:
     """This node's partition, and where its data and its half of the model lie.
 
     A shard that `fednano partition` wrote knows its partition itself.
@@ -184,37 +187,6 @@ def _place(context: Context, config: RunConfig) -> Place:
         ConfigError: the node config does not say which partition, or has an impossible rank.
         DataError: its `data-path` is no shard.
     """
-    node = context.node_config
-    data_path, bundle_path = str(node.get("data-path", "")), str(node.get("bundle-path", ""))
-    rank = _own_rank(node, config)
-    if data_path:
-        shard = read_manifest(Path(data_path).expanduser())
-        partition, num_partitions = shard["partition_id"], shard["num_partitions"]
-        return Place(partition, num_partitions, data_path, bundle_path, rank)
-    try:
-        partition, num_partitions = int(node["partition-id"]), int(node["num-partitions"])
-    except KeyError as error:
-        raise ConfigError(
-            f"the node config has no {error}: start the SuperNode with "
-            '--node-config "partition-id=0 num-partitions=2" (each node its own partition-id), or '
-            'with data-path="/the/shard" of a folder that `fednano partition` wrote'
-        ) from error
-    return Place(partition, num_partitions, data_path, bundle_path, rank)
-
-
-def _own_rank(node: Mapping[str, object], config: RunConfig) -> int:
-    """The rank that the node config gives this client's adapters; 0 where it gives none.
-
-    Raises:
-        ConfigError: it is out of its range, or the run cannot merge it.
-    """
-    if "adapter-rank" not in node:
-        return 0
-    rank, most = node["adapter-rank"], config.adapter.rank
-    if type(rank) is not int or not 1 <= rank <= most:
-        raise ConfigError(
-            f"the node config's adapter-rank = {rank!r}: must be a whole number from 1 to "
-            f"adapter.rank = {most}"
-        )
-    check_node_rank(rank, config)
-    return rank
+    rank = node.rank_in(config)
+    shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
+    return Place(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -37,6 +38,16 @@ def _require(ok: bool, key: str, value: object, accepts: str) -> None:
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     _require(value in choices, key, value, "one of " + ", ".join(choices))
+
+
+def check_device(key: str, value: str) -> None:
+    """Refuse what cannot be the name of a PyTorch device.
+
+    Raises:
+        ConfigError: `key` is named in the message.
+    """
+    ok = re.fullmatch(r"[a-z]+(:\d+)?", value) is not None
+    _require(ok, key, value, 'the name of a PyTorch device, such as "cpu", "cuda" or "cuda:1"')
 
 
 def is_loopback(address: str) -> bool:
@@ -207,6 +218,7 @@ class Edge:
     bundle: str
 
     def __post_init__(self) -> None:
+        check_device("edge.device", self.device)
         _one_of("edge.dtype", self.dtype, DTYPES)
         _one_of("edge.vocabulary", self.vocabulary, ("full", "shard"))
         _require(self.threads >= 0, "edge.threads", self.threads, "0 (torch's choice) or more")

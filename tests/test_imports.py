@@ -21,6 +21,7 @@ print(sorted(name for name in sys.modules if name.startswith("fednano_flwr.")))
 
 WITHOUT_FLOWER = [
     "fednano_flwr.config",
+    "fednano_flwr.node_config",
     "fednano_flwr.product",
     "fednano_flwr.resources",
     "fednano_flwr.data.registry",

@@ -145,7 +145,7 @@ def test_a_shard_an_edge_bundle_and_a_shards_own_rows_change_nothing(
     def node_config(partition: int) -> dict[str, str]:
         bundle = tmp_path / ("bundle" if partition == 1 else "full")
         shard = tmp_path / "shards" / f"client-{partition}"
-        return {"data-path": str(shard), "bundle-path": str(bundle)}
+        return {"data-path": str(shard), "edge-path": str(bundle)}
 
     there = run_config(
         run__name="there", dataset__path=str(tmp_path / "nowhere"), edge__vocabulary="shard"

@@ -86,7 +86,7 @@ class Client:
         self.partition = place.partition
         self.rank = place.rank or config.adapter.rank_of(place.partition)
         self._run, self._earlier = str(run), earlier
-        self.source = source = place.bundle_path or config.edge.bundle or config.model.name
+        self.source = source = place.edge_path or config.edge.bundle or config.model.name
         self.shard = encoded_shard(source, config.dataset, config.seed, place)
         edge = lasting(config.edge)
         half = edge_half(source, edge)

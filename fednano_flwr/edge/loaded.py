@@ -55,14 +55,14 @@ class Place:
         partition: which shard of the data is this client's.
         num_partitions: how many there are.
         data_path: folder of this client's shard, written by `fednano partition`.
-        bundle_path: folder of an edge bundle, written by `fednano split`.
+        edge_path: folder of an edge bundle, written by `fednano split`.
         rank: of its adapters; 0 where `adapter.ranks` decides.
     """
 
     partition: int = 0
     num_partitions: int = 1
     data_path: str = ""
-    bundle_path: str = ""
+    edge_path: str = ""
     rank: int = 0
 
 

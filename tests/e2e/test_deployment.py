@@ -1,15 +1,16 @@
-"""The same app in Ray's simulation and on real SuperNodes: the same adapters, to the last bit.
+"""docs/deploy.md, run from its first block to its last: the adapters of a simulation, bit for bit.
 
-One SuperNode has the whole data set and the checkpoint and takes its part; the other was given its
-own shard and an edge bundle, as `fednano partition` and `fednano split` write them. The LLM service
-of the SuperNodes speaks TLS; one has its CA from the run config, the other from its node config.
+Blocks run as they are on the page, on the machine that each names, with other values for the
+page's variables: addresses, ports where machines share a loopback, paths. Copying a client's files
+is what the page leaves to people; the test does it. Everything runs on CPUs in float32, where the
+same partitions and seed give the same adapters to the last bit, whoever computes them: also of a
+simulation with two replicas of the LLM, and although the page stops the run and goes on with it.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import socket
+import shutil
 import subprocess
 import sys
 import time
@@ -22,107 +23,139 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr.command.superlink import CONNECTION, superlink
-from tests.certificates import authority, certificate
+from fednano_flwr.command.project import flatten, read_toml
 from tests.conftest import REPOSITORY
+from tests.e2e import page
+from tests.e2e.machines import Machine, Place, free_ports, machines
 
 pytestmark = pytest.mark.e2e
-Config = Callable[..., dict[str, Any]]
+CLIENTS = ("client-0", "client-1")
+STRANGER = "client-9"
+LISTENS = 'until (: <>"/dev/tcp/127.0.0.1/$LINK_PORT") 2>/dev/null; do sleep 0.2; done'
+SERVERS_OWN = ("bind", "port", "address", "tls-cert", "tls-key")
 
 
-@pytest.fixture
-def settings(run_config: Config, tmp_path: Path) -> Config:
-    """Two rounds of the tiny model on two clients."""
-
-    def make(name: str) -> dict[str, Any]:
-        return run_config(run__name=name, num_server_rounds=2, batch_size=8, seed=3)
-
-    return make
+def adapters(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapters" / "last" / "adapter_model.safetensors")
 
 
-def adapters(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    folder = Path(config["run.dir"]) / config["run.name"] / "adapters" / "last"
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def fednano(*arguments: str) -> None:
-    command = [sys.executable, "-m", "fednano_flwr.cli", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=180)
+def simulate(config: dict[str, Any], folder: Path, name: str, **changes: Any) -> Path:
+    """A simulation of what was deployed; the run's folder is returned."""
+    own = {"run.name": name, "run.dir": str(folder), "resume": "never", **changes}
+    file = folder / f"{name}.toml"
+    file.write_text(tomli_w.dumps({**config, **own}))
+    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
+    return folder / name
 
 
-def simulate(config: dict[str, Any], folder: Path) -> None:
-    file = folder / f"{config['run.name']}.toml"
-    file.write_text(tomli_w.dumps(config))
-    fednano("run", "--clients", "2", "-c", str(file))
+def until(what: Callable[[], bool], seconds: float, why: str) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"{why}, after {seconds:.0f} s"
+        time.sleep(0.5)
 
 
-def deploy(config: dict[str, Any], folder: Path) -> str:
-    """Run on a SuperLink and two SuperNodes, each message in a process of its own, over TLS."""
-    ca = authority()
-    trusted, _ = ca.write(folder / "ca")
-    cert, key = certificate(ca).write(folder / "certificate")
-    names = ("llm.tls-cert", "llm.tls-key", "exchange.ca-cert")
-    config = {**config, **dict(zip(names, (cert, key, trusted), strict=True))}
-    file = folder / "deployed.toml"
-    file.write_text(tomli_w.dumps(config))
-    state = folder / "deployment"
-    state.mkdir()
-    shards, bundle = folder / "shards", folder / "bundle"
-    fednano("partition", "--clients", "2", "-c", str(file), "--out", str(shards))
-    shard = str(shards / "client-1")
-    fednano("split", config["model.name"], "--out", str(bundle), "--shard", shard)
-    nodes = (
-        "partition-id=0 num-partitions=2",
-        f'data-path="{shard}" bundle-path="{bundle}" ca-cert="{trusted}"',
-    )
-    with superlink(state, simulation=False) as link:
-        for partition, node_config in enumerate(nodes):
-            log = (state / f"supernode-{partition}.log").open("wb")
-            link.start(
-                "flower-supernode",
-                *("--insecure", "--superlink", link.address, "--port", str(free_port())),
-                *("--node-config", node_config),
-                stdout=log,
-                stderr=log,
-            )
-        output = link.flwr(
-            "run", str(REPOSITORY), CONNECTION, "--stream", "--run-config", str(file), timeout=240
-        )
-        found = re.search(r"started run (\d+)", output)
-        assert found is not None, output
-        for _ in range(20):
-            status, _ = link.status(int(found[1]))
-            if status.startswith("finished"):
-                break
-            time.sleep(0.5)
-    assert status == "finished:completed", output
-    return output
+class Deployment:
+    """The page's commands on some machines."""
+
+    def __init__(self, place: Place, model: Path, data: Path) -> None:
+        self.variables, self.blocks = page.blocks()
+        self.server, *self.clients = place.machines
+        link, llm, *runtime = free_ports(4)
+        for machine in place.machines:
+            values: dict[str, object] = {"SERVER": place.address, "FOLDER": machine.folder}
+            values |= {"NAME": machine.name, "MODEL": model, "DATA": data}
+            if not place.apart:
+                values |= {"BIND": "127.0.0.1", "LINK_PORT": link, "LLM_PORT": llm}
+                if machine is not self.server:
+                    values["RUNTIME_PORT"] = runtime.pop()
+            machine.variables = page.with_values(self.variables, values)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def on(self, machine: str) -> list[Machine]:
+        return [self.server] if machine == page.SERVER else self.clients
+
+    def log(self, name: str) -> Path:
+        return self.server.folder.parent / f"{name}.log"
+
+    def carry_out(self, block: page.Block) -> None:
+        """Run a block, or start it and see that it lasts."""
+        for machine in self.on(block.machine):
+            if block.stays:
+                name = machine.name
+                self.running[name] = machine.start(block.script, self.log(name))
+                if machine is self.server:
+                    machine.run(LISTENS, timeout=60)
+            else:
+                with self.log("commands").open("a") as log:
+                    print(machine.run(block.script), file=log)
+
+    def hand_over(self) -> None:
+        """What the page asks people to copy."""
+        for client in self.clients:
+            shutil.copy(self.server.folder / f"{client.name}.tar", client.folder)
+
+    def start_stranger(self, block: page.Block) -> None:
+        """A SuperNode on the first client with a key that nobody registered."""
+        keys = self.server.folder / "keys"
+        self.server.run(f'python deploy/make_keys.py add "{keys}" --node {STRANGER}')
+        client = self.clients[0]
+        shutil.copy(keys / STRANGER, client.folder / "keys")
+        (port,) = free_ports(1)
+        script = f"NAME={STRANGER}\nRUNTIME_PORT={port}\n{block.script}"
+        self.running[STRANGER] = client.start(script, self.log(STRANGER))
+
+    def runs(self) -> list[dict[str, Any]]:
+        answer = self.server.run("flwr list fednano --format json")
+        return list(json.loads(answer)["runs"])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def follow_the_page(deployment: Deployment) -> None:
+    """All blocks in order, and between them what the page leaves to people."""
+    for block in deployment.blocks:
+        if "tar -C" in block.script and block.machine == page.CLIENTS:
+            deployment.hand_over()
+        if "flwr stop" in block.script:
+            first = deployment.server.folder / "runs" / "first" / "checkpoints" / "round-00000"
+            until(first.is_dir, 600, "no checkpoint of the frozen model")
+        deployment.carry_out(block)
+        if block.stays and block.machine == page.CLIENTS:
+            deployment.start_stranger(block)
 
 
-def test_simulation_repeats_itself_with_replicas_and_deployment_equals_it(
-    settings: Config, tmp_path: Path
+def test_the_page_leads_to_a_deployment_that_equals_a_simulation(
+    tiny_model: Path, tiny_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, deployed = settings("first"), settings("deployed")
-    second = {**settings("second"), "llm.replicas": 2}
-    simulate(first, tmp_path)
-    simulate(second, tmp_path)
-    output = deploy(deployed, tmp_path)
+    hidden = [tiny_model, tiny_questions]
+    with machines(tmp_path, ["server", *CLIENTS], hidden) as place:
+        with capsys.disabled():
+            print(f"\nmachines: {place.words}")
+        deployment = Deployment(place, tiny_model, tiny_questions)
+        if place.apart:
+            nothing = f"ls -A {tiny_model} {tiny_questions} {deployment.server.folder}"
+            assert deployment.clients[0].run(nothing).count("safetensors") == 0
+        follow_the_page(deployment)
 
-    expected = adapters(first)
-    assert any(value.abs().max() > 0 for key, value in expected.items() if "lora_B" in key)
-    repeated, distributed = adapters(second), adapters(deployed)
-    assert all(torch.equal(repeated[key], expected[key]) for key in expected)
-    assert all(torch.equal(distributed[key], expected[key]) for key in expected)
+        last, *earlier = sorted(deployment.runs(), key=lambda run: run["pending-at"], reverse=True)
+        assert last["status"] == "finished:completed", deployment.log("commands").read_text()
+        assert [run["status"] for run in earlier] == ["finished:stopped"]
+        assert deployment.running[STRANGER].wait(30) != 0
+        assert "305" in deployment.log(STRANGER).read_text(errors="replace")
+        assert all(deployment.running[name].poll() is None for name in ("server", *CLIENTS))
 
-    metrics = (Path(deployed["run.dir"]) / "deployed" / "metrics.jsonl").read_text().splitlines()
-    rounds = [json.loads(line) for line in metrics]
-    assert [sorted(record["accuracy_per_client"]) for record in rounds] == [["0", "1"]] * 3
-    assert not any(record["failures"]["train"] for record in rounds)
-    assert "fednano | written to" in output
+    deployed = tmp_path / "server" / "runs" / "first"
+    lines = [json.loads(line) for line in (deployed / "metrics.jsonl").read_text().splitlines()]
+    assert [sorted(record["accuracy_per_client"]) for record in lines] == [["0", "1"]] * 3
+    assert not any(record["failures"]["train"] for record in lines)
+    assert len(json.loads((deployed / "environment.json").read_text())["resumed"]) == 1
+
+    config = flatten(read_toml(tmp_path / "server" / "run.toml"))
+    config = {k: v for k, v in config.items() if k not in {f"llm.{key}" for key in SERVERS_OWN}}
+    simulated = adapters(simulate(config, tmp_path, "simulated"))
+    repeated = adapters(simulate(config, tmp_path, "repeated", **{"llm.replicas": 2}))
+    merged = adapters(deployed)
+    assert any(value.abs().max() > 0 for key, value in simulated.items() if "lora_B" in key)
+    assert all(torch.equal(repeated[key], simulated[key]) for key in simulated)
+    assert all(torch.equal(merged[key], simulated[key]) for key in simulated)
