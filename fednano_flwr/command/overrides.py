@@ -26,12 +26,7 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
     Raises:
         ConfigError: a key or value that cannot be used; it names them.
     """
-    given: dict[str, Any] = {}
-    for text in overrides:
-        given |= parse_override(text, cwd)
-    merged = {**defaults(app), "min-available-nodes": clients, **given}
-    config = RunConfig.parse(absolute_paths(merged, cwd))
-    _check_strategy(config.strategy, RunConfig.parse(defaults(app)).strategy)
+    config = config_of(app, [f"min-available-nodes={clients}", *overrides], cwd)
     asked = max(1, round(config.fraction_train * clients))
     for key, there in (("min-available-nodes", clients), ("min-replies", asked)):
         if config.flat()[key] > there:
@@ -39,6 +34,20 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
                 f"{key} = {config.flat()[key]}: with --clients {clients} and fraction-train = "
                 f"{config.fraction_train:g} there are never more than {there}; raise --clients"
             )
+    return config
+
+
+def config_of(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
+    """The same for clients that nobody has counted.
+
+    Raises:
+        ConfigError: a key or value that cannot be used; it names them.
+    """
+    given: dict[str, Any] = {}
+    for text in overrides:
+        given |= parse_override(text, cwd)
+    config = RunConfig.parse(absolute_paths({**defaults(app), **given}, cwd))
+    _check_strategy(config.strategy, RunConfig.parse(defaults(app)).strategy)
     return config
 
 
