@@ -88,7 +88,7 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
 
     if dataset.name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
-        return [problem(f"dataset.name = {dataset.name!r}: there are {known}")]
+        return [problem(f"dataset.name = {dataset.name!r}: no such", f"there are {known}")]
     kind, _, rest = dataset.path.partition(":")
     if kind == "module":  # looking further would write it
         module = rest.partition("/")[0]

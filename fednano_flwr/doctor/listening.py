@@ -73,7 +73,7 @@ def _check_address(llm: LLM) -> list[Finding]:
     try:
         host, _ = address(llm.address)
     except ValueError as error:
-        return [problem(f"llm.address = {error}")]
+        return [problem(f"llm.address = {error}", "it is what clients dial")]
     findings = []
     if llm.port == 0:
         findings.append(
