@@ -24,7 +24,7 @@ from fednano_flwr.doctor.subject import Subject, Themes, dialled, threads
 def checks(subject: Subject) -> Themes:
     """All checks; without a run config, those that need none."""
     config, own = subject.config, subject.node
-    shard = Path(own.data_path).expanduser() if own.data_path else None
+    shard = Path(own.data_path) if own.data_path else None
     ca_key, ca_path = "the node config's ca-cert", own.ca_cert
     edge_key, edge_path = "the node config's edge-path", own.edge_path
     device_key, device = "the node config's device", own.device

@@ -236,6 +236,7 @@ def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]
 
     if TOKEN_IDS not in bundle.files:
         return [ok(f"{key}: the bundle holds the embeddings of all tokens")]
+    shard = shard.expanduser().absolute()
     tables = [shard / file for file in (TRAIN_FILE, TEST_FILE)]
     if not all(table.is_file() for table in tables):
         return []  # what is the matter with the shard is said elsewhere
