@@ -50,6 +50,13 @@ def findings(result: Result, level: str) -> dict[str, list[str]]:
     return said
 
 
+def assert_said(said: dict[str, list[str]], theme: str, *words: str) -> None:
+    """Each finding of a theme has its words, in order, and there is no other."""
+    assert [word in what for word, what in zip(words, said[theme], strict=True)] == [True] * len(
+        words
+    ), said[theme]
+
+
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_size, file.stat().st_mode) for file in folder.rglob("*")}
 
@@ -63,7 +70,18 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
     told = json.loads(result.stdout)
     assert told["role"] == "server" and told["problem"] == 0
     themes = ["versions", "run config", "model", "folders", "certificates", "network", "machine"]
-    assert list(findings(result, "ok")) == themes
+    said = findings(result, "ok")
+    assert list(said) == themes
+    for words in (
+        ("versions", "Python", "packages are in their ranges"),
+        ("run config", "the run config of", "strategy fedavg-exact"),
+        ("model", "hold the language model"),
+        ("folders", "run.dir"),
+        ("certificates", "llm.tls-cert is not set", "clock"),
+        ("network", "any port that is free", "only clients on this machine"),
+        ("machine", "llm.device", "llm.threads", "the language model in float32", "open files"),
+    ):
+        assert_said(said, *words)
     assert tree(tmp_path) == before
 
 
@@ -76,9 +94,28 @@ def test_a_client_that_has_all_it_needs_is_well_and_left_as_it_was(
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["role"] == "client"
     said = findings(result, "ok")
-    assert {"data", "node config", "folders", "certificates", "machine"} <= set(said)
-    assert len(said["model"]) == 3 and "was split from" in said["model"][1]
+    for words in (
+        ("versions", "Python", "packages are in their ranges"),
+        ("run config", "the run config of", "strategy fedavg-exact"),
+        ("node config", "adapters have rank 2 of 4"),
+        ("data", "training and"),
+        ("model", "files as written", "was split from", "embeddings of all tokens"),
+        ("folders", "edge.state-dir", "edge.feature-dir"),
+        ("certificates", "without TLS", "clock"),
+        ("machine", "device = 'cpu'", "edge.threads", "the client's half in float32"),
+    ):
+        assert_said(said, *words)
     assert tree(tmp_path) == before
+
+
+def test_a_client_that_reads_the_data_set_and_the_checkpoint_is_well(doctor: Doctor) -> None:
+    result = doctor("--node-config", "partition-id=0 num-partitions=2", "--json")
+    assert result.exit_code == 0, result.output
+    said = findings(result, "ok")
+    assert_said(said, "node config", "partition 0 of 2")
+    assert_said(said, "data", "looks like scienceqa")
+    assert_said(said, "model", "hold the client's half")
+    assert_said(said, "machine", "edge.device = 'cpu'", "edge.threads", "the client's half")
 
 
 def test_everything_that_is_wrong_with_a_client_is_said_at_once(
