@@ -67,9 +67,9 @@ def examine(asked: Asked, role: str, cwd: Path) -> list[Section]:
     themes: Themes = {}
 
     def installed() -> list[Finding]:
-        from fednano_flwr.doctor.versions import check_installed
+        from fednano_flwr.doctor.versions import check_installed, check_programs
 
-        return check_installed()
+        return [*check_installed(), *check_programs()]
 
     def settings() -> list[Finding]:
         nonlocal config

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fednano_flwr.command.project import NAME
-from fednano_flwr.doctor.finding import Finding, ok, problem
+from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
+HELPER = "flower-superexec"
 SHOWN = ("flwr", "torch", "transformers", "peft", "grpcio")
 
 
@@ -70,6 +74,23 @@ def check_installed() -> list[Finding]:
     wanted = installed.metadata.get("Requires-Python") or ""
     python = check_python(wanted, platform.python_version())
     return [*python, *check_packages(installed.requires or [])]
+
+
+def check_programs(path: str | None = None) -> list[Finding]:
+    """Whether SuperLinks and SuperNodes that are started by hand will find Flower's helper.
+
+    Args:
+        path: folders to look in; None is `$PATH`.
+    """
+    if shutil.which(HELPER, path=path):
+        return [ok(f"{HELPER} is on the PATH")]
+    return [
+        warning(
+            f"{HELPER} is not on the PATH: flower-superlink and flower-supernode start it by name",
+            f"put {Path(sys.executable).parent} on the PATH of what starts them (activate the "
+            "virtual environment, or PATH= in the service's unit); `fednano run` does that itself",
+        )
+    ]
 
 
 def check_device(key: str, device: str) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from fednano_flwr import cli
 from fednano_flwr.command import project
+from fednano_flwr.command.environment import bin_folder
 from fednano_flwr.config import ConfigError
 from fednano_flwr.doctor.finding import Section, look, ok, problem, warning
 from fednano_flwr.doctor.report import show, summary
@@ -32,6 +34,7 @@ def doctor(
 ) -> Doctor:
     """Runs it with the tiny model and data; the run config is a file, as for other commands."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(bin_folder()), prepend=os.pathsep)
     (tmp_path / "tiny.toml").write_text(tomli_w.dumps(run_config()))
 
     def call(*arguments: str) -> Result:
@@ -73,7 +76,7 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
     said = findings(result, "ok")
     assert list(said) == themes
     for words in (
-        ("versions", "Python", "packages are in their ranges"),
+        ("versions", "Python", "packages are in their ranges", "flower-superexec"),
         ("run config", "the run config of", "strategy fedavg-exact"),
         ("model", "hold the language model"),
         ("folders", "run.dir"),
@@ -95,7 +98,7 @@ def test_a_client_that_has_all_it_needs_is_well_and_left_as_it_was(
     assert json.loads(result.stdout)["role"] == "client"
     said = findings(result, "ok")
     for words in (
-        ("versions", "Python", "packages are in their ranges"),
+        ("versions", "Python", "packages are in their ranges", "flower-superexec"),
         ("run config", "the run config of", "strategy fedavg-exact"),
         ("node config", "adapters have rank 2 of 4"),
         ("data", "training and"),

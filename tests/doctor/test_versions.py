@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from fednano_flwr.doctor.versions import (
     check_device,
     check_installed,
     check_packages,
+    check_programs,
     check_python,
 )
 from tests.doctor.found import only, well
@@ -45,3 +48,12 @@ def test_a_device_that_is_not_here_is_a_problem_of_its_key(device: str) -> None:
     found = only(check_device("edge.device", device), "problem")
     assert found.what.startswith(f"edge.device = {device!r}: ") and "cpu" in found.do
     assert well(check_device("edge.device", "cpu"))
+
+
+def test_flowers_helper_has_to_be_on_the_path(tmp_path: Path) -> None:
+    found = only(check_programs(str(tmp_path)), "warning")
+    assert "flower-superexec is not on the PATH" in found.what
+    assert str(Path(sys.executable).parent) in found.do
+    (tmp_path / "flower-superexec").write_text("")
+    (tmp_path / "flower-superexec").chmod(0o755)
+    assert well(check_programs(str(tmp_path)))
