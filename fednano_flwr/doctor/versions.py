@@ -71,7 +71,8 @@ def check_installed() -> list[Finding]:
                 "pip install -e . in its folder",
             )
         ]
-    wanted = installed.metadata.get("Requires-Python") or ""
+    facts = installed.metadata
+    wanted = facts["Requires-Python"] if "Requires-Python" in facts else ""
     python = check_python(wanted, platform.python_version())
     return [*python, *check_packages(installed.requires or [])]
 
