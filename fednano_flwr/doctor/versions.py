@@ -71,8 +71,9 @@ def check_installed() -> list[Finding]:
                 "pip install -e . in its folder",
             )
         ]
-    facts = installed.metadata
-    wanted = facts["Requires-Python"] if "Requires-Python" in facts else ""
+    wanted = ""
+    if "Requires-Python" in installed.metadata:
+        wanted = installed.metadata["Requires-Python"]
     python = check_python(wanted, platform.python_version())
     return [*python, *check_packages(installed.requires or [])]
 
