@@ -42,9 +42,9 @@ class Certificate:
         return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
-def authority(name: str = "test CA") -> Certificate:
-    """A CA that signs itself."""
-    return _signed(name, None, x509.BasicConstraints(True, None), 0, 1)
+def authority(name: str = "test CA", end: float = 1) -> Certificate:
+    """A CA that signs itself, valid until `end` days from now."""
+    return _signed(name, None, x509.BasicConstraints(True, None), 0, end)
 
 
 def certificate(

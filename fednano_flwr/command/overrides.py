@@ -27,14 +27,7 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
     Raises:
         ConfigError: a key or value that cannot be used; it names them.
     """
-    given: dict[str, Any] = {}
-    for text in overrides:
-        given |= parse_override(text, cwd)
-    merged = {**defaults(app), "min-available-nodes": clients, **given}
-    config = RunConfig.parse(absolute_paths(merged, cwd))
-    usual = RunConfig.parse(defaults(app))
-    _check_strategy(config.strategy, usual.strategy)
-    check_unread_privacy(config.privacy, usual.privacy)
+    config = config_of(app, [f"min-available-nodes={clients}", *overrides], cwd)
     asked = max(1, round(config.fraction_train * clients))
     for key, there in (("min-available-nodes", clients), ("min-replies", asked)):
         if config.flat()[key] > there:
@@ -42,6 +35,22 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
                 f"{key} = {config.flat()[key]}: with --clients {clients} and fraction-train = "
                 f"{config.fraction_train:g} there are never more than {there}; raise --clients"
             )
+    return config
+
+
+def config_of(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
+    """The same for clients that nobody has counted.
+
+    Raises:
+        ConfigError: a key or value that cannot be used; it names them.
+    """
+    given: dict[str, Any] = {}
+    for text in overrides:
+        given |= parse_override(text, cwd)
+    config = RunConfig.parse(absolute_paths({**defaults(app), **given}, cwd))
+    usual = RunConfig.parse(defaults(app))
+    _check_strategy(config.strategy, usual.strategy)
+    check_unread_privacy(config.privacy, usual.privacy)
     return config
 
 

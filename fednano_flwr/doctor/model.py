@@ -1,0 +1,301 @@
+"""The model's half that this machine loads: found, whole, and of the same model as the other's.
+
+Nothing is downloaded: of a model on the hub, what the cache holds is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fednano_flwr.config import ConfigError
+from fednano_flwr.doctor.finding import Finding, look, ok, problem, warning
+
+if TYPE_CHECKING:
+    from fednano_flwr.models.bundle import EdgeBundle
+    from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.size import Parts
+
+Half = Literal["llm", "edge"]
+HALVES: dict[Half, str] = {"llm": "language model", "edge": "client's half"}
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a model lies on this machine.
+
+    Attributes:
+        folder: None where neither a folder nor the hub's cache has its config.
+        on_hub: its name is one on the hub.
+    """
+
+    folder: Path | None
+    on_hub: bool = False
+
+
+def find(name: str) -> Found:
+    """Where `model.name` lies, without asking the hub.
+
+    Raises:
+        ConfigError: it can be no model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    from fednano_flwr.resources import ResourceError, resolve
+
+    try:
+        folder = resolve("model.name", name)
+    except ResourceError as error:
+        raise ConfigError(str(error)) from error
+    if folder.exists() or name.startswith(("package:", "/", ".", "~")) or name.count("/") > 1:
+        if not (folder / "config.json").is_file():
+            missing = f"{folder} has no config.json" if folder.exists() else f"no folder {folder}"
+            raise ConfigError(f"model.name = {name!r}: {missing}; set it to a model's folder")
+        return Found(folder)
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError as error:
+        raise ConfigError(f"model.name = {name!r}: no folder here, nor a hub id: {error}") from None
+    return Found(Path(cached).parent if isinstance(cached, str) else None, on_hub=True)
+
+
+def check_half(name: str, half: Half) -> list[Finding]:
+    """Whether the files of a side's tensors are here, and hold them.
+
+    Raises:
+        ConfigError: the model cannot be read or cut.
+    """
+    found = find(name)
+    if found.folder is None:
+        return [_to_download(name, "is not in the hub's cache")]
+    from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
+
+    if found.on_hub and not has_index(found.folder) and not (found.folder / SINGLE).is_file():
+        return [_to_download(name, "has no weights in the hub's cache")]
+    checkpoint = Checkpoint(str(found.folder))
+    by_file: dict[str, list[str]] = {}
+    for tensor in tensors_of(checkpoint, half):
+        if tensor not in checkpoint.files:
+            return [
+                problem(
+                    f"model {name}: the checkpoint has no tensor {tensor}, which the "
+                    f"{HALVES[half]} needs",
+                    "get the model anew; its config and its weights do not belong together",
+                )
+            ]
+        file, key = checkpoint.files[tensor]
+        by_file.setdefault(file, []).append(key)
+    missing = [file for file in by_file if not (found.folder / file).exists()]
+    if missing:
+        listed = (
+            f"{len(missing)} of the {len(by_file)} files of the {HALVES[half]} ({_some(missing)})"
+        )
+        if found.on_hub:
+            return [_to_download(name, f"lacks {listed} in the hub's cache")]
+        return [
+            problem(
+                f"model {name}: {listed} are missing in {found.folder}, which "
+                "model.safetensors.index.json lists",
+                "copy them there from where the model came from",
+            )
+        ]
+    findings = [
+        finding for file in by_file for finding in _damage(found.folder / file, by_file[file])
+    ]
+    return findings or [
+        ok(
+            f"model {name}: {len(by_file)} files hold the {HALVES[half]} "
+            f"(fingerprint {checkpoint.fingerprint})"
+        )
+    ]
+
+
+def tensors_of(checkpoint: Checkpoint, half: Half) -> list[str]:
+    """Canonical names of the tensors that a side reads."""
+    from fednano_flwr.models import skeleton
+    from fednano_flwr.models.families import canonical
+    from fednano_flwr.models.split import edge_tensors
+
+    if half == "edge":
+        return [*edge_tensors(checkpoint)[0], checkpoint.token_embeddings]
+    whole = skeleton.build(checkpoint.config)
+    skeleton.drop_vision(whole)
+    names = [canonical(name) for name, _ in whole.named_parameters()]
+    tied = "lm_head.weight" not in checkpoint.files
+    return [name for name in names if not (tied and name == "lm_head.weight")]
+
+
+def parts_of(name: str) -> Parts | None:
+    """Sizes of a model's parts; None where its config is not here, or no good.
+
+    The latter is `check_half`'s, or `check_edge_path`'s, to say.
+    """
+    from fednano_flwr.models.size import count
+    from fednano_flwr.models.source import read_config
+
+    try:
+        folder = find(name).folder
+        return None if folder is None else count(read_config(name, folder))
+    except ConfigError:
+        return None
+
+
+def rows_of(bundle: str) -> int | None:
+    """Token embeddings in a bundle; None where that cannot be read, which is said elsewhere."""
+    from fednano_flwr.models.bundle import MANIFEST
+
+    try:
+        manifest = json.loads((Path(bundle).expanduser() / MANIFEST).read_text(encoding="utf-8"))
+        return int(manifest["token_rows"]["kept"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def check_edge_path(
+    key: str, path: str, model: str | None, shard: Path | None = None
+) -> list[Finding]:
+    """Whether an edge bundle is whole, of the run's model, and has the tokens of a shard.
+
+    Args:
+        key: that names the bundle, for findings.
+        model: the run's `model.name`; None where that is not known.
+
+    Raises:
+        ConfigError: it is no bundle, or is damaged.
+    """
+    bundle = open_bundle(key, path)
+    findings = [
+        ok(
+            f"{key} = {path!r}: bundle of {bundle.name}, files as written (fingerprint "
+            f"{bundle.fingerprint})"
+        )
+    ]
+    if model is not None:
+        findings += look("the bundle's model", lambda: check_same(key, bundle, model))
+    if shard is not None:
+        findings += look("the bundle's tokens", lambda: check_vocabulary(key, bundle, shard))
+    return findings
+
+
+def open_bundle(key: str, path: str) -> EdgeBundle:
+    """An edge bundle whose files are what its manifest says.
+
+    Raises:
+        ConfigError: it is none, or is damaged.
+    """
+    from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
+
+    folder = Path(path).expanduser()
+    if not (folder / MANIFEST).is_file():
+        there = f"has no {MANIFEST}" if folder.is_dir() else "is no folder"
+        raise ConfigError(f"{key} = {path!r}: {there}; give the folder that `fednano split` wrote")
+    return EdgeBundle(str(folder))
+
+
+def check_same(key: str, bundle: EdgeBundle, model: str) -> list[Finding]:
+    """Whether a bundle was split from the run's model, where that lies here as well.
+
+    Raises:
+        ConfigError: the model is damaged.
+    """
+    from fednano_flwr.models.checkpoint import Checkpoint
+
+    folder = find(model).folder
+    if folder is None or not _weights_here(folder):
+        return []
+    other = Checkpoint(str(folder)).fingerprint
+    if bundle.fingerprint == other:
+        return [ok(f"the bundle was split from model.name = {model!r}")]
+    return [
+        problem(
+            f"{key}: the bundle is of {bundle.name} (fingerprint {bundle.fingerprint}), and "
+            f"model.name = {model!r} has {other}: the LLM service will refuse this client",
+            f"split {model} with `fednano split`, or set model.name to {bundle.name}",
+        )
+    ]
+
+
+def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]:
+    """Whether a bundle with a cut token table has the tokens of a shard.
+
+    Raises:
+        ConfigError: it lacks some.
+    """
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE
+    from fednano_flwr.data.table import read_table
+    from fednano_flwr.edge.questions import load_encoder, used_tokens
+    from fednano_flwr.models.bundle import TOKEN_IDS
+
+    if TOKEN_IDS not in bundle.files:
+        return [ok(f"{key}: the bundle holds the embeddings of all tokens")]
+    shard = shard.expanduser().absolute()
+    tables = [shard / file for file in (TRAIN_FILE, TEST_FILE)]
+    if not all(table.is_file() for table in tables):
+        return []  # what is the matter with the shard is said elsewhere
+    encode = load_encoder(bundle).encode
+    questions = []
+    for sample in itertools.chain.from_iterable(read_table(table, shard) for table in tables):
+        with contextlib.suppress(FileNotFoundError, DataError):  # a run leaves these out
+            questions.append(encode(sample))
+    ids = used_tokens(questions)
+    bundle.embedding_rows(ids)
+    return [ok(f"{key}: the bundle holds the embeddings of the shard's {len(ids)} tokens")]
+
+
+def has_index(folder: Path) -> bool:
+    """Whether a checkpoint's tensors are in several files."""
+    from fednano_flwr.models.checkpoint import INDEX
+
+    return (folder / INDEX).is_file()
+
+
+def _weights_here(folder: Path) -> bool:
+    """Whether the file of the token embeddings, which a fingerprint needs, is here."""
+    from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
+
+    if not has_index(folder):
+        return (folder / SINGLE).is_file()
+    checkpoint = Checkpoint(str(folder))
+    return (folder / checkpoint.files[checkpoint.token_embeddings][0]).exists()
+
+
+def _damage(path: Path, keys: Sequence[str]) -> list[Finding]:
+    """What a safetensors file lacks; its header tells, no weight is read."""
+    from safetensors import SafetensorError, safe_open
+
+    do = "copy the file again from where the model came from"
+    try:
+        with safe_open(path, framework="pt") as file:
+            lacking = sorted(set(keys) - set(file.keys()))
+    except (SafetensorError, OSError) as error:
+        return [problem(f"{path} is damaged or incomplete: {error}", do)]
+    if lacking:
+        return [problem(f"{path} lacks {len(lacking)} tensors ({_some(lacking)})", do)]
+    return []
+
+
+def _to_download(name: str, what: str) -> Finding:
+    """A problem where the hub must not be asked, else a warning."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return problem(
+            f"model.name = {name!r} {what}, and HF_HUB_OFFLINE is set",
+            f"hf download {name} on a machine that may, and copy its cache here; or give a folder",
+        )
+    return warning(
+        f"model.name = {name!r} {what}: a run downloads it at its start",
+        f"hf download {name} beforehand, or set model.name to a folder",
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
