@@ -24,8 +24,8 @@ from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.tls import read_ca
-from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.node_config import NodeConfig
+from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.records import CLIENT_FAILED, from_arrays
 from fednano_flwr.upload_records import to_upload
 
