@@ -197,6 +197,8 @@ class Answers:
             expected = (rows[site], self._info.hidden_size)
             if z.dim() != 2 or b.dim() != 2 or z.shape[1] != b.shape[1]:
                 raise RefusalError(f"{site}: z {tuple(z.shape)} and b {tuple(b.shape)} do not fit")
+            if z.dtype != b.dtype:
+                raise RefusalError(f"{site}: z in {z.dtype} and b in {b.dtype}")
             if (len(z), len(b)) != expected:
                 raise RefusalError(
                     f"{site}: z and b have {len(z)} and {len(b)} rows, {expected} are needed"
