@@ -20,7 +20,6 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fednano_flwr.edge.own_state import Earlier

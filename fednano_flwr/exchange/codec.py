@@ -189,7 +189,9 @@ def decode_factors(messages: Iterable[pb.Factors]) -> tuple[dict[str, Tensor], d
     b: dict[str, Tensor] = {}
     for message in messages:
         if message.site in z or message.site not in ("image", "text"):
-            raise ValueError(f"factors of site {message.site[:LONGEST]!r}: once each, image and text")
+            raise ValueError(
+                f"factors of site {message.site[:LONGEST]!r}: once each, image and text"
+            )
         z[message.site], b[message.site] = decode(message.z), decode(message.b)
     return z, b
 

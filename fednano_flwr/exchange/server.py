@@ -54,7 +54,8 @@ class Servicer:
         self._tokens = tokens
 
     def Describe(  # noqa: N802
-        self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        self, message: bytes, context: grpc.ServicerContext
+    ) -> bytes:
         """Says what runs here."""
         with _refusing(context):
             self._meet(context)
@@ -62,7 +63,8 @@ class Servicer:
         return _description(self._info).SerializeToString()
 
     def Register(  # noqa: N802
-        self, message: bytes, context: grpc.ServicerContext) -> bytes:
+        self, message: bytes, context: grpc.ServicerContext
+    ) -> bytes:
         """Compares what the client holds with what runs here."""
         info = self._info
         with _refusing(context):
@@ -85,7 +87,8 @@ class Servicer:
         return _description(info).SerializeToString()
 
     def Session(  # noqa: N802
-        self, calls: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        self, calls: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         """Answers calls one by one."""
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
         owner = self._owner(context)

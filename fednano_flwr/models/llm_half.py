@@ -18,7 +18,6 @@ from fednano_flwr.models.layers import checkpoint_layers, compile_layers
 from fednano_flwr.models.placement import Places, device_of, dispatch, place
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
-
 LEARNED = ("opt",)
 """Language models whose positions are looked up in a table that ends."""
 

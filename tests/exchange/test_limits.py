@@ -308,7 +308,7 @@ def test_more_positions_than_tokens_are_refused(
         ),
     }
     with tokens.open(1, "train") as token, remote(address, token, GREEDY) as greedy:
-        with pytest.raises(HostRefusedError, match="3 numbers called .*position.* can be 2"):
+        with pytest.raises(HostRefusedError, match=r"3 numbers called .*position.* can be 2"):
             greedy._answer(requests[what])
     assert not service.owners
 

@@ -72,7 +72,9 @@ def _batch() -> AdaptedBatch:
         token_ids=torch.tensor([3, 2, 2, 4]),
         features=(Feature(b"k", torch.ones(2, SIZE)),),
         z={s: torch.randn(2, 1, generator=generator).requires_grad_() for s in ("image", "text")},
-        b={s: torch.randn(SIZE, 1, generator=generator).requires_grad_() for s in ("image", "text")},
+        b={
+            s: torch.randn(SIZE, 1, generator=generator).requires_grad_() for s in ("image", "text")
+        },
         lengths=(4,),
     )
 

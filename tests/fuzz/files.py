@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ def odd_json(value: Any, rng: random.Random) -> Any:
         if what < 0.1:
             return {k: v for k, v in value.items() if k != key}
         if what < 0.2:
-            return {(rng.choice(("", "../x", "/x", "x")) if k == key else k): v for k, v in value.items()}
+            return {
+                (rng.choice(("", "../x", "/x", "x")) if k == key else k): v
+                for k, v in value.items()
+            }
         return {**value, key: odd_json(value[key], rng)}
     if isinstance(value, list) and value and rng.random() < 0.9:
         at = rng.randrange(len(value))
@@ -134,10 +138,8 @@ def _read_shard(place: Path) -> None:
     shard = load_shard(place)
     for sample in (*shard.train, *shard.test):
         for picture in sample.pictures:
-            try:
+            with suppress(FileNotFoundError):
                 open_image(picture)
-            except FileNotFoundError:
-                pass
 
 
 def _agree(manifest: str) -> Callable[[Path, str], None]:

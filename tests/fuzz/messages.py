@@ -124,10 +124,7 @@ def _somewhere(message: Message, rng: random.Random) -> tuple[Any, FieldDescript
         if inner and rng.random() < 0.75:
             field = rng.choice(inner)
             value = getattr(part, field.name)
-            if field.is_repeated:
-                part = rng.choice(list(value))
-            else:
-                part = value
+            part = rng.choice(list(value)) if field.is_repeated else value
             continue
         candidates = [f for f in part.DESCRIPTOR.fields if f in fields or rng.random() < 0.3]
         return part, rng.choice(candidates) if candidates else None

@@ -128,9 +128,7 @@ class Attacked:
     def check_unharmed(self) -> None:
         """The victim still gets the same bits, and what is kept is within its bounds."""
         assert self.victims_answers() == self.expected
-        gradient = codec.encode(
-            torch.ones(tuple(self.graph.forward.logits.shape)), "float32"
-        )
+        gradient = codec.encode(torch.ones(tuple(self.graph.forward.logits.shape)), "float32")
         graph = pb.Call(
             backward=pb.BackwardRequest(
                 header=header(),

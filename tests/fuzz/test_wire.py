@@ -171,9 +171,7 @@ def reference(wire: Wire) -> list[bytes]:
     step = good("step", 1, SIZE, VOCABULARY, ())
     introduction = pb.DescribeRequest(header=header()).SerializeToString()
     metadata = wire.good()
-    (answer,) = wire.stream(
-        iter([step.SerializeToString()]), metadata=metadata, timeout=SECONDS
-    )
+    (answer,) = wire.stream(iter([step.SerializeToString()]), metadata=metadata, timeout=SECONDS)
     assert pb.Answer.FromString(answer).HasField("step")
     return [answer, wire.unary["Describe"](introduction, metadata=metadata, timeout=SECONDS)]
 
