@@ -27,11 +27,11 @@ class Level(Generic[Entry]):
     """Entries of one kind of room, and the bytes that each owner has there.
 
     Args:
-        bytes: of all entries together.
+        room: bytes of all entries together.
     """
 
-    def __init__(self, bytes: int) -> None:
-        self.bytes, self.used = bytes, 0
+    def __init__(self, room: int) -> None:
+        self.room, self.used = room, 0
         self._owners: dict[bytes, OrderedDict[bytes, tuple[Entry, int]]] = {}
         self._held: Counter[bytes] = Counter()
 
@@ -157,19 +157,19 @@ class FeatureStore:
 
     def _keep(self, name: Name, features: Tensor) -> None:
         memory, size = self._memory, features.numel() * features.element_size()
-        if size > memory.bytes:
+        if size > memory.room:
             self._spill(name, features, size)
             return
-        while memory.used + size > memory.bytes:
+        while memory.used + size > memory.room:
             oldest = memory.next_to_go(name[0], size, self._least)
             self._spill(oldest, *memory.pop(oldest))
         memory.add(name, features, size)
 
     def _spill(self, name: Name, features: Tensor, size: int) -> None:
         disk = self._disk
-        if size > disk.bytes:
+        if size > disk.room:
             return
-        while disk.used + size > disk.bytes:
+        while disk.used + size > disk.room:
             self._forget(disk.next_to_go(name[0], size, self._least))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
