@@ -22,7 +22,7 @@ def load_processor(folder: Path) -> Any:
     from transformers import AutoProcessor, ProcessorMixin
 
     try:
-        whole = getattr(transformers, _class_name(folder), None)
+        whole: Any = getattr(transformers, _class_name(folder), None)
         known = isinstance(whole, type) and issubclass(whole, ProcessorMixin)
         if known and "video_processor" in whole.get_attributes():
             kind = _without_videos(whole)
