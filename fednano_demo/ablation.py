@@ -62,7 +62,9 @@ def ablate(
     test_size: int = TEST,
 ) -> dict[str, list[float]]:
     """Every setting's test accuracy for every seed; a seed also draws its own questions."""
-    model = LlavaForConditionalGeneration.from_pretrained(model_dir, attn_implementation="eager")
+    model = LlavaForConditionalGeneration.from_pretrained(
+        model_dir, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
+    )
     model.eval().requires_grad_(False)
     accuracy: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
     sizes = {"train": train_size, "test": test_size}

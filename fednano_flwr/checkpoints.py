@@ -20,11 +20,10 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fednano_flwr.edge.own_state import Earlier
-from fednano_flwr.files import sync_folder, write_synced
+from fednano_flwr.files import inside, sync_folder, write_synced
 
 ADAPTERS, BEST, STRATEGY, STATE = (
     "adapters.safetensors",
@@ -135,7 +134,7 @@ def read(place: Path) -> Checkpoint:
     """
     try:
         state = json.loads((place / STATE).read_text(encoding="utf-8"))
-        data = {name: (place / name).read_bytes() for name in state["files"]}
+        data = {name: inside(place, name).read_bytes() for name in state["files"]}
         for name, digest in state["files"].items():
             if hashlib.sha256(data[name]).hexdigest() != digest:
                 raise CheckpointError(f"the checkpoint {place} is damaged ({name} has changed)")
@@ -154,7 +153,9 @@ def read(place: Path) -> Checkpoint:
             packages=state["packages"],
             memory=Memory(safetensors.numpy.load(data[STRATEGY]), state["strategy"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # there is no end to what a damaged file can be
         raise CheckpointError(
             f"the checkpoint {place} is damaged ({type(error).__name__}: {error})"
         ) from None

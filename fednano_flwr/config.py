@@ -252,14 +252,36 @@ class LLM:
     max_clients: int
     max_open_graphs: int
     graph_seconds: float
+    max_message_mb: int
+    node_requests_per_second: float
+    node_sessions: int
+    node_waiting: int
+    node_tokens: int
+    node_features: int
 
     def __post_init__(self) -> None:
-        for key in ("feature_memory_mb", "feature_disk_mb", "batch_tokens", "batch_wait_ms"):
+        for key in (
+            "feature_memory_mb",
+            "feature_disk_mb",
+            "batch_tokens",
+            "batch_wait_ms",
+            "node_requests_per_second",
+            "node_sessions",
+            "node_waiting",
+            "node_tokens",
+            "node_features",
+        ):
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
         for key in ("max_tokens", "max_waiting", "max_clients", "max_open_graphs"):
             value = getattr(self, key)
             _require(value >= 1, f"llm.{key.replace('_', '-')}", value, "at least 1")
+        _require(
+            0 <= self.max_message_mb < 2048,
+            "llm.max-message-mb",
+            self.max_message_mb,
+            "0 (what llm.max-tokens tokens may need) to 2047",
+        )
         _require(self.graph_seconds > 0, "llm.graph-seconds", self.graph_seconds, "above 0")
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))

@@ -1,11 +1,47 @@
-"""Files that are whole or not there, and what a manifest says of them."""
+"""Files that are whole or not there, what a manifest says of them, and names that stay inside."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+SHOWN = 200
+"""Characters of a name that an error repeats."""
+
+
+def inside(folder: Path, name: object, also: Path | None = None) -> Path:
+    """The place of a file in `folder` whose name came with the folder, from wherever that came.
+
+    Args:
+        also: another folder that links may lead to.
+
+    Raises:
+        ValueError: it is no name, is absolute, goes up, or is a link that leads out of the folder.
+    """
+    check_name(name)
+    file = folder / str(name)
+    try:
+        real, roots = file.resolve(), [folder.resolve(), *([also.resolve()] if also else [])]
+    except (OSError, RuntimeError) as error:  # links in a circle, a name too long
+        raise ValueError(f"the name {str(name)[:SHOWN]!r} cannot be followed: {error}") from None
+    if not any(real.is_relative_to(root) for root in roots):
+        raise ValueError(f"{str(name)[:SHOWN]!r} is a link that leads out of its folder")
+    return file
+
+
+def check_name(name: object) -> None:
+    """Refuse what is no relative path that only goes down.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"{str(name)[:SHOWN]!r} is no file's name")
+    path = PurePosixPath(name)
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\\" in name:
+        raise ValueError(f"the name {name[:SHOWN]!r} leads out of its folder")
 
 
 def describe_file(file: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.exchange.tokens import Tokens
 from fednano_flwr.federation import Answers, Federation, NodeView
-from fednano_flwr.llm.hosting import open_host
+from fednano_flwr.llm.hosting import node_limits, open_host
 from fednano_flwr.metrics import round_record
 from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
@@ -80,7 +80,14 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(
-            host, config.llm.bind, config.llm.port, config.llm.max_clients, tokens, identity
+            host,
+            config.llm.bind,
+            config.llm.port,
+            config.llm.max_clients,
+            tokens,
+            identity,
+            node_limits(config.llm),
+            config.llm.max_message_mb * 2**20,
         ) as bound,
         open_trackers(
             config.run.trackers, folder.path, config.flat(), len(folder.rounds), say

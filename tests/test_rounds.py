@@ -16,6 +16,7 @@ from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes
 from fednano_flwr.edge import loaded
+from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
 from fednano_flwr.run_folder import RunFolder
@@ -259,7 +260,8 @@ def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
     def session(self: Servicer, calls: Any, context: grpc.ServicerContext) -> Any:
         nonlocal answered
         for call, answer in both(calls, lambda own: healthy(self, own, context)):
-            header = getattr(call, call.WhichOneof("what")).header
+            parsed = pb.Call.FromString(call)
+            header = getattr(parsed, str(parsed.WhichOneof("what"))).header
             if header.node == unlucky and header.round == 1:
                 answered += 1
                 if answered > 2:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import read_json_object
-from fednano_flwr.files import describe_file
+from fednano_flwr.files import describe_file, inside
 
 FORMAT = 1
 KIND = "fednano-shard"
@@ -57,10 +57,15 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Compare every file with the manifest.
 
     Raises:
-        DataError: one is missing, cannot be read, or has another size or content.
+        DataError: one is missing, cannot be read, has another size or content, or lies elsewhere.
     """
     for name, expected in manifest["files"].items():
-        file = folder / name
+        try:
+            file = inside(folder, name)
+        except ValueError as error:
+            raise DataError(f"{folder / MANIFEST}: {error}. {AGAIN}") from None
+        if not isinstance(expected, dict):
+            raise DataError(f"{folder / MANIFEST} says nothing of {name}. {AGAIN}")
         try:
             found = describe_file(file)
         except OSError as error:

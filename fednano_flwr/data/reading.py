@@ -77,7 +77,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError too
         raise DataError(
             f"{path} is not valid JSON ({error}). Unpack the dataset again, or repair this file."
         ) from error
@@ -128,7 +128,8 @@ def free_answer_defect(raw: dict[str, Any]) -> str | None:
 
 def is_file_name(name: Any) -> bool:
     """Whether `name` names a file in the question's own folder, and none elsewhere."""
-    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+    plain = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name
+    return plain and Path(name).name == name
 
 
 def _options_defect(raw: dict[str, Any], reason: str, unfit: Callable[[str], object]) -> str | None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.files import inside
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -81,10 +84,11 @@ class Questions(Sequence[Sample]):
     Args:
         table: rows as `fednano_flwr.data.table` writes them.
         root: folder that pictures' relative paths start from.
+        confined: all pictures must lie in it; taking a question with another raises `DataError`.
     """
 
-    def __init__(self, table: Dataset, root: Path) -> None:
-        self._table, self._root = table, root
+    def __init__(self, table: Dataset, root: Path, confined: bool = False) -> None:
+        self._table, self._root, self._confined = table, root, confined
 
     def __len__(self) -> int:
         return len(self._table)
@@ -96,12 +100,12 @@ class Questions(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | Questions:
         if isinstance(index, slice):
             return self.select(range(*index.indices(len(self))))
-        return _sample(self._table[int(index)], self._root)
+        return self._sample(self._table[int(index)])
 
     def __iter__(self) -> Iterator[Sample]:
         for columns in self._table.iter(batch_size=ITERATED_AT_ONCE):
             for values in zip(*columns.values(), strict=True):
-                yield _sample(dict(zip(columns, values, strict=True)), self._root)
+                yield self._sample(dict(zip(columns, values, strict=True)))
 
     def __eq__(self, other: object) -> bool:
         """The same samples in the same order, wherever they are kept."""
@@ -128,7 +132,10 @@ class Questions(Sequence[Sample]):
 
     def select(self, indices: Sequence[int]) -> Questions:
         """The samples with these indices, in this order."""
-        return Questions(self._table.select(indices), self._root)
+        return Questions(self._table.select(indices), self._root, self._confined)
+
+    def _sample(self, row: Mapping[str, Any]) -> Sample:
+        return _sample(row, self._root, self._confined)
 
 
 @dataclass(frozen=True)
@@ -141,24 +148,27 @@ class QuestionSet:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def _sample(row: Mapping[str, Any], root: Path) -> Sample:
+def _sample(row: Mapping[str, Any], root: Path, confined: bool) -> Sample:
     """The sample in a table's row."""
-    image = row["image"]
-    return Sample(
-        uid=row["uid"],
-        question=row["question"],
-        group=row["group"],
-        subject=row["subject"],
-        choices=tuple(row["choices"]),
-        choice_images=tuple(_picture(stored, root) for stored in row["choice_images"]),
-        answer=row["answer"],
-        free_answer=row["free_answer"],
-        image=None if image is None else _picture(image, root),
-        context=row["context"],
-    )
+    image, options = row["image"], row["choice_images"]
+    try:
+        return Sample(
+            uid=row["uid"],
+            question=row["question"],
+            group=row["group"],
+            subject=row["subject"],
+            choices=tuple(row["choices"]),
+            choice_images=tuple(_picture(stored, root, confined) for stored in options),
+            answer=row["answer"],
+            free_answer=row["free_answer"],
+            image=None if image is None else _picture(image, root, confined),
+            context=row["context"],
+        )
+    except (ValueError, TypeError) as error:
+        raise DataError(f"question {row['uid']} in {root} cannot be used: {error}") from error
 
 
-def _picture(stored: Mapping[str, Any], root: Path) -> Picture:
+def _picture(stored: Mapping[str, Any], root: Path, confined: bool) -> Picture:
     if stored["bytes"] is not None:
         return Picture(data=stored["bytes"])
-    return Picture(path=root / stored["path"])
+    return Picture(path=inside(root, stored["path"]) if confined else root / stored["path"])

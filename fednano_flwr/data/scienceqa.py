@@ -91,7 +91,7 @@ def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
         return defect
     image: Picture | None = None
     if name := problem.get("image"):
-        if not is_file_name(name):
+        if not is_file_name(name) or not is_file_name(pid):
             return UNNAMED_PICTURE
         file = pictures / pid / name
         if not file.is_file():

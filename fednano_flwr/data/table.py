@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.sample import Picture, Questions, Sample
 
 if TYPE_CHECKING:
@@ -50,10 +51,23 @@ def write_table(file: Path, samples: Iterable[Sample]) -> int:
 
 
 def read_table(file: Path, root: Path | None = None) -> Questions:
-    """The questions in a file that `write_table` wrote; `root` as in `Questions`."""
+    """The questions in a file that `write_table` wrote.
+
+    Args:
+        root: folder that holds all its pictures; without, they may lie anywhere.
+
+    Raises:
+        DataError: it is not such a file.
+    """
     from datasets import Dataset
 
-    return Questions(Dataset.from_file(str(file)), file.parent if root is None else root)
+    try:
+        table = Dataset.from_file(str(file))
+    except Exception as error:  # datasets, pyarrow and the system each raise their own
+        raise DataError(f"{file} is no table that can be read: {error}") from error
+    if table.features != features():
+        raise DataError(f"{file} is no table of questions: it has {', '.join(table.features)}")
+    return Questions(table, file.parent if root is None else root, root is not None)
 
 
 def in_memory(samples: Iterable[Sample] = ()) -> Questions:

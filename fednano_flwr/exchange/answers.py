@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.limits import Meter, NodeLimits
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
@@ -26,6 +29,9 @@ from fednano_flwr.exchange.tokens import owner as owner_of
 
 log = logging.getLogger(__name__)
 LONGEST_KEY = 32
+MOST_AXES = 3
+"""Of positions: time, height and width."""
+SHOWN = 16
 
 
 class RefusalError(ValueError):
@@ -33,11 +39,29 @@ class RefusalError(ValueError):
 
 
 class Answers:
-    """Answers calls with what an `LLMService` computes, or with the reason why not."""
+    """Answers calls with what an `LLMService` computes, or with the reason why not.
 
-    def __init__(self, service: LLMService) -> None:
+    Args:
+        meter: counts what each node takes.
+    """
+
+    def __init__(self, service: LLMService, meter: Meter | None = None) -> None:
         self._service = service
         self._info = service.describe()
+        self._meter = meter or Meter(NodeLimits())
+
+    def to_bytes(self, message: bytes, owner: bytes | None = None) -> bytes:
+        """The answer to a serialized call, serialized; never raises."""
+        try:
+            if owner is not None:
+                self._meter.request(owner)
+            call = pb.Call.FromString(message)
+        except HostBusyError as busy:
+            return pb.Answer(busy=str(busy)).SerializeToString()
+        except DecodeError:
+            refusal = f"{len(message)} bytes that are no call"
+            return pb.Answer(refused=refusal).SerializeToString()
+        return self.to(call, owner).SerializeToString()
 
     def to(self, call: pb.Call, owner: bytes | None = None) -> pb.Answer:
         """The answer to a call; never raises, so that one bad call ends no session.
@@ -68,23 +92,23 @@ class Answers:
         return answer
 
     def _step(self, request: pb.StepRequest, reply: pb.StepReply, owner: bytes) -> None:
-        inputs = self._batch(request.inputs)
-        count = sum(inputs.lengths)
-        positions = _indices(request.label_positions, count, "label position")
-        targets = _indices(request.labels, self._info.vocabulary, "label")
-        if not len(positions) or len(positions) != len(targets):
-            raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
-        labels = torch.full((count,), IGNORE)
-        labels[positions] = targets
-        reply.loss, gradient = self._service.step(inputs, labels, owner)
+        with self._batch(request.inputs, owner) as inputs:
+            count = sum(inputs.lengths)
+            positions = _indices(request.label_positions, count, "label position", count)
+            targets = _indices(request.labels, self._info.vocabulary, "label", count)
+            if not len(positions) or len(positions) != len(targets):
+                raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
+            labels = torch.full((count,), IGNORE)
+            labels[positions] = targets
+            reply.loss, gradient = self._service.step(inputs, labels, owner)
         _fill(reply, gradient, _dtype(request.inputs))
 
     def _forward(self, request: pb.ForwardRequest, reply: pb.ForwardReply, owner: bytes) -> None:
-        inputs = self._batch(request.inputs)
-        positions = _indices(request.positions, sum(inputs.lengths), "position")
-        if not len(positions):
-            raise RefusalError("no positions")
-        reply.graph, logits = self._service.forward(inputs, positions, owner)
+        with self._batch(request.inputs, owner) as inputs:
+            positions = _positions(request.positions, inputs)
+            if not len(positions):
+                raise RefusalError("no positions")
+            reply.graph, logits = self._service.forward(inputs, positions, owner)
         codec.fill(reply.logits, logits, codec.exact(logits))
 
     def _backward(self, request: pb.BackwardRequest, reply: pb.BackwardReply, owner: bytes) -> None:
@@ -95,65 +119,86 @@ class Answers:
         _fill(reply, found, request.dtype)
 
     def _score(self, request: pb.ScoreRequest, reply: pb.ScoreReply, owner: bytes) -> None:
-        inputs = self._batch(request.inputs)
-        positions = _indices(request.positions, sum(inputs.lengths), "position")
-        candidates = _indices(request.candidates, self._info.vocabulary, "candidate")
-        logits = self._service.score(inputs, positions, candidates, owner)
+        with self._batch(request.inputs, owner) as inputs:
+            positions = _positions(request.positions, inputs)
+            words = self._info.vocabulary
+            candidates = _indices(request.candidates, words, "candidate", words)
+            logits = self._service.score(inputs, positions, candidates, owner)
         codec.fill(reply.logits, logits, "float32")
 
     def _next_tokens(
         self, request: pb.NextTokensRequest, reply: pb.NextTokensReply, owner: bytes
     ) -> None:
-        inputs = self._batch(request.inputs)
-        positions = _indices(request.positions, sum(inputs.lengths), "position")
-        reply.tokens.extend(self._service.next_tokens(inputs, positions, owner).tolist())
+        with self._batch(request.inputs, owner) as inputs:
+            positions = _positions(request.positions, inputs)
+            found = self._service.next_tokens(inputs, positions, owner)
+        reply.tokens.extend(found.tolist())
 
     def _keep_features(
         self, request: pb.KeepFeaturesRequest, reply: pb.KeepFeaturesReply, owner: bytes
     ) -> None:
-        features = []
         for entry in request.features:
-            shape = tuple(entry.rows.shape)
-            if len(shape) != 2 or shape[1] != self._info.hidden_size:
+            shape, most = tuple(entry.rows.shape), self._info.max_tokens
+            if len(shape) != 2 or shape[0] < 1 or shape[1] != self._info.hidden_size:
                 raise RefusalError(
-                    f"features of shape {shape}; must be (n, {self._info.hidden_size})"
+                    f"features of shape {shape[:3]}; must be (n, {self._info.hidden_size})"
                 )
-            if not 0 < len(entry.key) <= LONGEST_KEY:
-                raise RefusalError(f"a key of {len(entry.key)} bytes; 1 to {LONGEST_KEY}")
-            features.append(Feature(entry.key, codec.decode(entry.rows)))
-        self._service.keep_features(features, owner)
+            if shape[0] > most:
+                raise RefusalError(
+                    f"features of {shape[0]} rows; no request holds more than {most} "
+                    "(llm.max-tokens)"
+                )
+            _check_key(entry.key)
+        kept = [Feature(entry.key, codec.decode(entry.rows)) for entry in request.features]
+        self._service.keep_features(kept, owner)
         reply.SetInParent()
 
-    def _batch(self, batch: pb.Inputs) -> Inputs:
+    @contextmanager
+    def _batch(self, batch: pb.Inputs, owner: bytes) -> Iterator[Inputs]:
+        """The batch of a request, whose tokens count where the block computes something."""
         counts, size = tuple(batch.lengths), self._info.hidden_size
+        count = sum(counts)
         if not batch.HasField("low_rank"):
             shape = tuple(batch.embeddings.shape)
             if len(shape) != 2 or shape[1] != size:
-                raise RefusalError(f"embeddings of shape {shape}; must be (N, {size})")
-            if sum(counts) != shape[0]:
-                raise RefusalError(f"lengths {counts} do not sum to the {shape[0]} embeddings sent")
+                raise RefusalError(f"embeddings of shape {shape[:3]}; must be (N, {size})")
+            if count != shape[0]:
+                raise RefusalError(
+                    f"lengths {_shown(counts)} do not sum to the {shape[0]} embeddings sent"
+                )
         if not counts or min(counts) < 1:
-            raise RefusalError(f"lengths {counts}; at least one sample of at least one token")
-        if sum(counts) > self._info.max_tokens:
             raise RefusalError(
-                f"{sum(counts)} tokens in one request; the host takes {self._info.max_tokens} "
+                f"lengths {_shown(counts)}; at least one sample of at least one token"
+            )
+        if count > self._info.max_tokens:
+            raise RefusalError(
+                f"{count} tokens in one request; the host takes {self._info.max_tokens} "
                 "(llm.max-tokens): use a smaller batch-size"
             )
-        inputs = codec.decode_inputs(batch)
-        if isinstance(inputs, LowRankInputs):
-            self._check_low_rank(inputs)
-        return inputs
+        if len(batch.position_ids) > MOST_AXES * count:
+            raise RefusalError(f"{len(batch.position_ids)} position ids for {count} tokens")
+        with self._meter.tokens(owner, count):
+            inputs = codec.decode_inputs(batch)
+            if isinstance(inputs, LowRankInputs):
+                self._check_low_rank(inputs)
+            yield inputs
 
     def _check_low_rank(self, inputs: LowRankInputs) -> None:
         if len(inputs.token_ids) and int(inputs.token_ids.max()) >= self._info.vocabulary:
             raise RefusalError(f"token {int(inputs.token_ids.max())} is out of range")
         pictured = int(inputs.is_image.sum())
+        if len(inputs.keys) > pictured:
+            raise RefusalError(f"{len(inputs.keys)} features for {pictured} rows of pictures")
+        for key in inputs.keys:
+            _check_key(key)
         rows = {"image": pictured, "text": len(inputs.is_image) - pictured}
         for site, z in inputs.z.items():
             b = inputs.b[site]
             expected = (rows[site], self._info.hidden_size)
             if z.dim() != 2 or b.dim() != 2 or z.shape[1] != b.shape[1]:
                 raise RefusalError(f"{site}: z {tuple(z.shape)} and b {tuple(b.shape)} do not fit")
+            if z.dtype != b.dtype:
+                raise RefusalError(f"{site}: z in {z.dtype} and b in {b.dtype}")
             if (len(z), len(b)) != expected:
                 raise RefusalError(
                     f"{site}: z and b have {len(z)} and {len(b)} rows, {expected} are needed"
@@ -187,8 +232,26 @@ def _fill(reply: pb.StepReply | pb.BackwardReply, gradient: Gradient, dtype: str
         codec.fill_factors(reply.gradients, gradient.z, gradient.b, dtype)
 
 
-def _indices(values: Iterable[int], below: int, what: str) -> Tensor:
+def _positions(values: Sequence[int], inputs: Inputs) -> Tensor:
+    """Rows of a batch, no more than it has."""
+    count = sum(inputs.lengths)
+    return _indices(values, count, "position", count)
+
+
+def _indices(values: Sequence[int], below: int, what: str, most: int) -> Tensor:
+    if len(values) > most:
+        raise RefusalError(f"{len(values)} numbers called {what}, where there can be {most}")
     indices = torch.tensor(list(values), dtype=torch.int64)
     if len(indices) and int(indices.max()) >= below:
         raise RefusalError(f"{what} {int(indices.max())} is out of range (0 to {below - 1})")
     return indices
+
+
+def _check_key(key: bytes) -> None:
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise RefusalError(f"a key of {len(key)} bytes; 1 to {LONGEST_KEY}")
+
+
+def _shown(counts: tuple[int, ...]) -> str:
+    """Lengths, as far as a refusal repeats them."""
+    return str(counts) if len(counts) <= SHOWN else f"{str(counts[:SHOWN])[:-1]}, …)"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fednano_flwr.exchange import codec
@@ -155,16 +157,20 @@ class RemoteLLM:
         positions = (labels != IGNORE).nonzero().squeeze(1)
         call.step.label_positions.extend(positions.tolist())
         call.step.labels.extend(labels[positions].tolist())
-        reply = self._answer(call).step
-        return reply.loss, _gradient(reply, inputs)
+        with self._understood():
+            reply = self._answer(call).step
+            return reply.loss, _gradient(reply, inputs)
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         call = pb.Call(forward=pb.ForwardRequest(header=self.caller.header()))
         codec.fill_inputs(call.forward.inputs, inputs, self._wire_dtype())
         call.forward.positions.extend(positions.tolist())
-        reply = self._answer(call).forward
+        with self._understood():
+            reply = self._answer(call).forward
+            logits = codec.decode(reply.logits)
+            _check_shape("logits", logits, (len(positions), None))
         self._open = (reply.graph, inputs)
-        return reply.graph, codec.decode(reply.logits)
+        return reply.graph, logits
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
         number, inputs = self._open
@@ -173,7 +179,8 @@ class RemoteLLM:
         call = pb.Call(backward=pb.BackwardRequest(header=self.caller.header(), graph=graph))
         codec.fill(call.backward.gradient, gradient, codec.exact(gradient))
         call.backward.dtype = self._wire_dtype()
-        return _gradient(self._answer(call).backward, inputs)
+        with self._understood():
+            return _gradient(self._answer(call).backward, inputs)
 
     def score(
         self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
@@ -182,13 +189,19 @@ class RemoteLLM:
         codec.fill_inputs(call.score.inputs, inputs, self._wire_dtype())
         call.score.positions.extend(positions.tolist())
         call.score.candidates.extend(candidates.tolist())
-        return codec.decode(self._answer(call).score.logits)
+        with self._understood():
+            logits = codec.decode(self._answer(call).score.logits)
+            _check_shape("logits", logits, (len(positions), len(candidates)))
+        return logits
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         call = pb.Call(next_tokens=pb.NextTokensRequest(header=self.caller.header()))
         codec.fill_inputs(call.next_tokens.inputs, inputs, self._wire_dtype())
         call.next_tokens.positions.extend(positions.tolist())
-        return torch.tensor(list(self._answer(call).next_tokens.tokens), dtype=torch.int64)
+        with self._understood():
+            tokens = torch.tensor(list(self._answer(call).next_tokens.tokens), dtype=torch.int64)
+            _check_shape("tokens", tokens, (len(positions),))
+        return tokens
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         dtype = self._wire_dtype()
@@ -198,6 +211,10 @@ class RemoteLLM:
             self._answer(call)
 
     def _introduced(self, reply: pb.Description) -> LLMInfo:
+        if reply.dtype not in codec.DTYPES:
+            raise HostRefusedError(
+                f"LLM host {self.address}: computes in {reply.dtype[:32]!r}, which is no dtype here"
+            )
         if self.dtype == "auto":
             self.dtype = reply.dtype
         return LLMInfo(
@@ -230,7 +247,10 @@ class RemoteLLM:
                 self._end_session()
                 raise
             self.traffic.bytes_down += len(received)
-            answer = pb.Answer.FromString(received)
+            try:
+                answer = pb.Answer.FromString(received)
+            except DecodeError:
+                raise self._nonsense(f"{len(received)} bytes that are no answer") from None
             if answer.HasField("busy"):
                 raise HostBusyError(answer.busy)
             return answer
@@ -242,7 +262,22 @@ class RemoteLLM:
             raise FeaturesMissingError(tuple(answer.missing.keys))
         if answer.HasField("gone"):
             raise GraphGoneError("the LLM host does not have this graph any more")
+        if answer.WhichOneof("what") != call.WhichOneof("what"):
+            raise self._nonsense(
+                f"{answer.WhichOneof('what') or 'nothing'} to {call.WhichOneof('what')}"
+            )
         return answer
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What cannot be read of an answer is the host's fault, and said so."""
+        try:
+            yield
+        except (ValueError, OverflowError) as error:
+            raise self._nonsense(str(error)) from error
+
+    def _nonsense(self, what: str) -> HostRefusedError:
+        return HostRefusedError(f"LLM host {self.address}: its answer cannot be used: {what}")
 
     def _call(self, method: Callable[..., pb.Description], request: Any) -> pb.Description:
         """The reply to a call outside the session."""
@@ -267,11 +302,14 @@ class RemoteLLM:
                 code, detail = error.code(), str(error.details())  # type: ignore[attr-defined]
                 crowded = code == CROWDED and "larger than max" not in detail
                 distrusted = self.ca is not None and any(sign in detail for sign in NO_TRUST)
+                if code == CROWDED and not crowded:
+                    detail += " (llm.max-message-mb, llm.max-tokens): use a smaller batch-size"
                 if distrusted:
                     detail = f"{DISTRUSTED} ({detail})"
                 if distrusted or (code not in LOST and not crowded):
                     raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
-                reason = f"{code.name}: {detail}" + (" (llm.max-clients)" if crowded else "")
+                full = crowded and "Concurrent RPC limit" in detail
+                reason = f"{code.name}: {detail}" + (" (llm.max-clients)" if full else "")
                 if self.ca is None and CLOSED_AT_ONCE in detail:
                     reason += f"; {MAYBE_TLS}"
             except HostBusyError as busy:
@@ -296,11 +334,32 @@ class RemoteLLM:
 
 
 def _gradient(reply: pb.StepReply | pb.BackwardReply, inputs: Inputs) -> Gradient:
-    """A reply's gradient, where and as the inputs were."""
+    """A reply's gradient, where and as the inputs were.
+
+    Raises:
+        ValueError: it is not one with respect to what was sent.
+    """
     if isinstance(inputs, LLMInputs):
-        return codec.decode(reply.gradient).to(inputs.embeds)
+        gradient = codec.decode(reply.gradient)
+        _check_shape("the gradient", gradient, inputs.embeds.shape)
+        return gradient.to(inputs.embeds)
     z, b = codec.decode_factors(reply.gradients)
+    if z.keys() != inputs.z.keys():
+        raise ValueError(f"gradients of {sorted(z)}, sent were {sorted(inputs.z)}")
+    for site in z:
+        _check_shape(f"{site}: the gradient of z", z[site], inputs.z[site].shape)
+        _check_shape(f"{site}: the gradient of b", b[site], inputs.b[site].shape)
     return LowRankGradients(
         {site: value.to(inputs.z[site]) for site, value in z.items()},
         {site: value.to(inputs.b[site]) for site, value in b.items()},
     )
+
+
+def _check_shape(what: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
+    """Refuse another shape than expected, where None is any length."""
+    shape = tuple(tensor.shape)
+    if len(shape) != len(expected) or any(
+        e not in (None, s) for s, e in zip(shape, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{what} of shape {shape}, not ({wanted})")

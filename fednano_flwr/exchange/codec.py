@@ -20,9 +20,10 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,  # for checking one side against the other
 }
-
-
 NAMES = (*DTYPES, "int8")
+MOST_AXES = 8
+LONGEST = 32
+"""Characters of an unknown name that an error repeats."""
 
 
 def encode(tensor: Tensor, dtype: str) -> pb.Tensor:
@@ -68,10 +69,12 @@ def decode(message: pb.Tensor) -> Tensor:
         ValueError: an unknown dtype, bytes that do not fit the shape, or for int8 places that do
             not ascend within the tensor or numbers that are not finite.
     """
+    if len(message.shape) > MOST_AXES:
+        raise ValueError(f"a tensor of {len(message.shape)} axes; at most {MOST_AXES}")
     if message.dtype == "int8":
         return _decode_int8(message)
     if message.dtype not in DTYPES:
-        raise ValueError(f"dtype {message.dtype!r} is none of {', '.join(NAMES)}")
+        raise ValueError(f"dtype {message.dtype[:LONGEST]!r} is none of {', '.join(NAMES)}")
     shape = tuple(message.shape)
     return _tensor(message.data, DTYPES[message.dtype], shape, f"{message.dtype} of shape {shape}")
 
@@ -186,7 +189,9 @@ def decode_factors(messages: Iterable[pb.Factors]) -> tuple[dict[str, Tensor], d
     b: dict[str, Tensor] = {}
     for message in messages:
         if message.site in z or message.site not in ("image", "text"):
-            raise ValueError(f"factors of site {message.site!r}: once each, image and text")
+            raise ValueError(
+                f"factors of site {message.site[:LONGEST]!r}: once each, image and text"
+            )
         z[message.site], b[message.site] = decode(message.z), decode(message.b)
     return z, b
 
@@ -199,6 +204,8 @@ def _runs(is_image: Tensor) -> list[int]:
 
 
 def _from_runs(runs: Sequence[int], count: int) -> Tensor:
+    if len(runs) > count + 1:  # but for the first, none is empty
+        raise ValueError(f"{len(runs)} runs of tokens and images for {count} rows")
     if sum(runs) != count:
         raise ValueError(f"runs of tokens and images of {sum(runs)} rows for {count}")
     kinds = torch.arange(len(runs)) % 2 == 1

@@ -29,19 +29,18 @@ class Guard(grpc.ServerInterceptor):
         return self._watched(handler) if handler is not None and handler.stream_stream else handler
 
     def _watched(self, handler: Any) -> grpc.RpcMethodHandler:
-        """The same handler; its messages are parsed only while the token is good."""
+        """The same handler; it is given messages, unparsed, only while the token is good."""
 
-        def parsed(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        def watched(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
             for message in messages:
                 try:
                     self._tokens.owner(context.invocation_metadata())
                 except TokenError as error:
                     context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-                yield handler.request_deserializer(message)
+                yield message
 
         return grpc.stream_stream_rpc_method_handler(
-            lambda messages, context: handler.stream_stream(parsed(messages, context), context),
-            response_serializer=handler.response_serializer,
+            lambda messages, context: handler.stream_stream(watched(messages, context), context)
         )
 
 

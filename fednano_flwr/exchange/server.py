@@ -4,47 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
-from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_to_server
 from fednano_flwr.exchange.guard import Guard
-from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, STILL_WANTED, LLMInfo, LLMService
+from fednano_flwr.exchange.limits import Meter, NodeLimits
+from fednano_flwr.exchange.protocol import (
+    PROTOCOL_VERSION,
+    STILL_WANTED,
+    HostBusyError,
+    LLMInfo,
+    LLMService,
+)
 from fednano_flwr.exchange.tls import Identity
 from fednano_flwr.exchange.tokens import TokenError, Tokens
+
+Request = TypeVar("Request", pb.DescribeRequest, pb.RegisterRequest)
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 REFUSALS_AT_ONCE = 16
+LARGEST = 2**31 - 1
+"""Bytes of any message of gRPC's."""
+LONGEST_NAME = 100
+"""Characters of what a client calls its model that a refusal repeats."""
 
 
-class Servicer(LLMServicer):
+class Servicer:
     """Introduces the host to clients and answers their calls, each session in a thread.
+
+    Messages come and go as bytes: one that cannot be parsed is refused like any other bad call.
 
     Args:
         tokens: say which node a session is; without them it is the one that its calls name.
+        meter: counts what each of these nodes takes.
     """
 
-    def __init__(self, service: LLMService, tokens: Tokens | None = None) -> None:
-        self._answers = Answers(service)
+    def __init__(
+        self, service: LLMService, tokens: Tokens | None = None, meter: Meter | None = None
+    ) -> None:
+        self._meter = meter or Meter(NodeLimits())
+        self._answers = Answers(service, self._meter)
         self._info = service.describe()
         self._tokens = tokens
 
     def Describe(  # noqa: N802
-        self, request: pb.DescribeRequest, context: grpc.ServicerContext
-    ) -> pb.Description:
+        self, message: bytes, context: grpc.ServicerContext
+    ) -> bytes:
+        """Says what runs here."""
         with _refusing(context):
-            check_protocol(request.header)
-        return _description(self._info)
+            self._meet(context)
+            check_protocol(_parsed(pb.DescribeRequest, message).header)
+        return _description(self._info).SerializeToString()
 
     def Register(  # noqa: N802
-        self, request: pb.RegisterRequest, context: grpc.ServicerContext
-    ) -> pb.Description:
+        self, message: bytes, context: grpc.ServicerContext
+    ) -> bytes:
+        """Compares what the client holds with what runs here."""
         info = self._info
         with _refusing(context):
+            self._meet(context)
+            request = _parsed(pb.RegisterRequest, message)
             check_protocol(request.header)
             # Copies in folders may have any name; names on the hub say what was meant.
             other_model = info.hub_id and request.hub_id and info.hub_id != request.hub_id
@@ -56,18 +81,29 @@ class Servicer(LLMServicer):
                 raise RefusalError(
                     f"the halves do not belong together: host has {info.model} (hidden size "
                     f"{info.hidden_size}, fingerprint {info.fingerprint}), client has "
-                    f"{request.model} (hidden size {request.hidden_size}, fingerprint "
-                    f"{request.fingerprint})"
+                    f"{request.model[:LONGEST_NAME]} (hidden size {request.hidden_size}, "
+                    f"fingerprint {request.fingerprint[:LONGEST_NAME]})"
                 )
-        return _description(info)
+        return _description(info).SerializeToString()
 
     def Session(  # noqa: N802
-        self, calls: Iterator[pb.Call], context: grpc.ServicerContext
-    ) -> Iterator[pb.Answer]:
+        self, calls: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Answers calls one by one."""
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
         owner = self._owner(context)
-        for call in calls:
-            yield self._answers.to(call, owner)
+        with _refusing(context), self._session_of(owner):
+            for call in calls:
+                yield self._answers.to_bytes(call, owner)
+
+    def _session_of(self, owner: bytes | None) -> AbstractContextManager[None]:
+        return nullcontext() if owner is None else self._meter.session(owner)
+
+    def _meet(self, context: grpc.ServicerContext) -> None:
+        """Count an introduction; raises `HostBusyError` for one too many."""
+        owner = self._owner(context)
+        if owner is not None:
+            self._meter.request(owner)
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
         if self._tokens is None:
@@ -79,6 +115,18 @@ class Servicer(LLMServicer):
             raise  # never reached: `abort` raises
 
 
+def _handlers(servicer: Servicer) -> grpc.GenericRpcHandler:
+    """The service of fednano.proto, its messages as bytes."""
+    return grpc.method_handlers_generic_handler(
+        "fednano.v1.LLM",
+        {
+            "Describe": grpc.unary_unary_rpc_method_handler(servicer.Describe),
+            "Register": grpc.unary_unary_rpc_method_handler(servicer.Register),
+            "Session": grpc.stream_stream_rpc_method_handler(servicer.Session),
+        },
+    )
+
+
 @contextmanager
 def serve(
     service: LLMService,
@@ -87,6 +135,8 @@ def serve(
     max_clients: int = 1024,
     tokens: Tokens | None = None,
     identity: Identity | None = None,
+    limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
+    max_message: int = 0,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -95,6 +145,8 @@ def serve(
         max_clients: sessions at once, each with a thread; more clients are told to come again.
         tokens: callers need one of these; without, whoever reaches the port is answered.
         identity: the service speaks TLS only, with this key and certificate.
+        limits: of each node; they need `tokens`, which tell nodes apart.
+        max_message: bytes of a request; 0: as many as one of `max_tokens` tokens may need.
 
     Raises:
         OSError: the port is taken.
@@ -106,12 +158,16 @@ def serve(
         interceptors=[] if tokens is None else [Guard(tokens)],
         options=[
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", _largest_message(service.describe())),
+            (
+                "grpc.max_receive_message_length",
+                min(max_message or LARGEST, _largest_message(service.describe())),
+            ),
             ("grpc.so_reuseport", 0),
             *KEEPALIVE,
         ],
     )
-    add_LLMServicer_to_server(Servicer(service, tokens), server)
+    meter = Meter(limits, lambda: None if tokens is None else tokens.phase)
+    server.add_generic_rpc_handlers((_handlers(Servicer(service, tokens, meter)),))
     host = f"[{bind}]" if ":" in bind else bind
     try:
         if identity is None:
@@ -130,7 +186,7 @@ def serve(
 
 def _largest_message(info: LLMInfo) -> int:
     """Bytes of the largest request: embeddings in float64 and some integers a token."""
-    return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, 2**31 - 1)
+    return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, LARGEST)
 
 
 @contextmanager
@@ -140,6 +196,19 @@ def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
         yield
     except RefusalError as refusal:
         context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
+    except HostBusyError as busy:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(busy))
+
+
+def _parsed(kind: type[Request], message: bytes) -> Request:
+    """
+    Raises:
+        RefusalError: the bytes are no such message.
+    """
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise RefusalError(f"{len(message)} bytes that are no {kind.__name__}") from None
 
 
 def _description(info: LLMInfo) -> pb.Description:

@@ -46,6 +46,11 @@ class Tokens:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._open: tuple[int, str] | None = None
 
+    @property
+    def phase(self) -> tuple[int, str] | None:
+        """The round and phase that nodes are let in for now."""
+        return self._open
+
     @contextmanager
     def open(self, server_round: int, phase: str) -> Iterator[Callable[[int], str]]:
         """Let nodes in while the block runs; yields what makes a node's token.

@@ -57,8 +57,9 @@ def embed(
 
     Raises:
         FeaturesMissingError: some of the image features are not there.
-        ValueError: features and image rows do not agree.
+        ValueError: features and image rows do not agree, or the model cannot read the batch.
     """
+    half.check(inputs.lengths, inputs.position_ids, inputs.token_type_ids)
     if isinstance(inputs, LLMInputs):
         rows = inputs.embeds.detach().to(half.device, half.dtype)
         return Embedded(rows, inputs, None, {}, {})

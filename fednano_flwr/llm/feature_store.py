@@ -1,7 +1,8 @@
 """Frozen image features that clients have sent, kept as long as there is room.
 
-Memory first, then disk, the least recently used going first. Any entry may be gone at any time:
-who needs it sends it again.
+Memory first, then disk. Where room is needed, the owner that holds most gives up what it has not
+used for longest, so that none can push out the others' but for its even share, or for what one
+request of its may need. Any entry may be gone at any time: who needs it sends it again.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,72 @@ from torch import Tensor
 
 Name = tuple[bytes, bytes]
 """Owner and key: an owner's entries cannot be named by another."""
+Entry = TypeVar("Entry")
+
+
+class Level(Generic[Entry]):
+    """Entries of one kind of room, and the bytes that each owner has there.
+
+    Args:
+        room: bytes of all entries together.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room, self.used = room, 0
+        self._owners: dict[bytes, OrderedDict[bytes, tuple[Entry, int]]] = {}
+        self._held: Counter[bytes] = Counter()
+
+    def __contains__(self, name: Name) -> bool:
+        return name[1] in self._owners.get(name[0], ())
+
+    def count(self, owner: bytes) -> int:
+        """Entries of this owner."""
+        return len(self._owners.get(owner, ()))
+
+    def add(self, name: Name, entry: Entry, size: int) -> None:
+        """Put in an entry for which there is room, as its owner's latest."""
+        owner, key = name
+        self._owners.setdefault(owner, OrderedDict())[key] = entry, size
+        self._held[owner] += size
+        self.used += size
+
+    def use(self, name: Name) -> Entry:
+        """An entry, which becomes its owner's latest."""
+        entries = self._owners[name[0]]
+        entries.move_to_end(name[1])
+        return entries[name[1]][0]
+
+    def pop(self, name: Name) -> tuple[Entry, int]:
+        """Take an entry and its size out."""
+        owner, key = name
+        entry, size = self._owners[owner].pop(key)
+        self._held[owner] -= size
+        self.used -= size
+        if not self._owners[owner]:
+            del self._owners[owner], self._held[owner]
+        return entry, size
+
+    def oldest(self, owner: bytes) -> Name:
+        """What this owner has not used for longest."""
+        return owner, next(iter(self._owners[owner]))
+
+    def next_to_go(self, owner: bytes, size: int, least: int) -> Name:
+        """What makes room for an entry of `owner`: the oldest of who would then hold most.
+
+        As long as `owner` would hold no more than `least`, it is another's.
+        """
+        others = {other: held for other, held in self._held.items() if other != owner}
+        own = self._held[owner] + size
+        if others:
+            largest = max(others, key=lambda other: others[other])
+            if owner not in self._owners or own <= least or own < others[largest]:
+                return self.oldest(largest)
+        return self.oldest(owner)
+
+    def clear(self) -> None:
+        self._owners.clear()
+        self._held.clear()
+        self.used = 0
 
 
 class FeatureStore:
@@ -26,13 +94,17 @@ class FeatureStore:
     Args:
         memory_bytes: of tensors held in memory.
         disk_bytes: of tensors written to a temporary folder once memory is full; 0 for none.
+        most: entries of one owner, on both together; 0 for no limit but the bytes.
+        least: bytes that any owner may have at the others' cost: one request's, without which its
+            client could not go on.
     """
 
-    def __init__(self, memory_bytes: int, disk_bytes: int = 0) -> None:
-        self._memory_bytes, self._disk_bytes = memory_bytes, disk_bytes
-        self._memory: OrderedDict[Name, Tensor] = OrderedDict()
-        self._disk: OrderedDict[Name, tuple[Path, int]] = OrderedDict()
-        self._in_memory = self._on_disk = self._written = 0
+    def __init__(
+        self, memory_bytes: int, disk_bytes: int = 0, most: int = 0, least: int = 0
+    ) -> None:
+        self._memory: Level[Tensor] = Level(memory_bytes)
+        self._disk: Level[Path] = Level(disk_bytes)
+        self._most, self._least, self._written = most, least, 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
 
@@ -40,6 +112,9 @@ class FeatureStore:
         """Keep `features` (n, d); an earlier entry of this name is replaced."""
         with self._lock:
             self._forget((owner, key))
+            if self._most and self.count(owner) >= self._most:
+                level = self._disk if self._disk.count(owner) else self._memory
+                self._forget(level.oldest(owner))
             self._keep((owner, key), features)
 
     def get(self, owner: bytes, key: bytes) -> Tensor | None:
@@ -47,13 +122,11 @@ class FeatureStore:
         name = (owner, key)
         with self._lock:
             if name in self._memory:
-                self._memory.move_to_end(name)
-                return self._memory[name]
+                return self._memory.use(name)
             if name not in self._disk:
                 return None
-            path, _ = self._disk[name]
             try:
-                features = load_file(path)["features"]
+                features = load_file(self._disk.use(name))["features"]
             except (OSError, SafetensorError, KeyError):
                 features = None  # somebody cleared the folder: it is sent again
             self._forget(name)
@@ -66,37 +139,38 @@ class FeatureStore:
         with self._lock:
             self._memory.clear()
             self._disk.clear()
-            self._in_memory = self._on_disk = 0
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
 
+    def count(self, owner: bytes) -> int:
+        """Entries of this owner."""
+        return self._memory.count(owner) + self._disk.count(owner)
+
     @property
     def bytes_in_memory(self) -> int:
-        return self._in_memory
+        return self._memory.used
 
     @property
     def bytes_on_disk(self) -> int:
-        return self._on_disk
+        return self._disk.used
 
     def _keep(self, name: Name, features: Tensor) -> None:
-        size = features.numel() * features.element_size()
-        if size > self._memory_bytes:
+        memory, size = self._memory, features.numel() * features.element_size()
+        if size > memory.room:
             self._spill(name, features, size)
             return
-        while self._in_memory + size > self._memory_bytes:
-            oldest, tensor = self._memory.popitem(last=False)
-            freed = tensor.numel() * tensor.element_size()
-            self._in_memory -= freed
-            self._spill(oldest, tensor, freed)
-        self._memory[name] = features
-        self._in_memory += size
+        while memory.used + size > memory.room:
+            oldest = memory.next_to_go(name[0], size, self._least)
+            self._spill(oldest, *memory.pop(oldest))
+        memory.add(name, features, size)
 
     def _spill(self, name: Name, features: Tensor, size: int) -> None:
-        if size > self._disk_bytes:
+        disk = self._disk
+        if size > disk.room:
             return
-        while self._on_disk + size > self._disk_bytes:
-            self._forget(next(iter(self._disk)))
+        while disk.used + size > disk.room:
+            self._forget(disk.next_to_go(name[0], size, self._least))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
         self._written += 1
@@ -106,14 +180,11 @@ class FeatureStore:
         except (OSError, SafetensorError):  # the disk is full: as good as gone
             path.unlink(missing_ok=True)
             return
-        self._disk[name] = (path, size)
-        self._on_disk += size
+        disk.add(name, path, size)
 
     def _forget(self, name: Name) -> None:
         if name in self._memory:
-            tensor = self._memory.pop(name)
-            self._in_memory -= tensor.numel() * tensor.element_size()
+            self._memory.pop(name)
         if name in self._disk:
-            path, size = self._disk.pop(name)
-            self._on_disk -= size
+            path, _ = self._disk.pop(name)
             path.unlink(missing_ok=True)

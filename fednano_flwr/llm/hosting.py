@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from fednano_flwr.config import LLM
+from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs
@@ -32,10 +33,26 @@ def load_host(model: str, config: LLM) -> QueuedLLM:
     half = load_llm_half(
         model, config.device, config.dtype, config.quantization, host_options(config)
     )
-    features = FeatureStore(config.feature_memory_mb * 2**20, config.feature_disk_mb * 2**20)
+    features = FeatureStore(
+        config.feature_memory_mb * 2**20,
+        config.feature_disk_mb * 2**20,
+        config.node_features,
+        config.max_tokens * half.hidden_size * half.dtype.itemsize,
+    )
     graphs = Graphs(config.max_open_graphs, config.graph_seconds)
     host = FrozenLLM(half, config.max_tokens, features, graphs)
-    return QueuedLLM(host, config.batch_tokens, config.batch_wait_ms / 1000, config.max_waiting)
+    return QueuedLLM(
+        host,
+        config.batch_tokens,
+        config.batch_wait_ms / 1000,
+        config.max_waiting,
+        config.node_waiting,
+    )
+
+
+def node_limits(config: LLM) -> NodeLimits:
+    """What one node may take, as the run config says."""
+    return NodeLimits(config.node_requests_per_second, config.node_sessions, config.node_tokens)
 
 
 @contextmanager

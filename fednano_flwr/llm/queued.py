@@ -22,7 +22,6 @@ from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task
 
 ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
-WAITING_PER_OWNER = 8
 CHECK_SECONDS = 0.5
 
 
@@ -36,6 +35,7 @@ class QueuedLLM(JobService):
         batch_wait: seconds that a pass may wait for clients that have been asking and have nothing
             waiting yet.
         max_waiting: requests that may wait; more are refused for the moment.
+        owner_waiting: as many of one owner; 0 for no limit.
     """
 
     def __init__(
@@ -44,10 +44,11 @@ class QueuedLLM(JobService):
         batch_tokens: int = 0,
         batch_wait: float = 0.002,
         max_waiting: int = 256,
+        owner_waiting: int = 8,
     ) -> None:
         self._host = host
         self._batch_tokens, self._batch_wait = batch_tokens, batch_wait
-        self._max_waiting = max_waiting
+        self._max_waiting, self._owner_waiting = max_waiting, owner_waiting
         self._queue = FairQueue(batch_tokens)
         self._asked: dict[bytes, float] = {}
         self._since = 0.0
@@ -97,12 +98,14 @@ class QueuedLLM(JobService):
                 raise HostBusyError("the LLM host is closing")
             if len(self._queue) >= self._max_waiting:
                 raise HostBusyError(f"{len(self._queue)} requests wait (llm.max-waiting)")
-            if self._queue.waiting_of(job.owner) >= WAITING_PER_OWNER:
-                raise HostBusyError(f"{WAITING_PER_OWNER} requests of this client wait")
+            waiting = self._queue.waiting_of(job.owner)
+            if self._owner_waiting and waiting >= self._owner_waiting:
+                raise HostBusyError(f"{waiting} requests of this client wait (llm.node-waiting)")
             now = time.monotonic()
             if not len(self._queue):
                 self._since = now
-            self._asked[job.owner] = now
+            if self._batch_tokens:
+                self._asked[job.owner] = now
             self._queue.add(job)
             self._changed.notify_all()
         return job.future.result()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.files import describe_file
+from fednano_flwr.files import describe_file, inside
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.source import locate
 
@@ -33,12 +34,13 @@ class EdgeBundle(Checkpoint):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._manifest: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text())
+        self._manifest = _manifest(path, self.folder / MANIFEST)
         if self._manifest.get("format") != FORMAT:
             raise ConfigError(
                 f"edge bundle {path}: format {self._manifest.get('format')}, this version of "
                 f"fednano-flwr reads format {FORMAT}; split the model again"
             )
+        _check_names(path, self._manifest)
         self._verify(path)
         self.name = self._manifest["model"]
         self.hub_id = self._manifest["hub_id"]
@@ -72,11 +74,30 @@ class EdgeBundle(Checkpoint):
 
     def _verify(self, path: str) -> None:
         for name, expected in self._manifest["files"].items():
-            file = self.folder / name
+            try:
+                file = inside(self.folder, name)
+            except ValueError as error:
+                raise ConfigError(f"edge bundle {path}: {MANIFEST}: {error}") from None
             there = file.is_file()
             if not there or describe_file(file) != expected:
                 what = "is not the file that was written" if there else "is missing"
                 raise ConfigError(f"edge bundle {path}: {name} {what}; copy or split it again")
+
+
+def _manifest(path: str, file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"edge bundle {path}: {file} cannot be read: {error}") from error
+    return manifest
+
+
+def _check_names(path: str, manifest: dict[str, Any]) -> None:
+    texts = all(isinstance(manifest.get(key), str) for key in ("model", "hub_id", "fingerprint"))
+    if not texts or not isinstance(manifest.get("files"), dict):
+        raise ConfigError(f"edge bundle {path}: {MANIFEST} is incomplete; copy or split it again")
 
 
 def open_checkpoint(name: str) -> Checkpoint:

@@ -15,16 +15,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.files import check_name, inside
 from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.models.source import locate, read_config
 
@@ -71,9 +74,9 @@ class Checkpoint:
         """Canonical tensor name → (file, the tensor's name in it)."""
         index = self.folder / INDEX
         if index.exists():
-            weight_map = json.loads(index.read_text())["weight_map"]
+            weight_map = self._weight_map(index)
         else:
-            with safe_open(self._file(SINGLE), framework="pt") as file:
+            with self._opened(self._file(SINGLE)) as file:
                 weight_map = dict.fromkeys(file.keys(), SINGLE)
         files = {canonical(key): (file, key) for key, file in weight_map.items()}
         if len(files) < len(weight_map):
@@ -98,7 +101,7 @@ class Checkpoint:
             by_file.setdefault(self._entry(name)[0], []).append(name)
         for filename, wanted in by_file.items():
             path = self._file(filename)
-            with safe_open(path, framework="pt") as file:
+            with self._opened(path) as file:
                 for name in wanted:
                     key = self.files[name][1]
                     stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
@@ -118,15 +121,18 @@ class Checkpoint:
         """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
         filename, key = self._entry(name)
         path = self._file(filename)
-        with safe_open(path, framework="pt") as file:
+        with self._opened(path) as file:
             stored = file.get_slice(key)
-            count, width = stored.get_shape()
-            dtype = dtype or _DTYPES[stored.get_dtype()]
+            shape = stored.get_shape()
+            if len(shape) != 2:
+                raise ConfigError(f"model {self.name}: {name} is no table: it has shape {shape}")
+            count, width = shape
+            dtype = dtype or self._dtype(name, stored)
         if ids and ids[-1] >= count:
             raise ConfigError(f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}")
         result = torch.empty(len(ids), width, dtype=dtype, device=device)
         for start in range(0, len(ids), PIECE_ROWS):
-            with safe_open(path, framework="pt") as file:
+            with self._opened(path) as file:
                 stored, place = file.get_slice(key), start
                 for first, end in _runs(ids[start : start + PIECE_ROWS]):
                     result[place : place + end - first] = stored[first:end]
@@ -179,9 +185,9 @@ class Checkpoint:
         total = 0
         for name in names:
             filename, key = self._entry(name)
-            with safe_open(self._file(filename), framework="pt") as file:
+            with self._opened(self._file(filename)) as file:
                 stored = file.get_slice(key)
-                total += math.prod(stored.get_shape()) * _DTYPES[stored.get_dtype()].itemsize
+                total += math.prod(stored.get_shape()) * self._dtype(name, stored).itemsize
         return total
 
     @cached_property
@@ -211,15 +217,54 @@ class Checkpoint:
             raise ConfigError(f"model {self.name}: the checkpoint has no tensor {name}")
         return self.files[name]
 
+    def _weight_map(self, index: Path) -> dict[str, str]:
+        """Which file holds which tensor."""
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            if not isinstance(weight_map, dict):
+                raise ValueError("its weight_map is no object")
+            for name in weight_map.values():
+                check_name(name)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ConfigError(f"model {self.name}: {index} cannot be used: {error}") from error
+        return weight_map
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        """A file of tensors; what is wrong with it is said as an error of the model."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"model {self.name}: {path} is no safetensors file that can be read: {error}"
+            ) from error
+
+    def _dtype(self, name: str, stored: Any) -> torch.dtype:
+        kind = stored.get_dtype()
+        if kind not in _DTYPES:
+            raise ConfigError(
+                f"model {self.name}: {name} is of {kind}; read are {', '.join(_DTYPES)}"
+            )
+        return _DTYPES[kind]
+
     def _file(self, filename: str) -> Path:
         if self._on_hub:
             if filename not in self._downloaded:  # asks the hub each time
                 self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
             return self._downloaded[filename]
-        path = self.folder / filename
+        try:
+            path = inside(self.folder, filename, _blobs(self.folder))
+        except ValueError as error:
+            raise ConfigError(f"model {self.name}, in {self.folder}: {error}") from None
         if not path.exists():
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
+
+
+def _blobs(folder: Path) -> Path | None:
+    """Where the files of a hub's snapshot lie, to which its names are links."""
+    return folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else None
 
 
 def _device(device: Target, name: str) -> torch.device | None:

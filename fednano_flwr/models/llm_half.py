@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from fednano_flwr.models.host_options import AS_IT_IS, HostOptions, check_option
 from fednano_flwr.models.layers import checkpoint_layers, compile_layers
 from fednano_flwr.models.placement import Places, device_of, dispatch, place
 from fednano_flwr.models.quantize import Quantizer, check_quantization
+
+LEARNED = ("opt",)
+"""Language models whose positions are looked up in a table that ends."""
 
 
 class HeadAtRows(nn.Module):
@@ -42,6 +46,7 @@ class LLMHalf(nn.Module):
     Attributes:
         device: where embeddings go in and logits come out.
         places: the device of each part of the language model.
+        longest: most tokens in a sample, where positions have a learned table; else 0.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class LLMHalf(nn.Module):
         self.family = checkpoint.family
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
+        self.longest: int = text.max_position_embeddings if text.model_type in LEARNED else 0
         self.dtype = dtype
         whole = skeleton.build(checkpoint.config)
         skeleton.drop_vision(whole)
@@ -97,6 +103,37 @@ class LLMHalf(nn.Module):
         """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
         return self._embeddings(ids)
 
+    def check(
+        self, lengths: Sequence[int], position_ids: Tensor | None, token_type_ids: Tensor | None
+    ) -> None:
+        """Refuse what the model cannot read: on a GPU it would end this process, not the request.
+
+        Args:
+            lengths: tokens of each sample.
+            position_ids: (axes, N) as a request has them.
+            token_type_ids: (N,) likewise.
+
+        Raises:
+            ValueError: a sample is too long, or positions or types are not what the family needs.
+        """
+        if self.longest and max(lengths) > self.longest:
+            raise ValueError(
+                f"a sample of {max(lengths)} tokens; {self.model} reads {self.longest} at most"
+            )
+        axes = self.family.rotary_axes if self.family.rotary_axes > 1 else 0
+        given = 0 if position_ids is None else len(position_ids)
+        if axes and given != axes:
+            raise ValueError(f"{self.model} needs position_ids with {axes} axes, not {given}")
+        if given and not axes:
+            raise ValueError(f"{self.model} takes no position_ids")
+        if self.family.token_types and token_type_ids is None:
+            raise ValueError(f"{self.model} needs token_type_ids")
+        if token_type_ids is not None:
+            if not self.family.token_types:
+                raise ValueError(f"{self.model} takes no token_type_ids")
+            if int(token_type_ids.max()) > 1:
+                raise ValueError(f"token type {int(token_type_ids.max())}: must be 0 or 1")
+
     def logits(
         self,
         embeds: Tensor,
@@ -115,12 +152,8 @@ class LLMHalf(nn.Module):
             token_type_ids: (B, T) where the family's mask depends on them.
 
         Raises:
-            ValueError: positions or types that the family needs are not there.
+            ValueError: see `check`.
         """
-        if self.family.rotary_axes > 1 and position_ids is None:
-            raise ValueError(f"{self.model} needs position_ids with {self.family.rotary_axes} axes")
-        if self.family.token_types and token_type_ids is None:
-            raise ValueError(f"{self.model} needs token_type_ids")
         extra: dict[str, Tensor] = {}
         if position_ids is not None:
             extra["position_ids"] = position_ids

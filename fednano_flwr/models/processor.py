@@ -19,14 +19,16 @@ def load_processor(folder: Path) -> Any:
         ConfigError: the folder has no processor that can be loaded; the message says why.
     """
     import transformers
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, ProcessorMixin
 
-    whole = getattr(transformers, _class_name(folder), None)
     try:
-        if whole is not None and "video_processor" in whole.get_attributes():
-            return _without_videos(whole).from_pretrained(folder, video_processor=None)
-        return AutoProcessor.from_pretrained(folder)
-    except (ImportError, OSError, ValueError, TypeError) as error:
+        whole: Any = getattr(transformers, _class_name(folder), None)
+        known = isinstance(whole, type) and issubclass(whole, ProcessorMixin)
+        if known and "video_processor" in whole.get_attributes():
+            kind = _without_videos(whole)
+            return kind.from_pretrained(folder, video_processor=None, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a file's values reach deep into transformers and tokenizers
         raise ConfigError(f"the processor in {folder} cannot be loaded: {error}") from error
 
 
@@ -47,7 +49,8 @@ def _class_name(folder: Path) -> str:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         path = folder / file
         if path.is_file():
-            name = json.loads(path.read_text(encoding="utf-8")).get("processor_class")
-            if name:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            name = content.get("processor_class") if isinstance(content, dict) else None
+            if name and isinstance(name, str):
                 return name
     return ""

@@ -123,3 +123,33 @@ def test_many_threads_at_once_get_what_they_put() -> None:
     assert not wrong
     assert store.bytes_in_memory <= 6 * ONE and store.bytes_on_disk <= 6 * ONE
     store.close()
+
+
+def test_one_owner_cannot_push_out_anothers_beyond_its_even_share() -> None:
+    store = FeatureStore(4 * ONE, 4 * ONE)
+    for i in range(3):
+        store.put(b"a", bytes([i]), tensor(i))
+    for i in range(100):
+        store.put(b"greedy", bytes([i]), tensor(i))
+    assert store.bytes_in_memory == 4 * ONE and store.bytes_on_disk == 4 * ONE
+    assert held(store, b"a") == [0, 1, 2]
+    store.close()
+
+
+def test_an_owner_can_have_what_one_request_needs_at_the_others_cost() -> None:
+    store = FeatureStore(4 * ONE, least=3 * ONE)
+    for i in range(4):
+        store.put(b"a", bytes([i]), tensor(i))
+    for i in range(10):
+        store.put(b"b", bytes([i]), tensor(i))
+    assert held(store, b"b") == [7, 8, 9] and held(store, b"a") == [3]
+
+
+def test_an_owner_with_too_many_entries_loses_its_own_oldest() -> None:
+    store = FeatureStore(4 * ONE, 100 * ONE, most=6)
+    store.put(b"b", bytes([0]), tensor(0))
+    for i in range(10):
+        store.put(b"a", bytes([i]), tensor(i))
+        assert store.count(b"a") <= 6
+    assert held(store, b"a") == [4, 5, 6, 7, 8, 9] and held(store, b"b") == [0]
+    store.close()

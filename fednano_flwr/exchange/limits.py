@@ -1,0 +1,136 @@
+"""How much of the LLM service one node may take, so that it leaves the others theirs.
+
+A node is whom a token speaks for. What is over a limit that time mends is answered with "busy", and
+an honest client asks again; what stays over its limit is refused. Either is said before anything of
+the call is decoded.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fednano_flwr.exchange.protocol import HostBusyError
+
+BURST_SECONDS = 5.0
+"""A node that was silent may make the requests of so many seconds at once."""
+
+
+@dataclass(frozen=True)
+class NodeLimits:
+    """Limits of one node; 0 is none.
+
+    Attributes:
+        requests_per_second: calls of all its sessions, and introductions.
+        sessions: streams open at once.
+        tokens: in one phase, the training or the evaluation of a round.
+    """
+
+    requests_per_second: float = 0.0
+    sessions: int = 0
+    tokens: int = 0
+
+
+class SpentError(ValueError):
+    """The node has had what it may have in this phase; asking again is of no use."""
+
+
+class Meter:
+    """Counts what each node takes; for many threads at once.
+
+    Args:
+        phase: what is going on now; tokens are counted from its last change on.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        limits: NodeLimits,
+        phase: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits, self._phase, self._clock = limits, phase, clock
+        self._lock = threading.Lock()
+        self._buckets: dict[bytes, tuple[float, float]] = {}  # requests left, and when
+        self._sessions: Counter[bytes] = Counter()
+        self._tokens: Counter[bytes] = Counter()
+        self._counted: object = None
+
+    def sessions_of(self, owner: bytes) -> int:
+        """Streams that a node has open."""
+        return self._sessions[owner]
+
+    def request(self, owner: bytes) -> None:
+        """Count one request.
+
+        Raises:
+            HostBusyError: there were too many within the last seconds; this one does not count.
+        """
+        rate = self._limits.requests_per_second
+        if not rate:
+            return
+        most = max(1.0, rate * BURST_SECONDS)
+        with self._lock:
+            now = self._clock()
+            left, since = self._buckets.get(owner, (most, now))
+            left = min(most, left + (now - since) * rate)
+            self._buckets[owner] = (left - 1 if left >= 1 else left, now)
+        if left < 1:
+            raise HostBusyError(
+                f"this node makes more than {rate:g} requests a second "
+                "(llm.node-requests-per-second)"
+            )
+
+    @contextmanager
+    def session(self, owner: bytes) -> Iterator[None]:
+        """Count a stream while the block runs.
+
+        Raises:
+            HostBusyError: the node has too many open.
+        """
+        most = self._limits.sessions
+        with self._lock:
+            if most and self._sessions[owner] >= most:
+                raise HostBusyError(f"this node has {most} sessions open (llm.node-sessions)")
+            self._sessions[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sessions[owner] -= 1
+                if not self._sessions[owner]:
+                    del self._sessions[owner]
+
+    @contextmanager
+    def tokens(self, owner: bytes, count: int) -> Iterator[None]:
+        """Count the tokens of a request; not where the block fails, as nothing was computed then.
+
+        Raises:
+            SpentError: with them the node would have more than a phase's.
+        """
+        most = self._limits.tokens
+        if not most:
+            yield
+            return
+        with self._lock:
+            if (phase := self._phase()) != self._counted:
+                self._tokens.clear()
+                self._counted = phase
+            had = self._tokens[owner]
+            if had + count > most:
+                raise SpentError(
+                    f"{count} tokens after {had} in this phase; a node may send {most} "
+                    "(llm.node-tokens)"
+                )
+            self._tokens[owner] += count
+        try:
+            yield
+        except BaseException:
+            with self._lock:
+                if phase == self._counted:
+                    self._tokens[owner] -= count
+            raise

@@ -1,0 +1,34 @@
+"""Small files of the project's own formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fednano_flwr import checkpoints
+from fednano_flwr.checkpoints import Checkpoint, Memory
+from fednano_flwr.edge.own_state import Earlier
+
+THETA = {"text.lora_A.weight": torch.ones(4, 6), "text.lora_B.weight": torch.zeros(6, 4)}
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """A run's checkpoint; returns its own folder."""
+    checkpoints.write(
+        folder,
+        Checkpoint(
+            round=3,
+            theta=THETA,
+            best_round=2,
+            best=THETA,
+            hidden_size=6,
+            runs=[Earlier("1", 3)],
+            config="digest",
+            packages={},
+            memory=Memory({"m_t.0": np.ones(3)}, {"m_t": {"kind": "list"}}),
+        ),
+        keep=1,
+    )
+    return folder / "round-00003"

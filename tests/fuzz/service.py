@@ -1,0 +1,155 @@
+"""The LLM service under attack, next to a client that minds its own business."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange import codec
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.answers import Answers
+from fednano_flwr.llm.feature_store import FeatureStore
+from fednano_flwr.llm.graphs import Graphs
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.families import Family
+from fednano_flwr.models.llm_half import LLMHalf
+from tests.fuzz.messages import VICTIMS_KEY, good, header, tensor
+
+SIZE, VOCABULARY, MAX_TOKENS = 8, 16, 32
+ATTACKER, VICTIM = b"1/2", b"1/3"
+
+
+def stub() -> LLMHalf:
+    """A head on its inputs in the place of a language model: what is checked is the way there."""
+    torch.manual_seed(0)
+    head, table = torch.randn(SIZE, VOCABULARY), torch.randn(VOCABULARY, SIZE)
+
+    def logits(embeds: Tensor, rows: Tensor, *rest: Any) -> Tensor:
+        return embeds.flatten(0, 1)[rows] @ head
+
+    half = SimpleNamespace(
+        model="stub",
+        fingerprint="f",
+        hub_id="",
+        hidden_size=SIZE,
+        vocabulary=VOCABULARY,
+        size=head.numel(),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        family=Family("None"),
+        longest=0,
+        logits=logits,
+        embed=lambda ids: table[ids],
+    )
+    half.check = lambda *batch: LLMHalf.check(cast(Any, half), *batch)
+    return cast(LLMHalf, half)
+
+
+class Attacked:
+    """A host, what answers calls to it, and a victim's features and open graph in it."""
+
+    def __init__(self, half: LLMHalf) -> None:
+        self.size, self.vocabulary = half.hidden_size, half.vocabulary
+        self.features = FeatureStore(2**18, 2**18, most=100)
+        self.host = FrozenLLM(half, MAX_TOKENS, self.features, Graphs(4, 600))
+        self.answers = Answers(self.host)
+        keep = pb.Call(keep_features=pb.KeepFeaturesRequest(header=header()))
+        rows = codec.encode(torch.ones(2, self.size), "float32")
+        keep.keep_features.features.add(key=VICTIMS_KEY, rows=rows)
+        assert self.ask(keep, VICTIM).HasField("keep_features")
+        self.graph = self.ask(good("forward", 5, self.size, self.vocabulary, ()), VICTIM)
+        assert self.graph.HasField("forward"), self.graph
+        self.expected = self.victims_answers()
+
+    def ask(self, call: pb.Call, owner: bytes) -> pb.Answer:
+        return pb.Answer.FromString(self.answers.to_bytes(call.SerializeToString(), owner))
+
+    def victims_answers(self) -> list[bytes]:
+        """What a good client gets, to the last bit."""
+        rng = random.Random(1)
+        step = good("step", 1, self.size, self.vocabulary, ())
+        score = good("score", 2, self.size, self.vocabulary, ())
+        low = pb.Call(next_tokens=pb.NextTokensRequest(header=header(), positions=[3]))
+        low.next_tokens.inputs.lengths.append(4)
+        low.next_tokens.inputs.low_rank.image_runs.extend([1, 2, 1])
+        low.next_tokens.inputs.low_rank.token_ids.extend([3, 4])
+        low.next_tokens.inputs.low_rank.features.append(VICTIMS_KEY)
+        low.next_tokens.inputs.low_rank.factors.add(
+            site="image",
+            z=tensor(rng, 2, 1, dtype="float32"),
+            b=tensor(rng, self.size, 1, dtype="float32"),
+        )
+        for call in (step, score):  # of nobody's features
+            inputs = getattr(call, str(call.WhichOneof("what"))).inputs
+            assert not inputs.low_rank.features
+        found = [self.ask(call, VICTIM) for call in (step, score, low)]
+        assert [a.WhichOneof("what") for a in found] == ["step", "score", "next_tokens"], found
+        return [answer.SerializeToString(deterministic=True) for answer in found]
+
+    def check(self, make: Callable[[Any], list[bytes]]) -> Callable[[Any], Iterator[str]]:
+        """How each call of a draw ends; it may end in no other way than by an answer."""
+
+        def ends(draw: Any) -> Iterator[str]:
+            for message in make(draw):
+                yield self.end(message)
+
+        return ends
+
+    def end(self, message: bytes) -> str:
+        answer = pb.Answer.FromString(self.answers.to_bytes(message, ATTACKER))
+        end = answer.WhichOneof("what")
+        assert end is not None, "an empty answer"
+        if end == "refused":
+            assert "the host failed" not in answer.refused, answer.refused
+            assert len(answer.refused) < 1000
+            return "refused"
+        if end in ("missing", "gone", "busy"):
+            return end
+        self._check_own(pb.Call.FromString(message))
+        return "answered"
+
+    def _check_own(self, call: pb.Call) -> None:
+        """What was answered is of the attacker's own things."""
+        kind = str(call.WhichOneof("what"))
+        request = getattr(call, kind)
+        if kind == "backward":
+            assert request.graph != self.graph.forward.graph, "another's graph"
+        elif kind != "keep_features":
+            named = list(request.inputs.low_rank.features)
+            owned = [self.features.get(ATTACKER, key) is not None for key in named]
+            assert all(owned), "features that are not the caller's own"
+
+    def check_unharmed(self) -> None:
+        """The victim still gets the same bits, and what is kept is within its bounds."""
+        assert self.victims_answers() == self.expected
+        gradient = codec.encode(torch.ones(tuple(self.graph.forward.logits.shape)), "float32")
+        graph = pb.Call(
+            backward=pb.BackwardRequest(
+                header=header(),
+                graph=self.graph.forward.graph,
+                gradient=gradient,
+                dtype="float32",
+            )
+        )
+        assert self.ask(graph, VICTIM).HasField("backward")
+        assert len(self.host.graphs) <= 1  # the attacker's last one
+        assert self.features.count(ATTACKER) <= 100 and self.features.count(VICTIM) == 1
+        assert self.features.bytes_in_memory <= 2**18 and self.features.bytes_on_disk <= 2**18
+        self.features.close()
+
+
+class NoErrors(logging.Handler):
+    """Whatever is logged as an error is one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())

@@ -1,0 +1,184 @@
+"""What anybody may write to the service's port: bodies, tokens, streams that break off."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from hypothesis import strategies as st
+
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.limits import NodeLimits
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.session import METHOD
+from fednano_flwr.exchange.tokens import Tokens, credentials
+from fednano_flwr.llm.feature_store import FeatureStore
+from fednano_flwr.llm.host import FrozenLLM
+from tests.fuzz.messages import calls, draws, good, header, mutant, seeds
+from tests.fuzz.running import Tally, no_leak, run
+from tests.fuzz.service import MAX_TOKENS, SIZE, VOCABULARY, stub
+
+RUN, NODE, ROUND = 1, 2, 3
+SERVICE = "/fednano.v1.LLM/"
+BAD = ("none", "another key", "malformed", "cut", "flipped", "replayed", "another node's")
+ENDS = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+"""Any other is a fault. CANCELLED is the caller's own doing."""
+SECONDS = 20
+
+
+class Watched(FrozenLLM):
+    """Notes for whom it works."""
+
+    def __init__(self) -> None:
+        super().__init__(stub(), MAX_TOKENS, FeatureStore(2**18, most=100))
+        self.owners: set[bytes] = set()
+
+    def _ask(self, job: Any) -> Any:
+        self.owners.add(job.owner)
+        return super()._ask(job)
+
+    def keep_features(self, features: Any, owner: bytes = b"") -> None:
+        self.owners.add(owner)
+        super().keep_features(features, owner)
+
+
+class Wire:
+    """A service with tokens on a port, and a channel to it."""
+
+    def __init__(self, channel: grpc.Channel, tokens: Tokens, token: Any, old: Any) -> None:
+        self.channel, self._tokens, self._token, self._old = channel, tokens, token, old
+        self.stream = channel.stream_stream(METHOD)
+        self.unary = {
+            name: channel.unary_unary(SERVICE + name) for name in ("Describe", "Register", "None")
+        }
+
+    def good(self) -> tuple[tuple[str, str], ...]:
+        return credentials(RUN, NODE, ROUND, "train", self._token(NODE))
+
+    def bad(self, how: str, rng: random.Random) -> tuple[tuple[str, str | bytes], ...]:
+        ((key, value),) = self.good()
+        if how == "none":
+            return ()
+        if how == "another key":
+            return (("x-authorization", value),)
+        if how == "malformed":
+            junk = "".join(chr(rng.randint(33, 126)) for _ in range(rng.randint(0, 40)))
+            return ((key, rng.choice((junk, f"Bearer {junk}", "Bearer ....", "bearer " + value))),)
+        if how == "cut":
+            return ((key, value[: rng.randrange(len(value))]),)
+        if how == "flipped":
+            at = rng.randrange(len("Bearer "), len(value))
+            other = rng.choice([c for c in "0123456789abcdef" if c != value[at]])
+            return ((key, value[:at] + other + value[at + 1 :]),)
+        if how == "replayed":
+            return credentials(RUN, NODE, ROUND - 1, "train", self._old)
+        return credentials(RUN, NODE + 1, ROUND, "train", self._token(NODE))
+
+    def call(self, draw: tuple[str, int, Any]) -> Iterator[str]:
+        """How an input with a good or a bad token ends."""
+        how, seed, message_draw = draw
+        rng = random.Random(seed)
+        bodies = calls(SIZE, VOCABULARY, ())(message_draw)[:4]
+        metadata = self.good() if how == "good" else self.bad(how, rng)
+        where = rng.choice(("stream", "stream", "stream", "Describe", "Register", "None"))
+        if where != "stream":
+            code = self._unary(where, mutant(bodies[0], rng), metadata)
+            if where == "None":  # no such method; with a bad token that is not even said
+                wanted = "UNIMPLEMENTED" if how == "good" else "UNAUTHENTICATED"
+                assert code.name == wanted, code
+                yield code.name
+                return
+        elif how == "good" and rng.random() < 0.1:
+            yield self._broken_off(bodies, metadata)
+            return
+        else:
+            code, answers = self._stream(bodies, metadata)
+            assert how == "good" or not answers
+            assert code != grpc.StatusCode.OK or answers == len(bodies)
+        assert code in ENDS, (where, code)
+        assert (code == grpc.StatusCode.UNAUTHENTICATED) == (how != "good"), (how, code)
+        yield code.name
+
+    def _unary(self, name: str, body: bytes, metadata: Any) -> grpc.StatusCode:
+        try:
+            self.unary[name](body, metadata=metadata, timeout=SECONDS)
+        except grpc.RpcError as error:
+            return error.code()  # type: ignore[attr-defined]
+        return grpc.StatusCode.OK
+
+    def _stream(self, bodies: list[bytes], metadata: Any) -> tuple[grpc.StatusCode, int]:
+        answers = 0
+        try:
+            for answer in self.stream(iter(bodies), metadata=metadata, timeout=SECONDS):
+                parsed = pb.Answer.FromString(answer)
+                assert "the host failed" not in parsed.refused, parsed.refused
+                answers += 1
+        except grpc.RpcError as error:
+            return error.code(), answers  # type: ignore[attr-defined]
+        return grpc.StatusCode.OK, answers
+
+    def _broken_off(self, bodies: list[bytes], metadata: Any) -> str:
+        """A stream that its caller leaves in the middle."""
+        never = threading.Event()
+
+        def more() -> Iterator[bytes]:
+            yield from bodies
+            never.wait(SECONDS)
+
+        stream = self.stream(more(), metadata=metadata, timeout=SECONDS)
+        next(stream)
+        stream.cancel()
+        never.set()
+        return "broken off"
+
+
+def attack(tally: Tally, examples: int, start: int | None) -> None:
+    """`examples` draws, half with a bad token; then the service is as it was."""
+    host, tokens = Watched(), Tokens(RUN)
+    info: LLMInfo = host.describe()
+    with tokens.open(ROUND - 1, "train") as token:
+        old = token(NODE)
+    limits = NodeLimits(requests_per_second=10**6, sessions=64)
+    with serve(host, tokens=tokens, limits=limits, max_clients=16) as address:
+        with tokens.open(ROUND, "train") as token, grpc.insecure_channel(address) as channel:
+            wire = Wire(channel, tokens, token, old)
+            expected = reference(wire)
+            values = st.tuples(
+                st.sampled_from((*BAD, *(["good"] * len(BAD)))),
+                seeds,
+                st.one_of(draws("spoiled"), draws("absurd"), draws("cut and flipped")),
+            )
+            run(tally, "calls over gRPC, good and bad tokens", examples, values, wire.call, start)
+            too_long = b"\0" * (MAX_TOKENS * (info.hidden_size * 8 + 64) + 70_000)
+            code, _ = wire._stream([too_long], wire.good())
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert reference(wire) == expected
+    assert host.owners == {b"1/2"}  # the node of the good token, whatever the calls said
+    host.features.close()
+
+
+def reference(wire: Wire) -> list[bytes]:
+    """What a good client gets."""
+    step = good("step", 1, SIZE, VOCABULARY, ())
+    introduction = pb.DescribeRequest(header=header()).SerializeToString()
+    metadata = wire.good()
+    (answer,) = wire.stream(iter([step.SerializeToString()]), metadata=metadata, timeout=SECONDS)
+    assert pb.Answer.FromString(answer).HasField("step")
+    return [answer, wire.unary["Describe"](introduction, metadata=metadata, timeout=SECONDS)]
+
+
+def test_nothing_written_to_the_port_is_answered_without_a_token_or_ends_in_a_crash() -> None:
+    tally = Tally()
+    with no_leak():
+        attack(tally, 150, None)
+    (ends,) = tally.ends.values()
+    assert ends["UNAUTHENTICATED"] > 40 and ends["OK"] > 20 and ends["INVALID_ARGUMENT"] > 0
