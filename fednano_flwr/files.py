@@ -11,11 +11,8 @@ SHOWN = 200
 """Characters of a name that an error repeats."""
 
 
-def inside(folder: Path, name: object, also: Path | None = None) -> Path:
+def inside(folder: Path, name: object) -> Path:
     """The place of a file in `folder` whose name came with the folder, from wherever that came.
-
-    Args:
-        also: another folder that links may lead to.
 
     Raises:
         ValueError: it is no name, is absolute, goes up, or is a link that leads out of the folder.
@@ -23,10 +20,10 @@ def inside(folder: Path, name: object, also: Path | None = None) -> Path:
     check_name(name)
     file = folder / str(name)
     try:
-        real, roots = file.resolve(), [folder.resolve(), *([also.resolve()] if also else [])]
+        leads_out = not file.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError) as error:  # links in a circle, a name too long
         raise ValueError(f"the name {str(name)[:SHOWN]!r} cannot be followed: {error}") from None
-    if not any(real.is_relative_to(root) for root in roots):
+    if leads_out:
         raise ValueError(f"{str(name)[:SHOWN]!r} is a link that leads out of its folder")
     return file
 

@@ -88,13 +88,12 @@ def test_a_checkpoints_index_cannot_name_a_file_elsewhere(model: Path, name: obj
     assert str(name) in str(error.value)
 
 
-def test_a_checkpoints_file_cannot_be_a_link_out_of_its_folder(model: Path) -> None:
+def test_weights_may_lie_on_another_disk_behind_a_link(model: Path) -> None:
     file = sorted(model.glob("*.safetensors"))[0]
-    file.rename(model.parent / "outside.safetensors")
-    file.symlink_to(model.parent / "outside.safetensors")
+    file.rename(model.parent / "elsewhere.safetensors")
+    file.symlink_to(model.parent / "elsewhere.safetensors")
     checkpoint = Checkpoint(str(model))
-    with pytest.raises(ConfigError, match=f"{file.name}.*link that leads out"):
-        list(checkpoint.read(checkpoint.files))
+    assert len(list(checkpoint.read(checkpoint.files))) == len(checkpoint.files)
 
 
 def test_links_of_the_hubs_cache_are_followed(model: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.files import check_name, inside
+from fednano_flwr.files import check_name
 from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.models.source import locate, read_config
 
@@ -254,17 +254,13 @@ class Checkpoint:
                 self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
             return self._downloaded[filename]
         try:
-            path = inside(self.folder, filename, _blobs(self.folder))
+            check_name(filename)
         except ValueError as error:
             raise ConfigError(f"model {self.name}, in {self.folder}: {error}") from None
+        path = self.folder / filename
         if not path.exists():
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
-
-
-def _blobs(folder: Path) -> Path | None:
-    """Where the files of a hub's snapshot lie, to which its names are links."""
-    return folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else None
 
 
 def _device(device: Target, name: str) -> torch.device | None:
