@@ -73,7 +73,7 @@ class Checkpoint:
         if index.exists():
             weight_map = json.loads(index.read_text())["weight_map"]
         else:
-            with safe_open(self._file(SINGLE), framework="pt") as file:
+            with safe_open(self.path(SINGLE), framework="pt") as file:
                 weight_map = dict.fromkeys(file.keys(), SINGLE)
         files = {canonical(key): (file, key) for key, file in weight_map.items()}
         if len(files) < len(weight_map):
@@ -97,7 +97,7 @@ class Checkpoint:
         for name in names:
             by_file.setdefault(self._entry(name)[0], []).append(name)
         for filename, wanted in by_file.items():
-            path = self._file(filename)
+            path = self.path(filename)
             with safe_open(path, framework="pt") as file:
                 for name in wanted:
                     key = self.files[name][1]
@@ -117,7 +117,7 @@ class Checkpoint:
     ) -> Tensor:
         """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
         filename, key = self._entry(name)
-        path = self._file(filename)
+        path = self.path(filename)
         with safe_open(path, framework="pt") as file:
             stored = file.get_slice(key)
             count, width = stored.get_shape()
@@ -179,7 +179,7 @@ class Checkpoint:
         total = 0
         for name in names:
             filename, key = self._entry(name)
-            with safe_open(self._file(filename), framework="pt") as file:
+            with safe_open(self.path(filename), framework="pt") as file:
                 stored = file.get_slice(key)
                 total += math.prod(stored.get_shape()) * _DTYPES[stored.get_dtype()].itemsize
         return total
@@ -211,7 +211,8 @@ class Checkpoint:
             raise ConfigError(f"model {self.name}: the checkpoint has no tensor {name}")
         return self.files[name]
 
-    def _file(self, filename: str) -> Path:
+    def path(self, filename: str) -> Path:
+        """Where one of its files lies; downloaded first, where it lies on the hub."""
         if self._on_hub:
             if filename not in self._downloaded:  # asks the hub each time
                 self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
