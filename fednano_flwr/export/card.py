@@ -157,8 +157,8 @@ def _what(result: RunResult) -> list[str]:
     if config["strategy.name"] == "feddpa-f":
         lines.append(
             "\nThese are the adapters that all clients share. Each client has its own beside them, "
-            "which stayed with the client and are not here. **The accuracies below are with those**; "
-            "that of what is here was not measured."
+            "which stayed with the client and are not here. **The accuracies below are with these "
+            "too**; that of what is here was not measured."
         )
     if config.get("adapter.ranks"):
         lines.append(

@@ -11,6 +11,8 @@ processor = AutoProcessor.from_pretrained(FOLDER)
 """
 
 LOAD_ADAPTERS = '''\
+from functools import wraps
+
 import torch
 from peft import PeftModel
 from torch import nn
@@ -43,6 +45,7 @@ def adapt(model, folder):
     owner = getattr(model, "model", model)
     connector_output = owner.get_image_features
 
+    @wraps(connector_output)  # generate() looks at its arguments' names
     def image_features(*arguments, **named):
         output = connector_output(*arguments, **named)
         found = output.pooler_output
