@@ -17,8 +17,14 @@ from fednano_flwr.export.result import RunResult
 UNKNOWN = "unknown"
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
 SECTIONS = ("strategy", "adapter", "dataset", "upload", "privacy")
-SINGLE_KEYS = ("edge.dtype", "llm.dtype", "llm.quantization", "exchange.kind")
-SINGLE_KEYS += ("exchange.labels-at", "exchange.dtype")
+SINGLE_KEYS = (
+    "edge.dtype",
+    "llm.dtype",
+    "llm.quantization",
+    "exchange.kind",
+    "exchange.labels-at",
+    "exchange.dtype",
+)
 NOT_SAID = ("resume",)
 PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
 VIDEO = ("llava_onevision", "internvl", "smolvlm", "qwen2_5_vl")
