@@ -179,6 +179,40 @@ def split(
 
 
 @cli.command(
+    epilog="Example: fednano export runs/demo --format merged --out tuned. "
+    "What each format holds: docs/export.md."
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    form: Annotated[
+        str, typer.Option("--format", help="peft: the adapters; merged: the model with them.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
+    which: Annotated[str, typer.Option(help="Adapters of the best or the last round.")] = "best",
+    model: Annotated[
+        str, typer.Option(help="The run's model, where its config names another place.")
+    ] = "",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Store weights as float32, bfloat16 or float16; else as they are."),
+    ] = None,
+) -> None:
+    """Take the result of a run away, with a model card.
+
+    peft is the adapters in PEFT's layout. merged is a checkpoint of the model's own class that has
+    them in its weights and that plain transformers loads.
+
+    Exits with 0 if DIR is written, 1 if writing failed, 2 if run and model cannot be used and 130
+    if it was interrupted; where it is not 0, nothing is left behind.
+    """
+    from fednano_flwr.export.command import export as write
+
+    _check_dtype(dtype)
+    with _writing(out):
+        typer.echo(write(run.expanduser(), form, which, out.expanduser(), model, dtype))
+
+
+@cli.command(
     epilog="Example: fednano size llava-1.5-7b --rank 64 --dtype bfloat16. "
     "What is counted and how: docs/models.md."
 )

@@ -1,7 +1,8 @@
 """A run's folder: what was asked, what happened, and the adapters.
 
 config.json        the run config as resolved
-environment.json   versions, hardware, commit; of a resumed run also those of each start since
+environment.json   versions, hardware, commit, which model; of a resumed run also those of each
+                   start since
 metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
 adapters/best      those of the round with the best mean accuracy
@@ -52,6 +53,7 @@ class RunFolder:
 
     Attributes:
         rounds: records of metrics.jsonl.
+        model: what its model was (name, hub id, fingerprint, hidden size), set before round 0.
         resumed: the checkpoint that the run continues; None for a run that begins.
         earlier: the runs that have led to that checkpoint.
 
@@ -64,6 +66,7 @@ class RunFolder:
         self.config = config
         self.path = folder_of(config)
         self.rounds: list[dict[str, Any]] = []
+        self.model: dict[str, Any] = {}
         self.resumed: Checkpoint | None = None
         self.earlier: list[Earlier] = []
         self._run = str(run)
@@ -121,7 +124,7 @@ class RunFolder:
         if not self.rounds:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_json(self.path / "config.json", self.config.flat())
-            _write_json(self.path / "environment.json", self._environment)
+            _write_json(self.path / "environment.json", self._environment | {"model": self.model})
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)
         if self.best is record:

@@ -94,6 +94,12 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         ) as trackers,
     ):
         info = host.describe()
+        folder.model = {
+            "name": info.model,
+            "hub_id": info.hub_id,
+            "fingerprint": info.fingerprint,
+            "hidden_size": info.hidden_size,
+        }
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
         arrays = to_arrays(adapter_state(adapters))
         address = config.llm.address or bound

@@ -76,7 +76,7 @@ class Checkpoint:
         if index.exists():
             weight_map = self._weight_map(index)
         else:
-            with self._opened(self._file(SINGLE)) as file:
+            with self._opened(self.path(SINGLE)) as file:
                 weight_map = dict.fromkeys(file.keys(), SINGLE)
         files = {canonical(key): (file, key) for key, file in weight_map.items()}
         if len(files) < len(weight_map):
@@ -100,7 +100,7 @@ class Checkpoint:
         for name in names:
             by_file.setdefault(self._entry(name)[0], []).append(name)
         for filename, wanted in by_file.items():
-            path = self._file(filename)
+            path = self.path(filename)
             with self._opened(path) as file:
                 for name in wanted:
                     key = self.files[name][1]
@@ -120,7 +120,7 @@ class Checkpoint:
     ) -> Tensor:
         """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
         filename, key = self._entry(name)
-        path = self._file(filename)
+        path = self.path(filename)
         with self._opened(path) as file:
             stored = file.get_slice(key)
             shape = stored.get_shape()
@@ -185,7 +185,7 @@ class Checkpoint:
         total = 0
         for name in names:
             filename, key = self._entry(name)
-            with self._opened(self._file(filename)) as file:
+            with self._opened(self.path(filename)) as file:
                 stored = file.get_slice(key)
                 total += math.prod(stored.get_shape()) * self._dtype(name, stored).itemsize
         return total
@@ -248,7 +248,12 @@ class Checkpoint:
             )
         return _DTYPES[kind]
 
-    def _file(self, filename: str) -> Path:
+    def path(self, filename: str) -> Path:
+        """Where one of its files lies; downloaded first, where it lies on the hub.
+
+        Raises:
+            ConfigError: the name leads out of the folder, or the file is missing.
+        """
         if self._on_hub:
             if filename not in self._downloaded:  # asks the hub each time
                 self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))

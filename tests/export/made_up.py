@@ -1,0 +1,60 @@
+"""A run's folder as a run writes it, with adapters and figures that were made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.run_folder import RunFolder
+
+
+def random_adapters(width: int, adapter: Adapter, seed: int = 3) -> Any:
+    """NanoAdapters whose B is not zero."""
+    adapters = build_adapters(width, adapter, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in adapters.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return adapters
+
+
+def record(server_round: int, accuracy: float) -> dict[str, Any]:
+    """A line of metrics.jsonl with what a card tells of it."""
+    return {
+        "round": server_round,
+        "accuracy": accuracy,
+        "accuracy_per_client": {"0": accuracy - 0.125, "1": accuracy + 0.125},
+        "accuracy_by": {"all": {"accuracy": accuracy, "questions": 24}},
+        "train_loss": 0.5 if server_round else None,
+        "round_bytes_up": 1000 * server_round,
+        "round_bytes_down": 2000,
+        "step_bytes_up": 3_000_000,
+        "step_bytes_down": 4000,
+        "step_calls": 1234,
+    }
+
+
+def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str, Tensor]]:
+    """A folder with a round for each accuracy, and the adapters of all rounds after round 0."""
+    config = RunConfig.parse(flat)
+    model = Checkpoint(config.model.name)
+    width = model.config.get_text_config().hidden_size
+    folder = RunFolder(config)
+    folder.model = {
+        "name": model.name,
+        "hub_id": model.hub_id,
+        "fingerprint": model.fingerprint,
+        "hidden_size": width,
+    }
+    trained = adapter_state(random_adapters(width, config.adapter))
+    for server_round, accuracy in enumerate(accuracies):
+        fresh = adapter_state(build_adapters(width, config.adapter, config.seed))
+        folder.append(record(server_round, accuracy), trained if server_round else fresh, width)
+    return folder.path, trained
