@@ -10,6 +10,7 @@ simulation with two replicas of the LLM, and although the page stops the run and
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,10 @@ def simulate(config: dict[str, Any], folder: Path, name: str, **changes: Any) ->
     file = folder / f"{name}.toml"
     file.write_text(tomli_w.dumps({**config, **own}))
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
+    environment = os.environ | {"FEDNANO_CACHE": str(folder / f"{name}-cache")}
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return folder / name
 
