@@ -17,6 +17,7 @@ MAY_DIFFER = (
     "run.name",
     "run.keep-checkpoints",
     "round-timeout",
+    "round-limit",
     "edge.feature-cache-mb",
     "edge.feature-disk-mb",
     "edge.feature-dir",

@@ -20,13 +20,15 @@ from fednano_flwr.console import closing_table, kinds_table, round_line, say, tr
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_state import to_config
+from fednano_flwr.exchange.activity import Activity
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.tokens import Tokens, owner
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.metrics import round_record
+from fednano_flwr.patience import Patience
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
@@ -69,11 +71,23 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         say("all rounds of this run are there already")
         _report(folder)
         return folder
-    federation = Federation(grid, config.round_timeout, config.min_replies, say)
+    activity = Activity()
+    patience = Patience(
+        config.round_timeout,
+        config.round_limit,
+        lambda node: activity.last_seen(owner(run_id, node)),
+    )
+    federation = Federation(grid, patience, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(
-            host, config.llm.bind, config.llm.port, config.llm.max_clients, tokens, identity
+            host,
+            config.llm.bind,
+            config.llm.port,
+            config.llm.max_clients,
+            tokens,
+            identity,
+            activity,
         ) as bound,
     ):
         info = host.describe()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import grpc
 
 from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.activity import Activity, is_progress
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.fednano_pb2_grpc import LLMServicer, add_LLMServicer_to_server
 from fednano_flwr.exchange.guard import Guard
@@ -26,12 +27,19 @@ class Servicer(LLMServicer):
 
     Args:
         tokens: say which node a session is; without them it is the one that its calls name.
+        activity: is told of each call that was served to a node whose token says who it is.
     """
 
-    def __init__(self, service: LLMService, tokens: Tokens | None = None) -> None:
+    def __init__(
+        self,
+        service: LLMService,
+        tokens: Tokens | None = None,
+        activity: Activity | None = None,
+    ) -> None:
         self._answers = Answers(service)
         self._info = service.describe()
         self._tokens = tokens
+        self._activity = activity
 
     def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: grpc.ServicerContext
@@ -59,6 +67,7 @@ class Servicer(LLMServicer):
                     f"{request.model} (hidden size {request.hidden_size}, fingerprint "
                     f"{request.fingerprint})"
                 )
+        self._note(self._owner(context))
         return _description(info)
 
     def Session(  # noqa: N802
@@ -67,7 +76,14 @@ class Servicer(LLMServicer):
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
         owner = self._owner(context)
         for call in calls:
-            yield self._answers.to(call, owner)
+            answer = self._answers.to(call, owner)
+            if is_progress(answer):
+                self._note(owner)
+            yield answer
+
+    def _note(self, owner: bytes | None) -> None:
+        if self._activity is not None and owner is not None:
+            self._activity.served(owner)
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
         if self._tokens is None:
@@ -87,6 +103,7 @@ def serve(
     max_clients: int = 1024,
     tokens: Tokens | None = None,
     identity: Identity | None = None,
+    activity: Activity | None = None,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -95,6 +112,7 @@ def serve(
         max_clients: sessions at once, each with a thread; more clients are told to come again.
         tokens: callers need one of these; without, whoever reaches the port is answered.
         identity: the service speaks TLS only, with this key and certificate.
+        activity: is told when each node was served; needs `tokens`, which say who a node is.
 
     Raises:
         OSError: the port is taken.
@@ -111,7 +129,7 @@ def serve(
             *KEEPALIVE,
         ],
     )
-    add_LLMServicer_to_server(Servicer(service, tokens), server)
+    add_LLMServicer_to_server(Servicer(service, tokens, activity), server)
     host = f"[{bind}]" if ":" in bind else bind
     try:
         if identity is None:
