@@ -10,8 +10,8 @@ import httpx
 import pytest
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from fednano_flwr import federation
 from fednano_flwr.federation import Answers, Federation, TooFewClientsError
