@@ -177,7 +177,7 @@ class Deployment:
 
         def finished() -> str:
             status, _ = self.link.status(run.run_id())
-            time.sleep(0.5)
+            time.sleep(2)  # each look is a process of its own
             return status if status.startswith("finished") else ""
 
         return str(wait_for("the run's end", finished, seconds))
