@@ -52,6 +52,11 @@ class SuperNode:
         self._thread = threading.Thread(target=self._supervise, name=f"supernode-{partition}")
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether it was killed for good."""
+        return self._stop.is_set()
+
     def kill(self) -> None:
         """SIGKILL of the SuperNode, and of nothing that it started."""
         assert self.process is not None
@@ -153,8 +158,18 @@ class Deployment:
         self.link, self._folder, self._ca = link, folder, ca
         self.nodes: dict[int, SuperNode] = {}
 
-    def start_node(self, partition: int) -> None:
-        """Start a SuperNode under its own key, which is registered the first time."""
+    def start_nodes(self) -> None:
+        """Start the SuperNodes that are not there, or were killed for good."""
+        for partition in (0, 1):
+            if partition not in self.nodes or self.nodes[partition].ended:
+                self._start_node(partition)
+
+    def end(self) -> None:
+        for node in self.nodes.values():
+            node.end()
+
+    def _start_node(self, partition: int) -> None:
+        """Under its own key, which is registered the first time."""
         key = self._folder / f"node-{partition}"
         if not key.exists():
             command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(key)]
@@ -234,7 +249,5 @@ def deployment(folder: Path) -> Iterator[Deployment]:
             )
         )
         one = Deployment(link, folder, trusted)
-        for partition in (0, 1):
-            one.start_node(partition)
-            stack.callback(lambda p=partition: one.nodes[p].end())
+        stack.callback(one.end)
         yield one

@@ -117,6 +117,7 @@ def report(what: str, seconds: float) -> None:
 def test_clients_and_supernodes_that_are_killed_miss_their_round_and_come_back(
     place: Deployment, settings: Settings
 ) -> None:
+    place.start_nodes()
     flat = settings("shaken", **{"num-server-rounds": 5})
     port = flat["llm.port"]
     run = place.submit(flat)
@@ -155,12 +156,12 @@ def test_clients_and_supernodes_that_are_killed_miss_their_round_and_come_back(
     assert sorted(own) == sorted(expected) and {1, 4} <= set(own) and 2 not in own
     for number, tensors in expected.items():
         assert all(torch.equal(value, own[number][key]) for key, value in tensors.items()), number
-    place.start_node(1)
 
 
 def test_a_run_whose_serverapp_and_then_superlink_are_killed_is_resumed_and_ends_the_same(
     place: Deployment, settings: Settings
 ) -> None:
+    place.start_nodes()
     flat = settings("resumed", **{"num-server-rounds": 2, "resume": "auto"})
     port = flat["llm.port"]
 
