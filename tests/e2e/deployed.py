@@ -235,8 +235,8 @@ def deployment(folder: Path) -> Iterator[Deployment]:
     ca = authority()
     trusted, _ = ca.write(folder / "ca")
     cert, key = certificate(ca).write(folder / "certificate")
-    options = ("--ssl-ca-certfile", trusted, "--ssl-certfile", cert, "--ssl-keyfile", key)
-    options += ("--enable-supernode-auth", "--database", str(folder / "superlink.db"))
+    tls = ("--ssl-ca-certfile", trusted, "--ssl-certfile", cert, "--ssl-keyfile", key)
+    keys = ("--enable-supernode-auth", "--database", str(folder / "superlink.db"))
     state = folder / "state"
     state.mkdir()
     with ExitStack() as stack:
@@ -244,7 +244,7 @@ def deployment(folder: Path) -> Iterator[Deployment]:
             superlink(
                 state,
                 simulation=False,
-                options=options,
+                options=(*tls, *keys),
                 connection={"root-certificates": trusted},
             )
         )
