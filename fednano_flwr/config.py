@@ -438,6 +438,7 @@ class RunConfig:
     min_available_nodes: int
     min_replies: int
     round_timeout: float
+    round_limit: float
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -477,6 +478,12 @@ class RunConfig:
         for key in ("round_timeout", "learning_rate", "max_grad_norm"):
             value = getattr(self, key)
             _require(value > 0, key.replace("_", "-"), value, "above 0")
+        _require(
+            self.round_limit >= self.round_timeout,
+            "round-limit",
+            self.round_limit,
+            f"at least round-timeout ({self.round_timeout:g})",
+        )
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         self._check_schedule()
         _require(

@@ -14,9 +14,12 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fednano_flwr.patience import Patience
+from fednano_flwr.pulling import pull
 from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
 
 POLL_SECONDS = 0.2
+POLL_SHARE = 0.2  # of the time that is spent on asking for replies, where asking takes long
 PROGRESS_SECONDS = 30.0
 
 
@@ -55,16 +58,16 @@ class Federation:
 
     Args:
         grid: Flower's connection to the nodes.
-        timeout: seconds to wait for nodes to connect, and for their replies.
+        patience: how long to wait for nodes to connect, and for their replies.
         min_replies: fewer good replies to a question end the run.
         say: tells people what goes on.
     """
 
     def __init__(
-        self, grid: Grid, timeout: float, min_replies: int, say: Callable[[str], None]
+        self, grid: Grid, patience: Patience, min_replies: int, say: Callable[[str], None]
     ) -> None:
         self._grid = grid
-        self._timeout = timeout
+        self._patience = patience
         self._min_replies = min_replies
         self._say = say
         self.partitions: dict[int, int] = {}
@@ -78,9 +81,9 @@ class Federation:
         started, said = time.monotonic(), 0.0
         while (there := len(list(self._grid.get_node_ids()))) < count:
             waited = time.monotonic() - started
-            if waited > self._timeout:
+            if waited > self._patience.timeout:
                 raise TooFewClientsError(
-                    f"{there} of {count} clients connected within {self._timeout:.0f} s "
+                    f"{there} of {count} clients connected within {self._patience.timeout:.0f} s "
                     f"({key}, round-timeout)"
                 )
             if waited >= said:
@@ -133,7 +136,9 @@ class Federation:
         check: Callable[[Message], None] | None = None,
         least: int | None = None,
     ) -> Answers:
-        """Send messages and wait for their replies, good or bad, until the round's timeout.
+        """Send messages and wait for their replies, good or bad, as long as there is hope.
+
+        That is while one that owes a reply still makes steps, and at most to the round's limit.
 
         Args:
             what: for messages to people, as in "round 3, training".
@@ -144,26 +149,37 @@ class Federation:
         Raises:
             TooFewClientsError: fewer good replies than these.
         """
-        sent = list(messages)
+        sent, patience = list(messages), self._patience
+        for message in sent:  # Flower's own time for a reply must not be over before
+            message.metadata.ttl = max(message.metadata.ttl, 2 * patience.limit)
         answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
         pushed = set(self._grid.push_messages(sent))
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         for message_id in waiting.keys() - pushed:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
-        started = said = time.monotonic()
-        deadline = started + self._timeout
-        while waiting and time.monotonic() < deadline:
-            for reply in self._grid.pull_messages(list(waiting)):
+        asked = said = patience.clock()
+        while waiting:
+            began = time.monotonic()
+            replies, unreadable = pull(self._grid, list(waiting))
+            for reply in replies:
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 self._take(reply, node, answers, what, check)
-            if waiting:
-                if time.monotonic() - said > PROGRESS_SECONDS:
-                    said = time.monotonic()
-                    done = len(sent) - len(waiting)
-                    self._say(f"{what}: {done} of {len(sent)} replies after {said - started:.0f} s")
-                time.sleep(POLL_SECONDS)
+            for message_id, reason in unreadable.items():
+                self._fail(answers, what, waiting.pop(message_id), reason)
+            given_up = {node: patience.given_up(node, asked) for node in waiting.values()}
+            if all(given_up.values()):  # another may be back while one is waited for
+                break
+            if (now := patience.clock()) - said > PROGRESS_SECONDS:
+                said = now
+                names = {node: self._name(node) for node in waiting.values()}
+                self._say(
+                    f"{what}: {len(sent) - len(waiting)} of {len(sent)} replies after "
+                    f"{now - asked:.0f} s, {patience.words(names, asked)}"
+                )
+            took = time.monotonic() - began
+            time.sleep(max(POLL_SECONDS, took / POLL_SHARE - took))
         for node in waiting.values():
-            self._fail(answers, what, node, f"no reply within {self._timeout:.0f} s")
+            self._fail(answers, what, node, given_up[node])
         least = self._min_replies if least is None else least
         if len(answers.replies) < least:
             raise TooFewClientsError(
@@ -203,9 +219,12 @@ class Federation:
         self.partitions[node] = partition
 
     def _fail(self, answers: Answers, what: str, node: int, reason: str) -> None:
-        who = f"client {self.partitions[node]}" if node in self.partitions else f"node {node}"
+        who = self._name(node)
         answers.failures[who] = reason
         self._say(f"{what}: {who} failed: {reason}")
+
+    def _name(self, node: int) -> str:
+        return f"client {self.partitions[node]}" if node in self.partitions else f"node {node}"
 
     def _order(self, node: int) -> tuple[int, int]:
         return (self.partitions.get(node, 2**63), node)

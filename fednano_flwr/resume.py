@@ -18,6 +18,7 @@ MAY_DIFFER = (
     "run.keep-checkpoints",
     "run.trackers",
     "round-timeout",
+    "round-limit",
     "edge.feature-cache-mb",
     "edge.feature-disk-mb",
     "edge.feature-dir",

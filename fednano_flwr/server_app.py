@@ -20,13 +20,15 @@ from fednano_flwr.console import closing_table, kinds_table, round_line, say, tr
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_state import to_config
+from fednano_flwr.exchange.activity import Activity
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.tokens import Tokens, owner
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import node_limits, open_host
 from fednano_flwr.metrics import round_record
+from fednano_flwr.patience import Patience
 from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
@@ -76,7 +78,13 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     if config.privacy.dp != "none":
         strategy = private = Private(strategy, config.privacy, folder.path)
         say(private.describe(config.num_server_rounds))
-    federation = Federation(grid, config.round_timeout, config.min_replies, say)
+    activity = Activity()
+    patience = Patience(
+        config.round_timeout,
+        config.round_limit,
+        lambda node: activity.last_seen(owner(run_id, node)),
+    )
+    federation = Federation(grid, patience, config.min_replies, say)
     with (
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(
@@ -88,6 +96,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             identity,
             node_limits(config.llm),
             config.llm.max_message_mb * 2**20,
+            activity,
         ) as bound,
         open_trackers(
             config.run.trackers, folder.path, config.flat(), len(folder.rounds), say

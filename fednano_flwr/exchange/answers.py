@@ -50,18 +50,18 @@ class Answers:
         self._info = service.describe()
         self._meter = meter or Meter(NodeLimits())
 
-    def to_bytes(self, message: bytes, owner: bytes | None = None) -> bytes:
-        """The answer to a serialized call, serialized; never raises."""
+    def of(self, message: bytes, owner: bytes | None = None) -> pb.Answer:
+        """The answer to a serialized call; never raises."""
         try:
             if owner is not None:
                 self._meter.request(owner)
             call = pb.Call.FromString(message)
         except HostBusyError as busy:
-            return pb.Answer(busy=str(busy)).SerializeToString()
+            return pb.Answer(busy=str(busy))
         except DecodeError:
             refusal = f"{len(message)} bytes that are no call"
-            return pb.Answer(refused=refusal).SerializeToString()
-        return self.to(call, owner).SerializeToString()
+            return pb.Answer(refused=refusal)
+        return self.to(call, owner)
 
     def to(self, call: pb.Call, owner: bytes | None = None) -> pb.Answer:
         """The answer to a call; never raises, so that one bad call ends no session.

@@ -108,19 +108,7 @@ class RemoteLLM:
     traffic: StepTraffic = field(default_factory=StepTraffic)
 
     def __post_init__(self) -> None:
-        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        # A lost host is looked for again at once, not after gRPC's own minutes of back-off.
-        backoff = [
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-        ]
-        options = [*unlimited, *backoff]
-        if self.ca is None:
-            self._channel = grpc.insecure_channel(self.address, options)
-        else:
-            trusted = grpc.ssl_channel_credentials(self.ca)
-            self._channel = grpc.secure_channel(self.address, trusted, options)
-        self._stub = LLMStub(self._channel)
+        self._connect()
         self._session: Session | None = None
         self._open: tuple[int, Inputs | None] = (0, None)
 
@@ -137,7 +125,7 @@ class RemoteLLM:
     def describe(self) -> LLMInfo:
         """What runs there; also settles the wire's dtype where it is "auto"."""
         return self._introduced(
-            self._call(self._stub.Describe, pb.DescribeRequest(header=self.caller.header()))
+            self._call("Describe", pb.DescribeRequest(header=self.caller.header()))
         )
 
     def register(self, model: str, fingerprint: str, hidden_size: int, hub_id: str = "") -> LLMInfo:
@@ -149,7 +137,7 @@ class RemoteLLM:
             hidden_size=hidden_size,
             hub_id=hub_id,
         )
-        return self._introduced(self._call(self._stub.Register, request))
+        return self._introduced(self._call("Register", request))
 
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         call = pb.Call(step=pb.StepRequest(header=self.caller.header()))
@@ -279,11 +267,12 @@ class RemoteLLM:
     def _nonsense(self, what: str) -> HostRefusedError:
         return HostRefusedError(f"LLM host {self.address}: its answer cannot be used: {what}")
 
-    def _call(self, method: Callable[..., pb.Description], request: Any) -> pb.Description:
+    def _call(self, name: str, request: Any) -> pb.Description:
         """The reply to a call outside the session."""
 
         def ask() -> pb.Description:
             self.traffic.bytes_up += request.ByteSize()
+            method = getattr(self._stub, name)
             reply = method(request, timeout=self.timeout, metadata=self.caller.metadata())
             self.traffic.bytes_down += reply.ByteSize()
             return reply
@@ -310,6 +299,9 @@ class RemoteLLM:
                     raise HostRefusedError(f"LLM host {self.address}: {detail}") from error
                 full = crowded and "Concurrent RPC limit" in detail
                 reason = f"{code.name}: {detail}" + (" (llm.max-clients)" if full else "")
+                if code == grpc.StatusCode.DEADLINE_EXCEEDED:  # the way there may be gone unnoticed
+                    self.close()
+                    self._connect()
                 if self.ca is None and CLOSED_AT_ONCE in detail:
                     reason += f"; {MAYBE_TLS}"
             except HostBusyError as busy:
@@ -326,6 +318,22 @@ class RemoteLLM:
         self.traffic.calls += 1
         self.traffic.seconds += time.monotonic() - started
         return reply
+
+    def _connect(self) -> None:
+        unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        # A lost host is looked for again at once, not after gRPC's own minutes of back-off.
+        backoff = [
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+        ]
+        own = [("grpc.use_local_subchannel_pool", 1)]  # else a new channel is the old connection
+        options = [*unlimited, *backoff, *own]
+        if self.ca is None:
+            self._channel = grpc.insecure_channel(self.address, options)
+        else:
+            trusted = grpc.ssl_channel_credentials(self.ca)
+            self._channel = grpc.secure_channel(self.address, trusted, options)
+        self._stub = LLMStub(self._channel)
 
     def _end_session(self) -> None:
         if self._session is not None:

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.activity import Activity, is_progress
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.guard import Guard
 from fednano_flwr.exchange.limits import Meter, NodeLimits
@@ -43,15 +44,21 @@ class Servicer:
     Args:
         tokens: say which node a session is; without them it is the one that its calls name.
         meter: counts what each of these nodes takes.
+        activity: is told of each call that was served to a node whose token says who it is.
     """
 
     def __init__(
-        self, service: LLMService, tokens: Tokens | None = None, meter: Meter | None = None
+        self,
+        service: LLMService,
+        tokens: Tokens | None = None,
+        meter: Meter | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self._meter = meter or Meter(NodeLimits())
         self._answers = Answers(service, self._meter)
         self._info = service.describe()
         self._tokens = tokens
+        self._activity = activity
 
     def Describe(  # noqa: N802
         self, message: bytes, context: grpc.ServicerContext
@@ -84,6 +91,7 @@ class Servicer:
                     f"{request.model[:LONGEST_NAME]} (hidden size {request.hidden_size}, "
                     f"fingerprint {request.fingerprint[:LONGEST_NAME]})"
                 )
+        self._note(self._owner(context))
         return _description(info).SerializeToString()
 
     def Session(  # noqa: N802
@@ -94,7 +102,10 @@ class Servicer:
         owner = self._owner(context)
         with _refusing(context), self._session_of(owner):
             for call in calls:
-                yield self._answers.to_bytes(call, owner)
+                answer = self._answers.of(call, owner)
+                if is_progress(answer):
+                    self._note(owner)
+                yield answer.SerializeToString()
 
     def _session_of(self, owner: bytes | None) -> AbstractContextManager[None]:
         return nullcontext() if owner is None else self._meter.session(owner)
@@ -104,6 +115,10 @@ class Servicer:
         owner = self._owner(context)
         if owner is not None:
             self._meter.request(owner)
+
+    def _note(self, owner: bytes | None) -> None:
+        if self._activity is not None and owner is not None:
+            self._activity.served(owner)
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
         if self._tokens is None:
@@ -137,6 +152,7 @@ def serve(
     identity: Identity | None = None,
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
     max_message: int = 0,
+    activity: Activity | None = None,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -147,6 +163,7 @@ def serve(
         identity: the service speaks TLS only, with this key and certificate.
         limits: of each node; they need `tokens`, which tell nodes apart.
         max_message: bytes of a request; 0: as many as one of `max_tokens` tokens may need.
+        activity: is told when each node was served; needs `tokens`, which say who a node is.
 
     Raises:
         OSError: the port is taken.
@@ -167,7 +184,8 @@ def serve(
         ],
     )
     meter = Meter(limits, lambda: None if tokens is None else tokens.phase)
-    server.add_generic_rpc_handlers((_handlers(Servicer(service, tokens, meter)),))
+    servicer = Servicer(service, tokens, meter, activity)
+    server.add_generic_rpc_handlers((_handlers(servicer),))
     host = f"[{bind}]" if ":" in bind else bind
     try:
         if identity is None:

@@ -39,7 +39,7 @@ class Malicious:
         self._rng, self._how = rng, how
 
     def ask(self, message: bytes, timeout: float) -> bytes:
-        true = self._answers.to_bytes(message, b"1/2")
+        true = self._answers.of(message, b"1/2").SerializeToString()
         if self._how == "true":
             return true
         if self._how == "cut and flipped":

@@ -68,7 +68,7 @@ class Attacked:
         self.expected = self.victims_answers()
 
     def ask(self, call: pb.Call, owner: bytes) -> pb.Answer:
-        return pb.Answer.FromString(self.answers.to_bytes(call.SerializeToString(), owner))
+        return self.answers.of(call.SerializeToString(), owner)
 
     def victims_answers(self) -> list[bytes]:
         """What a good client gets, to the last bit."""
@@ -102,7 +102,7 @@ class Attacked:
         return ends
 
     def end(self, message: bytes) -> str:
-        answer = pb.Answer.FromString(self.answers.to_bytes(message, ATTACKER))
+        answer = self.answers.of(message, ATTACKER)
         end = answer.WhichOneof("what")
         assert end is not None, "an empty answer"
         if end == "refused":

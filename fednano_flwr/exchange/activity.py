@@ -1,0 +1,39 @@
+"""When the LLM service last served each node: how it is known that a slow client still gets on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from fednano_flwr.exchange import fednano_pb2 as pb
+
+NOTHING_DONE = ("refused", "busy", "missing", "gone")
+
+
+class Activity:
+    """The time of each owner's last served call; asked and told from several threads.
+
+    Args:
+        clock: seconds that only ever grow, as `time.monotonic`'s.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[bytes, float] = {}
+        self._lock = threading.Lock()
+
+    def served(self, owner: bytes) -> None:
+        """Note that a call of this owner (`tokens.owner`) was served just now."""
+        with self._lock:
+            self._last[owner] = self._clock()
+
+    def last_seen(self, owner: bytes) -> float | None:
+        """When that was, by the clock; None where it never was."""
+        with self._lock:
+            return self._last.get(owner)
+
+
+def is_progress(answer: pb.Answer) -> bool:
+    """Whether something was computed or kept for the caller, and not only said why not."""
+    return answer.WhichOneof("what") not in (None, *NOTHING_DONE)
