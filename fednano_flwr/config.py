@@ -330,6 +330,23 @@ class Upload:
 
 
 @dataclass(frozen=True)
+class Privacy:
+    embedding_clip: float
+    embedding_noise: float
+
+    def __post_init__(self) -> None:
+        clip, noise = self.embedding_clip, self.embedding_noise
+        _require(0 <= clip < float("inf"), "privacy.embedding-clip", clip, "0 (off) or more")
+        _require(0 <= noise < float("inf"), "privacy.embedding-noise", noise, "0 (none) or more")
+        _require(
+            noise == 0 or clip > 0,
+            "privacy.embedding-noise",
+            noise,
+            "0 while privacy.embedding-clip is 0: it is a multiple of the clip",
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a run can be told. `docs/config.md` says what each key means."""
 
@@ -359,6 +376,7 @@ class RunConfig:
     llm: LLM
     exchange: Exchange
     upload: Upload
+    privacy: Privacy
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -380,6 +398,13 @@ class RunConfig:
             _require(value > 0, key.replace("_", "-"), value, "above 0")
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         self._check_schedule()
+        _require(
+            self.privacy.embedding_clip == 0 or self.exchange.kind == "embeddings",
+            "privacy.embedding-clip",
+            self.privacy.embedding_clip,
+            '0 unless exchange.kind = "embeddings": "lowrank" sends a text as its token ids, which '
+            "no noise can hide",
+        )
         _require(
             self.resume != "auto" or bool(self.run.name),
             "resume",
