@@ -5,8 +5,12 @@ received row x is some token's adapted embedding, and noise:
 
     guess(x) = argmin_t ‖x − c(e_t + s B A e_t)‖     over the vocabulary, c the clip
 
-This is the likeliest token under Gaussian noise if all tokens are equally likely. A host that also
-asks its language model which token is likely there reads more.
+This is the likeliest token under Gaussian noise of variance v if all tokens are equally likely. A
+host that knows how often words occur weighs that in:
+
+    guess(x) = argmin_t ‖x − c(e_t + s B A e_t)‖² / 2 − v log p_t
+
+One that also asks its language model which word is likely to follow there reads more still.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from fednano_flwr.exchange.noise import clipped
 from fednano_flwr.product import Factors
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 2048, 4096
+UNSEEN = 0.01
+"""How often a word that was never seen counts as seen."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,12 @@ def candidates(
         yield clipped(rows, clip) if clip else rows
 
 
-def nearest(rows: Tensor, chunks: Iterable[Tensor], rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
+def nearest(
+    rows: Tensor,
+    chunks: Iterable[Tensor],
+    handicap: Tensor | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> Tensor:
     """Index (n,) of the candidate nearest to each row; of equal ones the first.
 
     Needs memory for `rows_at_once` times a chunk of candidates, whatever the vocabulary.
@@ -69,15 +80,18 @@ def nearest(rows: Tensor, chunks: Iterable[Tensor], rows_at_once: int = ROWS_AT_
     Args:
         rows: (n, d).
         chunks: candidates (c, d), one part after another.
+        handicap: (vocabulary,) added to half the squared distance of each.
     """
     rows = rows.float()
     best, found = torch.full((len(rows),), torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     start = 0
     for chunk in chunks:
-        half_squares = chunk.square().sum(1) / 2
+        offset = chunk.square().sum(1) / 2
+        if handicap is not None:
+            offset = offset + handicap[start : start + len(chunk)]
         for low in range(0, len(rows), rows_at_once):
             part = slice(low, low + rows_at_once)
-            distance = half_squares - rows[part] @ chunk.T  # ‖x − c‖² / 2 without ‖x‖² / 2
+            distance = offset - rows[part] @ chunk.T  # without ‖x‖² / 2, which all have
             least = distance.amin(1, keepdim=True)
             place = (distance == least).int().argmax(1)
             closer = least.squeeze(1) < best[part]
@@ -85,6 +99,12 @@ def nearest(rows: Tensor, chunks: Iterable[Tensor], rows_at_once: int = ROWS_AT_
             found[part] = torch.where(closer, start + place, found[part])
         start += len(chunk)
     return found
+
+
+def log_frequencies(tokens: Tensor, vocabulary: int) -> Tensor:
+    """log p (vocabulary,) from a text (n,) of the same kind; words that it lacks are unlikely."""
+    counts = torch.bincount(tokens, minlength=vocabulary).double() + UNSEEN
+    return (counts / counts.sum()).log().float()
 
 
 def answers_of_gradient(gradient: Tensor) -> Tensor:

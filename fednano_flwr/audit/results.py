@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.audit.attack import candidates, in_every, most_frequent, nearest, shares
+from fednano_flwr.audit.attack import (
+    candidates,
+    in_every,
+    log_frequencies,
+    most_frequent,
+    nearest,
+    shares,
+)
 from fednano_flwr.audit.playing import Played, play
 from fednano_flwr.audit.recording import joined
 from fednano_flwr.config import ConfigError, RunConfig
@@ -61,6 +68,7 @@ class _Read:
     tokens: list[Tensor] = field(default_factory=list)
     once: list[Tensor] = field(default_factory=list)
     often: list[Tensor] = field(default_factory=list)
+    weighed: list[Tensor] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
     answers_read: list[Tensor] = field(default_factory=list)
     image_rows: int = 0
@@ -92,8 +100,12 @@ def audit_one(subject: Subject, asked: Asked) -> dict[str, Any]:
     config = subject.config
     times = asked.observations or times_sent(config)
     read = _Read()
-    for played in play(config, subject.theta, subject.clients, asked.questions, asked.seed, times):
-        _attack(played, read)
+    everyone = list(
+        play(config, subject.theta, subject.clients, asked.questions, asked.seed, times)
+    )
+    for played in everyone:
+        others = [p.tokens for other in everyone if other is not played for p in other.prompts]
+        _attack(played, joined(others), read)
     if not read.tokens:
         raise ConfigError(f"{subject.name}: no client has a training question to play")
     tokens, template = joined(read.tokens), in_every(read.tokens)
@@ -115,6 +127,7 @@ def audit_one(subject: Subject, asked: Asked) -> dict[str, Any]:
         "observations": [min(read.times), max(read.times)],
         "read_once": asdict(shares(joined(read.once), tokens, template)),
         "read_often": asdict(shares(joined(read.often), tokens, template)),
+        "read_often_weighed": asdict(shares(joined(read.weighed), tokens, template)),
         "most_frequent": asdict(most_frequent(tokens, template)),
         "answers": shares(joined(read.answers_read), answers, set()).all,
         "most_frequent_answer": most_frequent(answers, set()).all,
@@ -123,36 +136,44 @@ def audit_one(subject: Subject, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _attack(played: Played, read: _Read) -> None:
-    """Add what the host reads of one client."""
+def _attack(played: Played, others: Tensor, read: _Read) -> None:
+    """Add what the host reads of one client.
+
+    Args:
+        others: text (n,) of the other clients, which says how often words occur.
+    """
     prompts = played.prompts
     sizes = [len(prompt.tokens) for prompt in prompts]
-    received = [prompt.received for prompt in prompts] + [prompt.mean for prompt in prompts]
-    guesses = _guessed(played, torch.cat(received)).split(sizes * 2)
+    once = torch.cat([prompt.received for prompt in prompts])
+    often = torch.cat([prompt.mean for prompt in prompts])
+    guesses = weighed = torch.cat([once, often])
+    if once.is_floating_point():  # token ids are read as they are
+        table = _table(played.client)
+        guesses = nearest(guesses, _candidates(played, table))
+        privacy, times = played.client.config.privacy, min(prompt.count for prompt in prompts)
+        variance = (privacy.embedding_noise * privacy.embedding_clip) ** 2 / times
+        handicap = -variance * log_frequencies(others, len(table.weight))
+        weighed = nearest(often, _candidates(played, table), handicap)
     read.tokens += [prompt.tokens for prompt in prompts]
-    read.once += guesses[: len(prompts)]
-    read.often += guesses[len(prompts) :]
+    read.once += guesses[: len(once)].split(sizes)
+    read.often += guesses[len(once) :].split(sizes)
+    read.weighed += weighed[-len(often) :].split(sizes)
     read.answers += [prompt.answers for prompt in prompts]
     read.answers_read += [prompt.read_answers for prompt in prompts]
     read.image_rows += sum(prompt.image_rows for prompt in prompts)
     read.times += [prompt.count for prompt in prompts]
 
 
-def _guessed(played: Played, received: Tensor) -> Tensor:
-    """Tokens (n,) by what was received: rows (n, d) are searched for, token ids (n,) are read."""
-    if not received.is_floating_point():
-        return received
-    config, table = played.client.config, _table(played.client)
+def _candidates(played: Played, table: TokenTable) -> Iterator[Tensor]:
+    """What each token of the vocabulary looks like when it arrives without noise."""
+    config = played.client.config
     adapter = config.adapter
-    return nearest(
-        received,
-        candidates(
-            lambda ids: table(ids.to(table.weight.device)).cpu(),
-            len(table.weight),
-            text_factors(played.theta),
-            adapter.alpha / adapter.rank,
-            config.privacy.embedding_clip,
-        ),
+    return candidates(
+        lambda ids: table(ids.to(table.weight.device)).cpu(),
+        len(table.weight),
+        text_factors(played.theta),
+        adapter.alpha / adapter.rank,
+        config.privacy.embedding_clip,
     )
 
 

@@ -28,6 +28,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "text read, once": lambda row: share(row["read_once"]["all"]),
     "content read, once": lambda row: share(row["read_once"]["content"]),
     "content read, often": lambda row: share(row["read_often"]["content"]),
+    "content read, often, frequencies": lambda row: share(row["read_often_weighed"]["content"]),
     "content, blind": lambda row: share(row["most_frequent"]["content"]),
     "answers read": lambda row: share(row["answers"]),
     "accuracy": lambda row: share(row["accuracy"]),
@@ -45,7 +46,7 @@ def console_table(rows: Sequence[Row]) -> str:
         [
             table("shares in %", headings, cells, WIDTH),
             f"often: the mean of {' to '.join(map(str, times))} observations of each question; "
-            "blind: always the most frequent token",
+            "frequencies: knowing those of other clients' words; blind: the most frequent token",
             f"accuracy: the run's own, in %; of the frozen model {', '.join(frozen)}",
         ]
     )

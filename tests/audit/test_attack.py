@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from fednano_flwr.audit.attack import (
     answers_of_gradient,
     candidates,
     in_every,
+    log_frequencies,
     most_frequent,
     nearest,
     shares,
@@ -91,3 +94,25 @@ def test_the_template_is_what_all_questions_share() -> None:
     texts = [torch.tensor([1, 2, 3]), torch.tensor([3, 4, 1])]
     assert in_every(texts) == {1, 3}
     assert in_every(texts[:1]) == set()
+
+
+def test_who_knows_how_often_words_occur_is_never_worse_than_blind() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.tensor([30.0, *[1.0] * 49])
+    truth, other = (torch.multinomial(weights, 3000, True, generator=generator) for _ in range(2))
+    blind = most_frequent(truth, set()).all
+    assert blind is not None
+    for sigma, gain in ((100.0, 0.0), (1.5, 0.05)):
+        rows = TABLE[truth] + sigma * torch.randn(3000, 16, generator=generator)
+        weighed = nearest(rows, [TABLE], -(sigma**2) * log_frequencies(other, 50))
+        plain = nearest(rows, [TABLE])
+        right = float((weighed == truth).float().mean())
+        assert right > blind + gain - 0.01
+        assert right > float((plain == truth).float().mean()) + 0.05
+
+
+def test_a_word_that_was_never_seen_is_unlikely_and_not_impossible() -> None:
+    log_p = log_frequencies(torch.tensor([1, 1, 1, 2]), 4)
+    assert log_p.exp().sum() == pytest.approx(1.0)
+    assert log_p[1] > log_p[2] > log_p[0] == log_p[3] > -10
+    assert log_p[1] - log_p[2] == pytest.approx(math.log(3.01 / 1.01), abs=1e-5)

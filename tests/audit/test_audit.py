@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from fednano_flwr.audit.attack import candidates
 from fednano_flwr.audit.command import audit, from_folder
-from fednano_flwr.audit.results import Asked, Subject, audit_one, times_sent
+from fednano_flwr.audit.results import Asked, Subject, audit_one, text_factors, times_sent
 from fednano_flwr.audit.tables import COLUMNS, console_table, markdown
 from fednano_flwr.cli import cli
-from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.config import Adapter, ConfigError, RunConfig
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.adapters import adapter_state, build_adapters, load_adapter_state
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question, QuestionEncoder
 from fednano_flwr.in_process import run_in_process
+from fednano_flwr.models.edge_half import EdgeHalf
 
 Config = Callable[..., dict[str, Any]]
 ASKED = Asked(questions=12, seed=0, observations=2)
@@ -108,6 +114,24 @@ def test_what_is_no_run_is_refused_before_anything_is_played(
         audit([tmp_path], ASKED, 3, None, tmp_path, "", print)
     done = CliRunner().invoke(cli, ["audit", str(tmp_path / "there-is-none.json")])
     assert done.exit_code == 2 and "ends in .toml" in done.output
+
+
+def test_the_hosts_candidates_are_what_a_client_sends(
+    edge_half: EdgeHalf, encoder: QuestionEncoder
+) -> None:
+    adapters = build_adapters(48, Adapter(4, 12.0, 0.0, "image,text"), seed=0)
+    theta = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(i))
+        for i, (name, value) in enumerate(adapter_state(adapters).items())
+    }
+    load_adapter_state(adapters, theta)
+    tokens = edge_half.token_table()
+    edge = NanoEdge(edge_half, tokens, adapters, encoder)
+    question = Question(Sample("1", "?", "g", "s"), torch.arange(10, 20), (1,), (), {})
+    sent = edge([question]).embedded().embeds.detach()
+    rows = torch.cat(list(candidates(tokens, 64, text_factors(theta), 3.0, at_once=9)))
+    assert torch.allclose(rows[10:20], sent, atol=1e-5)
+    assert (rows[10:20] - tokens(torch.arange(10, 20))).abs().max() > 1
 
 
 def test_the_tables_hold_every_row(run_config: Config) -> None:

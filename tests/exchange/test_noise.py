@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def test_all_that_leaves_is_clipped_and_noised_afresh_also_in_scoring(llm_half: 
     noises = [rows - clipped(plain.hidden, 1.0) for rows in host.seen]
     for noise in noises:
         assert 0.05 < noise.std() < 0.15  # 240 numbers of deviation 0.1
-    for one, other in zip(noises, noises[1:], strict=False):
+    for one, other in pairwise(noises):
         assert not torch.equal(one, other)
 
 
