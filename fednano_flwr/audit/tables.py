@@ -7,7 +7,7 @@ from typing import Any
 
 from fednano_flwr.console import table
 
-WIDTH = 140
+WIDTH = 180
 Row = Mapping[str, Any]
 
 
@@ -31,7 +31,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "content read, often, frequencies": lambda row: share(row["read_often_weighed"]["content"]),
     "content, blind": lambda row: share(row["most_frequent"]["content"]),
     "answers read": lambda row: share(row["answers"]),
+    "accuracy, untrained": lambda row: share(row["frozen_accuracy"]),
     "accuracy": lambda row: share(row["accuracy"]),
+    "rounds": lambda row: str(row["rounds"]),
 }
 """Headings, and a row's text under each; shares in per cent."""
 
@@ -41,13 +43,12 @@ def console_table(rows: Sequence[Row]) -> str:
     headings = ["run", *(name.replace(", ", ",\n") for name in COLUMNS)]
     cells = [[row["name"], *(write(row) for write in COLUMNS.values())] for row in rows]
     times = sorted({count for row in rows for count in row["observations"]})
-    frozen = sorted({share(row["frozen_accuracy"]) for row in rows})
     return "\n".join(
         [
             table("shares in %", headings, cells, WIDTH),
             f"often: the mean of {' to '.join(map(str, times))} observations of each question; "
             "frequencies: knowing those of other clients' words; blind: the most frequent token",
-            f"accuracy: the run's own, in %; of the frozen model {', '.join(frozen)}",
+            "accuracy: the run's own, in %, before the first and after its last round",
         ]
     )
 
