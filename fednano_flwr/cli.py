@@ -376,6 +376,66 @@ def doctor(
         raise typer.Exit(FAILED)
 
 
+@cli.command(
+    epilog="Example: fednano audit runs/plain runs/noisy --questions 200. What the numbers are: "
+    "docs/audit.md."
+)
+def audit(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|FILE.toml...", help="Folders of runs, or configs."),
+    ],
+    questions: Annotated[
+        int, typer.Option(min=1, help="Training questions to play, over all clients.")
+    ] = 200,
+    observations: Annotated[
+        int,
+        typer.Option(min=0, help="How often each is seen; 0: as often as the run sends it."),
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which questions are played.")] = 0,
+    clients: Annotated[int, typer.Option(min=1, help="Simulated clients of a FILE.toml.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON object here, too.")
+    ] = None,
+    app: App = None,
+) -> None:
+    """Attack one's own runs: how much of the clients' text could their LLM host read?
+
+    Plays some of the clients' training once more on this machine, over the real exchange, and
+    tries to read text and answers back from what arrives at the host.
+
+    Exits with 0 whatever was read, 1 if FILE cannot be written, 2 if a run cannot be audited here
+    and 130 if it was interrupted.
+    """
+    from fednano_flwr.audit.command import audit as carry_out
+    from fednano_flwr.audit.command import show
+    from fednano_flwr.audit.results import Asked
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.resources import ResourceError
+
+    asked, command = Asked(questions, seed, observations), shlex.join(["fednano", *sys.argv[1:]])
+    cwd = Path.cwd()
+
+    def progress(line: str) -> None:
+        typer.echo(line, err=True)
+
+    try:
+        with interrupts():
+            results = carry_out(targets, asked, clients, app, cwd, command, progress)
+    except (ConfigError, DataError, ResourceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    try:
+        typer.echo(show(results, as_json, out))
+    except OSError as error:
+        typer.echo(f"error: {out} cannot be written: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+
+
 def _check_dtype(dtype: str | None) -> None:
     if dtype is not None and dtype not in DTYPES:
         typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)

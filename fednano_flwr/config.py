@@ -393,6 +393,8 @@ class Privacy:
     clip_rate: float
     count_noise: float
     secure_aggregation: bool
+    embedding_clip: float
+    embedding_noise: float
 
     def __post_init__(self) -> None:
         _one_of("privacy.dp", self.dp, DP_KINDS)
@@ -414,6 +416,15 @@ class Privacy:
                 f"below 2 × privacy.count-noise ({self.count_noise:g}): with adaptive clipping the "
                 "count of clipped updates uses up a part of the noise",
             )
+        clip, noise = self.embedding_clip, self.embedding_noise
+        _require(0 <= clip < float("inf"), "privacy.embedding-clip", clip, "0 (off) or more")
+        _require(0 <= noise < float("inf"), "privacy.embedding-noise", noise, "0 (none) or more")
+        _require(
+            noise == 0 or clip > 0,
+            "privacy.embedding-noise",
+            noise,
+            "0 while privacy.embedding-clip is 0: it is a multiple of the clip",
+        )
 
     @property
     def adaptive(self) -> bool:
@@ -486,6 +497,13 @@ class RunConfig:
         )
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         self._check_schedule()
+        _require(
+            self.privacy.embedding_clip == 0 or self.exchange.kind == "embeddings",
+            "privacy.embedding-clip",
+            self.privacy.embedding_clip,
+            '0 unless exchange.kind = "embeddings": "lowrank" sends a text as its token ids, which '
+            "no noise can hide",
+        )
         _require(
             self.resume != "auto" or bool(self.run.name),
             "resume",

@@ -37,6 +37,7 @@ from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.noise import noise_of
 from fednano_flwr.exchange.protocol import LLM, LLMService
 from fednano_flwr.product import WRITINGS, cut_state
 
@@ -172,8 +173,7 @@ class Client:
         ).train
 
     def _llm(self, service: LLMService) -> LLM:
-        exchange = self.config.exchange
-        return EXCHANGES[exchange.kind](service, exchange.labels_at)
+        return exchange_of(self.config, service)
 
     def evaluate(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
@@ -193,6 +193,14 @@ EXCHANGES: Mapping[str, Callable[[LLMService, str], LLM]] = {
     "embeddings": EmbeddingsExchange,
     "lowrank": LowRankExchange,
 }
+
+
+def exchange_of(config: RunConfig, service: LLMService) -> LLM:
+    """The exchange that a run config asks for, on top of a service."""
+    exchange, noise = config.exchange, noise_of(config.privacy)
+    if noise is not None:  # the config has been checked: no other exchange sends embeddings
+        return EmbeddingsExchange(service, exchange.labels_at, noise)
+    return EXCHANGES[exchange.kind](service, exchange.labels_at)
 
 
 def peak_memory_mb() -> float:

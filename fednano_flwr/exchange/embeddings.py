@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,21 +18,35 @@ class EmbeddingsExchange:
 
     Args:
         labels_at: "server" or "client".
+        noise: makes of the rows (N, d) what is sent for them; None sends them as they are.
     """
 
-    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
+    def __init__(
+        self,
+        service: LLMService,
+        labels_at: str = "server",
+        noise: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.service = service
+        self._noise = noise
         self._step = stepper(service, labels_at)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        inputs = batch.embedded()
+        inputs = self._leaving(batch)
         return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self._step)
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self.service.score(batch.embedded().detach(), positions, candidates)
+        return self.service.score(self._leaving(batch).detach(), positions, candidates)
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        return self.service.next_tokens(batch.embedded().detach(), positions)
+        return self.service.next_tokens(self._leaving(batch).detach(), positions)
+
+    def _leaving(self, batch: AdaptedBatch) -> LLMInputs:
+        """All that the host gets of a batch, in training and in scoring."""
+        inputs = batch.embedded()
+        if self._noise is None:
+            return inputs
+        return replace(inputs, embeds=self._noise(inputs.embeds))
 
 
 class _HostLoss(torch.autograd.Function):

@@ -1,0 +1,119 @@
+"""`fednano audit`: runs' folders or config files in, one table out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fednano_flwr.audit.results import Asked, Subject, audit_one, times_sent
+from fednano_flwr.audit.tables import console_table
+from fednano_flwr.command.overrides import run_config
+from fednano_flwr.command.project import find_app
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.files import replace_file
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.run_folder import environment
+
+ADAPTERS = Path("adapters/last/adapter_model.safetensors")
+
+
+def audit(
+    targets: Sequence[Path],
+    asked: Asked,
+    clients: int,
+    app: Path | None,
+    cwd: Path,
+    command: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Audit each of some runs; all are looked at before the first is played.
+
+    Args:
+        targets: runs' folders, or .toml files of run-config keys.
+        clients: of a .toml file, which has not run.
+        command: what was typed; goes into the results.
+
+    Raises:
+        ConfigError, ResourceError, DataError: one cannot be audited here.
+    """
+    subjects = [
+        from_folder(target) if target.is_dir() else from_file(target, clients, app, cwd)
+        for target in targets
+    ]
+    for subject in subjects:
+        times_sent(subject.config)
+    rows = []
+    for subject in subjects:
+        say(f"playing  {subject.name}")
+        rows.append(audit_one(subject, asked))
+    return {"command": command, "seed": asked.seed, "environment": environment(), "rows": rows}
+
+
+def show(results: dict[str, Any], as_json: bool, out: Path | None) -> str:
+    """What to print; the results also go to the file `out`, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, f"{text}\n".encode())
+    return text if as_json else console_table(results["rows"])
+
+
+def from_folder(folder: Path) -> Subject:
+    """A run that has been: its config, last adapters, accuracies and number of clients.
+
+    Raises:
+        ConfigError: the folder is no run's, or one of another version's.
+    """
+    try:
+        flat = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        theta = load_file(folder / ADAPTERS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: is no run's folder ({error})") from None
+    if not records:
+        raise ConfigError(f"{folder}: metrics.jsonl has no round")
+    try:
+        config = RunConfig.parse(flat)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: written by another version of fednano: {error}") from None
+    return Subject(
+        name=folder.resolve().name,
+        config=config,
+        theta=theta,
+        clients=_clients(records[0]),
+        after_round=records[-1]["round"],
+        accuracy=records[-1]["accuracy"],
+        frozen_accuracy=records[0]["accuracy"],
+    )
+
+
+def from_file(file: Path, clients: int, app: Path | None, cwd: Path) -> Subject:
+    """A config that has not run: adapters as they are at the start, which change nothing.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    if file.suffix != ".toml":
+        raise ConfigError(f"{file}: give a run's folder, or a file that ends in .toml")
+    config = run_config(find_app(app, cwd), [str(file)], clients, cwd)
+    size = Checkpoint(config.model.name).config.get_text_config().hidden_size
+    theta = adapter_state(build_adapters(size, config.adapter, config.seed))
+    return Subject(file.stem, config, theta, clients, 0, None, None)
+
+
+def _clients(first: dict[str, Any]) -> int:
+    """How many clients a run had: all score its round 0, and those that failed are named."""
+    partitions = [int(partition) for partition in first["accuracy_per_client"]]
+    failed = len(first["failures"]["evaluate"])
+    return max(len(partitions) + failed, 1 + max(partitions, default=-1))
