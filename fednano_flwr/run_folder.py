@@ -8,6 +8,7 @@ adapters/best      those of the round with the best mean accuracy
 state.json         which rounds these are
 checkpoints/       what a run that was stopped goes on from (checkpoints.py)
 metrics-cut.jsonl  lines of rounds that were done again, or only half written
+.lock              who writes it now, while somebody does (folder_lock.py)
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from fednano_flwr.console import say
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
 from fednano_flwr.edge.own_state import Earlier
 from fednano_flwr.files import replace_file
+from fednano_flwr.folder_lock import FolderLock
 from fednano_flwr.resume import continues, digest_of, folder_of
 
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
@@ -44,8 +46,9 @@ PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grp
 class RunFolder:
     """Writes one run; every file is complete at any time.
 
-    The folder is made with round 0's results: a run that never got so far leaves none. Where the
-    config says so, an earlier run in it is put back to its last checkpoint, to be continued.
+    A run that never got so far as to have round 0's results leaves no folder. Where the config says
+    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is closed,
+    or its process ends, nobody else may write there.
 
     Args:
         run: Flower's id of this run.
@@ -57,6 +60,7 @@ class RunFolder:
 
     Raises:
         ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
+        LockedError: another run writes there.
         CheckpointError: none of its checkpoints can be read, or one cannot be put back.
     """
 
@@ -69,11 +73,30 @@ class RunFolder:
         self._run = str(run)
         self._best: dict[str, Tensor] = {}
         self._environment = environment()
-        if continues(config, self.path):
-            try:
+        continues(config, self.path)  # what cannot be is refused before a folder is made
+        try:
+            self._lock = FolderLock(self.path, say)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
+        try:
+            if continues(config, self.path):  # looked at again: whoever had it may have gone on
                 self._go_back()
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+        except (OSError, SafetensorError) as error:
+            self.close()
+            raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write to the folder; what was read of it stays."""
+        self._lock.release()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -148,10 +171,12 @@ class RunFolder:
 
     def _go_back(self) -> None:
         """Put the folder back to its last checkpoint; to before round 0 where there is none yet."""
+        self._remove_partial()
         found = checkpoints.newest(self.path / "checkpoints", say)
         if found is None:
             if _state_round(self.path) > 0:
                 raise ConfigError(f"{self.path} holds a run without checkpoints: it cannot go on")
+            checkpoints.tidy(self.path / "checkpoints", -1, 0)
             self._cut_metrics(-1)
             return
         if found.config != digest_of(self.config):
@@ -163,8 +188,15 @@ class RunFolder:
         self._save_adapters("last", found.theta, found.hidden_size)
         self._save_adapters("best", found.best, found.hidden_size)
         self._write_state()
+        keep = self.config.run.keep_checkpoints
+        checkpoints.tidy(self.path / "checkpoints", found.round, keep)
         if not self.finished:
             self._note_start(found)
+
+    def _remove_partial(self) -> None:
+        """Files that were being written when the run was stopped."""
+        for file in self.path.glob("*.partial"):
+            file.unlink()
 
     def _note_start(self, found: Checkpoint) -> None:
         """Add this start to environment.json, and say what differs from the one before."""

@@ -58,6 +58,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     Raises:
         ConfigError: a value of the run config cannot be used.
         CheckpointError: the run's folder cannot be written, or not be continued.
+        LockedError: another run writes to that folder.
         TooFewClientsError: too few clients are there, or replied.
     """
     check_ranks(config)
@@ -66,11 +67,13 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     work, one = local_work_of(strategy), trains_one(strategy)
     folder = RunFolder(config, run_id)
     if folder.finished:
+        folder.close()
         say("all rounds of this run are there already")
         _report(folder)
         return folder
     federation = Federation(grid, config.round_timeout, config.min_replies, say)
     with (
+        folder,
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(
             host, config.llm.bind, config.llm.port, config.llm.max_clients, tokens, identity

@@ -101,8 +101,8 @@ class OwnState:
         replace_file(file, safetensors.torch.save(data))
         kept = {file for _, file in sorted(self._kept(name))[-self.most :]}
         for folder in (self.folder, *(folder for folder, _ in self.earlier)):
-            for old in folder.glob(f"{name}.*.safetensors"):
-                if old not in kept:
+            for old in (*folder.glob(f"{name}.*.safetensors"), *folder.glob(f"{name}.*.partial")):
+                if old not in kept:  # or was being written when a process was killed
                     old.unlink()
 
     def _kept(self, name: str) -> list[tuple[int, Path]]:
