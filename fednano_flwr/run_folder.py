@@ -56,7 +56,7 @@ class RunFolder:
     Attributes:
         rounds: records of metrics.jsonl.
         resumed: the checkpoint that the run continues; None for a run that begins.
-        earlier: the runs that have led to that checkpoint.
+        earlier: the runs that have led to that checkpoint, and those stopped before they had one.
 
     Raises:
         ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
@@ -72,7 +72,7 @@ class RunFolder:
         self.earlier: list[Earlier] = []
         self._run = str(run)
         self._best: dict[str, Tensor] = {}
-        self._environment = environment()
+        self._environment = {"run": self._run, **environment()}
         continues(config, self.path)  # what cannot be is refused before a folder is made
         try:
             self._lock = FolderLock(self.path, say)
@@ -183,7 +183,8 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path}: the checkpoint of round {found.round} is of another config"
             )
-        self.resumed, self.earlier, self._best = found, found.runs, found.best
+        self.resumed, self._best = found, found.best
+        self.earlier = [*self._cut_short(found), *found.runs]
         self.rounds = self._cut_metrics(found.round)
         self._save_adapters("last", found.theta, found.hidden_size)
         self._save_adapters("best", found.best, found.hidden_size)
@@ -197,6 +198,13 @@ class RunFolder:
         """Files that were being written when the run was stopped."""
         for file in self.path.glob("*.partial"):
             file.unlink()
+
+    def _cut_short(self, found: Checkpoint) -> list[Earlier]:
+        """Starts of this run that came to no checkpoint: what clients kept in them never counts."""
+        noted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        starts = [start.get("run") for start in (noted, *noted.get("resumed", []))]
+        known = {one.run for one in found.runs} | {None, self._run}
+        return [Earlier(run, -1) for run in dict.fromkeys(starts) if run not in known]
 
     def _note_start(self, found: Checkpoint) -> None:
         """Add this start to environment.json, and say what differs from the one before."""
