@@ -4,9 +4,9 @@
         ...
 
 The kernel takes the lock back when its holder ends, be it by SIGKILL or by a power failure, so none
-is ever left behind; a file `.lock` that is found says nothing by itself. On a network file system it
-holds between machines only where that file system hands locks on (NFS with lockd, not mounted with
-`nolock` or `local_lock`).
+is ever left behind; a file `.lock` that is found says nothing by itself. On a network file system
+it holds between machines only where that file system hands locks on (NFS with lockd, not mounted
+with `nolock` or `local_lock`).
 """
 
 from __future__ import annotations

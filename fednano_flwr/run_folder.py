@@ -47,8 +47,8 @@ class RunFolder:
     """Writes one run; every file is complete at any time.
 
     A run that never got so far as to have round 0's results leaves no folder. Where the config says
-    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is closed,
-    or its process ends, nobody else may write there.
+    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is
+    closed, or its process ends, nobody else may write there.
 
     Args:
         run: Flower's id of this run.

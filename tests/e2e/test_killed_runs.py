@@ -1,4 +1,4 @@
-"""`fednano run` with Ray, killed in the middle of rounds and given again, ends as if it never was."""
+"""`fednano run` with Ray, killed in the middle of rounds, ends as if it had not been."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import tomli_w
 
 from fednano_flwr import checkpoints
 from tests.outcome import assert_same_outcome, half_written
@@ -32,8 +33,9 @@ class Command:
         self.folder = Path(flat["run.dir"]) / flat["run.name"]
         self._mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "--verbose"]
-        for key, value in flat.items():
-            command += ["-c", f"{key}={value}"]
+        config = temporary / f"{self._mark}.toml"
+        config.write_text(tomli_w.dumps(flat), encoding="utf-8")
+        command += ["-c", str(config)]
         self._log = temporary / f"{self._mark}.log"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(

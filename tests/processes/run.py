@@ -1,4 +1,6 @@
-"""Whole runs, clients and all, each in a process that a test may kill: `python -m tests.processes.run`.
+"""Whole runs, clients and all, each in a process that a test may kill.
+
+    python -m tests.processes.run
 
 Reads a line `CONFIG RUN_ID LOG` for each: a JSON file of flat run-config keys, Flower's number of
 the run, and where its output goes. The run's process is a fork of this one, which has imported
