@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.soak.census import MB, census
+from benchmarks.soak.census import MB, census, size_of
 from benchmarks.soak.flat import complaints, growth, slope, steps
 from tests.conftest import REPOSITORY
 
@@ -42,6 +42,19 @@ def test_a_leak_of_some_kilobytes_a_round_is_found_below_the_noise(kb: int) -> N
     found = judge(warmed_up(leak=kb / 1e3))
     assert "memory grows by" in found[0] and "KB a round" in found[0]
     assert any("has grown by" in line for line in found) == (kb == 50)
+
+
+def test_the_records_of_the_runs_rounds_may_grow_and_nothing_beside_them() -> None:
+    history = [0.008 * number for number in ROUNDS]
+    assert judge(warmed_up(leak=0.008), history_mb=history) == []
+    assert judge(warmed_up(leak=0.018), history_mb=history) != []
+
+
+def test_the_size_of_a_record_is_that_of_all_in_it() -> None:
+    text = "x" * 1000
+    record = {"accuracy": {"0": text, "1": text}}
+    assert 1000 < size_of([record], set()) < 2000  # what is there twice counts once
+    assert size_of([record, {"other": "y" * 1000}], set()) > 2000
 
 
 def test_one_small_jump_is_no_leak_and_many_are() -> None:
@@ -86,6 +99,6 @@ def test_five_hundred_rounds_leave_nothing_behind(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     record = json.loads(result.read_text(encoding="utf-8"))
     assert record["complaints"] == []
-    assert [one["round"] for one in record["samples"]] == list(range(20, 501, 20))
+    assert [one["round"] for one in record["samples"]] == list(range(20, 500, 20))
     last = record["samples"][-1]
     assert last["server"]["connections"] > 0 and last["server"]["features_kb"] > 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 
 import psutil
 
 from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.run_folder import RunFolder
 
 KB, MB = 1e3, 1e6
 
@@ -16,6 +18,7 @@ def census() -> dict[str, float]:
     """Of this process, after a collection of garbage.
 
     `uss_mb` is memory that would be free if the process ended; `rss_mb` counts shared pages too.
+    `history_mb` is what of it are the records of a run's rounds, which grow with the run.
     """
     gc.collect()
     objects = gc.get_objects()
@@ -32,7 +35,22 @@ def census() -> dict[str, float]:
     if hosts := [one for one in objects if type(one) is FrozenLLM]:
         found["features_kb"] = sum(host.features.bytes_in_memory for host in hosts) / KB
         found["graphs"] = sum(len(host.graphs) for host in hosts)
+    if runs := [one for one in objects if type(one) is RunFolder]:
+        found["history_mb"] = sum(size_of(run.rounds, set()) for run in runs) / MB
     return found
+
+
+def size_of(value: object, seen: set[int]) -> int:
+    """Bytes of a value made of dictionaries and lists, and of all that is in it, once each."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    inside: list[object] = []
+    if isinstance(value, dict):
+        inside = [*value.keys(), *value.values()]
+    elif isinstance(value, list):
+        inside = value
+    return sys.getsizeof(value) + sum(size_of(one, seen) for one in inside)
 
 
 def files_in(folder: Path) -> int:

@@ -8,8 +8,8 @@ from itertools import combinations
 
 Sample = Mapping[str, Mapping[str, float]]
 """What each process held, by its name, at one time."""
-MEMORY = "uss_mb"
-ONLY_SHOWN = ("rss_mb", "objects")
+MEMORY, HISTORY = "uss_mb", "history_mb"
+ONLY_SHOWN = ("rss_mb", "objects", HISTORY)
 """Counted for people: shared pages are no process's own, and a run remembers its rounds."""
 
 
@@ -41,13 +41,15 @@ def complaints(
 
     Args:
         rounds: at which the samples were taken, at equal distances.
-        kb_a_round, mb: what a process's own memory may grow by, a round and in all.
+        kb_a_round, mb: what a process's own memory, less the records of the run's rounds, may grow
+            by, a round and in all.
     """
     half = len(samples) // 2
     found = []
     for who, held in samples[-1].items():
         for what in held:
-            early, late = ([one[who][what] for one in part] for part in split(samples, half))
+            values = series(samples, who, what)
+            early, late = values[:half], values[half:]
             if what == MEMORY:
                 a_round = 1e3 * steps(rounds[half:], late)
                 if a_round > kb_a_round:
@@ -59,5 +61,7 @@ def complaints(
     return found
 
 
-def split(samples: Sequence[Sample], half: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    return samples[:half], samples[half:]
+def series(samples: Sequence[Sample], who: str, what: str) -> list[float]:
+    """One count over time; a process's memory without the run's history, which has to grow."""
+    known = HISTORY if what == MEMORY else ""
+    return [one[who][what] - one[who].get(known, 0.0) for one in samples]

@@ -7,7 +7,8 @@ simulation. Model and data are tiny and random; updates are packed to int4 with 
 that clients keep something from round to round; two checkpoints are kept. Every few rounds, when
 all are idle, each process counts what it holds: memory of its own (USS), open files, threads,
 connections; the server also stored features and open graphs, and files on disk. Exits with 1 if the
-second half of the run shows growth. Prints a table and writes JSON, with --picture also a picture.
+second half of the run shows growth, the records of the run's rounds apart, or if a connection is
+open after it. Prints a table and writes JSON, with --picture also a picture.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from benchmarks.report import ROOT, options_of, table, write_json
 from benchmarks.runs import process
 from benchmarks.soak.census import census, files_in
 from benchmarks.soak.clients import PipeGrid, serve_messages
-from benchmarks.soak.flat import MEMORY, complaints, growth, steps
+from benchmarks.soak.flat import MEMORY, complaints, growth, series, steps
 from fednano_demo.generate import write_dataset
 from fednano_flwr import server_app
 from fednano_flwr.command import project
@@ -36,6 +37,7 @@ from fednano_flwr.config import RunConfig
 from tests.certificates import authority, certificate
 
 KB_A_ROUND, MB_IN_ALL = 5.0, 5.0
+LEAST = 8  # two in each quarter of the run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,17 +45,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fednano-soak-") as folder:
         started = time.perf_counter()
-        rounds, samples = soak(Path(folder), options)
+        rounds, samples, after = soak(Path(folder), options)
         minutes = (time.perf_counter() - started) / 60
     found = complaints(rounds, samples, KB_A_ROUND, MB_IN_ALL)
+    found += [f"{who}: connections are left" for who, one in after.items() if one["connections"]]
     write_json(
         options,
         minutes=minutes,
         bounds={"kb_a_round": KB_A_ROUND, "mb": MB_IN_ALL},
         samples=[{"round": number} | one for number, one in zip(rounds, samples, strict=True)],
+        after=after,
         complaints=found,
     )
-    show(rounds, samples, minutes)
+    show(rounds, samples, options.rounds, minutes)
     if options.picture:
         draw(rounds, samples, Path(options.picture))
     for line in found:
@@ -67,36 +71,43 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=20, help="rounds from one count to the next")
     parser.add_argument("--clients", type=int, default=2)
     parser.add_argument("--picture", metavar="FILE", help="also draw memory over rounds")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.rounds <= LEAST * options.every:
+        parser.error(f"--rounds {options.rounds}: at least {LEAST} counts are needed to judge")
+    return options
 
 
-def soak(
-    folder: Path, options: argparse.Namespace
-) -> tuple[list[int], list[dict[str, dict[str, float]]]]:
-    """Run it in `folder`; the rounds that were counted at, and what each process held."""
+Held = dict[str, dict[str, float]]
+
+
+def soak(folder: Path, options: argparse.Namespace) -> tuple[list[int], list[Held], Held]:
+    """Run it in `folder`; the rounds that were counted after, what each process held then, and
+    what when all was over."""
     flat = prepare(folder, options)
     run, states = Path(flat["run.dir"]) / flat["run.name"], Path(flat["edge.state-dir"])
     rounds: list[int] = []
-    samples: list[dict[str, dict[str, float]]] = []
+    samples: list[Held] = []
     done = 0
 
-    def count() -> None:
+    def count() -> Held:
+        for pipe in pipes:
+            pipe.send(None)
+        held = {f"client {number}": pipe.recv() for number, pipe in enumerate(pipes)}
+        files = {"files_of_run": files_in(run), "files_of_clients": files_in(states)}
+        return {"server": {**census(), **files}, **held}
+
+    def before_training() -> None:
         nonlocal done
         if done and done % options.every == 0:
-            for pipe in pipes:
-                pipe.send(None)
-            held = {f"client {number}": pipe.recv() for number, pipe in enumerate(pipes)}
-            files = {"files_of_run": files_in(run), "files_of_clients": files_in(states)}
             rounds.append(done)
-            samples.append({"server": {**census(), **files}, **held})
+            samples.append(count())
         done += 1
 
     with ExitStack() as stack:
         arguments = (serve_messages, flat, options.clients)
         pipes = [stack.enter_context(process(*arguments)) for _ in range(options.clients)]
-        server_app.federate(PipeGrid(flat, pipes, count), 1, RunConfig.parse(flat))
-        count()
-    return rounds, samples
+        server_app.federate(PipeGrid(flat, pipes, before_training), 1, RunConfig.parse(flat))
+        return rounds, samples, count()
 
 
 def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -128,26 +139,24 @@ def prepare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(
-    rounds: Sequence[int], samples: Sequence[dict[str, dict[str, float]]], minutes: float
-) -> None:
+def show(rounds: Sequence[int], samples: Sequence[Held], total: int, minutes: float) -> None:
     half = len(samples) // 2
-    print(f"\n{rounds[-1]} rounds in {minutes:.1f} minutes\n")
+    print(f"\n{total} rounds in {minutes:.1f} minutes\n")
     rows = []
     for who, held in samples[-1].items():
         for what in held:
             values = [one[who][what] for one in samples]
-            a_round = steps(rounds[half:], values[half:])
+            judged = series(samples, who, what)[half:]
+            a_round = steps(rounds[half:], judged)
             slope = f"{1e3 * a_round:+.2f} KB" if what.endswith("_mb") else f"{a_round:+.3f}"
             ends = (f"{values[i]:.1f}" for i in (0, half, -1))
-            rows.append((who, what, *ends, slope, f"{growth(values[half:]):+.2f}"))
+            rows.append((who, what, *ends, slope, f"{growth(judged):+.2f}"))
     at = [f"round {rounds[i]}" for i in (0, half, -1)]
     print(table(["process", "what", *at, "a round, 2nd half", "2nd half in all"], rows))
+    print("growth of uss_mb is without that of history_mb, the records of the run's rounds")
 
 
-def draw(
-    rounds: Sequence[int], samples: Sequence[dict[str, dict[str, float]]], picture: Path
-) -> None:
+def draw(rounds: Sequence[int], samples: Sequence[Held], picture: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
