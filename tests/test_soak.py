@@ -19,7 +19,7 @@ ROUNDS = list(range(20, 501, 20))
 
 
 def judge(memory: list[float], **counts: list[float]) -> list[str]:
-    columns = {"uss_mb": memory, **counts}
+    columns = {"own_mb": memory, **counts}
     samples = [{"server": {k: v[i] for k, v in columns.items()}} for i in range(len(memory))]
     return complaints(ROUNDS, samples, kb_a_round=5.0, mb=5.0)
 
@@ -87,7 +87,7 @@ def test_a_census_sees_memory_and_files_that_are_kept(tmp_path: Path) -> None:
     after = census()
     for file in files:
         file.close()
-    assert after["uss_mb"] - before["uss_mb"] > 0.5 * sum(map(len, kept)) / MB
+    assert after["own_mb"] - before["own_mb"] > 0.5 * sum(map(len, kept)) / MB
     assert after["files_open"] == before["files_open"] + 3
 
 

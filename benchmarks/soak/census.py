@@ -17,15 +17,15 @@ KB, MB = 1e3, 1e6
 def census() -> dict[str, float]:
     """Of this process, after a collection of garbage.
 
-    `uss_mb` is memory that would be free if the process ended; `rss_mb` counts shared pages too.
-    `history_mb` is what of it are the records of a run's rounds, which grow with the run.
+    `own_mb` is memory that belongs to no file (RssAnon). Not USS, which grows when another process
+    that has mapped the same libraries ends. `rss_mb` counts pages of files too. `history_mb` is what of it are the records of a run's rounds, which grow with the run.
     """
     gc.collect()
-    objects = gc.get_objects()
     process = psutil.Process()
-    memory = process.memory_full_info()
+    memory = process.memory_info()
+    objects = gc.get_objects()  # after that, for the list alone takes megabytes
     found = {
-        "uss_mb": memory.uss / MB,
+        "own_mb": (memory.rss - memory.shared) / MB,
         "rss_mb": memory.rss / MB,
         "files_open": process.num_fds(),
         "threads": process.num_threads(),

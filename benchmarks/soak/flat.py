@@ -8,7 +8,7 @@ from itertools import combinations
 
 Sample = Mapping[str, Mapping[str, float]]
 """What each process held, by its name, at one time."""
-MEMORY, HISTORY = "uss_mb", "history_mb"
+MEMORY, HISTORY = "own_mb", "history_mb"
 ONLY_SHOWN = ("rss_mb", "objects", HISTORY)
 """Counted for people: shared pages are no process's own, and a run remembers its rounds."""
 

@@ -5,7 +5,7 @@
 The server is this process, each client one of its own that lives for the whole run, as in Flower's
 simulation. Model and data are tiny and random; updates are packed to int4 with error feedback, so
 that clients keep something from round to round; two checkpoints are kept. Every few rounds, when
-all are idle, each process counts what it holds: memory of its own (USS), open files, threads,
+all are idle, each process counts what it holds: memory of its own (RssAnon), open files, threads,
 connections; the server also stored features and open graphs, and files on disk. Exits with 1 if the
 second half of the run shows growth, the records of the run's rounds apart, or if a connection is
 open after it. Prints a table and writes JSON, with --picture also a picture.
@@ -153,7 +153,7 @@ def show(rounds: Sequence[int], samples: Sequence[Held], total: int, minutes: fl
             rows.append((who, what, *ends, slope, f"{growth(judged):+.2f}"))
     at = [f"round {rounds[i]}" for i in (0, half, -1)]
     print(table(["process", "what", *at, "a round, 2nd half", "2nd half in all"], rows))
-    print("growth of uss_mb is without that of history_mb, the records of the run's rounds")
+    print("growth of own_mb is without that of history_mb, the records of the run's rounds")
 
 
 def draw(rounds: Sequence[int], samples: Sequence[Held], picture: Path) -> None:
@@ -162,7 +162,7 @@ def draw(rounds: Sequence[int], samples: Sequence[Held], picture: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     for who in samples[-1]:
         axes.plot(rounds, [one[who][MEMORY] for one in samples], label=who)
-    axes.set(xlabel="round", ylabel="memory of its own, MB (USS)", ylim=(0, None))
+    axes.set(xlabel="round", ylabel="memory of its own, MB", ylim=(0, None))
     axes.legend()
     figure.savefig(picture, dpi=150)
     plt.close(figure)
