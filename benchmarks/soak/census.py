@@ -18,7 +18,8 @@ def census() -> dict[str, float]:
     """Of this process, after a collection of garbage.
 
     `own_mb` is memory that belongs to no file (RssAnon). Not USS, which grows when another process
-    that has mapped the same libraries ends. `rss_mb` counts pages of files too. `history_mb` is what of it are the records of a run's rounds, which grow with the run.
+    that has mapped the same libraries ends. `rss_mb` counts pages of files too. `history_mb` is
+    what the records of a run's rounds take, which grow with the run.
     """
     gc.collect()
     process = psutil.Process()
