@@ -84,7 +84,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     Raises:
         OSError: the disk is full, or cannot be written to.
     """
-    place = folder / f"round-{checkpoint.round:05d}"
+    place = folder / _name(checkpoint.round)
     partial = folder / f".{place.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -126,6 +126,20 @@ def places(folder: Path) -> list[Path]:
     return sorted(folder.glob("round-*"), reverse=True)
 
 
+def tidy(folder: Path, last: int, keep: int) -> None:
+    """Remove what a process that was killed while it wrote or removed a checkpoint has left.
+
+    Args:
+        last: round of the checkpoint that is gone on from. One after it is damaged, and stays
+            until its round is written anew.
+        keep: as for `write`.
+    """
+    for partial in folder.glob(".round-*.partial"):
+        shutil.rmtree(partial)
+    for old in [place for place in places(folder) if place.name <= _name(last)][keep:]:
+        shutil.rmtree(old)
+
+
 def read(place: Path) -> Checkpoint:
     """One checkpoint.
 
@@ -159,6 +173,10 @@ def read(place: Path) -> Checkpoint:
         raise CheckpointError(
             f"the checkpoint {place} is damaged ({type(error).__name__}: {error})"
         ) from None
+
+
+def _name(number: int) -> str:
+    return f"round-{number:05d}"
 
 
 def _parts(checkpoint: Checkpoint) -> dict[str, bytes]:

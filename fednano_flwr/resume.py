@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.folder_lock import LOCK
 
 NEVER, AUTO = "never", "auto"
 MAY_DIFFER = (
@@ -66,7 +67,7 @@ def continues(config: RunConfig, folder: Path) -> bool:
     Raises:
         ConfigError: a run is there that must not be, or is not there, or was told otherwise.
     """
-    there = folder.is_dir() and any(folder.iterdir())
+    there = bool(_names(folder))
     if config.resume == NEVER:
         if there:
             raise ConfigError(
@@ -90,7 +91,7 @@ def digest_of(config: RunConfig) -> str:
 
 def _check_agrees(config: RunConfig, folder: Path) -> None:
     file = folder / "config.json"
-    if not file.exists() and {path.name for path in folder.iterdir()} <= {"config.partial"}:
+    if _names(folder) <= {"config.partial"}:
         return  # the run was stopped while it made its folder
     try:
         earlier = _fixed(json.loads(file.read_text(encoding="utf-8")))
@@ -110,6 +111,11 @@ def _check_agrees(config: RunConfig, folder: Path) -> None:
             f"resume = {config.resume!r}: the run in {folder} has another config: "
             + "; ".join(differing)
         )
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; a lock alone makes no run."""
+    return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
 
 
 def _fixed(flat: dict[str, Any]) -> dict[str, Any]:

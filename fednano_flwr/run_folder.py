@@ -9,6 +9,7 @@ adapters/best      those of the round with the best mean accuracy
 state.json         which rounds these are
 checkpoints/       what a run that was stopped goes on from (checkpoints.py)
 metrics-cut.jsonl  lines of rounds that were done again, or only half written
+.lock              who writes it now, while somebody does (folder_lock.py)
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fednano_flwr.console import say
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
 from fednano_flwr.edge.own_state import Earlier
 from fednano_flwr.files import replace_file
+from fednano_flwr.folder_lock import FolderLock
 from fednano_flwr.resume import continues, digest_of, folder_of
 
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
@@ -45,8 +47,9 @@ PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grp
 class RunFolder:
     """Writes one run; every file is complete at any time.
 
-    The folder is made with round 0's results: a run that never got so far leaves none. Where the
-    config says so, an earlier run in it is put back to its last checkpoint, to be continued.
+    A run that never got so far as to have round 0's results leaves no folder. Where the config says
+    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is
+    closed, or its process ends, nobody else may write there.
 
     Args:
         run: Flower's id of this run.
@@ -55,10 +58,11 @@ class RunFolder:
         rounds: records of metrics.jsonl.
         model: what its model was (name, hub id, fingerprint, hidden size), set before round 0.
         resumed: the checkpoint that the run continues; None for a run that begins.
-        earlier: the runs that have led to that checkpoint.
+        earlier: the runs that have led to that checkpoint, and those stopped before they had one.
 
     Raises:
         ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
+        LockedError: another run writes there.
         CheckpointError: none of its checkpoints can be read, or one cannot be put back.
     """
 
@@ -71,12 +75,31 @@ class RunFolder:
         self.earlier: list[Earlier] = []
         self._run = str(run)
         self._best: dict[str, Tensor] = {}
-        self._environment = environment()
-        if continues(config, self.path):
-            try:
+        self._environment = {"run": self._run, **environment()}
+        continues(config, self.path)  # what cannot be is refused before a folder is made
+        try:
+            self._lock = FolderLock(self.path, say)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
+        try:
+            if continues(config, self.path):  # looked at again: whoever had it may have gone on
                 self._go_back()
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+        except (OSError, SafetensorError) as error:
+            self.close()
+            raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write to the folder; what was read of it stays."""
+        self._lock.release()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -151,23 +174,40 @@ class RunFolder:
 
     def _go_back(self) -> None:
         """Put the folder back to its last checkpoint; to before round 0 where there is none yet."""
+        self._remove_partial()
         found = checkpoints.newest(self.path / "checkpoints", say)
         if found is None:
             if _state_round(self.path) > 0:
                 raise ConfigError(f"{self.path} holds a run without checkpoints: it cannot go on")
+            checkpoints.tidy(self.path / "checkpoints", -1, 0)
             self._cut_metrics(-1)
             return
         if found.config != digest_of(self.config):
             raise ConfigError(
                 f"{self.path}: the checkpoint of round {found.round} is of another config"
             )
-        self.resumed, self.earlier, self._best = found, found.runs, found.best
+        self.resumed, self._best = found, found.best
+        self.earlier = [*self._cut_short(found), *found.runs]
         self.rounds = self._cut_metrics(found.round)
         self._save_adapters("last", found.theta, found.hidden_size)
         self._save_adapters("best", found.best, found.hidden_size)
         self._write_state()
+        keep = self.config.run.keep_checkpoints
+        checkpoints.tidy(self.path / "checkpoints", found.round, keep)
         if not self.finished:
             self._note_start(found)
+
+    def _remove_partial(self) -> None:
+        """Files that were being written when the run was stopped."""
+        for file in self.path.glob("*.partial"):
+            file.unlink()
+
+    def _cut_short(self, found: Checkpoint) -> list[Earlier]:
+        """Starts of this run that came to no checkpoint: what clients kept in them never counts."""
+        noted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        starts = [start.get("run") for start in (noted, *noted.get("resumed", []))]
+        known = {one.run for one in found.runs} | {None, self._run}
+        return [Earlier(run, -1) for run in dict.fromkeys(starts) if run not in known]
 
     def _note_start(self, found: Checkpoint) -> None:
         """Add this start to environment.json, and say what differs from the one before."""

@@ -63,6 +63,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     Raises:
         ConfigError: a value of the run config cannot be used.
         CheckpointError: the run's folder cannot be written, or not be continued.
+        LockedError: another run writes to that folder.
         TooFewClientsError: too few clients are there, or replied.
     """
     check_ranks(config)
@@ -72,6 +73,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     work, one = local_work_of(strategy), trains_one(strategy)
     folder = RunFolder(config, run_id)
     if folder.finished:
+        folder.close()
         say("all rounds of this run are there already")
         _report(folder)
         return folder
@@ -86,6 +88,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     )
     federation = Federation(grid, patience, config.min_replies, say)
     with (
+        folder,
         open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
         serve(
             host,

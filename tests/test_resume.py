@@ -16,11 +16,10 @@ from fednano_flwr.checkpoints import CheckpointError
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.run_folder import RunFolder
 from tests.local_grid import LocalGrid
+from tests.outcome import adapters, assert_same, assert_same_outcome, half_written, lines
 
 Config = Callable[..., dict[str, Any]]
 SMALL: dict[str, Any] = {"num_server_rounds": 3, "local_epochs": 1}
-MEASURED = {"seconds", "client_seconds", "peak_memory_mb", "memory_mb", "features"}
-"""What a round's record says of this one execution of it, beside bytes, calls and retries."""
 
 
 class KilledError(BaseException):
@@ -96,33 +95,12 @@ def killed(flat: dict[str, Any], how: Callable[..., None], when: int, run_id: in
             run(flat, run_id, order=run_id)
 
 
-def adapters(folder: RunFolder, which: str) -> dict[str, torch.Tensor]:
-    return load_file(folder.path / "adapters" / which / "adapter_model.safetensors")
-
-
-def lines(folder: RunFolder) -> list[dict[str, Any]]:
-    """What metrics.jsonl says of learning."""
-    text = (folder.path / "metrics.jsonl").read_text(encoding="utf-8")
-    records = [json.loads(line) for line in text.splitlines()]
-    varies = ("round_bytes", "step_")
-    return [
-        {k: v for k, v in record.items() if k not in MEASURED and not k.startswith(varies)}
-        for record in records
-    ]
-
-
 def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str, torch.Tensor]]:
     folder = Path(flat["edge.state-dir"]) / str(run_id)
     return {
         str(file.relative_to(folder)): load_file(file)
         for file in folder.rglob(f"*.{flat['num-server-rounds']}.safetensors")
     }
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert set(one) == set(other)
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
 
 
 @pytest.mark.parametrize(
@@ -148,18 +126,15 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(
     last = len(KILLS) + 1
     found = run(flat, last, order=last)
     assert found.resumed is not None and found.resumed.round == 2
-    for which in ("last", "best"):
-        assert_same(adapters(found, which), adapters(expected, which))
-    assert lines(found) == lines(expected)
+    assert_same_outcome(found.path, expected.path)
     kept, wanted = kept_in_last_round(flat, last), kept_in_last_round(straight, 1)
     assert set(kept) == set(wanted)
     for file, tensors in wanted.items():
         assert_same(kept[file], tensors)
     assert bool(wanted) == (settings["strategy__name"] in ("locft", "feddpa-f", "fednano-ef"))
-    state = json.loads((found.path / "state.json").read_text())
-    assert state == json.loads((expected.path / "state.json").read_text())
     starts = json.loads((found.path / "environment.json").read_text())["resumed"]
     assert [start["after_round"] for start in starts] == [1, 1, 1, 2]
+    assert half_written(found.path, Path(flat["edge.state-dir"])) == []
     cut = (found.path / "metrics-cut.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in cut] == [0, 2]
 
@@ -199,7 +174,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     said = capsys.readouterr().out
     assert "round-00001 is damaged" in said and "going back to the one before" in said
     straight = run(run_config(run__name="straight", local_epochs=1, strategy__name="locft"))
-    assert lines(folder) == lines(straight)
+    assert lines(folder.path) == lines(straight.path)
     assert rounds(stopped) == ["round-00001", "round-00002"]
 
 
@@ -249,12 +224,12 @@ def test_a_finished_run_is_only_shown_again(
 ) -> None:
     flat = {**stopped, "resume": "auto"}
     first = run(flat, run_id=2)
-    before = lines(first)
+    before = lines(first.path)
     capsys.readouterr()
     again = run({**flat, "round-timeout": 60.0}, run_id=3)
     said = capsys.readouterr().out
     assert "all rounds of this run are there already" in said and "written to" in said
-    assert lines(again) == before and "resumed  after" not in said
+    assert lines(again.path) == before and "resumed  after" not in said
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(run_config: Config) -> None:
@@ -271,10 +246,40 @@ def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(run_config: 
     assert rounds(flat) == ["round-00000"]
     folder = run({**flat, "resume": "auto"}, run_id=2)
     straight = run(run_config(run__name="straight", local_epochs=1))
-    assert_same(adapters(folder, "last"), adapters(straight, "last"))
+    assert_same(adapters(folder.path, "last"), adapters(straight.path, "last"))
 
 
 def test_as_many_checkpoints_are_kept_as_asked(run_config: Config) -> None:
     flat = run_config(run__keep_checkpoints=1, local_epochs=1)
     run(flat)
     assert rounds(flat) == ["round-00002"]
+
+
+def test_what_a_killed_process_was_writing_is_gone_after_the_next_start(
+    stopped: dict[str, Any],
+) -> None:
+    folder = path(stopped)
+    for name in ("environment", "metrics-cut"):
+        (folder / f"{name}.partial").touch()
+    for name in (".round-00001.partial", ".round-00002.partial"):
+        (folder / "checkpoints" / name).mkdir()
+        (folder / "checkpoints" / name / "adapters.safetensors").touch()
+    for name in ("last.new", "last.old", "best.old"):
+        (folder / "adapters" / name).mkdir()
+    (kept,) = Path(stopped["edge.state-dir"]).glob("1/client-0/*.1.safetensors")
+    kept.with_name(f"{kept.name.split('.')[0]}.2.partial").touch()
+    flat = {**stopped, "resume": "auto"}
+    run(flat, run_id=2)
+    assert half_written(folder, Path(stopped["edge.state-dir"])) == []
+
+
+def test_a_checkpoint_that_was_half_removed_is_removed_when_the_run_is_shown_again(
+    run_config: Config,
+) -> None:
+    flat = run_config(local_epochs=1)
+    run(flat)
+    half = path(flat) / "checkpoints" / "round-00000"
+    half.mkdir()
+    (half / "adapters.safetensors").touch()
+    run({**flat, "resume": "auto"}, run_id=2)
+    assert rounds(flat) == ["round-00001", "round-00002"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.compare.plan import Run
+from fednano_flwr.folder_lock import FolderLock, LockedError
 from fednano_flwr.output import OutputError
 
 PARTS = {
@@ -122,7 +123,8 @@ def clear(run: Run) -> None:
     """Make room for a run: remove what an earlier, unfinished one has left.
 
     Raises:
-        OutputError: there is something that no run has written, hidden files apart.
+        OutputError: there is something that no run has written, hidden files apart; or a run
+            writes there now.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.folder.is_dir():
@@ -133,7 +135,11 @@ def clear(run: Run) -> None:
         ]
         if foreign:
             raise OutputError(f"{run.folder} holds {foreign[0]}, which is not of a run; remove it")
-        shutil.rmtree(run.folder)
+        try:
+            with FolderLock(run.folder, print):
+                shutil.rmtree(run.folder)
+        except LockedError as error:
+            raise OutputError(f"{error}; wait for it, or give another --out") from None
 
 
 @contextmanager
@@ -143,16 +149,13 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         OutputError: one does already.
     """
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"another `fednano compare` writes to {out}; wait for it, or give another --out"
-            ) from None
+    try:
+        lock = FolderLock(out, print)
+    except LockedError:
+        raise OutputError(
+            f"another `fednano compare` writes to {out}; wait for it, or give another --out"
+        ) from None
+    with lock:
         yield
 
 

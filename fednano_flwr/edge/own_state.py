@@ -10,6 +10,7 @@ has a new id; its messages name the runs that it continues.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class StateError(RuntimeError):
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that this one continues, and the last of its rounds that still counts."""
+    """A run that this one continues, and the last of its rounds that still counts; -1 for none."""
 
     run: str
     last_round: int
@@ -101,9 +102,13 @@ class OwnState:
         replace_file(file, safetensors.torch.save(data))
         kept = {file for _, file in sorted(self._kept(name))[-self.most :]}
         for folder in (self.folder, *(folder for folder, _ in self.earlier)):
-            for old in folder.glob(f"{name}.*.safetensors"):
-                if old not in kept:
+            for old in (*folder.glob(f"{name}.*.safetensors"), *folder.glob(f"{name}.*.partial")):
+                if old not in kept:  # or was being written when a process was killed
                     old.unlink()
+        for folder, _ in self.earlier:
+            with suppress(OSError):  # something is in it, or it never was there
+                folder.rmdir()
+                folder.parent.rmdir()
 
     def _kept(self, name: str) -> list[tuple[int, Path]]:
         """Rounds and their files, as far as they count."""

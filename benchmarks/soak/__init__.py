@@ -1,0 +1,1 @@
+"""A run of many small rounds: does anything grow that should not?"""

@@ -1,0 +1,130 @@
+"""One process at a time may write to a folder: a lock that ends with whoever holds it.
+
+    with FolderLock(folder, say):
+        ...
+
+The kernel takes the lock back when its holder ends, be it by SIGKILL or by a power failure, so none
+is ever left behind; a file `.lock` that is found says nothing by itself. On a network file system
+it holds between machines only where that file system hands locks on (NFS with lockd, not mounted
+with `nolock` or `local_lock`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+TAKEN = (errno.EAGAIN, errno.EACCES)
+
+
+class LockedError(RuntimeError):
+    """Another process writes to the folder; the message says which, where it is known."""
+
+
+class FolderLock:
+    """Held from its making until `release`, or the end of the process.
+
+    Args:
+        folder: is made where it is not there.
+        say: is told where a file system has no locks, and two runs are not kept apart.
+
+    Raises:
+        LockedError: it is held already, by another process or in this one.
+        OSError: the folder cannot be made, or not be written to.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.file = folder / LOCK
+        self._number: int | None = None
+        self._made = [one for one in (folder, *folder.parents) if not one.exists()]
+        while self._number is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                # Not inherited by programs that this one starts: they would hold the lock as well.
+                number = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:  # who had it has just removed the empty folder
+                continue
+            try:
+                self._lock(number, say)
+                if self._is(number):
+                    self._introduce(number)
+                    self._number = number
+            finally:
+                if self._number is None:
+                    os.close(number)
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others have it; a folder that was made for it and is still empty goes as well."""
+        if self._number is None:
+            return
+        with suppress(OSError):  # the folder has been removed, or has become read-only
+            if self._is(self._number):
+                self.file.unlink()
+        os.close(self._number)
+        self._number = None
+        with suppress(OSError):  # it is not empty
+            for folder in self._made:
+                folder.rmdir()
+
+    def __del__(self) -> None:
+        if getattr(self, "_number", None) is not None:
+            os.close(self._number)  # type: ignore[arg-type]
+
+    def _lock(self, number: int, say: Callable[[str], None]) -> None:
+        folder = self.file.parent
+        if fcntl is None:
+            say(f"warning  this system cannot lock {folder}: start no second run that writes there")
+            return
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in TAKEN:
+                raise LockedError(f"{folder} is being written by {_holder(number)}") from None
+            say(
+                f"warning  {folder} cannot be locked ({error}): start no second run that writes "
+                "there"
+            )
+
+    def _is(self, number: int) -> bool:
+        """Whether the file is still the one that was opened: who had it before may remove it."""
+        try:
+            return os.path.samestat(os.stat(self.file), os.fstat(number))
+        except FileNotFoundError:
+            return False
+
+    def _introduce(self, number: int) -> None:
+        """Write down who holds it, for those that are refused."""
+        who = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        os.ftruncate(number, 0)
+        os.write(number, (json.dumps(who) + "\n").encode())
+
+
+def _holder(number: int) -> str:
+    """Who holds the lock, as far as the file says."""
+    try:
+        who = json.loads(os.pread(number, 4096, 0))
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
