@@ -340,7 +340,7 @@ def doctor(
     ] = None,
     role: Annotated[
         str | None,
-        typer.Option(help="server or client; else client with --node-config, server without."),
+        typer.Option(help="simulation, server or client; else client with --node-config."),
     ] = None,
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Try this SuperLink.")

@@ -20,13 +20,8 @@ def validate(config: RunConfig) -> None:
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
     from fednano_flwr.exchange.tls import read_ca, read_identity
     from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
-    from fednano_flwr.models.host_options import check_options, host_options
-    from fednano_flwr.models.quantize import check_quantization
     from fednano_flwr.models.source import check_model
-    from fednano_flwr.privacy.budget import new_accountant
-    from fednano_flwr.privacy.checks import check_privacy
     from fednano_flwr.resume import continues, folder_of
-    from fednano_flwr.strategies.registry import check_ranks, check_strategy
 
     if config.edge.bundle and not isinstance(open_checkpoint(config.edge.bundle), EdgeBundle):
         raise ConfigError(
@@ -36,15 +31,42 @@ def validate(config: RunConfig) -> None:
     if config.exchange.ca_cert:
         read_ca("exchange.ca-cert", config.exchange.ca_cert)
     validate_dataset(config.dataset)
+    validate_names(config)
+    validate_host(config)
+    check_model(config.model.name)
+    continues(config, folder_of(config))
+
+
+def validate_names(config: RunConfig) -> None:
+    """Check that strategy, ranks, privacy and trackers are such that there are, and go together.
+
+    Raises:
+        ConfigError: otherwise; the message says what there is.
+    """
+    from fednano_flwr.privacy.budget import new_accountant
+    from fednano_flwr.privacy.checks import check_privacy
+    from fednano_flwr.strategies.registry import check_ranks, check_strategy
+    from fednano_flwr.trackers.registry import tracker_classes
+
     check_strategy(config.strategy.name, config.strategy.args)
     check_ranks(config)
     check_privacy(config)
     if config.privacy.dp != "none":
         new_accountant(config.privacy.delta)
+    tracker_classes(config.run.trackers)
+
+
+def validate_host(config: RunConfig) -> None:
+    """Check that the host can run on this machine as it is asked to.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from fednano_flwr.models.host_options import check_options, host_options
+    from fednano_flwr.models.quantize import check_quantization
+
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
-    check_model(config.model.name)
-    continues(config, folder_of(config))
 
 
 def validate_dataset(dataset: Dataset) -> None:

@@ -52,7 +52,9 @@ def checks(subject: Subject) -> Themes:
         bundle = partial(model.check_edge_path, edge_key, edge_path, name, shard)
         themes["model"].append(("the edge bundle", bundle))
     elif name is not None:
-        themes["model"].append(("the model", partial(model.check_half, name, "edge")))
+        themes["model"].append(
+            ("the client's half of the model", partial(model.check_half, name, "edge"))
+        )
     if device:
         themes["machine"].append((device_key, partial(versions.check_device, device_key, device)))
     if config is None:
@@ -64,7 +66,10 @@ def checks(subject: Subject) -> Themes:
     themes["folders"].append(("folders", partial(folders.check_client_folders, config)))
     themes["machine"] += [
         threads("edge.threads", config.edge.threads),
-        ("memory", partial(_memory, config, edge_path, device_key, device, own.adapter_rank)),
+        (
+            "memory of the client's half",
+            partial(_memory, config, edge_path, device_key, device, own.adapter_rank),
+        ),
     ]
     return themes
 

@@ -1,4 +1,4 @@
-"""`fednano doctor`: look at a machine as a server's or a client's, theme by theme."""
+"""`fednano doctor`: look at a machine as a simulation's, a server's or a client's, theme by theme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fednano_flwr.doctor.node import Node, read_node
 if TYPE_CHECKING:
     from fednano_flwr.doctor.subject import Themes
 
-ROLES = ("server", "client")
+ROLES = ("simulation", "server", "client")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Asked:
     """The command line.
 
     Attributes:
-        role: one of `ROLES`; None: a client where there is a node config, else the server.
+        role: one of `ROLES`; None: a client where there is a node config, else a simulation.
         app: folder of the app; None is the current or the installed one.
         overrides: of the run config.
         node_config: what the SuperNode is given as `--node-config`; None for none.
@@ -51,11 +51,13 @@ def role_of(asked: Asked) -> str:
             except ValueError as error:
                 raise ConfigError(f"{option} {error}") from None
     if asked.role is None:
-        return "server" if asked.node_config is None else "client"
+        return "simulation" if asked.node_config is None else "client"
     if asked.role not in ROLES:
         raise ConfigError(f"--role {asked.role}: must be one of {', '.join(ROLES)}")
-    if asked.role == "server" and asked.node_config is not None:
-        raise ConfigError("--role server with --node-config, which is a client's: leave one out")
+    if asked.role != "client" and asked.node_config is not None:
+        raise ConfigError(
+            f"--role {asked.role} with --node-config, which is a client's: leave one out"
+        )
     return asked.role
 
 
@@ -80,11 +82,12 @@ def examine(asked: Asked, role: str, cwd: Path) -> list[Section]:
 
     def prepare() -> list[Finding]:
         nonlocal themes
-        from fednano_flwr.doctor import client, server
+        from fednano_flwr.doctor import client, server, simulation
         from fednano_flwr.doctor.subject import Subject
 
         subject = Subject(config, node, asked.superlink, asked.llm)
-        themes = (client if role == "client" else server).checks(subject)
+        by_role = {"simulation": simulation, "server": server, "client": client}
+        themes = by_role[role].checks(subject)
         return []
 
     sections = {"versions": look("the installed packages", installed)}

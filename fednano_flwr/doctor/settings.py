@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fednano_flwr.command.overrides import config_of
 from fednano_flwr.command.project import find_app
+from fednano_flwr.command.validate import validate_host, validate_names
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
@@ -40,15 +41,12 @@ def read_settings(
 
 
 def check_names(config: RunConfig) -> list[Finding]:
-    """Whether strategy and ranks are such that there are.
+    """Whether strategy, ranks, privacy and trackers are such that there are, and go together.
 
     Raises:
         ConfigError: they are not.
     """
-    from fednano_flwr.strategies.registry import check_ranks, check_strategy
-
-    check_strategy(config.strategy.name, config.strategy.args)
-    check_ranks(config)
+    validate_names(config)
     return [ok(f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}")]
 
 
@@ -58,12 +56,8 @@ def check_host_options(config: RunConfig) -> list[Finding]:
     Raises:
         ConfigError: it cannot.
     """
-    from fednano_flwr.models.host_options import check_options, host_options
-    from fednano_flwr.models.quantize import check_quantization
-
+    validate_host(config)
     llm = config.llm
-    check_quantization(llm.quantization, llm.device)
-    check_options(host_options(llm), llm.device, llm.quantization)
     asked = [f"llm.quantization = {llm.quantization!r}"] if llm.quantization != "none" else []
     asked += ["llm.compile"] if llm.compile else []
     asked += [f"llm.device-map = {llm.device_map!r}"] if llm.device_map else []

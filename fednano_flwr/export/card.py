@@ -215,12 +215,21 @@ def _body(result: RunResult) -> list[str]:
 
 
 def _asked(config: Mapping[str, Any]) -> str:
-    """What a client sends with every step, in words."""
+    """What crosses with every step, in words."""
+    answers = "the right answers' tokens"
+    if config.get("exchange.labels-at") == "client":
+        answers = "the gradient of the loss with respect to the logits, which shows the answers"
     if config.get("exchange.kind") == "embeddings":
-        return "adapted features of pictures and tokens, and gradients with respect to them"
+        clip, noise = (config.get(f"privacy.embedding-{what}", 0) for what in ("clip", "noise"))
+        noised = f" and noise of {noise:g} times that added" if noise else ""
+        clipped = f" (each clipped to length {clip:g}{noised})" if clip else ""
+        return (
+            f"adapted features of pictures and tokens{clipped}, {answers}, and gradients with "
+            "respect to the features"
+        )
     return (
         "token ids, the pictures' features (once, and as long as the server keeps them), the "
-        "adapters' factors, and gradients with respect to those"
+        f"adapters' factors, {answers}, and gradients with respect to the factors"
     )
 
 

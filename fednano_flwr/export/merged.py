@@ -266,7 +266,7 @@ def _write_config(
             part.pop("torch_dtype", None)
             part["dtype"] = str(dtype).removeprefix("torch.")
     _write_json(folder / "config.json", config)
-    read: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    read: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if untied and (read.tie_word_embeddings or _says_tied(read.get_text_config())):
         raise ConfigError(
             f"model {checkpoint.name}: its config.json has no text_config, so that it cannot say "

@@ -64,6 +64,25 @@ class Trackers:
             self._say(f"tracker {name} is left out from now on: {_line(error)}")
 
 
+def tracker_classes(names: str) -> dict[str, Callable[..., Tracker]]:
+    """The classes that `run.trackers` names.
+
+    Raises:
+        ConfigError: one of them is not installed.
+    """
+    found = {}
+    for name in filter(None, names.split(",")):
+        module, kind = CLASSES[name]
+        try:
+            found[name] = getattr(import_module(module), kind)
+        except ImportError as error:
+            raise ConfigError(
+                f"run.trackers names {name}, which is not installed ({_line(error)}): pip install "
+                f'"fednano-flwr[{name}]"'
+            ) from error
+    return found
+
+
 @contextmanager
 def open_trackers(
     names: str,
@@ -82,17 +101,10 @@ def open_trackers(
     Raises:
         ConfigError: one of them is not installed.
     """
-    openers: dict[str, Callable[[], Tracker]] = {}
-    for name in filter(None, names.split(",")):
-        module, kind = CLASSES[name]
-        try:
-            made = getattr(import_module(module), kind)
-        except ImportError as error:
-            raise ConfigError(
-                f"run.trackers names {name}, which is not installed ({_line(error)}): pip install "
-                f'"fednano-flwr[{name}]"'
-            ) from error
-        openers[name] = partial(made, folder, config, first_round)
+    openers: dict[str, Callable[[], Tracker]] = {
+        name: partial(made, folder, config, first_round)
+        for name, made in tracker_classes(names).items()
+    }
     trackers = Trackers(openers, say)
     try:
         yield trackers
