@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,14 @@ NEEDED: dict[str, type | tuple[type, ...]] = {
     "failures": dict,
 }
 """What a line of metrics.jsonl has to have for a report."""
+PER_CLIENT = (
+    "accuracy_per_client",
+    "test_questions_per_client",
+    "train_loss_per_client",
+    "train_questions_per_client",
+    "peak_memory_mb",
+)
+OF_A_KIND = ("accuracy", "questions")
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,11 @@ def read_run(path: Path) -> Run:
     run = load_run(path)
     if not run.rounds:
         raise ConfigError(f"{path}: metrics.jsonl is empty, the run has not come to round 0")
+    run = dataclasses.replace(
+        run, rounds=_printable(run.rounds), environment=_printable(run.environment)
+    )
+    if not isinstance(run.environment, dict):
+        raise ConfigError(f"{path}: environment.json is no object")
     for number, record in enumerate(run.rounds):
         if problem := _problem(record, number):
             raise ConfigError(f"{path}: line {number + 1} of metrics.jsonl {problem}")
@@ -91,7 +107,38 @@ def _problem(record: Any, number: int) -> str:
             return f"has {key} = {str(record[key])[:40]!r}, which is none"
     if record["round"] != number:
         return f"is of round {record['round']}, round {number} is missing"
+    for key in PER_CLIENT:
+        if not all(_number(value) or value is None for value in record[key].values()):
+            return f"has a {key} that is not of numbers"
+    for kind, found in record["accuracy_by"].items():
+        if not isinstance(found, dict) or not all(map(_number, map(found.get, OF_A_KIND))):
+            return f"has no accuracy and number of questions for {kind[:40]!r}"
+    spent = record["client_seconds"]
+    if not all(_number(spent.get(key)) for key in ("encoder", "waiting_for_llm")) or not all(
+        isinstance(spent.get(key), list) and all(map(_number, spent[key]))
+        for key in ("train", "evaluate")
+    ):
+        return "has client_seconds that are not those of a round"
+    if not all(isinstance(of_phase, dict) for of_phase in record["failures"].values()):
+        return "has failures that are not by client"
     return ""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _printable(value: Any) -> Any:
+    """The same with a replacement mark for what no file or font can take: half characters and
+    control characters, which come from other machines."""
+    if isinstance(value, str):
+        return "".join(
+            c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd"
+            for c in value
+        )
+    if isinstance(value, dict):
+        return {_printable(key): _printable(one) for key, one in value.items()}
+    return [_printable(one) for one in value] if isinstance(value, list) else value
 
 
 def clients(run: Run) -> list[str]:

@@ -7,7 +7,6 @@ on this machine or the clients had shards of their own, they cannot be had, and 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.report import facts
@@ -30,7 +29,7 @@ def read_shares(run: Run) -> Shares | str:
     if clients != [str(k) for k in range(len(clients))]:
         return "it is not known how many clients the data set was dealt to"
     try:
-        if not Path(resolve("dataset.path", dataset.path)).is_dir():
+        if not resolve("dataset.path", dataset.path, write=False).is_dir():
             return f"the data set {dataset.path} is not on this machine as a folder"
         questions = load_questions(dataset)
         dealt = all_shards(questions, dataset, run.config.seed, len(clients))

@@ -85,15 +85,15 @@ def groups(run: Run) -> Picture | Missing:
             if count:
                 shade = "black" if norm(count) > 0.5 else "white"
                 at = (column + 0.5, row + 0.5)
-                axes.annotate(
-                    str(count), at, ha="center", va="center", color=shade, fontsize=8.5
-                )
+                axes.annotate(str(count), at, ha="center", va="center", color=shade, fontsize=8.5)
     axes.tick_params(length=0)
     axes.set_xlabel("client")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     figure.colorbar(drawn, ax=axes, label="questions", aspect=30)
-    words = "; ".join(f"{group}: {', '.join(map(str, shares[group][:MOST_NUMBERS]))}"
-                      for group in shown[:MOST_NUMBERS])
+    words = "; ".join(
+        f"{group}: {', '.join(map(str, shares[group][:MOST_NUMBERS]))}"
+        for group in shown[:MOST_NUMBERS]
+    )
     note = (
         "Dealt again from the run's config and the data set as it is on this machine now; the sums "
         "are those that the clients counted. An empty cell is none."
