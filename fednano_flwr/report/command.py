@@ -87,21 +87,28 @@ def _together(runs: Sequence[Run], out: Path | None) -> Path:
 
 def _write_run(run: Run, folder: Path, usual: Mapping[str, Any]) -> Path:
     sections = draw(run)
-    page = run_page(run, sections, usual)
-    return _write(folder, page, [one for shown in sections.values() for one in shown])
+    shown = [one for of_section in sections.values() for one in of_section]
+    svgs = _svgs(shown)
+    return _write(folder, run_page(run, sections, svgs, usual), shown, svgs)
 
 
 def _write_comparison(runs: Sequence[Run], folder: Path, folders: Mapping[Path, Path]) -> Path:
     groups, repeated = compare.group(runs)
     shown: Shown = [curves(groups), ends(groups)]
+    svgs = _svgs(shown)
     hrefs = {
         path: quote(Path(os.path.relpath(place / PAGE, folder)).as_posix())
         for path, place in folders.items()
     }
-    return _write(folder, comparison_page(groups, repeated, shown, hrefs), shown)
+    page = comparison_page(groups, repeated, shown, svgs, hrefs)
+    return _write(folder, page, shown, svgs)
 
 
-def _write(folder: Path, page: str, shown: Sequence[Picture | Missing]) -> Path:
+def _svgs(shown: Shown) -> dict[str, str]:
+    return {one.name: svg.inline(one) for one in shown if isinstance(one, Picture)}
+
+
+def _write(folder: Path, page: str, shown: Shown, svgs: Mapping[str, str]) -> Path:
     """The page and its figures; a figure that an earlier report had and this one lacks goes."""
     figures = folder / FIGURES
     figures.mkdir(parents=True, exist_ok=True)
@@ -111,7 +118,7 @@ def _write(folder: Path, page: str, shown: Sequence[Picture | Missing]) -> Path:
             for file in files:
                 file.unlink(missing_ok=True)
         else:
-            replace_file(files[0], svg.file(one).encode())
+            replace_file(files[0], svg.alone(svgs[one.name]).encode())
             replace_file(files[1], svg.png(one))
-    replace_file(folder / PAGE, page.encode())
+    replace_file(folder / PAGE, page.encode(errors="replace"))  # folders' names may be no text
     return folder / PAGE

@@ -20,13 +20,18 @@ COLUMNS = (
 
 
 def comparison_page(
-    groups: Sequence[Group], repeated: Sequence[Run], shown: Shown, hrefs: Mapping[Path, str]
+    groups: Sequence[Group],
+    repeated: Sequence[Run],
+    shown: Shown,
+    svgs: Mapping[str, str],
+    hrefs: Mapping[Path, str],
 ) -> str:
     """The comparison as HTML.
 
     Args:
         repeated: runs that are in no group, since others have their config and seed.
         shown: the figures.
+        svgs: those that are drawn, by name, as `svg.inline` gives them.
         hrefs: where each run's own report is, by the run's folder.
     """
     members = [one.runs for one in groups]
@@ -37,7 +42,7 @@ def comparison_page(
         notes=compare.notes(groups, repeated),
         columns=COLUMNS,
         rows=[_row(one) for one in groups],
-        figures=for_page(shown),
+        figures=for_page(shown, svgs),
         differing=[(key, *map(str, values)) for key, values in differing.items()],
         labels=[one.label for one in groups],
         alike=one_config,

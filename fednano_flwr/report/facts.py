@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.results import Run, load_run
 
 Record = dict[str, Any]
@@ -86,7 +86,10 @@ def read_run(path: Path) -> Run:
     if not run.rounds:
         raise ConfigError(f"{path}: metrics.jsonl is empty, the run has not come to round 0")
     run = dataclasses.replace(
-        run, rounds=_printable(run.rounds), environment=_printable(run.environment)
+        run,
+        config=RunConfig.parse(_printable(run.config.flat())),
+        rounds=_printable(run.rounds),
+        environment=_printable(run.environment),
     )
     if not isinstance(run.environment, dict):
         raise ConfigError(f"{path}: environment.json is no object")

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fednano_flwr.report import facts, svg
+from fednano_flwr.report import facts
 from fednano_flwr.report.canvas import Missing, Picture
 from fednano_flwr.results import Run
 
@@ -32,11 +32,14 @@ def render(template: str, **values: Any) -> str:
     return pages.get_template(template).render(version=_version(), **values) + "\n"
 
 
-def run_page(run: Run, sections: Mapping[str, Shown], usual: Mapping[str, Any]) -> str:
+def run_page(
+    run: Run, sections: Mapping[str, Shown], svgs: Mapping[str, str], usual: Mapping[str, Any]
+) -> str:
     """A run's report as HTML.
 
     Args:
         sections: its figures.
+        svgs: those that are drawn, by name, as `svg.inline` gives them.
         usual: the run config's defaults.
     """
     config = facts.settings(run, usual)
@@ -49,7 +52,7 @@ def run_page(run: Run, sections: Mapping[str, Shown], usual: Mapping[str, Any]) 
         tiles=_tiles(run),
         notes=_notes(run),
         headline=_headline(run),
-        sections={section: for_page(shown) for section, shown in sections.items()},
+        sections={section: for_page(shown, svgs) for section, shown in sections.items()},
         by_client=_by_client(run),
         last_round=f"round {last['round']}",
         best_round=f"best mean (round {top['round']})",
@@ -61,7 +64,7 @@ def run_page(run: Run, sections: Mapping[str, Shown], usual: Mapping[str, Any]) 
     )
 
 
-def for_page(shown: Shown) -> list[dict[str, Any]]:
+def for_page(shown: Shown, svgs: Mapping[str, str]) -> list[dict[str, Any]]:
     """Figures as the templates take them."""
     return [
         {"name": one.name, "title": one.title, "svg": "", "reason": one.reason}
@@ -71,7 +74,7 @@ def for_page(shown: Shown) -> list[dict[str, Any]]:
             "title": one.title,
             "words": one.words,
             "note": one.note,
-            "svg": Markup(svg.inline(one)),  # matplotlib has escaped its text
+            "svg": Markup(svgs[one.name]),  # matplotlib has escaped its text
         }
         for one in shown
     ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fednano_flwr.config import ConfigError
 from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 
@@ -35,7 +34,7 @@ def read_shares(run: Run) -> Shares | str:
         dealt = all_shards(questions, dataset, run.config.seed, len(clients))
         trained = [Counter(shard.train.groups) for shard in dealt]
         tested = [len(shard.test) for shard in dealt]
-    except (ConfigError, DataError, ResourceError, OSError) as error:
+    except (DataError, ResourceError, OSError, ImportError, ValueError) as error:
         return f"the data set cannot be read here: {str(error).splitlines()[0]}"
     counted = {kind: facts.questions(run, kind) for kind in ("train", "test")}
     for k in range(len(clients)):
@@ -43,8 +42,8 @@ def read_shares(run: Run) -> Shares | str:
         for kind in counted:
             if counted[kind].get(str(k), there[kind]) != there[kind]:
                 return (
-                    f"client {k} counted {counted[kind][str(k)]} {kind} questions, and the data set "
-                    f"of this machine would give it {there[kind]}: it is another one, or the "
+                    f"client {k} counted {counted[kind][str(k)]} {kind} questions, and the data "
+                    f"set of this machine would give it {there[kind]}: it is another one, or the "
                     "clients had shards of their own"
                 )
     groups = sorted({group for counts in trained for group in counts})

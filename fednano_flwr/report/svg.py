@@ -1,4 +1,4 @@
-"""A figure as text of an SVG: transparent, in the colours of the page that it stands in."""
+"""A figure as a file: an SVG within a page, in the page's colours, or an SVG or PNG of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from matplotlib import rc_context
 
 from fednano_flwr.report.canvas import FAINT, INK, LOOKS, Picture
 
-ALONE = (
-    "<style>:root{color:#1c1d1e;--faint:#d6d7d8}"
-    "@media (prefers-color-scheme:dark){:root{color:#eceef0;--faint:#3c4248}}</style>"
-)
-"""Colours of a file that no page surrounds."""
+PAGE_INK, PAGE_FAINT = "currentColor", "var(--faint)"
 
 
 def inline(picture: Picture) -> str:
@@ -21,6 +17,7 @@ def inline(picture: Picture) -> str:
     with rc_context({**LOOKS, "svg.hashsalt": picture.name}):
         out = io.StringIO()
         picture.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+        picture.figure.set_layout_engine("none")  # what it has done is kept
     text = out.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
@@ -28,12 +25,17 @@ def inline(picture: Picture) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r' id="([^"]+)"', rf' id="{picture.name}-\1"', text)
     text = re.sub(r'(href="|url\()#', rf"\1#{picture.name}-", text)
-    return text.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    return text.replace(INK, PAGE_INK).replace(FAINT, PAGE_FAINT)
 
 
-def file(picture: Picture) -> str:
-    """The same as a file of its own, which follows the reader's light or dark mode."""
-    return re.sub(r"(<svg[^>]*>)", rf"\1{ALONE}", inline(picture), count=1) + "\n"
+def alone(inlined: str) -> str:
+    """The same as a file of its own: on white and in fixed colours, which every program draws."""
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', inlined)
+    assert size is not None, "matplotlib gives every figure a viewBox"
+    start = f'<svg width="{size[1]}pt" height="{size[2]}pt" '
+    text = inlined.replace("<svg ", start, 1).replace(PAGE_INK, INK).replace(PAGE_FAINT, FAINT)
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return re.sub(r"(<svg[^>]*>)", rf"\1{ground}", text, count=1) + "\n"
 
 
 def png(picture: Picture) -> bytes:

@@ -84,10 +84,10 @@ def seconds(run: Run) -> Picture | Missing:
         f"{sum(encoder):.0f} s."
     )
     note = (
-        "Clients that work at the same time add up above and overlap in the clock. A client encodes "
-        "the next batch while it waits for the LLM, so the encoder's seconds may lie in either "
-        "part of a bar and are no part of their own. The merge is within the clock's seconds and "
-        "was not timed apart, nor were starting and sending."
+        "Clients that work at the same time add up above and overlap in the clock. A client "
+        "encodes the next batch while it waits for the LLM, so the encoder's seconds may lie in "
+        "either part of a bar and are no part of their own. The merge is within the clock's "
+        "seconds and was not timed apart, nor were starting and sending."
     )
     return Picture("seconds", "Time by round", words, note, figure)
 
@@ -106,13 +106,13 @@ def memory(run: Run) -> Picture | Missing:
     if not said:
         return Missing("memory", "Peak memory", "the run has not measured any")
     axes.set_title("Peak memory")
-    axes.set_ylabel("MiB since the process began")
+    axes.set_ylabel("peak memory, MiB")
     axes.set_ylim(bottom=0)
     by_round(axes)
     key_below(figure, [axes], 2)
     note = (
-        "Resident memory of a process, and memory allocated on a GPU, at the peak since the process "
-        "began. Where server and clients were one process, so are their lines."
+        "Resident memory of a process, and memory allocated on a GPU, at the peak since the "
+        "process began. Where server and clients were one process, so are their lines."
     )
     return Picture("memory", "Peak memory", f"Peaks: {', '.join(said)}.", note, figure)
 

@@ -70,7 +70,7 @@ def loss(run: Run) -> Picture | Missing:
     _clients(axes, run, "train_loss_per_client", 1)
     axes.plot(rounds, means, color=INK, linewidth=2.6, marker="o", markersize=5, label="mean")
     axes.set_title(title)
-    axes.set_ylabel("cross-entropy, nats a token")
+    axes.set_ylabel("mean cross-entropy, nats")
     by_round(axes, "round")
     key_below(figure, [axes])
     words = (
