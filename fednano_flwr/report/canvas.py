@@ -120,3 +120,8 @@ def key_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
             columnspacing=1.2,
             handlelength=1.8,
         )
+
+
+def short(text: str, letters: int) -> str:
+    """At most so many letters of a label."""
+    return text if len(text) <= letters else text[: letters - 1] + "…"

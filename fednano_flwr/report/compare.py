@@ -12,6 +12,9 @@ from fednano_flwr.compare.statistics import Spread, spread
 from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 
+MOST_LETTERS = 48
+"""Of a group's label."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -90,21 +93,26 @@ def differing(members: Sequence[Sequence[Run]]) -> dict[str, list[Any]]:
 
 
 def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
-    """The strategy's name, and where that does not tell groups apart what else differs."""
+    """The strategy's name, and where that does not tell groups apart what else differs.
+
+    Where that is too much for a label, a number; the page has a table of what differs.
+    """
     keys = differing(members)
     names = [runs[0].config.strategy.name for runs in members]
     others = [key for key in keys if key != "strategy.name"]
     if len(set(names)) == len(names):
         return names
-    return [
-        f"{name}, " + ", ".join(f"{key} = {_short(keys[key][place])}" for key in others)
+    labels = [
+        f"{name}, " + ", ".join(f"{key} = {_shown(keys[key][place])}" for key in others)
         for place, name in enumerate(names)
     ]
+    if max(map(len, labels)) <= MOST_LETTERS:
+        return labels
+    return [f"{name}, group {number}" for number, name in enumerate(names, start=1)]
 
 
-def _short(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value) or '""'
-    return text if len(text) <= 24 else f"…{text[-23:]}"
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:

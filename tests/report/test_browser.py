@@ -35,7 +35,7 @@ CONTRAST = """
   const words = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
   return [...document.querySelectorAll("main *")].filter(words).map(e => {
     const style = getComputedStyle(e);
-    const pair = [e.tagName === "text" ? style.fill : style.color, ground(e)].map(light).sort();
+    const pair = [e.tagName === "text" ? style.fill : style.color, ground(e)].map(light);
     const [low, high] = pair[0] < pair[1] ? pair : [pair[1], pair[0]];
     return [(high + 0.05) / (low + 0.05), `${e.tagName} ${e.textContent.slice(0, 40)}`];
   });

@@ -87,3 +87,15 @@ def test_curves_have_a_band_only_where_there_are_several_seeds(tmp_path: Path) -
     marks = ends(groups)
     assert isinstance(marks, Picture)
     assert sorted(marks.figure.axes[0].lines[0].get_xdata()) == pytest.approx([50, 70])  # type: ignore[arg-type]
+
+
+def test_groups_that_differ_in_much_are_numbered(tmp_path: Path) -> None:
+    many = {"learning_rate": 0.01, "adapter__alpha": 8.0, "batch_size": 4}
+    runs = [a_run(tmp_path / "a", 0.4, 0.5), a_run(tmp_path / "b", 0.4, 0.5, **many)]
+    groups, _ = compare.group(runs)
+    assert [group.label for group in groups] == ["fedavg-exact, group 1", "fedavg-exact, group 2"]
+    assert compare.differing([group.runs for group in groups]) == {
+        "batch-size": [16, 4],
+        "learning-rate": [0.002, 0.01],
+        "adapter.alpha": [32.0, 8.0],
+    }

@@ -17,6 +17,7 @@ from fednano_flwr.report.canvas import (
     key_below,
     marker,
     panels,
+    short,
     styled,
 )
 from fednano_flwr.results import Run
@@ -105,7 +106,9 @@ def kinds(run: Run) -> Picture | Missing:
         places = [place + shift for place, _ in known]
         drawn = axes.barh(places, [v for _, v in known], height=0.36, color=shade, label=label)
         axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8.5)
-    rows = [f"{_short(kind)} ({last['accuracy_by'][kind]['questions']})" for kind in shown]
+    rows = [
+        f"{short(kind, MOST_LETTERS)} ({last['accuracy_by'][kind]['questions']})" for kind in shown
+    ]
     axes.set_yticks(range(len(shown)), rows)
     axes.invert_yaxis()
     axes.set_xlim(0, 112)
@@ -147,7 +150,3 @@ def _clients(axes: Axes, run: Run, key: str, factor: float) -> None:
             alpha=1 if few else 0.6,
             label=f"client {client}" if few else f"each of {len(everyone)} clients",
         )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"

@@ -12,6 +12,7 @@ from fednano_flwr.report.canvas import (
     by_round,
     key_below,
     panels,
+    short,
     styled,
 )
 from fednano_flwr.results import Run
@@ -30,6 +31,7 @@ another."""
 NOT_HERE = ("epsilon", "delta", "clients")
 """Of the privacy budget, which has a figure of its own."""
 MOST_PANELS = 6
+MOST_LETTERS = 44
 
 
 @styled
@@ -43,7 +45,7 @@ def notes(run: Run) -> Picture | Missing:
     figure, axes = panels(len(shown), 2.3)
     said = []
     for one, (kind, lines) in zip(axes, shown.items(), strict=True):
-        panel, unit = KINDS.get(kind, (kind, "value"))
+        panel, unit = KINDS.get(kind, (short(kind, MOST_LETTERS), "value"))
         for place, (label, values) in enumerate(lines.items()):
             one.plot(
                 list(values),
@@ -52,7 +54,7 @@ def notes(run: Run) -> Picture | Missing:
                 marker=MARKERS[place % len(MARKERS)],
                 markersize=4,
                 linewidth=1.4,
-                label=label or None,
+                label=short(label, MOST_LETTERS // 2) or None,
             )
             last = list(values.values())[-1]
             said.append(f"{panel}{f', {label}' if label else ''}: {last:.3g} in the last round")

@@ -14,6 +14,7 @@ from fednano_flwr.report.canvas import (
     by_round,
     key_below,
     panels,
+    short,
     styled,
 )
 from fednano_flwr.report.shares import read_shares
@@ -77,7 +78,7 @@ def groups(run: Run) -> Picture | Missing:
     axes.invert_yaxis()
     axes.grid(False)
     centres = np.arange(len(shown)) + 0.5
-    axes.set_yticks(centres, [_short(group) for group in shown], fontsize=9)
+    axes.set_yticks(centres, [short(group, MOST_LETTERS) for group in shown], fontsize=9)
     clients = counts.shape[1]
     if clients <= MOST_NUMBERS:
         axes.set_xticks(np.arange(clients) + 0.5, [str(k) for k in range(clients)])
@@ -102,7 +103,3 @@ def groups(run: Run) -> Picture | Missing:
         note += f" {left_out} groups with fewer questions are not drawn."
     who = f"clients 0 to {min(clients, MOST_NUMBERS) - 1}"
     return Picture(name, title, f"Questions of {who} by group. {words}.", note, figure)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
