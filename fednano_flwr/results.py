@@ -65,7 +65,13 @@ def load_run(path: str | Path) -> Run:
         raise ConfigError(f"{folder} is no run's folder: {error.filename} is missing") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"the run in {folder} cannot be read: {error}") from None
-    return Run(folder, RunConfig.parse(config), rounds, environment)
+    if not isinstance(config, dict):
+        raise ConfigError(f"the run in {folder} cannot be read: config.json is no object")
+    try:
+        parsed = RunConfig.parse(config)
+    except ConfigError as error:
+        raise ConfigError(f"the run in {folder} is of a version with other keys: {error}") from None
+    return Run(folder, parsed, rounds, environment)
 
 
 def _record(number: int, line: str) -> Any:

@@ -152,5 +152,5 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
     if len({str(run.environment.get("commit")) for run in runs}) > 1:
         found.append("The runs were done from different commits of the code.")
     if failed := sum(len(facts.failures(run)) for run in runs):
-        found.append(f"{failed} failures of clients; each run's report names them.")
+        found.append(f"Failures of clients: {failed}; each run's report names them.")
     return found

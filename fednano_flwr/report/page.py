@@ -100,7 +100,8 @@ def _notes(run: Run) -> list[str]:
         notes.append("Only round 0 is there, the frozen model: nothing has been trained.")
     if failed := facts.failures(run):
         rounds = len({failure.round for failure in failed})
-        notes.append(f"{len(failed)} failures of clients in {rounds} round(s): see Failures.")
+        times = "once" if len(failed) == 1 else f"{len(failed)} times"
+        notes.append(f"Clients failed {times}, in {rounds} of the rounds: see Failures.")
     partial = len(run.rounds) - len(facts.whole(run))
     if partial:
         notes.append(

@@ -71,7 +71,7 @@ def test_an_unfinished_run_and_its_failures_are_said_at_the_top(reports: Reports
     text = reports.evil.read_text()
     top = text[: text.index("<h2>")]
     assert "not complete: 1 of 5 rounds" in top
-    assert "1 failures of clients in 1 round(s)" in top
+    assert "Clients failed once, in 1 of the rounds" in top
 
 
 def test_changed_keys_are_marked_with_their_defaults(reports: Reports) -> None:
@@ -126,6 +126,17 @@ def test_a_folder_that_is_no_run_is_refused_before_anything_is_written(tmp_path:
     assert code == 2
     assert "is no run's folder: " in said
     assert not (run.path / "report").exists()
+
+
+def test_a_run_of_a_version_with_other_keys_is_named(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace('"batch-size"', '"batch-length"'))
+    code, said = fednano(run.path)
+    assert code == 2
+    assert (
+        f"the run in {run.path} is of a version with other keys: unknown key batch-length" in said
+    )
 
 
 def test_where_to_write_has_to_be_clear(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def kinds(run: Run) -> Picture | Missing:
             for place, kind in enumerate(shown)
             if kind in record["accuracy_by"]
         ]
+        if not known:
+            continue
         places = [place + shift for place, _ in known]
         drawn = axes.barh(places, [v for _, v in known], height=0.36, color=shade, label=label)
         axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8.5)

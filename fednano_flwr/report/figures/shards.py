@@ -84,7 +84,7 @@ def groups(run: Run) -> Picture | Missing:
         axes.set_xticks(np.arange(clients) + 0.5, [str(k) for k in range(clients)])
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                shade = "black" if norm(count) > 0.5 else "white"
+                shade = "black" if norm(count) > 0.47 else "white"
                 at = (column + 0.5, row + 0.5)
                 axes.annotate(str(count), at, ha="center", va="center", color=shade, fontsize=8.5)
     axes.tick_params(length=0)
