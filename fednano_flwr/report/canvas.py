@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH = 4.8
 """Inches."""
 ROUND = "round (0: frozen model)"
-LOOKS = {
+LOOKS: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
@@ -107,7 +109,7 @@ def by_round(axes: Axes, label: str = ROUND) -> None:
 
 def key_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
     """One legend under all panels, each label once."""
-    found = {}
+    found: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)

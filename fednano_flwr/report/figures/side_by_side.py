@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from fednano_flwr.report.canvas import (
@@ -28,8 +29,8 @@ def curves(groups: Sequence[Group]) -> Picture | Missing:
     said = []
     for place, one in enumerate(groups):
         rounds = [k for k in range(one.last + 1) if len(one.values(k)) == len(one.runs)]
-        spreads = [one.accuracy(k) for k in rounds]
-        means = [found.mean for found in spreads]
+        each = [one.values(k) for k in rounds]
+        means = [statistics.fmean(values) for values in each]
         if not rounds:
             continue
         shade = PALETTE[place % len(PALETTE)]
@@ -44,8 +45,9 @@ def curves(groups: Sequence[Group]) -> Picture | Missing:
             label=f"{one.label} (n = {len(one.runs)})",
         )
         if len(one.runs) > 1:
-            low = [s.mean - s.stdev for s in spreads]  # type: ignore[operator]
-            high = [s.mean + s.stdev for s in spreads]  # type: ignore[operator]
+            wide = [statistics.stdev(values) for values in each]
+            low = [mean - deviation for mean, deviation in zip(means, wide, strict=True)]
+            high = [mean + deviation for mean, deviation in zip(means, wide, strict=True)]
             axes.fill_between(rounds, low, high, color=shade, alpha=0.2, linewidth=0)
         said.append(f"{one.label}: {means[0]:.1f} % in round 0, {means[-1]:.1f} % in {rounds[-1]}")
     if not said:
