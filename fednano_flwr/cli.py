@@ -436,6 +436,42 @@ def audit(
         raise typer.Exit(FAILED) from None
 
 
+@cli.command(
+    epilog="Example: fednano report runs/demo; fednano report runs/a runs/b --out comparison. "
+    "How to read it: docs/report.md."
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to write; else the folder report in the run's."),
+    ] = None,
+) -> None:
+    """Write a report of each run, a page with figures, and of several runs a comparison.
+
+    FOLDER/report.html opens in any browser, without a network; FOLDER/figures has its figures as
+    SVG and PNG. An earlier report there is replaced.
+
+    Exits with 0 if it is written, 1 if writing failed, 2 if one of the runs cannot be read (nothing
+    is written then) and 130 if it was interrupted.
+    """
+    from fednano_flwr.report.command import report as write
+
+    try:
+        with interrupts():
+            for file in write(runs, out.expanduser() if out else None):
+                typer.echo(f"written to {file}")
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except OSError as error:
+        typer.echo(f"error: the report cannot be written: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command writes the report anew", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
 def _check_dtype(dtype: str | None) -> None:
     if dtype is not None and dtype not in DTYPES:
         typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)

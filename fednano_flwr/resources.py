@@ -30,8 +30,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fednano"
 
 
-def resolve(key: str, value: str) -> Path:
+def resolve(key: str, value: str, write: bool = True) -> Path:
     """The folder that `value` names; it need not exist where `value` is a plain path.
+
+    Args:
+        write: whether a module's dataset is written where it has not been; otherwise its folder
+            need not exist either, and the module is not imported.
 
     Raises:
         ResourceError: the package or module is not installed; `key` is named in the message.
@@ -43,7 +47,7 @@ def resolve(key: str, value: str) -> Path:
     source = _installed(key, value, name)
     if kind == "package":
         return source.parent / sub
-    return _written_dataset(key, name, source) / sub
+    return _written_dataset(key, name, source, write) / sub
 
 
 def _installed(key: str, value: str, name: str) -> Path:
@@ -60,7 +64,7 @@ def _installed(key: str, value: str, name: str) -> Path:
     return Path(spec.origin)
 
 
-def _written_dataset(key: str, name: str, source: Path) -> Path:
+def _written_dataset(key: str, name: str, source: Path, write: bool) -> Path:
     """Cached dataset of a generator module, written anew when the module's package changed.
 
     Safe against a process that dies half-way and against several that start at once: the data are
@@ -70,15 +74,15 @@ def _written_dataset(key: str, name: str, source: Path) -> Path:
     for file in sorted(source.parent.glob("*.py")):
         digest.update(file.read_bytes())
     target = cache_folder() / "datasets" / f"{name}-{digest.hexdigest()[:12]}"
-    if target.exists():
+    if target.exists() or not write:
         return target
-    write = getattr(importlib.import_module(name), "write_dataset", None)
-    if write is None:
+    write_dataset = getattr(importlib.import_module(name), "write_dataset", None)
+    if write_dataset is None:
         raise ResourceError(f"{key}: module {name} has no function write_dataset(folder)")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
-        write(partial)
+        write_dataset(partial)
         os.rename(partial, target)
     except OSError:
         if not target.exists():

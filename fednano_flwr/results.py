@@ -60,9 +60,27 @@ def load_run(path: str | Path) -> Run:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rounds = [json.loads(line) for line in lines]
+        rounds = [_record(number, line) for number, line in enumerate(lines, start=1)]
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} is no run's folder: {error.filename} is missing") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"the run in {folder} cannot be read: {error}") from None
-    return Run(folder, RunConfig.parse(config), rounds, environment)
+    if not isinstance(config, dict):
+        raise ConfigError(f"the run in {folder} cannot be read: config.json is no object")
+    try:
+        parsed = RunConfig.parse(config)
+    except ConfigError as error:
+        raise ConfigError(f"the run in {folder} is of a version with other keys: {error}") from None
+    return Run(folder, parsed, rounds, environment)
+
+
+def _record(number: int, line: str) -> Any:
+    """A line of metrics.jsonl.
+
+    Raises:
+        ValueError: it is not whole; the message says which one.
+    """
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} of metrics.jsonl is not whole: {error}") from None

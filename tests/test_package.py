@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -45,23 +46,35 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The app's files of this checkout, in a folder whose name `flwr build` takes."""
+    folder = tmp_path / "checkout"
+    only_code = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "fednano_flwr", folder / "fednano_flwr", ignore=only_code)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, folder / name)
+    return folder
+
+
 def test_an_installed_wheel_has_its_types_its_model_and_its_app(installed: Path) -> None:
     for name in (
         *("fednano_flwr/py.typed", "fednano_demo/py.typed", "fednano_flwr/app/pyproject.toml"),
         *("fednano_demo/model/model.safetensors", "fednano_flwr/models/configs/llava-1.5-7b.json"),
+        "fednano_flwr/report/templates/run.html.j2",
     ):
         assert (installed / name).is_file(), name
     assert not (installed / "tests").exists()
 
 
 def test_an_installed_wheel_makes_the_app_bundle_that_a_checkout_makes(
-    installed: Path, tmp_path: Path
+    installed: Path, checkout: Path, tmp_path: Path
 ) -> None:
     python = [sys.executable, "-c", CODE, str(installed)]
     app, seed = run(python, installed, PYTHONPATH=str(installed)).split()
     assert seed == "0"
     bundles = []
-    for number, source in enumerate([Path(app), REPOSITORY]):
+    for number, source in enumerate([Path(app), checkout]):
         folder = tmp_path / str(number)
         folder.mkdir()
         run([str(bin_folder() / "flwr"), "build", "--app", str(source)], folder)
@@ -71,8 +84,10 @@ def test_an_installed_wheel_makes_the_app_bundle_that_a_checkout_makes(
     assert ours == theirs
 
 
-def test_the_app_bundle_has_all_code_and_no_data_and_is_small_enough(tmp_path: Path) -> None:
-    run([str(bin_folder() / "flwr"), "build", "--app", str(REPOSITORY)], tmp_path)
+def test_the_app_bundle_has_all_code_and_no_data_and_is_small_enough(
+    checkout: Path, tmp_path: Path
+) -> None:
+    run([str(bin_folder() / "flwr"), "build", "--app", str(checkout)], tmp_path)
     (bundle,) = tmp_path.glob("*.fab")
     names = set(zipfile.ZipFile(bundle).namelist())
     code = {str(f.relative_to(REPOSITORY)) for f in (REPOSITORY / "fednano_flwr").rglob("*.py")}

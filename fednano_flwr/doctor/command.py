@@ -1,4 +1,4 @@
-"""`fednano doctor`: look at a machine as a simulation's, a server's or a client's, theme by theme."""
+"""`fednano doctor`: look at a machine as one of `ROLES`, theme by theme."""
 
 from __future__ import annotations
 

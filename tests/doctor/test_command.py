@@ -68,7 +68,7 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
     doctor: Doctor, tmp_path: Path
 ) -> None:
     before = tree(tmp_path)
-    result = doctor("--json")
+    result = doctor("--role", "server", "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["role"] == "server" and told["problem"] == 0
@@ -109,6 +109,20 @@ def test_a_client_that_has_all_it_needs_is_well_and_left_as_it_was(
     ):
         assert_said(said, *words)
     assert tree(tmp_path) == before
+
+
+def test_a_simulations_machine_is_looked_at_as_a_servers_and_as_a_clients(doctor: Doctor) -> None:
+    result = doctor("--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["role"] == "simulation"
+    said = findings(result, "ok")
+    assert_said(said, "data", "looks like scienceqa")
+    assert_said(said, "model", "hold the language model", "hold the client's half")
+    assert_said(said, "folders", "run.dir", "edge.state-dir", "edge.feature-dir")
+    assert "node config" not in said
+    for change in ("dataset.path=/nowhere", "privacy.dp=server-fixed"):
+        worse = doctor("-c", change, "--json")
+        assert worse.exit_code == 1 and json.loads(worse.stdout)["problem"] == 1
 
 
 def test_a_client_that_reads_the_data_set_and_the_checkpoint_is_well(doctor: Doctor) -> None:
@@ -185,7 +199,7 @@ def test_a_run_config_that_cannot_be_used_is_a_problem_beside_the_others(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--role", "observer"], "must be one of server, client"),
+        (["--role", "observer"], "must be one of simulation, server, client"),
         (["--role", "server", "--node-config", "partition-id=0"], "leave one out"),
         (["--llm", "somewhere"], "--llm 'somewhere': give HOST:PORT"),
         (["--superlink", "::1:8000"], "--superlink '::1:8000': put an IPv6 address in brackets"),

@@ -1,0 +1,1 @@
+"""`fednano report`: what runs have left, as a page to read and figures to show."""

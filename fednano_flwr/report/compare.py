@@ -1,0 +1,156 @@
+"""Several runs side by side: which belong together, and their means and spreads over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fednano_flwr.compare.plan import NO_MATTER, digest_of
+from fednano_flwr.compare.statistics import Spread, spread
+from fednano_flwr.report import facts
+from fednano_flwr.results import Run
+
+MOST_LETTERS = 48
+"""Of a group's label."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config and number of clients, one a seed.
+
+    Attributes:
+        label: what tells it from the other groups.
+        runs: by seed.
+        clients: number of clients.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+    clients: int
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config.seed for run in self.runs]
+
+    @property
+    def last(self) -> int:
+        """The last round that all clients of all its runs have scored."""
+        scored = [{r["round"] for r in facts.whole(run)} for run in self.runs]
+        return max(set.intersection(*scored))
+
+    def accuracy(self, number: int) -> Spread:
+        """In a round, in percent, over the seeds."""
+        return spread(self.values(number))
+
+    def values(self, number: int) -> list[float]:
+        """Mean accuracy of each run in a round, in percent; without runs that lack it."""
+        return [
+            100 * record["accuracy"]
+            for run in self.runs
+            for record in facts.whole(run)
+            if record["round"] == number and record["accuracy"] is not None
+        ]
+
+    def a_round(self, *keys: str) -> float | None:
+        """Mean over all rounds of training of the sum of these figures."""
+        values = [sum(r[key] for key in keys) for run in self.runs for r in run.rounds[1:]]
+        return statistics.fmean(values) if values else None
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
+    """Groups in the order of their first runs, and the runs that repeat a seed of a group.
+
+    Of runs with one config and seed, the one with the most rounds counts: they are no sample of
+    seeds.
+    """
+    by_key: dict[str, dict[int, Run]] = {}
+    repeated = []
+    for run in runs:
+        seeds = by_key.setdefault(digest_of(run.config, len(facts.clients(run))), {})
+        other = seeds.setdefault(run.config.seed, run)
+        if other is not run:
+            shorter, longer = sorted((run, other), key=lambda one: len(one.rounds))
+            seeds[run.config.seed] = longer
+            repeated.append(shorter)
+    members = [[seeds[seed] for seed in sorted(seeds)] for seeds in by_key.values()]
+    labels = _labels(members)
+    return [
+        Group(label, tuple(of_group), len(facts.clients(of_group[0])))
+        for label, of_group in zip(labels, members, strict=True)
+    ], repeated
+
+
+def differing(members: Sequence[Sequence[Run]]) -> dict[str, list[Any]]:
+    """Keys of the run config that differ between groups, with a value a group; clients too."""
+    flats = [{"clients": len(facts.clients(runs[0])), **runs[0].config.flat()} for runs in members]
+    return {
+        key: [flat[key] for flat in flats]
+        for key in flats[0]
+        if key not in NO_MATTER and any(flat[key] != flats[0][key] for flat in flats)
+    }
+
+
+def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
+    """The strategy's name, and where that does not tell groups apart what else differs.
+
+    Where that is too much for a label, a number; the page has a table of what differs.
+    """
+    keys = differing(members)
+    names = [runs[0].config.strategy.name for runs in members]
+    others = [key for key in keys if key != "strategy.name"]
+    if len(set(names)) == len(names):
+        return names
+    labels = [
+        f"{name}, " + ", ".join(f"{key} = {_shown(keys[key][place])}" for key in others)
+        for place, name in enumerate(names)
+    ]
+    if max(map(len, labels)) <= MOST_LETTERS:
+        return labels
+    return [f"{name}, group {number}" for number, name in enumerate(names, start=1)]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+
+
+def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
+    """What a reader of the comparison has to know."""
+    found = []
+    keys = differing([one.runs for one in groups])
+    data = [key for key in keys if key.startswith(("dataset.", "clients"))]
+    if data:
+        found.append(
+            f"The groups answer different questions ({', '.join(data)} differ), so their "
+            "accuracies are not of the same thing."
+        )
+    if "model.name" in keys:
+        found.append("The groups start from different models: compare changes since round 0.")
+    alone = [one.label for one in groups if len(one.runs) < 2]
+    if alone:
+        found.append(
+            f"One seed only, so nothing is known of the spread: {'; '.join(alone)}. A difference "
+            "from it may be chance."
+        )
+    if len({tuple(one.seeds) for one in groups}) > 1:
+        found.append("The groups have different seeds; a seed also draws who has which questions.")
+    if len({one.last for one in groups}) > 1:
+        found.append("The groups are compared after different numbers of rounds.")
+    runs = [run for one in groups for run in one.runs]
+    open_ended = [run.path.name for run in runs if not facts.complete(run)]
+    if open_ended:
+        found.append(
+            f"Not complete: {', '.join(open_ended)}. A group is shown up to the last round that "
+            "all its runs have."
+        )
+    if repeated:
+        names = ", ".join(run.path.name for run in repeated)
+        found.append(f"Left out, since another run has the same config and seed: {names}.")
+    if len({str(run.environment.get("packages")) for run in runs}) > 1:
+        found.append("The runs were done with different versions of packages.")
+    if len({str(run.environment.get("commit")) for run in runs}) > 1:
+        found.append("The runs were done from different commits of the code.")
+    if failed := sum(len(facts.failures(run)) for run in runs):
+        found.append(f"Failures of clients: {failed}; each run's report names them.")
+    return found

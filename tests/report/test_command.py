@@ -1,0 +1,157 @@
+"""`fednano report` writes whole pages, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from typer.testing import CliRunner
+
+from fednano_flwr.cli import cli
+from fednano_flwr.report.command import _folders
+from tests.report.conftest import Reports
+from tests.report.made_up import a_run
+
+
+def fednano(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["report", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_a_report_is_one_file_with_its_figures_beside_it(reports: Reports) -> None:
+    text = reports.plain.read_text()
+    names = re.findall(r'<figure id="(\w+)">', text)
+    drawn = ["accuracy", "loss", "kinds", "questions", "traffic", "seconds", "memory", "merge"]
+    assert names == drawn
+    files = {file.name for file in (reports.plain.parent / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    assert not re.search(r"<script|@import|<link (?![^>]*data:)|src=|url\((?!#)", text)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_what_clients_and_files_say_stays_text(reports: Reports) -> None:
+    """Names and reasons come from other machines; the page must not run them."""
+    files = [file for page in reports.pages for file in page.parent.rglob("*.*")]
+    checked = [file for file in files if file.suffix in (".html", ".svg")]
+    assert len(checked) > 20
+    for file in checked:
+        assert not re.search(r"<script|<img|<b>run", file.read_text()), file
+    text = reports.evil.read_text()
+    assert "<h1>&lt;b&gt;run&amp;</h1>" in text
+    for heading in ("Learning", "Merging", "Failures", "Run config", "Environment"):
+        section = text[text.index(f"<h2>{heading}") :].split("<h2>")[1]
+        assert "&lt;script&gt;alert" in section, heading
+
+
+def test_several_runs_have_a_comparison_that_links_to_each(reports: Reports) -> None:
+    assert reports.said.splitlines()[-1] == f"written to {reports.together}"
+    text = reports.together.read_text()
+    assert "80.0 ± 14.1" in text  # of 70 and 90
+    hrefs = re.findall(r'href="([^"]+\.html)"', text)
+    assert hrefs[:2] == [f"../seed%20{k}/report/report.html" for k in (0, 1)]
+    assert all((reports.together.parent / unquote(href)).is_file() for href in hrefs)
+    assert "One seed only, so nothing is known of the spread: fedavg" in text
+
+
+def test_a_figure_of_an_earlier_report_does_not_stay(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    left = run.path / "report" / "figures" / "loss.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"old")
+    assert fednano(run.path)[0] == 0
+    assert not left.exists()
+    assert "Only round 0 is there" in (run.path / "report" / "report.html").read_text()
+
+
+def test_an_unfinished_run_and_its_failures_are_said_at_the_top(reports: Reports) -> None:
+    text = reports.evil.read_text()
+    top = text[: text.index("<h2>")]
+    assert "not complete: 1 of 5 rounds" in top
+    assert "Clients failed once, in 1 of the rounds" in top
+
+
+def test_changed_keys_are_marked_with_their_defaults(reports: Reports) -> None:
+    text = reports.plain.read_text()
+    marked = re.findall(r'<tr class="changed"><th scope="row">([\w.-]+)</th>', text)
+    assert set(marked) == {"num-server-rounds", "local-epochs", "dataset.path"}
+    row = '<th scope="row">local-epochs</th><td>7</td><td>changed from 2</td>'
+    assert f'<tr class="changed">{row}' in text
+
+
+def test_numbers_of_the_page_are_those_of_the_metrics(reports: Reports) -> None:
+    text = reports.plain.read_text()
+    tiles = re.findall(r"<li>(.*?) <b>(.*?)</b>", text)
+    assert tiles == [
+        ("round 0 (frozen model)", "40.0 %"),
+        ("last scored by all (round 2)", "70.0 %"),
+        ("best (round 1)", "80.0 %"),
+    ]
+    row = re.search(r'<th scope="row">client 0</th>(.*?)</tr>', text)
+    assert row is not None
+    assert re.findall(r">([^<]+)</td>", row[1]) == ["50", "30.0 %", "60.0 %", "+30.0", "70.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda text: text[:-30], "line 2 of metrics.jsonl is not whole"),
+        (lambda text: "", "metrics.jsonl is empty"),
+        (lambda text: text + "5\n", "line 3 of metrics.jsonl is no round's record"),
+        (lambda text: text.splitlines()[1] + "\n", "is of round 1, round 0 is missing"),
+        (lambda text: text.replace('"seconds": 20.0, ', ""), "line 1 of metrics.jsonl has no sec"),
+        (lambda text: text.replace('"encoder": 2.0', '"encoder": "x"'), "client_seconds"),
+        (lambda text: text.replace('"questions": 165', '"questions": null'), "for 'all'"),
+    ],
+)  # fmt: skip
+def test_metrics_that_are_not_whole_are_refused_with_their_line(
+    damage: object, said: str, tmp_path: Path
+) -> None:
+    run = a_run(tmp_path / "run", 0.4, 0.5)
+    file = run.path / "metrics.jsonl"
+    file.write_text(damage(file.read_text()))  # type: ignore[operator]
+    code, output = fednano(run.path)
+    assert code == 2
+    assert said in output
+    assert not (run.path / "report").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    (tmp_path / "empty").mkdir()
+    code, said = fednano(run.path, tmp_path / "empty")
+    assert code == 2
+    assert "is no run's folder: " in said
+    assert not (run.path / "report").exists()
+
+
+def test_a_run_of_a_version_with_other_keys_is_named(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace('"batch-size"', '"batch-length"'))
+    code, said = fednano(run.path)
+    assert code == 2
+    assert (
+        f"the run in {run.path} is of a version with other keys: unknown key batch-length" in said
+    )
+
+
+def test_where_to_write_has_to_be_clear(tmp_path: Path) -> None:
+    apart = [a_run(tmp_path / place / "run", 0.4) for place in ("a", "b")]
+    code, said = fednano(*(run.path for run in apart))
+    assert code == 2 and "--out" in said
+    code, said = fednano(apart[0].path, "--out", apart[1].path)
+    assert code == 2 and "is a run's folder" in said
+    folders = _folders(apart, tmp_path / "out")
+    assert list(folders.values()) == [tmp_path / "out" / name for name in ("run", "b-run")]
+
+
+def test_a_place_that_cannot_be_written_is_a_failure_without_a_traceback(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    (tmp_path / "file").write_text("")
+    code, said = fednano(run.path, "--out", tmp_path / "file")
+    assert code == 1
+    assert "the report cannot be written" in said

@@ -1,0 +1,101 @@
+"""Runs are grouped by config, and a group's mean and spread are those of its seeds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from fednano_flwr.report import compare
+from fednano_flwr.report.canvas import Picture
+from fednano_flwr.report.figures.side_by_side import curves, ends
+from tests.report.made_up import a_run
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
+    one = a_run(tmp_path / "a", 0.4, 0.5, seed=1, run__name="a")
+    two = a_run(tmp_path / "b", 0.4, 0.7, seed=0, run__name="b")
+    other = a_run(tmp_path / "c", 0.4, 0.6, strategy__name="fedavg")
+    wide = a_run(tmp_path / "d", 0.4, 0.6, clients=4)
+    groups, repeated = compare.group([one, two, other, wide])
+    assert [group.seeds for group in groups] == [[0, 1], [0], [0]]
+    assert [group.clients for group in groups] == [3, 3, 4]
+    assert not repeated
+
+
+def test_mean_and_spread_are_those_worked_out_by_hand(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / str(k), 0.4, a, seed=k) for k, a in enumerate((0.5, 0.6, 0.7))]
+    ((group,), _) = compare.group(runs)
+    found = group.accuracy(1)
+    assert found.mean == pytest.approx(60)
+    assert found.stdev == pytest.approx(math.sqrt((10**2 + 0 + 10**2) / 2))
+    assert group.a_round("round_bytes_up", "round_bytes_down") == 500_000  # without round 0
+
+
+def test_one_seed_has_no_spread_and_the_page_is_told(tmp_path: Path) -> None:
+    groups, repeated = compare.group([a_run(tmp_path / "a", 0.4, 0.5)])
+    assert groups[0].accuracy(1).stdev is None
+    assert any("nothing is known of the spread" in note for note in compare.notes(groups, repeated))
+
+
+def test_a_group_is_compared_after_the_last_round_that_all_its_runs_have(tmp_path: Path) -> None:
+    long = a_run(tmp_path / "a", 0.4, 0.5, 0.9, seed=0)
+    short = a_run(tmp_path / "b", 0.4, 0.7, seed=1, num_server_rounds=2)
+    ((group,), repeated) = compare.group([long, short])
+    assert group.last == 1
+    assert group.values(1) == pytest.approx([50, 70])
+    assert any("Not complete: b" in note for note in compare.notes([group], repeated))
+
+
+def test_of_two_runs_with_one_seed_the_longer_counts(tmp_path: Path) -> None:
+    short = a_run(tmp_path / "short", 0.4, num_server_rounds=1)
+    whole = a_run(tmp_path / "whole", 0.4, 0.5)
+    for given in ([short, whole], [whole, short]):
+        ((group,), repeated) = compare.group(given)
+        assert (group.runs, repeated) == ((whole,), [short])
+        assert any("Left out" in note for note in compare.notes([group], repeated))
+
+
+def test_other_data_and_other_seeds_are_said(tmp_path: Path) -> None:
+    one = a_run(tmp_path / "a", 0.4, 0.5, dataset__alpha=0.1)
+    two = a_run(tmp_path / "b", 0.4, 0.5, dataset__alpha=1.0, seed=1)
+    groups, repeated = compare.group([one, two])
+    text = " ".join(compare.notes(groups, repeated))
+    assert "different questions (dataset.alpha differ)" in text
+    assert "different seeds" in text
+    assert [group.label for group in groups] == [
+        "fedavg-exact, dataset.alpha = 0.1",
+        "fedavg-exact, dataset.alpha = 1",
+    ]
+
+
+def test_curves_have_a_band_only_where_there_are_several_seeds(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path / str(k), 0.4, a, seed=k) for k, a in enumerate((0.5, 0.7))]
+    alone = a_run(tmp_path / "other", 0.4, 0.6, strategy__name="fedavg")
+    groups, _ = compare.group([*runs, alone])
+    drawn = curves(groups)
+    assert isinstance(drawn, Picture)
+    (axes,) = drawn.figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [  # type: ignore[arg-type]
+        pytest.approx([40, 60]),
+        pytest.approx([40, 60]),
+    ]
+    (band,) = axes.collections
+    ends_at = [y for x, y in band.get_paths()[0].vertices if x == 1]
+    assert max(ends_at) - min(ends_at) == pytest.approx(2 * math.sqrt(200))
+    marks = ends(groups)
+    assert isinstance(marks, Picture)
+    assert sorted(marks.figure.axes[0].lines[0].get_xdata()) == pytest.approx([50, 70])  # type: ignore[arg-type]
+
+
+def test_groups_that_differ_in_much_are_numbered(tmp_path: Path) -> None:
+    many = {"learning_rate": 0.01, "adapter__alpha": 8.0, "batch_size": 4}
+    runs = [a_run(tmp_path / "a", 0.4, 0.5), a_run(tmp_path / "b", 0.4, 0.5, **many)]
+    groups, _ = compare.group(runs)
+    assert [group.label for group in groups] == ["fedavg-exact, group 1", "fedavg-exact, group 2"]
+    assert compare.differing([group.runs for group in groups]) == {
+        "batch-size": [16, 4],
+        "learning-rate": [0.002, 0.01],
+        "adapter.alpha": [32.0, 8.0],
+    }
