@@ -157,16 +157,16 @@ class Federation:
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         for message_id in waiting.keys() - pushed:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
-        asked = said = patience.clock()
+        asked = said = moved = patience.clock()
         while waiting:
             began = time.monotonic()
             replies, unreadable = pull(self._grid, list(waiting))
-            for reply in replies:
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                self._take(reply, node, answers, what, check)
+            moved = patience.moved(waiting.values(), patience.clock() if replies else moved)
+            for message_id, reply in replies.items():
+                self._take(reply, waiting.pop(message_id), answers, what, check)
             for message_id, reason in unreadable.items():
                 self._fail(answers, what, waiting.pop(message_id), reason)
-            given_up = {node: patience.given_up(node, asked) for node in waiting.values()}
+            given_up = {node: patience.given_up(node, asked, moved) for node in waiting.values()}
             if all(given_up.values()):  # another may be back while one is waited for
                 break
             if (now := patience.clock()) - said > PROGRESS_SECONDS:
@@ -200,11 +200,12 @@ class Federation:
         if reply.has_error():
             self._fail(answers, what, node, _reason(reply))
             return
-        answers.bytes_up += record_bytes(reply.content)
         try:
-            self._remember(node, partition_of(reply))
+            answers.bytes_up += record_bytes(reply.content)
+            partition = partition_of(reply)
             if check is not None:
                 check(reply)
+            self._remember(node, partition)
         except Exception as error:  # whatever one client replies, the others' round goes on
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self._fail(answers, what, node, f"reply refused: {kind}{error}")

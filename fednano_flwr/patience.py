@@ -8,7 +8,7 @@ looks busy cannot hold a round for ever.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 NAMED = 5
@@ -25,22 +25,30 @@ class Patience:
         limit: seconds that one question may take at most.
         last_seen: the signs of progress; by default there are none.
         clock: seconds that only ever grow.
+        in_turn: clients wait for one another's end, as in a simulation with more clients than
+            processors: one that has not begun is silent only since the last step of any other.
     """
 
     timeout: float
     limit: float
     last_seen: LastSeen = lambda node: None
     clock: Callable[[], float] = time.monotonic
+    in_turn: bool = False
 
-    def silence(self, node: int, asked: float) -> float:
-        """Seconds since a node was asked, or since it was served for what it was asked."""
-        return self.clock() - max(asked, self.last_seen(node) or asked)
+    def silence(self, node: int, asked: float, moved: float = 0.0) -> float:
+        """Seconds since a node was asked, or since it was served for what it was asked.
 
-    def given_up(self, node: int, asked: float) -> str:
-        """Why a node is waited for no longer; "" while it is."""
+        Args:
+            moved: when any node of those asked last made a step or replied.
+        """
+        begun = max(asked, moved) if self.in_turn else asked
+        return self.clock() - (self._served(node, asked) or begun)
+
+    def given_up(self, node: int, asked: float, moved: float = 0.0) -> str:
+        """Why a node is waited for no longer; "" while it is. `moved` is as in `silence`."""
         if self.clock() - asked >= self.limit:
             return f"no reply within {self.limit:.0f} s (round-limit)"
-        if self.silence(node, asked) >= self.timeout:
+        if self.silence(node, asked, moved) >= self.timeout:
             made = "no step" if not self._served(node, asked) else "no further step"
             return f"no reply, and {made} for {self.timeout:.0f} s (round-timeout)"
         return ""
@@ -60,5 +68,11 @@ class Patience:
             parts.append(f"{len(silent) - NAMED} more")
         return "waiting for " + ", ".join(parts)
 
-    def _served(self, node: int, asked: float) -> bool:
-        return (self.last_seen(node) or asked) > asked
+    def moved(self, nodes: Iterable[int], before: float) -> float:
+        """When any of these nodes was last served, or `before` where none was since."""
+        return max([before, *(self.last_seen(node) or before for node in nodes)])
+
+    def _served(self, node: int, asked: float) -> float:
+        """When a node was last served for what it was asked; 0 where it was not yet."""
+        last = self.last_seen(node) or asked
+        return last if last > asked else 0.0

@@ -49,6 +49,8 @@ NOTES = ("skipped", "unreadable", "tally")
 LARGEST = torch.finfo(torch.float32).max
 """No metric is above it, so that sums over clients and questions stay finite."""
 NO_BOUNDS = Bounds(0, 0, 0)
+MOST_KINDS, LONGEST_KIND = 2000, 200
+"""Of questions in a reply: each has its lines in tables and its figures at trackers."""
 PARTS = (THETA, FISHER, PACKED + THETA, PACKED + FISHER)
 
 
@@ -112,6 +114,11 @@ def check_evaluation(reply: Message) -> None:
         if not all(_is_count(count) for count in _note(notes, key).values()):
             raise ValueError(f"note {key} has a value that is no count")
     tally = _note(notes, "tally")
+    if len(tally) > MOST_KINDS or max(map(len, tally), default=0) > LONGEST_KIND:
+        raise ValueError(
+            f"note tally has {len(tally)} kinds of questions; at most {MOST_KINDS}, each named by "
+            f"at most {LONGEST_KIND} characters"
+        )
     if not all(_is_entry(entry) for entry in tally.values()):
         raise ValueError("note tally has an entry that is not right answers of questions")
     scored = [metric(reply, "correct"), metric(reply, "num-examples")]

@@ -29,6 +29,7 @@ from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import node_limits, open_host
 from fednano_flwr.metrics import round_record
 from fednano_flwr.patience import Patience
+from fednano_flwr.privacy.budget import new_accountant
 from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
@@ -71,20 +72,25 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     strategy = make_strategy(config.strategy)
     tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
+    private_run = config.privacy.dp != "none"
+    merges_ranks = getattr(strategy, "merges_ranks", False) and not private_run
+    if private_run:
+        new_accountant(config.privacy.delta)  # not there: said before a folder is taken
     folder = RunFolder(config, run_id)
     if folder.finished:
         folder.close()
         say("all rounds of this run are there already")
         _report(folder)
         return folder
-    if config.privacy.dp != "none":
+    if private_run:
         strategy = private = Private(strategy, config.privacy, folder.path)
-        say(private.describe(config.num_server_rounds))
+        say(private.describe(config.num_server_rounds + 1 - max(1, len(folder.rounds))))
     activity = Activity()
     patience = Patience(
         config.round_timeout,
         config.round_limit,
         lambda node: activity.last_seen(owner(run_id, node)),
+        in_turn=isinstance(grid, InMemoryGrid),
     )
     federation = Federation(grid, patience, config.min_replies, say)
     with (
@@ -140,7 +146,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                         receive_update,
                         sent=arrays if work.uploads else ArrayRecord(),
                         fisher=work.fisher,
-                        lower_ranks=getattr(strategy, "merges_ranks", False),
+                        lower_ranks=merges_ranks and not config.bounds.clip_update_norm,
                         bounds=config.bounds,
                         norm_bit=config.privacy.dp == "client-adaptive",
                     ),

@@ -83,12 +83,15 @@ def ask(
     """Asks nodes and tells what came back, after how many seconds, and what was said."""
 
     def ask(
-        replies: dict[int, float], steps: dict[int, tuple[float, float]], least: int = 1
+        replies: dict[int, float],
+        steps: dict[int, tuple[float, float]],
+        least: int = 1,
+        in_turn: bool = False,
     ) -> tuple[Answers, float, list[str]]:
         clock, said = Clock(), list[str]()
         monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=clock, sleep=clock.sleep))
         nodes = Nodes(clock, replies, steps)
-        patience = Patience(TIMEOUT, LIMIT, nodes.last_seen, clock)
+        patience = Patience(TIMEOUT, LIMIT, nodes.last_seen, clock, in_turn)
         known = Federation(cast(Grid, nodes), patience, least, said.append)
         known.partitions = {node: node for node in replies}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -124,6 +127,20 @@ def test_a_client_that_never_makes_a_step_is_given_up_after_the_timeout(ask: Ask
     answers, seconds, _ = ask({0: 1.0, 1: NEVER}, {})
     assert seconds == pytest.approx(TIMEOUT, abs=1)
     assert answers.failures == {"client 1": "no reply, and no step for 60 s (round-timeout)"}
+
+
+def test_clients_of_a_simulation_wait_for_their_turn_as_long_as_others_get_on(ask: Ask) -> None:
+    one_after_another = {node: 0.8 * TIMEOUT * (node + 1) for node in range(5)}
+    answers, _, _ = ask(one_after_another, {}, in_turn=True)
+    assert not answers.failures
+    answers, _, _ = ask(one_after_another, {})
+    assert list(answers.failures) == [f"client {node}" for node in range(1, 5)]
+
+
+def test_a_client_that_never_gets_its_turn_is_given_up_when_nobody_gets_on(ask: Ask) -> None:
+    answers, seconds, _ = ask({0: 3 * TIMEOUT, 1: NEVER}, {0: (5.0, NEVER)}, in_turn=True)
+    assert list(answers.failures) == ["client 1"]
+    assert seconds == pytest.approx(4 * TIMEOUT, abs=1)
 
 
 def test_a_client_that_pretends_to_make_progress_holds_a_round_up_to_its_limit(ask: Ask) -> None:
@@ -162,7 +179,7 @@ def test_a_sign_from_before_the_question_is_none() -> None:
 class SuperLink(HttpGrid):
     """Hands each reply out once; one of them cannot be read, or nobody is there any more."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception | None) -> None:
         self._error = error
         self._there: dict[str, int] = {}
 
@@ -178,17 +195,18 @@ class SuperLink(HttpGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         found = {i: self._there.pop(i) for i in message_ids if i in self._there}
-        if 1 in found.values():
+        if 1 in found.values() and self._error is not None:
             raise self._error
         replies = []
         for message_id, node in found.items():
             reply = train_reply(ArrayRecord(), partition_id=node)
-            reply.metadata.__dict__["_reply_to_message_id"] = message_id
+            of = message_id if self._error is not None else "question 2"  # what a node may write
+            reply.metadata.__dict__["_reply_to_message_id"] = of
             replies.append(reply)
         return replies
 
 
-def ask_superlink(error: Exception) -> Answers:
+def ask_superlink(error: Exception | None) -> Answers:
     known = Federation(SuperLink(error), Patience(5.0, 10.0), 1, lambda line: None)
     known.partitions = {node: node for node in range(3)}
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -201,6 +219,12 @@ def test_a_reply_that_cannot_be_read_is_its_senders_failure_and_the_others_are_k
     assert [federation.partition_of(reply) for reply in answers.replies] == [0, 2]
     assert list(answers.failures) == ["client 1"]
     assert "its reply cannot be read: KeyError" in answers.failures["client 1"]
+
+
+def test_a_reply_belongs_to_the_question_that_was_asked_for_whatever_it_says() -> None:
+    answers = ask_superlink(None)
+    assert [federation.partition_of(reply) for reply in answers.replies] == [0, 1, 2]
+    assert not answers.failures
 
 
 def test_a_superlink_that_is_gone_is_no_clients_failure() -> None:

@@ -141,6 +141,12 @@ TALLIES = {
 }
 
 
+@pytest.mark.parametrize("kinds", [{"k" * 201: [0, 1]}, {str(i): [0, 1] for i in range(2001)}])
+def test_a_tally_of_endless_kinds_is_refused(kinds: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match="at most 2000, each named by at most 200"):
+        check_evaluation(evaluate_reply(tally={"all": [2, 3], **kinds}))
+
+
 @pytest.mark.parametrize("name", TALLIES)
 def test_a_tally_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="tally"):

@@ -39,11 +39,12 @@ NO_MATTER = (
     "run.dir",
     "run.name",
     "run.keep-checkpoints",
+    "run.trackers",
     "edge.state-dir",
     "edge.feature-dir",
 )
 """Keys that are not in a run's digest: the seed has its own place in the name, the others are
-places on this machine, or about runs that were stopped."""
+places on this machine or elsewhere, or about runs that were stopped."""
 ALIAS = "default"
 """What results call the experiment whose strategy is the app's default."""
 _SEEDS = re.compile(r"(\d+)(?:\.\.(\d+))?")

@@ -20,8 +20,11 @@ PARTS = {
     "metrics.jsonl",
     "metrics-cut.jsonl",
     "state.json",
+    "privacy.jsonl",
     "adapters",
     "checkpoints",
+    "tensorboard",
+    "wandb",
 }
 
 

@@ -42,14 +42,6 @@ def check_privacy(config: RunConfig) -> None:
             "is no secure aggregation here. The ServerApp sees each update: run it where that may "
             "be, and set privacy.secure-aggregation = false (docs/privacy.md says what is missing)"
         )
-    if config.bounds.clip_update_norm and set(config.adapter.clients_ranks) != {
-        config.adapter.rank
-    }:
-        raise ConfigError(
-            f"bounds.clip-update-norm = {config.bounds.clip_update_norm:g}, adapter.ranks = "
-            f"{config.adapter.ranks!r}: adapters of a lower rank have no difference to those that "
-            "were sent; use bounds.clip-update-norm = 0"
-        )
     if privacy.dp == "none":
         return
     asked = f"privacy.dp = {privacy.dp!r}, "

@@ -55,8 +55,12 @@ class Private(Strategy):
         return {**getattr(self.named, "notes", {}), **own}
 
     def describe(self, rounds: int) -> str:
-        """One line on what is done, and on what all rounds will spend."""
-        p = self.privacy
+        """One line on what is done, and on what all rounds will spend.
+
+        Args:
+            rounds: still to do, beside the releases that were made.
+        """
+        p, rounds = self.privacy, rounds + self.budget.releases
         whole = epsilon_of(rounds, p.noise_multiplier, p.delta)
         return (
             f"privacy  {p.dp}: updates clipped to norm {p.clip_norm:g}, noise multiplier "

@@ -141,6 +141,12 @@ def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
             "of those that were sent, which clients of different ranks have not; use "
             'upload.adapters = "float32"'
         )
+    if config.bounds.clip_update_norm:
+        raise ConfigError(
+            f"{key} = {value}, bounds.clip-update-norm = {config.bounds.clip_update_norm:g}: "
+            "adapters of a lower rank have no difference to those that were sent; use "
+            "bounds.clip-update-norm = 0"
+        )
     if strategy.server_rate != 1 and "server_rate" in reads(strategy.name):
         raise ConfigError(
             f"{key} = {value}, strategy.server-rate = {strategy.server_rate:g}: what a client of a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +60,9 @@ class Trackers:
             yield
         except Exception as error:
             self._openers.pop(name)
-            self._opened.pop(name, None)
+            with suppress(Exception):  # as far as it still can
+                if name in self._opened:
+                    self._opened.pop(name).close()
             self._say(f"tracker {name} is left out from now on: {_line(error)}")
 
 

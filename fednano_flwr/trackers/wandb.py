@@ -11,7 +11,7 @@ import wandb
 
 
 class WandB:
-    """Logs to a run with this run's name, continued where this one is."""
+    """Logs to a run with this run's name; a resumed run is another one there."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], first_round: int) -> None:
         self._run = wandb.init(

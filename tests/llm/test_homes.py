@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from fednano_flwr.llm.homes import Homes
 
 
@@ -71,8 +73,11 @@ def test_the_second_half_of_a_step_goes_where_the_first_was() -> None:
     assert homes.of(names(3)[1], up[1:], stay=True).number == 1  # the first is lost
 
 
-def test_owners_are_forgotten_when_there_are_far_too_many() -> None:
+def test_owners_are_forgotten_when_there_are_far_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fednano_flwr.llm.homes.REMEMBERED_OWNERS", 100)
     homes, up = Homes[Spot](600.0, Clock()), [Spot(0)]
-    for i in range(10_050):
+    for i in range(150):
         homes.of(b"%d" % i, up)
-    assert len(homes._homes) == 10_000
+    assert len(homes._homes) == 100
