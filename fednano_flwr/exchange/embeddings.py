@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.labels import Step, stepper
 from fednano_flwr.exchange.protocol import AdaptedBatch, LLMInputs, LLMService
 
@@ -31,6 +32,15 @@ class EmbeddingsExchange:
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         return self.service.next_tokens(batch.embedded().detach(), positions)
+
+    def prefill(self, batch: AdaptedBatch) -> Generated:
+        return self.service.prefill(batch.embedded().detach())
+
+    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        inputs = token.embedded().detach()
+        position = None if inputs.position_ids is None else inputs.position_ids[:, 0]
+        new = NewToken(int(token.token_ids), embedding=inputs.embeds, position=position)
+        return self.service.decode(cache, new)
 
 
 class _HostLoss(torch.autograd.Function):
