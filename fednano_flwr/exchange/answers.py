@@ -18,8 +18,8 @@ from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     Feature,
     FeaturesMissingError,
-    Gradient,
     GoneError,
+    Gradient,
     HostBusyError,
     Inputs,
     LLMService,
@@ -134,9 +134,7 @@ class Answers:
             found = self._service.next_tokens(inputs, positions, owner)
         reply.tokens.extend(found.tolist())
 
-    def _prefill(
-        self, request: pb.PrefillRequest, reply: pb.GeneratedReply, owner: bytes
-    ) -> None:
+    def _prefill(self, request: pb.PrefillRequest, reply: pb.GeneratedReply, owner: bytes) -> None:
         if len(request.inputs.lengths) != 1:
             raise RefusalError(f"{len(request.inputs.lengths)} samples; an answer is one's")
         with self._batch(request.inputs, owner) as inputs:
