@@ -18,6 +18,8 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, load_encoder
 from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.client import RemoteLLM
+from fednano_flwr.exchange.generation import NewToken
+from fednano_flwr.exchange.protocol import LLM
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -83,22 +85,33 @@ def unsplit(setting: Setting, question: Question) -> list[int]:
     return found[0, -TOKENS:].tolist()
 
 
-@pytest.fixture(params=["in-process", "grpc"])
-def service(request: pytest.FixtureRequest, setting: Setting) -> Iterator[Any]:
-    if request.param == "in-process":
-        yield setting.host
+@pytest.fixture(params=["embeddings, in-process", "lowrank, grpc"])
+def llm(request: pytest.FixtureRequest, setting: Setting) -> Iterator[LLM]:
+    kind, _, where = request.param.partition(", ")
+    if where == "in-process":
+        yield EXCHANGES[kind](setting.host, "server")
     else:
         with serve(setting.host) as address, RemoteLLM(address) as remote:
-            yield remote
+            yield EXCHANGES[kind](remote, "server")
 
 
-@pytest.mark.parametrize("kind", EXCHANGES)
 def test_tokens_from_the_cache_are_those_without_and_the_whole_models(
-    setting: Setting, service: Any, kind: str
+    setting: Setting, llm: LLM
 ) -> None:
-    llm = EXCHANGES[kind](service, "server")
+    found = []
     for question in setting.questions:
         cached = list(answer_tokens(setting.edge, llm, question, TOKENS))
         assert len(cached) == TOKENS and cached == unsplit(setting, question)
         (uncached,) = generate(setting.edge, llm, [question], TOKENS)
         assert setting.edge.encoder.decode(cached) == uncached
+        found += cached
+    assert len(set(found)) > 3  # answers that could not differ would show nothing
+
+
+def test_a_position_that_does_not_fit_the_family_is_refused(setting: Setting) -> None:
+    wrong = None if setting.whole.family == "qwen2_5_vl" else torch.tensor([1, 2, 3])
+    begun = EXCHANGES["lowrank"](setting.host, "server").prefill(
+        setting.edge(setting.questions[1:2])
+    )
+    with pytest.raises(ValueError, match="position"):
+        setting.host.decode(begun.cache, NewToken(5, position=wrong))
