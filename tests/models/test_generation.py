@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import tiny_families
-from tests.models.test_families import SAMPLES
+from tests.models.test_families import FLOAT32_INSIDE, OWN_ROUNDING, SAMPLES, TOLERANCE, error
 from tests.models.unsplit import Unsplit
 
 TOKENS = 10
@@ -85,6 +87,20 @@ def unsplit(setting: Setting, question: Question) -> list[int]:
     return found[0, -TOKENS:].tolist()
 
 
+@contextmanager
+def seen(host: FrozenLLM) -> Iterator[list[torch.Tensor]]:
+    """Logits (1, vocabulary) of each pass."""
+    found = []
+    original = host._half.logits
+
+    def logits(*arguments: Any) -> torch.Tensor:
+        found.append(original(*arguments))
+        return found[-1]
+
+    with mock.patch.object(host._half, "logits", logits):
+        yield found
+
+
 @pytest.fixture(params=["embeddings, in-process", "lowrank, grpc"])
 def llm(request: pytest.FixtureRequest, setting: Setting) -> Iterator[LLM]:
     kind, _, where = request.param.partition(", ")
@@ -98,14 +114,18 @@ def llm(request: pytest.FixtureRequest, setting: Setting) -> Iterator[LLM]:
 def test_tokens_from_the_cache_are_those_without_and_the_whole_models(
     setting: Setting, llm: LLM
 ) -> None:
-    found = []
     for question in setting.questions:
-        cached = list(answer_tokens(setting.edge, llm, question, TOKENS))
-        assert len(cached) == TOKENS and cached == unsplit(setting, question)
-        (uncached,) = generate(setting.edge, llm, [question], TOKENS)
-        assert setting.edge.encoder.decode(cached) == uncached
-        found += cached
-    assert len(set(found)) > 3  # answers that could not differ would show nothing
+        with seen(setting.host) as cached:
+            tokens = list(answer_tokens(setting.edge, llm, question, TOKENS))
+        assert len(tokens) == TOKENS and tokens == unsplit(setting, question)
+        with seen(setting.host) as uncached:
+            (text,) = generate(setting.edge, llm, [question], TOKENS)
+        assert text == setting.edge.encoder.decode(tokens)
+        # A random model's answer may be one word again and again; its logits are not.
+        got, expected = torch.cat(cached), torch.cat(uncached)
+        allowed = FLOAT32_INSIDE.get(setting.whole.family, TOLERANCE)
+        assert len(got) == TOKENS and error(got, expected) <= OWN_ROUNDING * allowed
+        assert error(got[1:], got[:-1]) > 100 * OWN_ROUNDING * allowed
 
 
 def test_a_position_that_does_not_fit_the_family_is_refused(setting: Setting) -> None:
