@@ -508,6 +508,38 @@ def serve(
             Event().wait()
 
 
+@cli.command(epilog="Needs the extra: pip install 'fednano-flwr[web]'. More: docs/ask.md.")
+def web(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    port: Annotated[int, typer.Option(min=0, help="0: a free one.")] = 0,
+    which: Which = "best",
+    model: ItsModel = "",
+    bundle: Bundle = "",
+    llm: Llm = None,
+    token_file: TokenFile = None,
+    ca_cert: CaCert = "",
+    max_tokens: MaxTokens = 0,
+    config: Config = None,
+) -> None:
+    """Show a page, on this machine only, that asks the frozen and the tuned model side by side.
+
+    Options are those of `fednano ask`. Exits with 0 when it is stopped, 1 if service or port cannot
+    be had and 2 if something else cannot be used.
+    """
+    from threading import Event
+
+    from fednano_flwr.ask.web import showing
+
+    title = f"{run.name}: frozen and tuned"
+    with (
+        _asking(stopped=0),
+        _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
+        showing(asker, title, port) as address,
+    ):
+        typer.echo(f"the page is at {address}, until this command is stopped")
+        Event().wait()
+
+
 def _notice(line: str) -> None:
     typer.echo(f"note: {line}", err=True)
 
