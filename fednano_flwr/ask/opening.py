@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fednano_flwr.ask.session import Asker
 from fednano_flwr.command.overrides import absolute_paths, parse_override
@@ -101,7 +103,7 @@ def open_asker(
 
 
 def _settings(run: Run, config: Sequence[str]) -> RunConfig:
-    changes = {}
+    changes: dict[str, Any] = {}
     for text in config:
         changes |= parse_override(text, Path.cwd())
     for key in changes:
@@ -146,7 +148,8 @@ def _edges(
             f"the {which} round's adapters change nothing: these are the frozen model's answers"
             + ("; --which last takes those of the last round" if which == "best" else "")
         )
-    table, encoder, features = half.token_table(), load_encoder(half.checkpoint), {}
+    table, encoder = half.token_table(), load_encoder(half.checkpoint)
+    features: dict[str, Tensor] = {}
     edges = []
     for own in (state, None):
         adapters = build_adapters(half.hidden_size, config.adapter, config.seed)

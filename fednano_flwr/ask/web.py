@@ -19,6 +19,7 @@ from fednano_flwr.models.token_table import MissingRowError
 HERE = "127.0.0.1"
 KEPT_SECONDS = 600
 """How long a picture that was given to the page lies in Gradio's temporary folder."""
+COLUMNS = "#frozen textarea, #tuned textarea { font-family: monospace; }"
 Shown = tuple[str, str]
 """What the frozen and the tuned model's boxes show."""
 
@@ -72,7 +73,9 @@ def page(asker: Asker, title: str) -> Any:
     ) as blocks:
         gradio.Markdown(f"## {title}")
         with gradio.Row():
-            image = gradio.Image(type="filepath", label="Picture", height=320)
+            image = gradio.Image(
+                type="filepath", label="Picture", height=320, sources=["upload", "clipboard"]
+            )
             with gradio.Column():
                 question = gradio.Textbox(label="Question", autofocus=True)
                 choices = gradio.Textbox(label="Choices, one a line (none: a free answer)", lines=4)
@@ -105,6 +108,7 @@ def showing(asker: Asker, title: str, port: int = 0) -> Iterator[str]:
         server_name=HERE,
         server_port=port or None,
         theme=theme,
+        css=COLUMNS,
         share=False,
         quiet=True,
         prevent_thread_lock=True,

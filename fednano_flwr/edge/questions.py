@@ -68,6 +68,7 @@ class QuestionEncoder:
             ValueError: an option letter is not a single token of this model.
         """
         question = self.unanswered(sample)
+        answer: tuple[int, ...]
         if sample.num_options:
             answer = (question.options[LETTERS.index(answer_text(sample))],)
         else:
