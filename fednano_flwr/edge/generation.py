@@ -8,7 +8,7 @@ import torch
 
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.exchange.protocol import LLM, CacheGoneError
+from fednano_flwr.exchange.protocol import LLM, CacheGoneError, HostRefusedError
 
 
 def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int) -> Iterator[int]:
@@ -16,6 +16,10 @@ def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int)
 
     The prompt is sent once, then each token by itself. Where the host has lost the sequence,
     prompt and answer so far are sent again.
+
+    Raises:
+        HostRefusedError: the host generated a token that the model does not have.
+        MissingRowError: this client does not hold a generated token's embedding.
     """
     edge.adapters.eval()
     ending: tuple[int, ...] = ()
@@ -32,6 +36,11 @@ def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int)
                     continue
         if found.token in edge.encoder.ends:
             return
+        if edge.tokens.ids is None and found.token >= len(edge.tokens.weight):
+            raise HostRefusedError(
+                f"the LLM host's answer cannot be used: it generated token {found.token}, and the "
+                f"model has {len(edge.tokens.weight)}"
+            )
         cache, ending = found.cache, (*ending, found.token)
         yield found.token
 

@@ -18,6 +18,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.fixed_token import make_token, read_token
+from fednano_flwr.exchange.generation import Generated
 from fednano_flwr.exchange.protocol import CacheGoneError, HostRefusedError
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import load_llm_half
@@ -99,6 +100,13 @@ def test_an_answer_whose_cache_was_lost_goes_on_with_the_same_tokens(asked: Aske
         forgetful = asker.llm = Counting(asker.llm, loses=2)  # type: ignore[assignment]
         assert asker.answer(QUESTION, asked.picture) == expected
         assert forgetful.calls.count("prefill") > 2
+
+
+def test_a_token_that_the_model_does_not_have_is_the_hosts_fault(asked: Asked) -> None:
+    with open_asker(asked.run) as asker:
+        asker.llm.prefill = lambda batch: Generated(1, 64)  # type: ignore[method-assign]
+        with pytest.raises(HostRefusedError, match="token 64, and the model has 64"):
+            asker.answer(QUESTION)
 
 
 def test_the_prompt_is_the_one_of_training(asked: Asked) -> None:

@@ -101,7 +101,9 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
     "scores": lambda remote: remote.score(_plain(), torch.tensor([3]), torch.tensor([1, 2])),
     "tokens": lambda remote: remote.next_tokens(_plain(), torch.tensor([1, 3])),
     "an answer's first token": lambda remote: remote.prefill(_plain()),
-    "an answer's next token": lambda remote: remote.decode(1, NewToken(3)),
+    "an answer's next token": lambda remote: remote.decode(
+        remote.prefill(_plain()).cache, NewToken(3, embedding=torch.ones(1, SIZE))
+    ),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),
 }
 
