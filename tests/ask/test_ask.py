@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from fednano_flwr.ask import opening
 from fednano_flwr.ask.opening import Service, open_asker
-from fednano_flwr.ask.serve import llm_config
+from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.ask.session import Asker
 from fednano_flwr.cli import cli
 from fednano_flwr.config import ConfigError
@@ -24,6 +25,8 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import tiny
 from tests.ask.conftest import Asked
+from tests.certificates import authority
+from tests.certificates import certificate as certificate_for
 from tests.conftest import REPOSITORY
 from tests.opened import recorded
 
@@ -158,6 +161,28 @@ def test_a_service_without_tls_is_for_this_machine_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"llm\.replicas = 2"):
         llm_config(REPOSITORY, {"port": 0}, ["llm.replicas=2"], tmp_path)
     assert llm_config(REPOSITORY, {"port": 7}, ["llm.max-tokens=99"], tmp_path).max_tokens == 99
+
+
+def test_a_service_with_tls_is_asked_by_who_trusts_its_ca(
+    asked: Asked, tiny_model: Path, tmp_path: Path
+) -> None:
+    ca = authority()
+    certificate, key = certificate_for(ca).write(tmp_path / "service")
+    trusted = ca.write(tmp_path / "ca")[0]
+    given = {"tls-cert": certificate, "tls-key": key}
+    config = llm_config(REPOSITORY, given, [], tmp_path)
+    said: list[str] = []
+    with serving(str(tiny_model), config, tmp_path / "token", said.append) as address:
+        assert f"{address} (TLS)" in said[1] and "made now" in said[2]
+        with open_asker(asked.run) as here:
+            expected = here.answer(QUESTION, asked.picture, CHOICES)
+        service = Service(address, tmp_path / "token", str(trusted))
+        with open_asker(asked.run, service=service) as asker:
+            assert asker.answer(QUESTION, asked.picture, CHOICES).text == expected.text
+        other = authority().write(tmp_path / "other")[0]
+        with pytest.raises(HostRefusedError, match="cannot be trusted"):
+            with open_asker(asked.run, service=replace(service, ca_cert=str(other))):
+                pass
 
 
 def test_adapters_of_another_model_are_refused_with_both_named(
