@@ -62,6 +62,8 @@ def test_edge_llm_exchange_models_data_and_merging_work_without_flower_and_ray()
         ("fednano_flwr.client_app", "fednano_flwr.models.llm_half"),
         ("fednano_flwr.client_app", "fednano_flwr.llm"),
         ("fednano_flwr.edge.client", "fednano_flwr.llm"),
+        ("fednano_flwr.ask.opening", "fednano_flwr.models.llm_half"),
+        ("fednano_flwr.ask.serve", "fednano_flwr.edge"),
         ("fednano_flwr.llm.host", "fednano_flwr.edge"),
         ("fednano_flwr.llm.host", "fednano_flwr.models.edge_half"),
     ],

@@ -110,6 +110,27 @@ class NanoEdge(nn.Module):
         layout = self._layout(questions, ids.cpu(), sizes)
         return FrozenBatch(hidden, is_image, ids, tuple(features), sizes, *layout)
 
+    @torch.no_grad()
+    def next_token(self, question: Question, ending: tuple[int, ...]) -> AdaptedBatch:
+        """The last token of what was generated after a prompt, as a batch of its own.
+
+        Raises:
+            MissingRowError: its embedding is not among those that this client holds.
+        """
+        ids = torch.cat([question.ids, torch.tensor(ending, dtype=torch.int64)])
+        positions = self.frozen.position_ids(ids, question.geometry)
+        last = ids[-1:].to(self.frozen.device)
+        frozen = FrozenBatch(
+            hidden=self.tokens(last),
+            is_image=torch.zeros_like(last, dtype=torch.bool),
+            token_ids=last,
+            features=(),
+            lengths=(1,),
+            position_ids=None if positions is None else positions[:, -1:],
+            token_type_ids=None,
+        )
+        return self.adapt(frozen)
+
     def adapt(self, batch: FrozenBatch) -> AdaptedBatch:
         """What the adapters add to a batch, differentiable and, in training, with dropout."""
         z, b = {}, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,26 @@ class QuestionEncoder:
         Raises:
             ValueError: an option letter is not a single token of this model.
         """
+        question = self.unanswered(sample)
+        answer: tuple[int, ...]
+        if sample.num_options:
+            answer = (question.options[LETTERS.index(answer_text(sample))],)
+        else:
+            written = self._prompting.write(sample)
+            answer = (*self._continuation(written, answer_text(sample)), self.end)
+        return replace(question, answer=answer)
+
+    def unanswered(self, sample: Sample) -> Question:
+        """As `encode`, but for the answer, which need not be known: its tokens are ().
+
+        Raises:
+            ValueError: an option letter is not a single token of this model.
+        """
         prompt = self._prompting.write(sample)
         tensors = self._tensors(sample, prompt)
-        answer: tuple[int, ...]
-        options: tuple[int, ...] = ()
-        if sample.num_options:
-            options = self._letter_ids(prompt)[: sample.num_options]
-            answer = (options[LETTERS.index(answer_text(sample))],)
-        else:
-            answer = (*self._continuation(prompt, answer_text(sample)), self.end)
+        options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
         geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
-        return Question(sample, tensors["input_ids"][0], answer, options, geometry)
+        return Question(sample, tensors["input_ids"][0], (), options, geometry)
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
         """What the vision encoder takes of a sample that has pictures."""

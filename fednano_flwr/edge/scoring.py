@@ -94,7 +94,7 @@ def generate(
 ) -> list[str]:
     """Greedy answers, all at once; an answer that has ended is not sent again.
 
-    The host keeps nothing: each token takes one call with the whole prompt.
+    Each token takes one call with the whole prompts; `generation.py` sends one prompt once.
 
     Args:
         frozen: the prompts, where they are embedded already.

@@ -18,8 +18,8 @@ from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     Feature,
     FeaturesMissingError,
+    GoneError,
     Gradient,
-    GraphGoneError,
     HostBusyError,
     Inputs,
     LLMService,
@@ -80,7 +80,7 @@ class Answers:
             getattr(self, f"_{kind}")(request, getattr(answer, kind), who)
         except FeaturesMissingError as missing:
             answer.missing.keys.extend(missing.keys)
-        except GraphGoneError:
+        except GoneError:
             answer.gone = True
         except HostBusyError as busy:
             answer.busy = str(busy)
@@ -133,6 +133,26 @@ class Answers:
             positions = _positions(request.positions, inputs)
             found = self._service.next_tokens(inputs, positions, owner)
         reply.tokens.extend(found.tolist())
+
+    def _prefill(self, request: pb.PrefillRequest, reply: pb.GeneratedReply, owner: bytes) -> None:
+        if len(request.inputs.lengths) != 1:
+            raise RefusalError(f"{len(request.inputs.lengths)} samples; an answer is one's")
+        with self._batch(request.inputs, owner) as inputs:
+            found = self._service.prefill(inputs, owner)
+        reply.cache, reply.token = found.cache, found.token
+
+    def _decode(self, request: pb.DecodeRequest, reply: pb.GeneratedReply, owner: bytes) -> None:
+        if request.token >= self._info.vocabulary:
+            raise RefusalError(f"token {request.token} is out of range")
+        if len(request.position) > MOST_AXES:
+            raise RefusalError(f"{len(request.position)} position ids for one token")
+        for name in ("z", "embedding"):
+            shape = tuple(getattr(request, name).shape)
+            if request.HasField(name) and (len(shape) != 2 or shape[0] != 1):
+                raise RefusalError(f"{name} of shape {shape[:3]} for one token")
+        with self._meter.tokens(owner, 1):
+            found = self._service.decode(request.cache, codec.decode_token(request), owner)
+        reply.cache, reply.token = found.cache, found.token
 
     def _keep_features(
         self, request: pb.KeepFeaturesRequest, reply: pb.KeepFeaturesReply, owner: bytes

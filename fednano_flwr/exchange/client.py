@@ -17,9 +17,11 @@ from torch import Tensor
 from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
+    CacheGoneError,
     Feature,
     FeaturesMissingError,
     Gradient,
@@ -191,6 +193,18 @@ class RemoteLLM:
             _check_shape("tokens", tokens, (len(positions),))
         return tokens
 
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        call = pb.Call(prefill=pb.PrefillRequest(header=self.caller.header()))
+        codec.fill_inputs(call.prefill.inputs, inputs, self._wire_dtype())
+        reply = self._answer(call).prefill
+        return Generated(reply.cache, reply.token)
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        call = pb.Call(decode=pb.DecodeRequest(header=self.caller.header(), cache=cache))
+        codec.fill_token(call.decode, token, self._wire_dtype())
+        reply = self._answer(call).decode
+        return Generated(reply.cache, reply.token)
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         dtype = self._wire_dtype()
         for feature in features:  # one a message: a batch of pictures may be larger than the limit
@@ -249,6 +263,8 @@ class RemoteLLM:
         if answer.HasField("missing"):
             raise FeaturesMissingError(tuple(answer.missing.keys))
         if answer.HasField("gone"):
+            if call.HasField("decode"):
+                raise CacheGoneError("the LLM host does not have this cache any more")
             raise GraphGoneError("the LLM host does not have this graph any more")
         if answer.WhichOneof("what") != call.WhichOneof("what"):
             raise self._nonsense(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange import int8
+from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.protocol import Inputs, LLMInputs, LowRankInputs
 
 DTYPES: dict[str, torch.dtype] = {
@@ -167,6 +168,30 @@ def decode_inputs(message: pb.Inputs) -> Inputs:
     z, b = decode_factors(message.low_rank.factors)
     keys = tuple(message.low_rank.features)
     return LowRankInputs(tokens, is_image, keys, z, b, lengths, *layout)
+
+
+def fill_token(message: pb.DecodeRequest, token: NewToken, dtype: str) -> None:
+    """One more token of a sequence, its numbers cast to `dtype`."""
+    message.token = token.id
+    message.position.extend(_integers(token.position))
+    if token.z is not None:
+        fill(message.z, token.z, dtype)
+    if token.embedding is not None:
+        fill(message.embedding, token.embedding, dtype)
+
+
+def decode_token(message: pb.DecodeRequest) -> NewToken:
+    """The token of `fill_token`.
+
+    Raises:
+        ValueError: tensors that cannot be decoded.
+    """
+    return NewToken(
+        id=message.token,
+        z=decode(message.z) if message.HasField("z") else None,
+        embedding=decode(message.embedding) if message.HasField("embedding") else None,
+        position=torch.tensor(list(message.position)) if message.position else None,
+    )
 
 
 def fill_factors(

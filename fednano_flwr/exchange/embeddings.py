@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.labels import Step, stepper
 from fednano_flwr.exchange.protocol import AdaptedBatch, LLMInputs, LLMService
 
@@ -47,6 +48,15 @@ class EmbeddingsExchange:
         if self._noise is None:
             return inputs
         return replace(inputs, embeds=self._noise(inputs.embeds))
+
+    def prefill(self, batch: AdaptedBatch) -> Generated:
+        return self.service.prefill(batch.embedded().detach())
+
+    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        inputs = token.embedded().detach()
+        position = None if inputs.position_ids is None else inputs.position_ids[:, 0]
+        new = NewToken(int(token.token_ids), embedding=inputs.embeds, position=position)
+        return self.service.decode(cache, new)
 
 
 class _HostLoss(torch.autograd.Function):

@@ -7,13 +7,13 @@ from typing import Any
 
 import grpc
 
-from fednano_flwr.exchange.tokens import TokenError, Tokens
+from fednano_flwr.exchange.tokens import Access, TokenError
 
 
 class Guard(grpc.ServerInterceptor):
     """Lets calls with a good token through, and each message of a stream while it stays good."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Access) -> None:
         self._tokens = tokens
 
     def intercept_service(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.labels import stepper
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -53,6 +54,18 @@ class LowRankExchange:
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         return self._answered(batch, lambda inputs: self.service.next_tokens(inputs, positions))
 
+    def prefill(self, batch: AdaptedBatch) -> Generated:
+        return self._answered(batch, self.service.prefill)
+
+    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        z, positions = token.z.get("text"), token.position_ids
+        new = NewToken(
+            int(token.token_ids),
+            z=None if z is None else z.detach(),
+            position=None if positions is None else positions[:, 0],
+        )
+        return self.service.decode(cache, new)
+
     def step(self, batch: AdaptedBatch, labels: Tensor) -> tuple[float, LowRankGradients]:
         """Loss and gradients of one batch, features sent where the host lacks them."""
         loss, gradients = self._answered(batch, lambda inputs: self._step(inputs, labels))
@@ -78,7 +91,8 @@ class LowRankExchange:
                 self.service.keep_features([f for f in batch.features if f.key in wanted])
         raise HostRefusedError(
             f"the LLM host did not keep the features of one batch of {len(batch.features)} "
-            "pictured questions: raise llm.feature-memory-mb or llm.node-features, or lower batch-size"
+            "pictured questions: raise llm.feature-memory-mb or llm.node-features, or lower "
+            "batch-size"
         )
 
 

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-PROTOCOL_VERSION = 3
+from fednano_flwr.exchange.generation import Generated, NewToken
+
+PROTOCOL_VERSION = 4
 IGNORE = -100
 
 STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", default=lambda: True)
@@ -168,8 +170,16 @@ class FeaturesMissingError(LookupError):
         return f"{len(self.keys)} features are not at the host"
 
 
-class GraphGoneError(LookupError):
+class GoneError(LookupError):
+    """The host does not have (any more) what it kept of an earlier call."""
+
+
+class GraphGoneError(GoneError):
     """The host does not have (any more) the graph of a `forward`; do it again."""
+
+
+class CacheGoneError(GoneError):
+    """The host does not have (any more) the cache of a `prefill`; begin again with all tokens."""
 
 
 class HostBusyError(RuntimeError):
@@ -239,6 +249,25 @@ class LLMService(Protocol):
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...
 
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """Read one sample, keep its keys and values for a limited time, and say what follows.
+
+        Raises:
+            ValueError: there are several samples.
+        """
+        ...
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        """Read one more token of a sequence that is kept, and say what follows.
+
+        The cache is then another one, by another number: a call that is repeated finds it gone.
+
+        Raises:
+            CacheGoneError: the cache is not here (any more).
+            ValueError: the token is not as the prefill was.
+        """
+        ...
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """Keep frozen image features for later batches to name; they may be gone at any time."""
         ...
@@ -257,4 +286,12 @@ class LLM(Protocol):
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
+        ...
+
+    def prefill(self, batch: AdaptedBatch) -> Generated:
+        """See `LLMService.prefill`."""
+        ...
+
+    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        """See `LLMService.decode`; `token` is a batch of one token of text."""
         ...

@@ -23,7 +23,7 @@ from fednano_flwr.exchange.protocol import (
     LLMService,
 )
 from fednano_flwr.exchange.tls import Identity
-from fednano_flwr.exchange.tokens import TokenError, Tokens
+from fednano_flwr.exchange.tokens import Access, TokenError
 
 Request = TypeVar("Request", pb.DescribeRequest, pb.RegisterRequest)
 
@@ -50,7 +50,7 @@ class Servicer:
     def __init__(
         self,
         service: LLMService,
-        tokens: Tokens | None = None,
+        tokens: Access | None = None,
         meter: Meter | None = None,
         activity: Activity | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ def serve(
     bind: str = "127.0.0.1",
     port: int = 0,
     max_clients: int = 1024,
-    tokens: Tokens | None = None,
+    tokens: Access | None = None,
     identity: Identity | None = None,
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
     max_message: int = 0,

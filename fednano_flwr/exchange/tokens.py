@@ -13,6 +13,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 KEY = "authorization"
 SCHEME = "Bearer "
@@ -32,6 +33,19 @@ def credentials(
     if not token:
         return ()
     return ((KEY, f"{SCHEME}{_claim(run, node, server_round, phase)}.{token}"),)
+
+
+class Access(Protocol):
+    """What says who calls, and what is going on."""
+
+    @property
+    def phase(self) -> object:
+        """Changes where a node's count of tokens begins anew."""
+        ...
+
+    def owner(self, metadata: Metadata) -> bytes:
+        """Whom a call's token speaks for; raises `TokenError` without a good one."""
+        ...
 
 
 class Tokens:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import Cache
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import Feature, Gradient, Inputs, LLMInfo
+from fednano_flwr.llm.caches import Caches, Read, check_position, embed_token, read_prompt
 from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graph, Graphs
@@ -43,6 +48,7 @@ class FrozenLLM(JobService):
     Args:
         features: kept for low-rank batches.
         graphs: kept between `forward` and `backward`.
+        caches: kept between an answer's tokens.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class FrozenLLM(JobService):
         max_tokens: int = 65536,
         features: FeatureStore | None = None,
         graphs: Graphs | None = None,
+        caches: Caches | None = None,
     ) -> None:
         self._half = half
         self._max_tokens = max_tokens
@@ -58,6 +65,7 @@ class FrozenLLM(JobService):
         self._told_of_memory = False
         self.features = FeatureStore(2**30) if features is None else features
         self.graphs = Graphs() if graphs is None else graphs
+        self.caches = Caches(max_tokens=max_tokens) if caches is None else caches
 
     def describe(self) -> LLMInfo:
         return LLMInfo(
@@ -101,10 +109,49 @@ class FrozenLLM(JobService):
             (rows,) = torch.autograd.grad(kept.logits, kept.rows, gradient.to(kept.logits))
             return kept.embedded.gradient(rows)
 
-    def expire_graphs(self) -> None:
-        """Forget graphs whose time is over."""
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """See `LLMService.prefill`."""
+        if len(inputs.lengths) != 1:
+            raise ValueError(f"{len(inputs.lengths)} samples; an answer is one's")
+        (count,) = inputs.lengths
+        with self._lock:
+            samples = Job(inputs, torch.tensor([count - 1]), owner).samples()
+            rows = embed(inputs, self._half, self.features, owner, trains=False).rows
+            self.caches.make_room_for(owner, count)
+            cache = self._half.new_cache()
+            with self._within_memory(count):
+                logits = self._logits([rows], samples, cache)
+            return self._go_on(owner, read_prompt(inputs, cache), logits)
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        """See `LLMService.decode`."""
+        with self._lock:
+            read = self.caches.take(owner, cache)
+            count = read.tokens + 1
+            self._half.check_length(count)
+            check_position(token, self._half)
+            row = embed_token(token, read, self._half)
+            self.caches.make_room_for(owner, count)
+            with self._within_memory(count):
+                logits = self._half.next_logits(row, token.position, read.cache)
+            return self._go_on(owner, replace(read, tokens=count), logits)
+
+    def _go_on(self, owner: bytes, read: Read, logits: Tensor) -> Generated:
+        return Generated(self.caches.keep(owner, read), int(logits[0].argmax()))
+
+    @contextmanager
+    def _within_memory(self, tokens: int) -> Iterator[None]:
+        try:
+            with torch.no_grad():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise HostMemoryError(f"an answer after {tokens} tokens", error) from error
+
+    def expire(self) -> None:
+        """Forget graphs and caches whose time is over."""
         with self._lock:
             self.graphs.expire()
+            self.caches.expire()
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; they are kept in the host's dtype."""
@@ -202,7 +249,9 @@ class FrozenLLM(JobService):
             indices = of_jobs[job]
             job.take([samples[i] for i in indices], loss.item(), [gradients[i] for i in indices])
 
-    def _logits(self, rows: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
+    def _logits(
+        self, rows: Sequence[Tensor], samples: Sequence[Sample], cache: Cache | None = None
+    ) -> Tensor:
         """Logits (Σp, vocabulary), at least in float32, at the samples' positions in order."""
         device, widest = self._half.device, max(sample.length for sample in samples)
         asked = torch.cat([i * widest + s.positions for i, s in enumerate(samples)])
@@ -213,6 +262,7 @@ class FrozenLLM(JobService):
             (torch.arange(widest) < lengths[:, None]).to(device),
             _padded([(s.job.inputs.position_ids, s) for s in samples], device),
             _padded([(s.job.inputs.token_type_ids, s) for s in samples], device),
+            cache,
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

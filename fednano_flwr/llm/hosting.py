@@ -11,6 +11,7 @@ import torch
 from fednano_flwr.config import LLM
 from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.llm.caches import OF_OWNER, Caches
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
@@ -22,8 +23,11 @@ RAY_STARTS_WITHIN = 60.0
 """Seconds that Flower's simulation may take to start Ray."""
 
 
-def load_host(model: str, config: LLM) -> QueuedLLM:
+def load_host(model: str, config: LLM, answers_of_owner: int = OF_OWNER) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
+
+    Args:
+        answers_of_owner: that one client may have under way at once.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -40,7 +44,10 @@ def load_host(model: str, config: LLM) -> QueuedLLM:
         config.max_tokens * half.hidden_size * half.dtype.itemsize,
     )
     graphs = Graphs(config.max_open_graphs, config.graph_seconds)
-    host = FrozenLLM(half, config.max_tokens, features, graphs)
+    caches = Caches(
+        config.max_open_graphs, config.graph_seconds, answers_of_owner, config.max_tokens
+    )
+    host = FrozenLLM(half, config.max_tokens, features, graphs, caches)
     return QueuedLLM(
         host,
         config.batch_tokens,

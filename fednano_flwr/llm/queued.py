@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     Feature,
     Gradient,
@@ -83,6 +84,15 @@ class QueuedLLM(JobService):
         """See `LLMService.backward`."""
         return self._ask(Task(lambda: self._host.backward(graph, gradient, owner), 0, owner))
 
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """See `LLMService.prefill`; never shares a pass."""
+        tokens = sum(inputs.lengths)
+        return self._ask(Task(lambda: self._host.prefill(inputs, owner), tokens, owner))
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        """See `LLMService.decode`; never shares a pass."""
+        return self._ask(Task(lambda: self._host.decode(cache, token, owner), 1, owner))
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)
@@ -123,7 +133,7 @@ class QueuedLLM(JobService):
             while not self._closed:
                 if not len(self._queue):
                     self._changed.wait(CHECK_SECONDS)
-                    self._host.expire_graphs()
+                    self._host.expire()
                 elif (patience := self._patience()) > 0:
                     self._changed.wait(patience)
                 elif (work := self._queue.next()) is not None:

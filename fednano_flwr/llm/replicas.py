@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from torch import Tensor
 
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     Feature,
     Gradient,
@@ -136,6 +137,14 @@ class Replicas:
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """See `LLMService.next_tokens`."""
         return self._ask(owner, "next_tokens", inputs, positions, owner)
+
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """See `LLMService.prefill`."""
+        return self._ask(owner, "prefill", inputs, owner)
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        """See `LLMService.decode`; a cache is gone when its replica was lost."""
+        return self._ask(owner, "decode", cache, token, owner, stay=True)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; they are kept at the owner's replica."""

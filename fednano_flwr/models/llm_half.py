@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
@@ -116,10 +117,7 @@ class LLMHalf(nn.Module):
         Raises:
             ValueError: a sample is too long, or positions or types are not what the family needs.
         """
-        if self.longest and max(lengths) > self.longest:
-            raise ValueError(
-                f"a sample of {max(lengths)} tokens; {self.model} reads {self.longest} at most"
-            )
+        self.check_length(max(lengths))
         axes = self.family.rotary_axes if self.family.rotary_axes > 1 else 0
         given = 0 if position_ids is None else len(position_ids)
         if axes and given != axes:
@@ -134,6 +132,17 @@ class LLMHalf(nn.Module):
             if int(token_type_ids.max()) > 1:
                 raise ValueError(f"token type {int(token_type_ids.max())}: must be 0 or 1")
 
+    def check_length(self, tokens: int) -> None:
+        """Refuse a sample of more tokens than the model has positions for.
+
+        Raises:
+            ValueError: it is too long.
+        """
+        if self.longest and tokens > self.longest:
+            raise ValueError(
+                f"a sample of {tokens} tokens; {self.model} reads {self.longest} at most"
+            )
+
     def logits(
         self,
         embeds: Tensor,
@@ -141,6 +150,7 @@ class LLMHalf(nn.Module):
         mask: Tensor,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (P, vocabulary) after P positions of right-padded embeddings (B, T, d).
 
@@ -150,17 +160,39 @@ class LLMHalf(nn.Module):
             mask: (B, T) bool, false at padding.
             position_ids: (3, B, T) where the family's positions have three axes.
             token_type_ids: (B, T) where the family's mask depends on them.
+            cache: of the positions before these; has these as well afterwards.
 
         Raises:
             ValueError: see `check`.
         """
-        extra: dict[str, Tensor] = {}
+        extra: dict[str, Any] = {}
         if position_ids is not None:
             extra["position_ids"] = position_ids
         if token_type_ids is not None:  # then padding is not hidden by causality alone
             extra |= {"token_type_ids": token_type_ids, "attention_mask": mask.long()}
         self._head.rows = rows
-        return self._host(inputs_embeds=embeds, use_cache=False, **extra).logits
+        if cache is not None:
+            extra["past_key_values"] = cache
+        return self._host(inputs_embeds=embeds, use_cache=cache is not None, **extra).logits
+
+    def next_logits(self, embed: Tensor, position: Tensor | None, cache: Cache) -> Tensor:
+        """Logits (1, vocabulary) after one more position of a sequence that the cache has.
+
+        Every family's language model lets an answer's token see all that is before it, so there are
+        no token types to heed.
+
+        Args:
+            embed: (1, d).
+            position: (3,) where the family's positions have three axes.
+        """
+        places = None if position is None else position.to(self.device)[:, None, None]
+        row = torch.zeros(1, dtype=torch.int64, device=self.device)
+        logits = self.logits(embed[None], row, row[None] == 0, places, None, cache)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def new_cache(self) -> Cache:
+        """For keys and values of one sequence; layers with a window keep only that."""
+        return DynamicCache(config=self._host.config.get_text_config())
 
 
 def load_llm_half(

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.answers import Answers
 from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
     Feature,
     FeaturesMissingError,
-    GraphGoneError,
+    GoneError,
     HostRefusedError,
     HostUnreachableError,
     LLMInputs,
@@ -28,7 +29,7 @@ from tests.fuzz.messages import fill, mutant, seeds, spoil
 from tests.fuzz.running import Tally, run
 from tests.fuzz.service import SIZE, stub
 
-DOCUMENTED = (HostRefusedError, HostUnreachableError, FeaturesMissingError, GraphGoneError)
+DOCUMENTED = (HostRefusedError, HostUnreachableError, FeaturesMissingError, GoneError)
 
 
 class Malicious:
@@ -99,6 +100,10 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
     "embeddings": lambda remote: remote.step(_plain(), torch.tensor([-100, -100, -100, 5])),
     "scores": lambda remote: remote.score(_plain(), torch.tensor([3]), torch.tensor([1, 2])),
     "tokens": lambda remote: remote.next_tokens(_plain(), torch.tensor([1, 3])),
+    "an answer's first token": lambda remote: remote.prefill(_plain()),
+    "an answer's next token": lambda remote: remote.decode(
+        remote.prefill(_plain()).cache, NewToken(3, embedding=torch.ones(1, SIZE))
+    ),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),
 }
 

@@ -18,7 +18,16 @@ from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
 
 VICTIMS_KEY = b"the victim's"
 OWN_KEYS = (b"a", b"b", b"c" * 32)
-KINDS = ("step", "forward", "backward", "score", "next_tokens", "keep_features")
+KINDS = (
+    "step",
+    "forward",
+    "backward",
+    "score",
+    "next_tokens",
+    "keep_features",
+    "prefill",
+    "decode",
+)
 INTEGERS = (0, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 WIDE = (*INTEGERS, 2**63, 2**64 - 1)
 FLOATS = (0.0, 1.0, -1.0, 1e38, 3e38, 1e-40, float("inf"), float("-inf"), float("nan"))
@@ -85,8 +94,19 @@ def good(kind: str, seed: int, size: int, vocabulary: int, graphs: tuple[int, ..
         request.dtype = rng.choice(WORDS)
         request.gradient.CopyFrom(tensor(rng, rng.randint(1, 3), vocabulary))
         return call
+    if kind == "decode":
+        request.cache = rng.choice((*graphs, *WIDE))
+        request.token = rng.randrange(vocabulary)
+        part = rng.choice(("z", "embedding"))
+        width = size if part == "embedding" else rng.randint(1, 3)
+        getattr(request, part).CopyFrom(tensor(rng, 1, width))
+        return call
     request.inputs.CopyFrom(inputs(rng, size, vocabulary, keys))
     count = sum(request.inputs.lengths)
+    if kind == "prefill":
+        del request.inputs.lengths[:]
+        request.inputs.lengths.append(count)
+        return call
     places = sorted(rng.sample(range(count), rng.randint(1, count)))
     if kind == "step":
         request.label_positions.extend(places)

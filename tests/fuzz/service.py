@@ -14,6 +14,7 @@ from torch import Tensor
 from fednano_flwr.exchange import codec
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.answers import Answers
+from fednano_flwr.llm.caches import OF_OWNER
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
@@ -46,6 +47,9 @@ def stub() -> LLMHalf:
         longest=0,
         logits=logits,
         embed=lambda ids: table[ids],
+        check_length=lambda tokens: None,
+        new_cache=lambda: None,
+        next_logits=lambda embed, position, cache: embed @ head,
     )
     half.check = lambda *batch: LLMHalf.check(cast(Any, half), *batch)
     return cast(LLMHalf, half)
@@ -120,7 +124,7 @@ class Attacked:
         request = getattr(call, kind)
         if kind == "backward":
             assert request.graph != self.graph.forward.graph, "another's graph"
-        elif kind != "keep_features":
+        elif kind not in ("keep_features", "decode"):
             named = list(request.inputs.low_rank.features)
             owned = [self.features.get(ATTACKER, key) is not None for key in named]
             assert all(owned), "features that are not the caller's own"
@@ -139,6 +143,7 @@ class Attacked:
         )
         assert self.ask(graph, VICTIM).HasField("backward")
         assert len(self.host.graphs) <= 1  # the attacker's last one
+        assert len(self.host.caches) <= OF_OWNER and self.host.caches.tokens <= MAX_TOKENS
         assert self.features.count(ATTACKER) <= 100 and self.features.count(VICTIM) == 1
         assert self.features.bytes_in_memory <= 2**18 and self.features.bytes_on_disk <= 2**18
         self.features.close()

@@ -69,7 +69,7 @@ def test_a_graph_whose_client_does_not_come_back_is_forgotten(llm_half: LLMHalf)
     inputs, _ = batch()
     with QueuedLLM(host) as queued:
         number, _ = queued.forward(inputs, torch.tensor([13]), b"vanished")
-        kept = weakref.ref(graphs._open[b"vanished"][2].logits)
+        kept = weakref.ref(graphs._kept[number].thing.logits)
         for _ in range(100):
             if not len(graphs):
                 break

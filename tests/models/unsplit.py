@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Unsplit:
         owner: Any = self.model.model if hasattr(self.model, "model") else self.model
         original = owner.get_image_features
 
+        @wraps(original)  # `generate` looks at its arguments
         def image_features(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
             found = output.pooler_output

@@ -1,0 +1,1 @@
+"""`fednano ask`, `serve` and `web`: a run's tuned model in use."""

@@ -1,0 +1,186 @@
+"""From a run's folder to an `Asker`: both halves in this process, or only the client's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.ask.session import Asker
+from fednano_flwr.command.overrides import absolute_paths, parse_override
+from fednano_flwr.config import ConfigError, RunConfig, is_loopback
+from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
+from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.fixed_token import read_token
+from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.tls import read_ca
+from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.resources import cache_folder
+from fednano_flwr.results import ADAPTERS, Run, load_run
+
+RETRY_SECONDS = 5.0
+"""How long somebody who waits for an answer is left in hope that a lost service comes back."""
+READ = ("edge.", "llm.", "exchange.", "max-answer-tokens")
+"""Keys of the run config that matter to asking."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running LLM service.
+
+    Attributes:
+        address: `host:port`.
+        token_file: of its token.
+        ca_cert: file of the CA that vouches for it; "" without TLS.
+    """
+
+    address: str
+    token_file: Path
+    ca_cert: str = ""
+
+
+def token_file() -> Path:
+    """Where `fednano serve` and `fednano ask` look for the token, if nothing else is said."""
+    return cache_folder() / "serve.token"
+
+
+@contextmanager
+def open_asker(
+    run: Path | str,
+    which: str = "best",
+    model: str = "",
+    bundle: str = "",
+    service: Service | None = None,
+    config: Sequence[str] = (),
+    max_tokens: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[Asker]:
+    """A run's tuned model, ready to be asked while the block runs.
+
+    Args:
+        run: folder of a run.
+        which: adapters of its "best" or its "last" round.
+        model: the run's model, where its config names another place.
+        bundle: an edge bundle of it, instead of the checkpoint.
+        service: has the language model; without, it is loaded in this process.
+        config: changes of the run config as after `-c`; devices, for one.
+        max_tokens: of a free answer; 0: the run's `max-answer-tokens`.
+        say: takes notices for people.
+
+    Raises:
+        ConfigError: run, model, bundle and service cannot be used, or do not belong together.
+        HostRefusedError, HostUnreachableError: of the service.
+    """
+    found = load_run(run)
+    settings = _settings(found, config)
+    if settings.edge.threads:
+        torch.set_num_threads(settings.edge.threads)
+    model = model or settings.model.name
+    half = load_edge_half(
+        bundle or settings.edge.bundle or model, settings.edge.device, settings.edge.dtype
+    )
+    _check_model(found, half)
+    tuned, frozen = _edges(found, which, settings, half, say)
+    with ExitStack() as stack:
+        host: LLMService
+        if service is None:
+            from fednano_flwr.llm.hosting import load_host  # the other half stays out otherwise
+
+            host = stack.enter_context(load_host(model, settings.llm))
+        else:
+            host = stack.enter_context(_remote(service, settings))
+            host.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
+        llm = EXCHANGES[settings.exchange.kind](host, "server")
+        yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
+
+
+def _settings(run: Run, config: Sequence[str]) -> RunConfig:
+    changes: dict[str, Any] = {}
+    for text in config:
+        changes |= parse_override(text, Path.cwd())
+    for key in changes:
+        if not key.startswith(READ):
+            raise ConfigError(
+                f"-c {key}: asking reads {', '.join(READ[:-1])} and {READ[-1]}; the rest is as the "
+                "run had it"
+            )
+    if not changes:
+        return run.config
+    return RunConfig.parse(run.config.flat() | absolute_paths(changes, Path.cwd()))
+
+
+def _check_model(run: Run, half: EdgeHalf) -> None:
+    """
+    Raises:
+        ConfigError: the run was of another model.
+    """
+    then = run.environment.get("model", {})
+    if then and then["fingerprint"] != half.fingerprint:
+        raise ConfigError(
+            f"the adapters of {run.path} were trained for {then['name']} (fingerprint "
+            f"{then['fingerprint']}), and the client's half is of {half.model} (fingerprint "
+            f"{half.fingerprint}): give the run's own model with --model, or its --bundle"
+        )
+
+
+def _edges(
+    run: Run, which: str, config: RunConfig, half: EdgeHalf, say: Callable[[str], None]
+) -> tuple[NanoEdge, NanoEdge]:
+    """The client's half with the run's adapters, and with ones that change nothing."""
+    if which not in ADAPTERS:
+        raise ConfigError(f"--which {which}: must be one of {', '.join(ADAPTERS)}")
+    if config.strategy.name == "locft":
+        raise ConfigError(
+            f"{run.path}: with strategy locft each client's adapters stay with the client, so the "
+            "run has none to answer with"
+        )
+    state = run.adapters(which)
+    if not any(value.any() for key, value in state.items() if "lora_B" in key):
+        say(
+            f"the {which} round's adapters change nothing: these are the frozen model's answers"
+            + ("; --which last takes those of the last round" if which == "best" else "")
+        )
+    table, encoder = half.token_table(), load_encoder(half.checkpoint)
+    features: dict[str, Tensor] = {}
+    edges = []
+    for own in (state, None):
+        adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
+        if own is not None:
+            try:
+                load_adapter_state(adapters, own)
+            except ValueError as error:
+                raise ConfigError(f"{run.path}: its adapters do not fit: {error}") from None
+        edges.append(NanoEdge(half, table, adapters, encoder, features))
+    return edges[0], edges[1]
+
+
+def _remote(service: Service, config: RunConfig) -> RemoteLLM:
+    """
+    Raises:
+        ConfigError: token or CA cannot be read, or the token would be open to others.
+    """
+    host, _, port = service.address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--llm {service.address}: must be HOST:PORT")
+    if not service.ca_cert and not is_loopback(host.strip("[]")):
+        raise ConfigError(
+            f"--llm {service.address}: without --ca-cert the connection is not encrypted, and "
+            "question and token would be open to whoever reads along; without TLS only this "
+            "machine (127.0.0.1, localhost, ::1) is asked, as at the end of an SSH tunnel"
+        )
+    return RemoteLLM(
+        service.address,
+        Caller(token=read_token(service.token_file)),
+        config.exchange.dtype,
+        config.exchange.timeout,
+        min(config.exchange.retry_seconds, RETRY_SECONDS),
+        read_ca("--ca-cert", service.ca_cert) if service.ca_cert else None,
+    )

@@ -1,0 +1,98 @@
+"""`fednano serve`: the language model's half alone, up until it is stopped, for questions only."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.command.overrides import config_of
+from fednano_flwr.config import LLM, ConfigError
+from fednano_flwr.exchange.fixed_token import FixedToken, make_token, read_token
+from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.tls import read_identity
+from fednano_flwr.llm.hosting import load_host, node_limits
+
+ANY = ("0.0.0.0", "::")
+
+
+class AnswersOnly:
+    """An `LLMService` that generates and scores, and answers nothing that training needs."""
+
+    def __init__(self, service: LLMService) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
+
+    def _refuse(self, *args: object, **kwargs: object) -> Any:
+        raise ValueError("this LLM service answers questions and takes no part in training")
+
+    step = forward = backward = _refuse
+
+
+def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str], cwd: Path) -> LLM:
+    """The run config's `llm.*`: its defaults, then `-c`, then the command's own options.
+
+    Args:
+        given: values by key without "llm."; None where an option was not used.
+
+    Raises:
+        ConfigError: a value that cannot be used, an unencrypted port beyond loopback for one.
+    """
+    own = [f"llm.{key}={value}" for key, value in given.items() if value is not None]
+    if given.get("bind") in ANY and not any(o.startswith("llm.address") for o in overrides):
+        own.append(f"llm.address={socket.gethostname()}:{given.get('port') or 0}")
+    config = config_of(app, [*overrides, *own], cwd).llm
+    if config.replicas > 1:
+        raise ConfigError(f"llm.replicas = {config.replicas}: `fednano serve` runs one")
+    if config.node_tokens:
+        raise ConfigError(
+            f"llm.node-tokens = {config.node_tokens}: it counts within a round, and a service for "
+            "questions has none; leave it at 0"
+        )
+    return config
+
+
+@contextmanager
+def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None]) -> Iterator[str]:
+    """The service while the block runs; yields where it listens, `host:port`.
+
+    Args:
+        token_file: of the token; made where it is missing.
+
+    Raises:
+        ConfigError: model, certificate or token cannot be used.
+        OSError: the port is taken.
+    """
+    identity = read_identity(config)
+    made = make_token(token_file)
+    tokens = FixedToken(read_token(token_file))
+    # All who have the token are one node, so the bound of all answers under way is theirs.
+    with load_host(model, config, config.max_open_graphs) as host:
+        info = host.describe()
+        limits = node_limits(config)
+        with serve(
+            AnswersOnly(host),  # type: ignore[arg-type]
+            config.bind,
+            config.port,
+            config.max_clients,
+            tokens,
+            identity,
+            limits,
+            config.max_message_mb * 2**20,
+        ) as address:
+            quantized = "" if config.quantization == "none" else f", {config.quantization}"
+            say(
+                f"model    {info.model} (fingerprint {info.fingerprint}), {info.parameters:,} "
+                f"parameters, frozen; {info.dtype}{quantized} on {config.device}"
+            )
+            secured = "TLS" if identity else "no TLS, so this machine only"
+            if not identity and config.insecure_beyond_loopback:
+                secured = "no TLS: whoever can read along sees questions and token"
+            say(f"listens  {address} ({secured})")
+            say(f"token    {token_file} ({'made now' if made else 'as it was'})")
+            yield address

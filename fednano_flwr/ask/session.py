@@ -1,0 +1,164 @@
+"""Questions to a run's tuned model, from Python: `Asker`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import open_image
+from fednano_flwr.data.prompts import LETTERS
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.generation import answer_tokens, option_probabilities
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question
+from fednano_flwr.exchange.protocol import LLM
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""How a tokenizer writes a character of which not all bytes are there."""
+
+
+class AskError(ValueError):
+    """A question that cannot be asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answers.
+
+    Attributes:
+        text: a free answer, or the likeliest choice.
+        probabilities: of each choice among all of them; () for a free answer.
+        tokens: how many were generated.
+        cut: whether there may be more, which was not asked for.
+    """
+
+    text: str
+    probabilities: tuple[float, ...] = ()
+    tokens: int = 0
+    cut: bool = False
+
+
+class Asker:
+    """A model that can be asked: a client's half here, the language model wherever `llm` leads.
+
+    Not for several threads at once.
+
+    Args:
+        tuned: the client's half with a run's adapters.
+        frozen: the same with adapters that change nothing.
+        llm: as in training.
+        max_tokens: most tokens of a free answer.
+    """
+
+    def __init__(self, tuned: NanoEdge, frozen: NanoEdge, llm: LLM, max_tokens: int) -> None:
+        self.tuned, self.frozen, self.llm = tuned, frozen, llm
+        self.max_tokens = max_tokens
+
+    def answer(
+        self,
+        question: str,
+        image: Path | str | None = None,
+        choices: Sequence[str] = (),
+        hint: str = "",
+        frozen: bool = False,
+    ) -> Answer:
+        """Ask one question and wait for the whole answer.
+
+        Args:
+            image: a picture's file.
+            choices: to choose from; without, the answer is free.
+            hint: context that belongs to the question.
+            frozen: ask the model as it was before training.
+
+        Raises:
+            AskError: the question cannot be asked.
+            HostRefusedError, HostUnreachableError: of the language model's service.
+        """
+        edge = self.frozen if frozen else self.tuned
+        asked = self._encoded(question, image, choices, hint)
+        if asked.options:
+            probabilities = option_probabilities(edge, self.llm, asked)
+            best = max(range(len(choices)), key=probabilities.__getitem__)
+            return Answer(asked.sample.choices[best], tuple(probabilities))
+        tokens = list(answer_tokens(edge, self.llm, asked, self.max_tokens))
+        cut = len(tokens) == self.max_tokens
+        return Answer(edge.encoder.decode(tokens).strip(), (), len(tokens), cut)
+
+    def stream(
+        self,
+        question: str,
+        image: Path | str | None = None,
+        hint: str = "",
+        frozen: bool = False,
+    ) -> Iterator[str]:
+        """A free answer piece by piece, each as soon as its token is there.
+
+        Arguments and errors as in `answer`; joined and stripped the pieces are its text.
+        """
+        asked = self._encoded(question, image, (), hint)
+        return self._pieces(self.frozen if frozen else self.tuned, asked)
+
+    def _pieces(self, edge: NanoEdge, asked: Question) -> Iterator[str]:
+        shown, tokens = "", []
+        for token in answer_tokens(edge, self.llm, asked, self.max_tokens):
+            tokens.append(token)
+            text = edge.encoder.decode(tokens)
+            if text.startswith(shown) and not text.endswith(UNFINISHED):
+                yield text[len(shown) :]
+                shown = text
+        text = edge.encoder.decode(tokens)
+        if text.startswith(shown) and text != shown:
+            yield text[len(shown) :]
+
+    def _encoded(
+        self, question: str, image: Path | str | None, choices: Sequence[str], hint: str
+    ) -> Question:
+        """The prompt that training used, of a question that nobody has the answer of."""
+        sample = Sample(
+            uid=f"asked-{time.time_ns()}",
+            question=_text(question),
+            group="",
+            subject="",
+            choices=_choices(choices),
+            answer=0 if choices else None,  # which is right does not show in the prompt
+            image=None if image is None else _picture(Path(image)),
+            context=hint.strip(),
+        )
+        try:
+            return self.tuned.encoder.unanswered(sample)
+        except ValueError as error:
+            raise AskError(str(error)) from error
+
+
+def _text(question: str) -> str:
+    if not question.strip():
+        raise AskError("the question is empty")
+    return question.strip()
+
+
+def _choices(choices: Sequence[str]) -> tuple[str, ...]:
+    cleaned = tuple(choice.strip() for choice in choices)
+    if cleaned and not 2 <= len(cleaned) <= len(LETTERS):
+        raise AskError(f"{len(cleaned)} choices; there can be 2 to {len(LETTERS)}, or none")
+    if not all(cleaned):
+        raise AskError("one of the choices is empty")
+    return cleaned
+
+
+def _picture(file: Path) -> Picture:
+    """
+    Raises:
+        AskError: there is no such file, or it is no picture.
+    """
+    picture = Picture(path=file.expanduser())
+    try:
+        open_image(picture)
+    except FileNotFoundError:
+        raise AskError(f"image {file}: there is no such file") from None
+    except DataError as error:
+        reason = str(error.__cause__ or error)
+        raise AskError(f"image {file} cannot be read as a picture: {reason}") from None
+    return picture

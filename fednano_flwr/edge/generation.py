@@ -1,0 +1,54 @@
+"""An answer to one question, token by token, from a host that keeps the keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import Question
+from fednano_flwr.exchange.protocol import LLM, CacheGoneError, HostRefusedError
+
+
+def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int) -> Iterator[int]:
+    """The likeliest tokens one after another, each as soon as the host has it, without the end.
+
+    The prompt is sent once, then each token by itself. Where the host has lost the sequence,
+    prompt and answer so far are sent again.
+
+    Raises:
+        HostRefusedError: the host generated a token that the model does not have.
+        MissingRowError: this client does not hold a generated token's embedding.
+    """
+    edge.adapters.eval()
+    ending: tuple[int, ...] = ()
+    cache: int | None = None
+    while len(ending) < max_tokens:
+        with torch.no_grad():
+            if cache is None:
+                found = llm.prefill(edge([question], [ending]))
+            else:
+                try:
+                    found = llm.decode(cache, edge.next_token(question, ending))
+                except CacheGoneError:
+                    cache = None
+                    continue
+        if found.token in edge.encoder.ends:
+            return
+        if edge.tokens.ids is None and found.token >= len(edge.tokens.weight):
+            raise HostRefusedError(
+                f"the LLM host's answer cannot be used: it generated token {found.token}, and the "
+                f"model has {len(edge.tokens.weight)}"
+            )
+        cache, ending = found.cache, (*ending, found.token)
+        yield found.token
+
+
+def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[float]:
+    """How likely each option's letter is as the answer, among the options alone."""
+    edge.adapters.eval()
+    with torch.no_grad():
+        last = torch.tensor([len(question.ids) - 1])
+        logits = llm.score(edge([question]), last, torch.tensor(question.options))
+    return logits[0].double().softmax(0).tolist()
