@@ -202,10 +202,9 @@ class Federation:
             return
         try:
             answers.bytes_up += record_bytes(reply.content)
-            partition = partition_of(reply)
+            self._remember(node, partition_of(reply))
             if check is not None:
                 check(reply)
-            self._remember(node, partition)
         except Exception as error:  # whatever one client replies, the others' round goes on
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self._fail(answers, what, node, f"reply refused: {kind}{error}")

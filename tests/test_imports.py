@@ -1,24 +1,44 @@
-"""What may import what: tested by importing in a process of its own."""
+"""What may import what: tested by importing in processes that have none of this project yet."""
 
+import json
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable, Iterator
 
 import pytest
 
-BLOCK = """
-import importlib, importlib.abc, sys
+# What others wrote takes seconds to import, so it is imported once and the process forks.
+FORKS = """
+import importlib, importlib.abc, json, os, sys, traceback
+import grpc, peft, torch, transformers
 
 class Blocked(importlib.abc.MetaPathFinder):
+    def __init__(self, blocked):
+        self.blocked = blocked
+
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
+        if name.split(".")[0] in self.blocked:
             raise ImportError(name + " is blocked")
 
-sys.meta_path.insert(0, Blocked())
-for name in {modules!r}:
-    importlib.import_module(name)
-print(sorted(name for name in sys.modules if name.startswith("fednano_flwr.")))
+def imported(modules, blocked):
+    early = [name for name in sys.modules if name.split(".")[0] in (*blocked, "fednano_flwr")]
+    assert not early, early
+    sys.meta_path.insert(0, Blocked(blocked))
+    for name in modules:
+        importlib.import_module(name)
+    return sorted(name for name in sys.modules if name.startswith("fednano_flwr."))
+
+for line in sys.stdin:
+    if os.fork() == 0:
+        try:
+            answer = imported(*json.loads(line))
+        except BaseException:
+            answer = traceback.format_exc()
+        print(json.dumps(answer), flush=True)
+        os._exit(0)
+    os.wait()
 """
+Imported = Callable[..., list[str]]
 
 WITHOUT_FLOWER = (
     "fednano_flwr.config",
@@ -43,16 +63,27 @@ WITHOUT_FLOWER = (
 )
 
 
-@cache
-def imported(modules: tuple[str, ...], blocked: tuple[str, ...] = ()) -> list[str]:
-    """Modules of this project that importing these brings, with some others out of reach."""
-    script = BLOCK.format(modules=modules, blocked=blocked)
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return eval(result.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def imported() -> Iterator[Imported]:
+    """Modules of this project that importing some brings, with others out of reach."""
+    command = [sys.executable, "-c", FORKS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+
+        def ask(modules: tuple[str, ...], blocked: tuple[str, ...] = ()) -> list[str]:
+            print(json.dumps([modules, blocked]), file=process.stdin, flush=True)
+            answer = json.loads(process.stdout.readline())
+            assert isinstance(answer, list), answer
+            return answer
+
+        yield ask
+        process.stdin.close()
 
 
-def test_edge_llm_exchange_models_data_and_merging_work_without_flower_and_ray() -> None:
+def test_edge_llm_exchange_models_data_and_merging_work_without_flower_and_ray(
+    imported: Imported,
+) -> None:
     assert set(WITHOUT_FLOWER) <= set(imported(WITHOUT_FLOWER, ("flwr", "ray")))
 
 
@@ -68,10 +99,12 @@ def test_edge_llm_exchange_models_data_and_merging_work_without_flower_and_ray()
         ("fednano_flwr.llm.host", "fednano_flwr.models.edge_half"),
     ],
 )
-def test_neither_side_imports_the_others_half(module: str, foreign: str) -> None:
+def test_neither_side_imports_the_others_half(
+    imported: Imported, module: str, foreign: str
+) -> None:
     assert not [name for name in imported((module,)) if name.startswith(foreign)]
 
 
-def test_the_library_never_imports_the_demo() -> None:
+def test_the_library_never_imports_the_demo(imported: Imported) -> None:
     names = imported(("fednano_flwr.client_app", "fednano_flwr.server_app"), ("fednano_demo",))
     assert "fednano_flwr.server_app" in names

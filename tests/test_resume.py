@@ -107,10 +107,14 @@ def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str,
     "settings",
     [
         {"strategy__name": "fedavg-exact"},
-        {"strategy__name": "FedAdam", "strategy__args": "eta=0.01"},
+        pytest.param(
+            {"strategy__name": "FedAdam", "strategy__args": "eta=0.01"}, marks=pytest.mark.slow
+        ),
         {"strategy__name": "FedAvgM", "strategy__args": "server_momentum=0.9"},
-        {"strategy__name": "locft", "fraction_train": 0.67},
-        {"strategy__name": "feddpa-f", "strategy__local_rank": 2},
+        pytest.param({"strategy__name": "locft", "fraction_train": 0.67}, marks=pytest.mark.slow),
+        pytest.param(
+            {"strategy__name": "feddpa-f", "strategy__local_rank": 2}, marks=pytest.mark.slow
+        ),
         {"strategy__name": "fednano-ef", "upload__adapters": "int4", "fraction_train": 0.67},
     ],
     ids=lambda settings: settings["strategy__name"],

@@ -49,7 +49,7 @@ def test_a_tracker_that_fails_is_left_out_once_and_costs_the_others_nothing() ->
     trackers.close()
     assert [step for step, _ in good.logged] == [2, 3] and good.closed
     assert said == ["tracker bad is left out from now on: OSError: the network is gone"]
-    assert not bad.closed
+    assert bad.closed  # as far as it still can be
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(

@@ -15,7 +15,7 @@ from fednano_flwr.ask.session import Asker
 from fednano_flwr.command.overrides import absolute_paths, parse_override
 from fednano_flwr.config import ConfigError, RunConfig, is_loopback
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
-from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.exchange.client import Caller, RemoteLLM
@@ -98,7 +98,7 @@ def open_asker(
         else:
             host = stack.enter_context(_remote(service, settings))
             host.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
-        llm = EXCHANGES[settings.exchange.kind](host, "server")
+        llm = exchange_of(settings, host)
         yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
 
 

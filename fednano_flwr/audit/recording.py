@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.audit.attack import answers_of_gradient
+from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
@@ -80,6 +81,12 @@ class Recorder:
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         return self._service.next_tokens(inputs, positions, owner)
+
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        return self._service.prefill(inputs, owner)
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        return self._service.decode(cache, token, owner)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         self._service.keep_features(features, owner)

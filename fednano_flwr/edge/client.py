@@ -38,7 +38,7 @@ from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagona
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.noise import noise_of
-from fednano_flwr.exchange.protocol import LLM, LLMService
+from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMService
 from fednano_flwr.product import WRITINGS, cut_state
 
 
@@ -189,13 +189,13 @@ class Client:
         return Scored(sum(right), len(right), tally(samples, right))
 
 
-EXCHANGES: Mapping[str, Callable[[LLMService, str], LLM]] = {
+EXCHANGES: Mapping[str, Callable[[LLMService, str], GeneratingLLM]] = {
     "embeddings": EmbeddingsExchange,
     "lowrank": LowRankExchange,
 }
 
 
-def exchange_of(config: RunConfig, service: LLMService) -> LLM:
+def exchange_of(config: RunConfig, service: LLMService) -> GeneratingLLM:
     """The exchange that a run config asks for, on top of a service."""
     exchange, noise = config.exchange, noise_of(config.privacy)
     if noise is not None:  # the config has been checked: no other exchange sends embeddings

@@ -8,10 +8,12 @@ import torch
 
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.exchange.protocol import LLM, CacheGoneError, HostRefusedError
+from fednano_flwr.exchange.protocol import LLM, CacheGoneError, GeneratingLLM, HostRefusedError
 
 
-def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int) -> Iterator[int]:
+def answer_tokens(
+    edge: NanoEdge, llm: GeneratingLLM, question: Question, max_tokens: int
+) -> Iterator[int]:
     """The likeliest tokens one after another, each as soon as the host has it, without the end.
 
     The prompt is sent once, then each token by itself. Where the host has lost the sequence,

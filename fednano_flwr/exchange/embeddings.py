@@ -43,17 +43,17 @@ class EmbeddingsExchange:
         return self.service.next_tokens(self._leaving(batch).detach(), positions)
 
     def _leaving(self, batch: AdaptedBatch) -> LLMInputs:
-        """All that the host gets of a batch, in training and in scoring."""
+        """All that the host gets of a batch, in training, in scoring and in generating."""
         inputs = batch.embedded()
         if self._noise is None:
             return inputs
         return replace(inputs, embeds=self._noise(inputs.embeds))
 
     def prefill(self, batch: AdaptedBatch) -> Generated:
-        return self.service.prefill(batch.embedded().detach())
+        return self.service.prefill(self._leaving(batch).detach())
 
     def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        inputs = token.embedded().detach()
+        inputs = self._leaving(token).detach()
         position = None if inputs.position_ids is None else inputs.position_ids[:, 0]
         new = NewToken(int(token.token_ids), embedding=inputs.embeds, position=position)
         return self.service.decode(cache, new)

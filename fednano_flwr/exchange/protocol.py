@@ -288,6 +288,10 @@ class LLM(Protocol):
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
         ...
 
+
+class GeneratingLLM(LLM, Protocol):
+    """One that also answers token by token."""
+
     def prefill(self, batch: AdaptedBatch) -> Generated:
         """See `LLMService.prefill`."""
         ...

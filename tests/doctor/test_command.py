@@ -291,5 +291,5 @@ def test_the_screen_shows_what_json_tells(doctor: Doctor, tiny_model: Path, tmp_
     (model / "model-00002-of-00004.safetensors").unlink()
     result = doctor("-c", f"model.name={model}")
     assert result.exit_code == 1
-    assert "✗ problem" in result.stdout and "server: 1 problem" in result.stdout
+    assert "✗ problem" in result.stdout and "simulation: 1 problem" in result.stdout
     assert "model-00002" in "".join(result.stdout.split())

@@ -99,5 +99,6 @@ def test_every_kind_of_answer_is_either_progress_or_says_why_not() -> None:
             value.SetInParent()
         if is_progress(answer):
             progress.append(kind)
-    assert progress == ["step", "forward", "backward", "score", "next_tokens", "keep_features"]
+    training = ["step", "forward", "backward", "score", "next_tokens", "keep_features"]
+    assert progress == [*training, "prefill", "decode"]
     assert not is_progress(pb.Answer())

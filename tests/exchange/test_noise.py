@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import Privacy, RunConfig
+from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.noise import Noise, clipped, noise_of, system_normal
@@ -119,8 +119,8 @@ def test_gradients_are_those_of_the_loss_at_what_was_sent(llm_half: LLMHalf) -> 
 
 
 def test_without_clip_and_noise_nothing_is_done(defaults: dict[str, Any], llm_half: Any) -> None:
-    assert noise_of(Privacy(0.0, 0.0)) is None
     config = RunConfig.parse({**defaults, "exchange.kind": "embeddings"})
+    assert noise_of(config.privacy) is None
     llm = exchange_of(config, FrozenLLM(llm_half))
     assert isinstance(llm, EmbeddingsExchange) and llm._noise is None
 

@@ -56,7 +56,7 @@ def nothing_is_compiled() -> None:
     torch._dynamo.utils.counters.clear()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_layers_share_what_is_compiled(tmp_path: Path, checkpointing: bool) -> None:
     with mock.patch.dict(tiny_families.TEXT, {"num_hidden_layers": 4}):
         folder = tiny_families.write("instructblip", tmp_path / "instructblip")
@@ -67,6 +67,7 @@ def test_all_layers_share_what_is_compiled(tmp_path: Path, checkpointing: bool) 
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_each_kind_of_layer_is_compiled_for_itself(tmp_path: Path) -> None:
     folder = tiny_families.write("gemma3", tmp_path / "gemma3")
     compare(folder, HostOptions(compile=True, compile_backend="eager"))

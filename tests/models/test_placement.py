@@ -177,8 +177,8 @@ def test_a_dispatched_host_gives_the_same_bits(
 @pytest.mark.parametrize(
     ("family", "places"),
     [
-        ("instructblip", ("cpu", "other")),
-        ("gemma3", ("other", "cpu")),
+        pytest.param("instructblip", ("cpu", "other"), marks=pytest.mark.slow),
+        pytest.param("gemma3", ("other", "cpu"), marks=pytest.mark.slow),
         ("qwen2_5_vl", ("cpu", "other")),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from fednano_flwr.command.overrides import run_config as from_command_line
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.privacy.checks import SERVER_STEPS, UNIFORM, check_privacy
-from fednano_flwr.strategies.registry import FLOWER, OWN
+from fednano_flwr.strategies.registry import FLOWER, OWN, check_node_rank, check_ranks
 
 ROOT = Path(__file__).parents[2]
 Config = Callable[..., dict[str, Any]]
@@ -55,8 +55,12 @@ def test_secure_aggregation_is_refused_with_the_reason(defaults: dict[str, Any])
 
 
 def test_scaling_updates_down_is_refused_with_lower_ranks(defaults: dict[str, Any]) -> None:
+    config = RunConfig.parse({**defaults, "bounds.clip-update-norm": 1.0})
+    with pytest.raises(ConfigError, match=r"adapter-rank = 4, bounds\.clip-update-norm"):
+        check_node_rank(4, config)
+    ranked = RunConfig.parse({**config.flat(), "adapter.ranks": "4,16"})
     with pytest.raises(ConfigError, match=r"adapter\.ranks.*bounds\.clip-update-norm"):
-        check(defaults, bounds__clip_update_norm=1.0, adapter__ranks="4,16")
+        check_ranks(ranked)
 
 
 @pytest.mark.parametrize(
