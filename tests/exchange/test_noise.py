@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +40,14 @@ class Inspected(FrozenLLM):
     def next_tokens(self, inputs: Any, *rest: Any, **named: Any) -> Tensor:
         self.seen.append(inputs.embeds)
         return super().next_tokens(inputs, *rest, **named)
+
+    def prefill(self, inputs: Any, *rest: Any, **named: Any) -> Any:
+        self.seen.append(inputs.embeds)
+        return super().prefill(inputs, *rest, **named)
+
+    def decode(self, cache: int, token: Any, *rest: Any, **named: Any) -> Any:
+        self.seen.append(token.embedding)
+        return super().decode(cache, token, *rest, **named)
 
 
 def batch(z: Tensor, b: Tensor) -> AdaptedBatch:
@@ -83,6 +92,23 @@ def test_the_seed_of_a_run_does_not_say_the_noise() -> None:
     first = system_normal(8)
     torch.manual_seed(0)
     assert not torch.equal(first, system_normal(8))
+
+
+def test_an_answer_token_by_token_is_clipped_and_noised_too(llm_half: LLMHalf) -> None:
+    host = Inspected(llm_half)
+    llm = EmbeddingsExchange(host, "server", Noise(1.0, 0.1))
+    prompt = batch(torch.zeros(5, 2), torch.zeros(48, 2))
+    one = replace(
+        prompt,
+        hidden=prompt.hidden[:1],
+        is_image=prompt.is_image[:1],
+        token_ids=prompt.token_ids[:1],
+        lengths=(1,),
+        z={"text": torch.zeros(1, 2)},
+    )
+    llm.decode(llm.prefill(prompt).cache, one)
+    for rows, plain in zip(host.seen, (prompt, one), strict=True):
+        assert 0.05 < (rows - clipped(plain.hidden, 1.0)).std() < 0.15
 
 
 def test_all_that_leaves_is_clipped_and_noised_afresh_also_in_scoring(llm_half: LLMHalf) -> None:
