@@ -1,0 +1,55 @@
+"""Options that several commands have, their exit statuses, and how they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fednano_flwr.command.signals import interrupts
+from fednano_flwr.config import DTYPES, ConfigError
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-c",
+        "--config",
+        metavar="KEY=VALUE|FILE.toml",
+        help="Change the run config; may be repeated, the last one wins. Keys: docs/config.md.",
+    ),
+]
+App = Annotated[
+    Path | None, typer.Option(help="Folder of the app; else the current or the installed one.")
+]
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)
+        raise typer.Exit(USAGE)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What goes wrong while a folder is written, on one line and as an exit status."""
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.output import OutputError
+    from fednano_flwr.resources import ResourceError
+
+    try:
+        with interrupts():
+            yield
+    except (ConfigError, DataError, OutputError, ResourceError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except OSError as error:
+        typer.echo(f"error: {out} cannot be written: {error}; nothing is left there", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing is left behind", err=True)
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,237 @@
+"""Commands that use a tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fednano_flwr.command.options import (
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    App,
+    Config,
+)
+from fednano_flwr.command.project import find_app
+from fednano_flwr.command.signals import interrupts
+from fednano_flwr.config import ConfigError
+
+if TYPE_CHECKING:
+    from fednano_flwr.ask.session import Asker
+
+commands = typer.Typer()
+
+Llm = Annotated[
+    str | None,
+    typer.Option(
+        "--llm", metavar="HOST:PORT", help="Ask this `fednano serve`; else load the LLM here."
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Of the service's token; else serve.token in the cache."),
+]
+CaCert = Annotated[
+    str, typer.Option(metavar="FILE", help="The CA that vouches for the service; it has TLS then.")
+]
+Bundle = Annotated[
+    str, typer.Option(metavar="DIR", help="Edge bundle of the model, instead of the checkpoint.")
+]
+Which = Annotated[str, typer.Option(help="Adapters of the best or the last round.")]
+ItsModel = Annotated[
+    str, typer.Option(help="The run's model, where its config names another place.")
+]
+MaxTokens = Annotated[
+    int, typer.Option(min=0, help="Most tokens of a free answer; 0: max-answer-tokens.")
+]
+
+
+@commands.command(
+    epilog='Example: fednano ask runs/demo --image cat.png --choices "a cat;a dog" '
+    '"What is this?". More: docs/ask.md.'
+)
+def ask(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture.")] = None,
+    choices: Annotated[
+        str, typer.Option(metavar='"A;B;C"', help="Choose among these; else the answer is free.")
+    ] = "",
+    hint: Annotated[str, typer.Option(metavar="TEXT", help="Context of the question.")] = "",
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Ask the model as it was before training.")
+    ] = False,
+    which: Which = "best",
+    model: ItsModel = "",
+    bundle: Bundle = "",
+    llm: Llm = None,
+    token_file: TokenFile = None,
+    ca_cert: CaCert = "",
+    max_tokens: MaxTokens = 0,
+    config: Config = None,
+) -> None:
+    """Ask a run's tuned model a question.
+
+    The prompt is the one that training used. Both halves of the model are loaded here; with --llm
+    only the client's, from a bundle if one is given, and the service has the rest. -c changes
+    edge.*, llm.* and exchange.* of the run's config.
+
+    Exits with 0 if there is an answer, 1 if the service gave none and 2 if run, model or question
+    cannot be used.
+    """
+    from fednano_flwr.ask.command import ask as put
+    from fednano_flwr.ask.command import split_choices
+
+    with (
+        _asking(),
+        _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
+    ):
+        put(
+            asker,
+            question,
+            image,
+            split_choices(choices),
+            hint,
+            frozen,
+            lambda text: typer.echo(text, nl=False),
+            _notice,
+        )
+
+
+@commands.command(
+    epilog="Example: fednano serve llava-hf/llava-1.5-7b-hf --device cuda --dtype bfloat16. "
+    "More: docs/ask.md."
+)
+def serve(
+    model: Annotated[str, typer.Argument(help="Hub id, or folder of a model.")],
+    bind: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
+    port: Annotated[int | None, typer.Option(help="0: a free one.")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of the token that callers need; made if missing. Else serve.token in the cache.",
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="A PyTorch device.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, 8bit or 4bit.")] = None,
+    config: Config = None,
+    app: App = None,
+) -> None:
+    """Host a model's language model for `fednano ask --llm`, until it is stopped.
+
+    It generates and scores; it takes no part in training. Who has the token may use it. Without
+    TLS it listens on this machine only. Other settings are the run config's llm.*, with -c.
+
+    Exits with 0 when it is stopped, 1 if the port cannot be had and 2 if something else cannot be
+    used.
+    """
+    from threading import Event
+
+    from fednano_flwr.ask.opening import token_file as usual
+    from fednano_flwr.ask.serve import llm_config, serving
+
+    given = {
+        "bind": bind,
+        "port": port,
+        "tls-cert": tls_cert,
+        "tls-key": tls_key,
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+    }
+    with _asking(stopped=0):
+        cwd = Path.cwd()
+        settings = llm_config(find_app(app, cwd), given, config or [], cwd)
+        with serving(model, settings, (token_file or usual()).expanduser(), typer.echo):
+            Event().wait()
+
+
+@commands.command(epilog="Needs the extra: pip install 'fednano-flwr[web]'. More: docs/ask.md.")
+def web(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    port: Annotated[int, typer.Option(min=0, help="0: a free one.")] = 0,
+    which: Which = "best",
+    model: ItsModel = "",
+    bundle: Bundle = "",
+    llm: Llm = None,
+    token_file: TokenFile = None,
+    ca_cert: CaCert = "",
+    max_tokens: MaxTokens = 0,
+    config: Config = None,
+) -> None:
+    """Show a page, on this machine only, that asks the frozen and the tuned model side by side.
+
+    Options are those of `fednano ask`. Exits with 0 when it is stopped, 1 if service or port cannot
+    be had and 2 if something else cannot be used.
+    """
+    from threading import Event
+
+    from fednano_flwr.ask.web import showing
+
+    title = f"{run.name}: frozen and tuned"
+    with (
+        _asking(stopped=0),
+        _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
+        showing(asker, title, port) as address,
+    ):
+        typer.echo(f"the page is at {address}, until this command is stopped")
+        Event().wait()
+
+
+def _notice(line: str) -> None:
+    typer.echo(f"note: {line}", err=True)
+
+
+@contextmanager
+def _asker(
+    run: Path,
+    which: str,
+    model: str,
+    bundle: str,
+    llm: str | None,
+    token_file: Path | None,
+    ca_cert: str,
+    config: list[str] | None,
+    max_tokens: int,
+) -> Iterator[Asker]:
+    """What the commands that ask open."""
+    from fednano_flwr.ask.opening import Service, open_asker
+    from fednano_flwr.ask.opening import token_file as usual
+
+    if llm is None and (token_file or ca_cert):
+        raise ConfigError("--token-file and --ca-cert are of a service: give its --llm")
+    file = (token_file or usual()).expanduser()
+    service = None if llm is None else Service(llm, file, ca_cert)
+    with open_asker(
+        run.expanduser(), which, model, bundle, service, config or [], max_tokens, _notice
+    ) as asker:
+        yield asker
+
+
+@contextmanager
+def _asking(stopped: int = INTERRUPTED) -> Iterator[None]:
+    """What goes wrong with a question or a service, on one line and as an exit status."""
+    from fednano_flwr.ask.session import AskError
+    from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+    from fednano_flwr.models.token_table import MissingRowError
+    from fednano_flwr.resources import ResourceError
+
+    try:
+        with interrupts():
+            yield
+    except (ConfigError, ResourceError, AskError, MissingRowError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+    except (HostRefusedError, HostUnreachableError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(stopped) from None
