@@ -59,8 +59,7 @@ def load_run(path: str | Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rounds = [_record(number, line) for number, line in enumerate(lines, start=1)]
+        rounds = read_rounds(folder)
     except FileNotFoundError as error:
         raise ConfigError(f"{folder} is no run's folder: {error.filename} is missing") from None
     except (OSError, ValueError) as error:
@@ -72,6 +71,18 @@ def load_run(path: str | Path) -> Run:
     except ConfigError as error:
         raise ConfigError(f"the run in {folder} is of a version with other keys: {error}") from None
     return Run(folder, parsed, rounds, environment)
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, but for one that the run was stopped in the middle of.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is not whole; the message says which one.
+    """
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].split("\n")[:-1]
+    return [_record(number, line) for number, line in enumerate(whole, start=1)]
 
 
 def _record(number: int, line: str) -> Any:

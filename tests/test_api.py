@@ -15,6 +15,7 @@ import pytest
 
 import fednano_flwr
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.results import read_rounds
 from tests.conftest import REPOSITORY
 
 EXAMPLE = REPOSITORY / "examples" / "two_clients.py"
@@ -42,7 +43,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         fednano_flwr.nano_edge  # noqa: B018
 
 
-def test_the_example_is_short_and_on_the_page_and_its_clients_learn(
+def test_the_example_is_short_and_on_the_page_and_trains(
     run_config: Callable[..., dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -59,7 +60,7 @@ def test_the_example_is_short_and_on_the_page_and_its_clients_learn(
     example["main"]()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["round 0", "round 1", "round 2"]
-    assert lines[2] != lines[0].replace("round 0", "round 2")
+    assert lines[2] != lines[0].replace("round 0", "round 2")  # what was trained is what scores
 
 
 def test_a_run_is_read_with_its_adapters(
@@ -80,6 +81,8 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         fednano_flwr.load_run(tmp_path)
     for name in ("config.json", "environment.json"):
         (tmp_path / name).write_text(json.dumps({}))
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n{"rou')  # a run that was killed
+    assert [record["round"] for record in read_rounds(tmp_path)] == [0]
     (tmp_path / "metrics.jsonl").write_text("{broken\n")
     with pytest.raises(ConfigError, match="cannot be read"):
         fednano_flwr.load_run(tmp_path)

@@ -7,20 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from fednano_flwr.audit.results import Asked, Subject, audit_one, times_sent
 from fednano_flwr.audit.tables import console_table
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.command.project import find_app
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config import ConfigError
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.files import replace_file
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.results import load_run
 from fednano_flwr.run_folder import environment
-
-ADAPTERS = Path("adapters/last/adapter_model.safetensors")
 
 
 def audit(
@@ -74,23 +70,14 @@ def from_folder(folder: Path) -> Subject:
     Raises:
         ConfigError: the folder is no run's, or one of another version's.
     """
-    try:
-        flat = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        theta = load_file(folder / ADAPTERS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: is no run's folder ({error})") from None
+    run = load_run(folder)
+    records = run.rounds
     if not records:
         raise ConfigError(f"{folder}: metrics.jsonl has no round")
-    try:
-        config = RunConfig.parse(flat)
-    except ConfigError as error:
-        raise ConfigError(f"{folder}: written by another version of fednano: {error}") from None
     return Subject(
         name=folder.resolve().name,
-        config=config,
-        theta=theta,
+        config=run.config,
+        theta=run.adapters("last"),
         clients=_clients(records[0]),
         after_round=records[-1]["round"],
         accuracy=records[-1]["accuracy"],

@@ -13,6 +13,7 @@ from typing import Any
 from fednano_flwr.compare.plan import Run
 from fednano_flwr.folder_lock import FolderLock, LockedError
 from fednano_flwr.output import OutputError
+from fednano_flwr.results import read_rounds as _read_rounds
 
 PARTS = {
     "config.json",
@@ -100,11 +101,10 @@ def read_rounds(run: Run) -> Finished | None:
     """The run if all its rounds are there, whoever is in them; None where it is not at its end."""
     rounds = run.config.num_server_rounds
     try:
-        lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        records = _read_rounds(run.folder)
         state = json.loads((run.folder / "state.json").read_text(encoding="utf-8"))
         environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
     if [record["round"] for record in records] != list(range(rounds + 1)):
         return None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export.fold import LowRank
+from fednano_flwr.results import read_rounds
 
 WHICH = ("best", "last")
 SITES = ("image", "text")
@@ -90,8 +91,7 @@ def read_run(folder: Path, which: str) -> RunResult:
         raise ConfigError(f"{folder}: it has no adapters/{which}, so there is nothing to export")
     try:
         state = load_file(place / WEIGHTS)
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rounds = [json.loads(line) for line in lines]
+        rounds = read_rounds(folder)
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{folder}: the run cannot be read: {error}") from error
     if not rounds:

@@ -65,7 +65,7 @@ def test_a_run_without_a_clients_first_or_last_score_is_not_finished_and_says_wh
     del records[number]["accuracy_per_client"]["1"]
     records[number]["failures"] = {"train": {}, "evaluate": {"client 1": "out of memory"}}
     text = "\n".join(json.dumps(record) for record in records)
-    (run.folder / "metrics.jsonl").write_text(text)
+    (run.folder / "metrics.jsonl").write_text(f"{text}\n")
     assert read(run) is None
     whole = read_rounds(run)
     assert whole is not None

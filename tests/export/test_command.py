@@ -76,7 +76,7 @@ def broken(run: Path, what: str) -> Path:
         config = json.loads((run / "config.json").read_text()) | {"strategy.name": "locft"}
         (run / "config.json").write_text(json.dumps(config))
     elif what == "metrics":
-        (run / "metrics.jsonl").write_text('{"round": 0')
+        (run / "metrics.jsonl").write_text('{"round": 0\n')
     return run
 
 
