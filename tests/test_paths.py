@@ -87,6 +87,14 @@ def test_a_checkpoints_index_cannot_name_a_file_elsewhere(model: Path, name: obj
     assert str(name) in str(error.value)
 
 
+def test_a_checkpoints_index_with_a_name_that_no_file_can_have_is_refused(model: Path) -> None:
+    key = next(iter(json.loads((model / INDEX).read_text())["weight_map"]))
+    rewrite(model / INDEX, lambda index: index["weight_map"].__setitem__(key, "é" * 200))
+    checkpoint = Checkpoint(str(model))
+    with pytest.raises(ConfigError, match="File name too long"):
+        list(checkpoint.read(checkpoint.files))
+
+
 def test_weights_may_lie_on_another_disk_behind_a_link(model: Path) -> None:
     file = sorted(model.glob("*.safetensors"))[0]
     file.rename(model.parent / "elsewhere.safetensors")

@@ -258,12 +258,13 @@ class Checkpoint:
             if filename not in self._downloaded:  # asks the hub each time
                 self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
             return self._downloaded[filename]
+        path = self.folder / filename
         try:
             check_name(filename)
-        except ValueError as error:
+            found = path.exists()
+        except (OSError, ValueError) as error:  # a name that is too long for one of a file
             raise ConfigError(f"model {self.name}, in {self.folder}: {error}") from None
-        path = self.folder / filename
-        if not path.exists():
+        if not found:
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
 
