@@ -23,6 +23,8 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = (*DTYPES, "int8")
 MOST_AXES = 8
+MOST_NUMBERS = 2**40
+"""In a tensor, and of the axes beside those of no length; no message is so long."""
 LONGEST = 32
 """Characters of an unknown name that an error repeats."""
 
@@ -72,6 +74,10 @@ def decode(message: pb.Tensor) -> Tensor:
     """
     if len(message.shape) > MOST_AXES:
         raise ValueError(f"a tensor of {len(message.shape)} axes; at most {MOST_AXES}")
+    if math.prod(max(1, size) for size in message.shape) > MOST_NUMBERS:
+        raise ValueError(
+            f"a tensor of shape {tuple(message.shape)}; at most {MOST_NUMBERS} numbers"
+        )
     if message.dtype == "int8":
         return _decode_int8(message)
     if message.dtype not in DTYPES:

@@ -81,6 +81,12 @@ def test_a_tensor_of_very_many_axes_is_refused(answers: Answers) -> None:
     assert "a tensor of 1000 axes" in answers.to(low_rank(z=many)).refused
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_an_empty_tensor_of_endless_other_axes_is_refused(answers: Answers, dtype: str) -> None:
+    empty = pb.Tensor(dtype=dtype, shape=[0, 2**31, 2**31, 2**31])
+    assert "at most 1099511627776 numbers" in answers.to(low_rank(z=empty)).refused
+
+
 def test_more_runs_than_rows_are_refused(answers: Answers) -> None:
     call = low_rank()
     call.next_tokens.inputs.low_rank.image_runs.extend([0] * 1000)
