@@ -63,6 +63,7 @@ def read_table(file: Path, root: Path | None = None) -> Questions:
 
     try:
         table = Dataset.from_file(str(file))
+        table.data.validate(full=True)  # else a damaged one is found out in the middle of a run
     except Exception as error:  # datasets, pyarrow and the system each raise their own
         raise DataError(f"{file} is no table that can be read: {error}") from error
     if table.features != features():
