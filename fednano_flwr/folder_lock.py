@@ -50,7 +50,12 @@ class FolderLock:
         self._number: int | None = None
         self._made = [one for one in (folder, *folder.parents) if not one.exists()]
         while self._number is None:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:  # a file; or who had it has just removed the empty folder
+                if folder.exists() and not folder.is_dir():
+                    raise
+                continue
             try:
                 # Not inherited by programs that this one starts: they would hold the lock as well.
                 number = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)

@@ -98,7 +98,7 @@ def test_numbers_of_the_page_are_those_of_the_metrics(reports: Reports) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda text: text[:-30], "line 2 of metrics.jsonl is not whole"),
+        (lambda text: text[:-30] + "\n", "line 2 of metrics.jsonl is not whole"),
         (lambda text: "", "metrics.jsonl is empty"),
         (lambda text: text + "5\n", "line 3 of metrics.jsonl is no round's record"),
         (lambda text: text.splitlines()[1] + "\n", "is of round 1, round 0 is missing"),
