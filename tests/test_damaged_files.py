@@ -93,6 +93,16 @@ def test_a_bundles_manifest_without_its_files_is_incomplete(
         EdgeBundle(str(tmp_path / "bundle"))
 
 
+def test_a_bundles_manifest_without_a_fingerprint_is_incomplete(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    manifest = tmp_path / "bundle" / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))
+    with pytest.raises(ConfigError, match=f"{MANIFEST} is incomplete"):
+        EdgeBundle(str(tmp_path / "bundle"))
+
+
 def test_a_file_that_is_no_table_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.arrow").write_bytes(b"junk")
     with pytest.raises(DataError, match=r"t\.arrow is no table"):

@@ -96,7 +96,7 @@ def _manifest(path: str, file: Path) -> dict[str, Any]:
 
 def _check_names(path: str, manifest: dict[str, Any]) -> None:
     texts = all(isinstance(manifest.get(key), str) for key in ("model", "hub_id", "fingerprint"))
-    if not texts or not isinstance(manifest.get("files"), dict):
+    if not texts or not manifest["fingerprint"] or not isinstance(manifest.get("files"), dict):
         raise ConfigError(f"edge bundle {path}: {MANIFEST} is incomplete; copy or split it again")
 
 
