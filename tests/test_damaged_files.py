@@ -124,6 +124,12 @@ def test_a_table_with_a_damaged_byte_is_read_or_named(tmp_path: Path) -> None:
     assert refused > 20
 
 
+def test_a_value_that_a_table_cannot_hold_is_an_error_of_the_data(tmp_path: Path) -> None:
+    huge = Sample("1", 10**400, "g", "s", ("a", "b"), answer=0)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a value that cannot be stored"):
+        write_table(tmp_path / "t.arrow", [huge])
+
+
 def test_a_shards_manifest_that_says_nothing_of_a_file_is_named(tmp_path: Path) -> None:
     questions = in_memory([Sample("1", "?", "g", "s", choices=("a", "b"), answer=0)])
     write_shard(tmp_path / "shard", Shard(questions, questions), {})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,21 @@ def write_table(file: Path, samples: Iterable[Sample]) -> int:
     count = 0
     with ArrowWriter(features=features(), path=str(file), writer_batch_size=ROWS_AT_ONCE) as writer:
         for sample in samples:
-            writer.write(_row(sample))
+            with _storing(file):
+                writer.write(_row(sample))
             count += 1
-        writer.finalize()
+        with _storing(file):
+            writer.finalize()
     return count
+
+
+@contextmanager
+def _storing(file: Path) -> Iterator[None]:
+    """A value that a table cannot hold, such as a number for a text, is an error of the data."""
+    try:
+        yield
+    except (ArithmeticError, TypeError, ValueError) as error:  # pyarrow's and others'
+        raise DataError(f"{file}: a question has a value that cannot be stored: {error}") from error
 
 
 def read_table(file: Path, root: Path | None = None) -> Questions:
