@@ -11,7 +11,6 @@ from fednano_flwr.doctor import trust
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
 DAY = 86_400.0
-WILDCARDS = ("0.0.0.0", "::")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
