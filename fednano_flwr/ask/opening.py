@@ -28,7 +28,7 @@ from fednano_flwr.results import ADAPTERS, Run, load_run
 
 RETRY_SECONDS = 5.0
 """How long somebody who waits for an answer is left in hope that a lost service comes back."""
-READ = ("edge.", "llm.", "exchange.", "max-answer-tokens")
+READ = ("edge.", "llm.", "exchange.", "dataset.path", "max-answer-tokens")
 """Keys of the run config that matter to asking."""
 
 
@@ -80,7 +80,7 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
-    settings = _settings(found, config)
+    settings = settings_of(found, config)
     if settings.edge.threads:
         torch.set_num_threads(settings.edge.threads)
     model = model or settings.model.name
@@ -102,7 +102,12 @@ def open_asker(
         yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
 
 
-def _settings(run: Run, config: Sequence[str]) -> RunConfig:
+def settings_of(run: Run, config: Sequence[str]) -> RunConfig:
+    """The run's config with these changes.
+
+    Raises:
+        ConfigError: asking does not read such a key, or it cannot have this value.
+    """
     changes: dict[str, Any] = {}
     for text in config:
         changes |= parse_override(text, Path.cwd())

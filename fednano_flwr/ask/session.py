@@ -79,12 +79,21 @@ class Asker:
             AskError: the question cannot be asked.
             HostRefusedError, HostUnreachableError: of the language model's service.
         """
+        return self.answer_sample(_sample(question, image, choices, hint), frozen)
+
+    def answer_sample(self, sample: Sample, frozen: bool = False) -> Answer:
+        """Ask a question of a data set; its right answer is not looked at.
+
+        Raises:
+            AskError: the question cannot be asked.
+            HostRefusedError, HostUnreachableError: of the language model's service.
+        """
         edge = self.frozen if frozen else self.tuned
-        asked = self._encoded(question, image, choices, hint)
+        asked = self._encoded(sample)
         if asked.options:
             probabilities = option_probabilities(edge, self.llm, asked)
-            best = max(range(len(choices)), key=probabilities.__getitem__)
-            return Answer(asked.sample.choices[best], tuple(probabilities))
+            best = max(range(sample.num_options), key=probabilities.__getitem__)
+            return Answer(sample.option_names[best], tuple(probabilities))
         tokens = list(answer_tokens(edge, self.llm, asked, self.max_tokens))
         cut = len(tokens) == self.max_tokens
         return Answer(edge.encoder.decode(tokens).strip(), (), len(tokens), cut)
@@ -100,7 +109,7 @@ class Asker:
 
         Arguments and errors as in `answer`; joined and stripped the pieces are its text.
         """
-        asked = self._encoded(question, image, (), hint)
+        asked = self._encoded(_sample(question, image, (), hint))
         return self._pieces(self.frozen if frozen else self.tuned, asked)
 
     def _pieces(self, edge: NanoEdge, asked: Question) -> Iterator[str]:
@@ -115,24 +124,26 @@ class Asker:
         if text.startswith(shown) and text != shown:
             yield text[len(shown) :]
 
-    def _encoded(
-        self, question: str, image: Path | str | None, choices: Sequence[str], hint: str
-    ) -> Question:
-        """The prompt that training used, of a question that nobody has the answer of."""
-        sample = Sample(
-            uid=f"asked-{time.time_ns()}",
-            question=_text(question),
-            group="",
-            subject="",
-            choices=_choices(choices),
-            answer=0 if choices else None,  # which is right does not show in the prompt
-            image=None if image is None else _picture(Path(image)),
-            context=hint.strip(),
-        )
+    def _encoded(self, sample: Sample) -> Question:
+        """The prompt that training used."""
         try:
             return self.tuned.encoder.unanswered(sample)
         except ValueError as error:
             raise AskError(str(error)) from error
+
+
+def _sample(question: str, image: Path | str | None, choices: Sequence[str], hint: str) -> Sample:
+    """A question that nobody has the answer of."""
+    return Sample(
+        uid=f"asked-{time.time_ns()}",
+        question=_text(question),
+        group="",
+        subject="",
+        choices=_choices(choices),
+        answer=0 if choices else None,  # which is right does not show in the prompt
+        image=None if image is None else _picture(Path(image)),
+        context=hint.strip(),
+    )
 
 
 def _text(question: str) -> str:

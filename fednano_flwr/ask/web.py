@@ -6,13 +6,19 @@ Needs the extra `web` (Gradio). Nothing is fetched from elsewhere, and nobody is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fednano_flwr.ask.command import as_table
+from fednano_flwr.ask.examples import right_answer
 from fednano_flwr.ask.session import Asker, AskError
 from fednano_flwr.config import ConfigError
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import open_image
+from fednano_flwr.data.sample import Sample
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
 from fednano_flwr.models.token_table import MissingRowError
 
@@ -20,6 +26,8 @@ HERE = "127.0.0.1"
 KEPT_SECONDS = 600
 """How long a picture that was given to the page lies in Gradio's temporary folder."""
 COLUMNS = "#frozen textarea, #tuned textarea { font-family: monospace; }"
+COLUMN_WIDTH = 280
+"""Pixels below which the two answers stand one below the other."""
 Shown = tuple[str, str]
 """What the frozen and the tuned model's boxes show."""
 
@@ -48,8 +56,11 @@ def both(
             yield shown[True], shown[False]
 
 
-def page(asker: Asker, title: str) -> Any:
+def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ()) -> Any:
     """The page, as Gradio's `Blocks`.
+
+    Args:
+        offered: questions to fill in: picture's file, question, choices, context, right answer.
 
     Raises:
         ConfigError: Gradio is not installed.
@@ -82,39 +93,68 @@ def page(asker: Asker, title: str) -> Any:
                 hint = gradio.Textbox(label="Context")
                 ask = gradio.Button("Ask", variant="primary")
         with gradio.Row():
-            frozen = gradio.Textbox(label="Frozen model", lines=8, elem_id="frozen")
-            tuned = gradio.Textbox(label="Tuned model", lines=8, elem_id="tuned")
+            frozen, tuned = (
+                gradio.Textbox(label=label, lines=8, elem_id=name, min_width=COLUMN_WIDTH)
+                for label, name in (("Frozen model", "frozen"), ("Tuned model", "tuned"))
+            )
         asked, shown = [image, question, choices, hint], [frozen, tuned]
         gradio.on([ask.click, question.submit], answered, asked, shown, concurrency_limit=1)
+        if offered:
+            right = gradio.Textbox(label="Right answer", elem_id="right", interactive=False)
+            gradio.Examples(
+                [list(values) for values in offered], [*asked, right], label="Test questions"
+            )
+            changed = [question.input, choices.input, image.upload, image.clear]
+            gradio.on(changed, lambda: "", None, right, queue=False)  # not known of another one
     return blocks
 
 
+def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, ...]]:
+    """What fills in these questions; their pictures are put into the folder."""
+    values = []
+    for number, sample in enumerate(samples):
+        picture = None
+        if sample.image is not None:
+            try:
+                picture = folder / f"{number}.png"
+                open_image(sample.image).save(picture)
+            except (FileNotFoundError, DataError):
+                continue  # the run left it out as well
+        choices, right = "\n".join(sample.choices), right_answer(sample)
+        values.append((picture and str(picture), sample.question, choices, sample.context, right))
+    return values
+
+
 @contextmanager
-def showing(asker: Asker, title: str, port: int = 0) -> Iterator[str]:
+def showing(
+    asker: Asker, title: str, port: int = 0, samples: Sequence[Sample] = ()
+) -> Iterator[str]:
     """The page is up, for this machine only, while the block runs; yields its address.
 
     Args:
         port: 0: a free one.
+        samples: questions of the run's data to offer.
 
     Raises:
         ConfigError: Gradio is not installed.
         OSError: the port is taken.
     """
-    blocks = page(asker, title)
-    import gradio
+    with TemporaryDirectory(prefix="fednano-") as folder:
+        blocks = page(asker, title, _offered(samples, Path(folder)))
+        import gradio
 
-    theme = gradio.themes.Base(font=["system-ui"], font_mono=["monospace"])
-    _, address, _ = blocks.launch(
-        server_name=HERE,
-        server_port=port or None,
-        theme=theme,
-        css=COLUMNS,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        footer_links=[],
-    )
-    try:
-        yield address
-    finally:
-        blocks.close()
+        theme = gradio.themes.Base(font=["system-ui"], font_mono=["monospace"])
+        _, address, _ = blocks.launch(
+            server_name=HERE,
+            server_port=port or None,
+            theme=theme,
+            css=COLUMNS,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+        )
+        try:
+            yield address
+        finally:
+            blocks.close()

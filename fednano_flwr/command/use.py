@@ -19,9 +19,11 @@ from fednano_flwr.command.options import (
 from fednano_flwr.command.project import find_app
 from fednano_flwr.command.signals import interrupts
 from fednano_flwr.config import ConfigError
+from fednano_flwr.resources import ResourceError
 
 if TYPE_CHECKING:
     from fednano_flwr.ask.session import Asker
+    from fednano_flwr.data.sample import Questions, Sample
 
 commands = typer.Typer()
 
@@ -56,7 +58,10 @@ MaxTokens = Annotated[
 )
 def ask(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
+    example: Annotated[
+        int, typer.Option(metavar="N", help="Ask this test question of the run's data, from 1 on.")
+    ] = 0,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture.")] = None,
     choices: Annotated[
         str, typer.Option(metavar='"A;B;C"', help="Choose among these; else the answer is free.")
@@ -77,29 +82,32 @@ def ask(
     """Ask a run's tuned model a question.
 
     The prompt is the one that training used. Both halves of the model are loaded here; with --llm
-    only the client's, from a bundle if one is given, and the service has the rest. -c changes
-    edge.*, llm.* and exchange.* of the run's config.
+    only the client's, from a bundle if one is given, and the service has the rest. --example asks
+    the frozen and the tuned model a question that the run was tested on. -c changes edge.*, llm.*,
+    exchange.* and dataset.path of the run's config.
 
     Exits with 0 if there is an answer, 1 if the service gave none and 2 if run, model or question
     cannot be used.
     """
     from fednano_flwr.ask.command import ask as put
     from fednano_flwr.ask.command import split_choices
+    from fednano_flwr.ask.examples import show
 
+    def write(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    if (question is None) == (not example):
+        raise typer.BadParameter("give a question, or --example N for one of the run's own")
+    if example and (image or choices or hint or frozen):
+        raise typer.BadParameter("--example has its picture and choices, and asks both models")
     with (
         _asking(),
         _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
     ):
-        put(
-            asker,
-            question,
-            image,
-            split_choices(choices),
-            hint,
-            frozen,
-            lambda text: typer.echo(text, nl=False),
-            _notice,
-        )
+        if question is None:
+            show(asker, _shared_questions(run, config), example, write)
+        else:
+            put(asker, question, image, split_choices(choices), hint, frozen, write, _notice)
 
 
 @commands.command(
@@ -158,6 +166,9 @@ def serve(
 def web(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     port: Annotated[int, typer.Option(min=0, help="0: a free one.")] = 0,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Test questions of the run to offer; 0: none.")
+    ] = 6,
     which: Which = "best",
     model: ItsModel = "",
     bundle: Bundle = "",
@@ -169,21 +180,39 @@ def web(
 ) -> None:
     """Show a page, on this machine only, that asks the frozen and the tuned model side by side.
 
-    Options are those of `fednano ask`. Exits with 0 when it is stopped, 1 if service or port cannot
+    A click fills in a test question of the run's data; the other options are those of `fednano
+    ask`. Exits with 0 when it is stopped, 1 if service or port cannot
     be had and 2 if something else cannot be used.
     """
     from threading import Event
 
+    from fednano_flwr.ask.examples import spread
     from fednano_flwr.ask.web import showing
+
+    def offered() -> list[Sample]:
+        try:
+            return spread(_shared_questions(run, config), examples) if examples else []
+        except (ConfigError, ResourceError) as error:
+            _notice(f"the page offers no test questions: {str(error).splitlines()[0]}")
+            return []
 
     title = f"{run.name}: frozen and tuned"
     with (
         _asking(stopped=0),
         _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
-        showing(asker, title, port) as address,
+        showing(asker, title, port, offered()) as address,
     ):
         typer.echo(f"the page is at {address}, until this command is stopped")
         Event().wait()
+
+
+def _shared_questions(run: Path, config: list[str] | None) -> Questions:
+    """The test questions of a run's data."""
+    from fednano_flwr.ask.examples import shared_questions
+    from fednano_flwr.ask.opening import settings_of
+    from fednano_flwr.results import load_run
+
+    return shared_questions(settings_of(load_run(run), config or []).dataset)
 
 
 def _notice(line: str) -> None:
@@ -222,7 +251,6 @@ def _asking(stopped: int = INTERRUPTED) -> Iterator[None]:
     from fednano_flwr.ask.session import AskError
     from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
     from fednano_flwr.models.token_table import MissingRowError
-    from fednano_flwr.resources import ResourceError
 
     try:
         with interrupts():

@@ -74,6 +74,11 @@ class Sample:
         """How many options there are to choose from; 0 for a free answer."""
         return len(self.choices) or len(self.choice_images)
 
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The options as people are told of them; () for a free answer."""
+        return self.choices or tuple(f"picture {n}" for n in range(1, self.num_options + 1))
+
 
 class Questions(Sequence[Sample]):
     """Samples in an Arrow table on disk, made when they are asked for.

@@ -30,12 +30,16 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def asked(
-    tiny_model: Path, defaults: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    tiny_questions: Path,
+    defaults: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Asked:
     folder = tmp_path_factory.mktemp("ask")
     flat = {
         **defaults,
         "model.name": str(tiny_model),
+        "dataset.path": str(tiny_questions),
         "run.dir": str(folder),
         "run.name": "run",
         "adapter.rank": 4,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fednano_flwr.ask import opening
 from fednano_flwr.ask.opening import Service, open_asker
 from fednano_flwr.ask.serve import llm_config, serving
-from fednano_flwr.ask.session import Asker
+from fednano_flwr.ask.session import Asker, _sample
 from fednano_flwr.cli import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
@@ -119,7 +119,7 @@ def test_the_prompt_is_the_one_of_training(asked: Asked) -> None:
         free = Sample("u", QUESTION, "", "", free_answer="w40")
         for sample, image in ((closed, asked.picture), (free, None)):
             trained = encoder.encode(sample)
-            put = asker._encoded(QUESTION, image, sample.choices, sample.context)
+            put = asker._encoded(_sample(QUESTION, image, sample.choices, sample.context))
             assert torch.equal(put.ids, trained.ids) and put.options == trained.options
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from fednano_flwr.ask.examples import right_answer, shared_questions, spread
 from fednano_flwr.ask.opening import open_asker
-from fednano_flwr.ask.web import both, page
+from fednano_flwr.ask.web import both, page, showing
 from fednano_flwr.config import ConfigError
+from fednano_flwr.results import load_run
 from tests.ask.conftest import Asked
+from tests.browser import chromium
 
 QUESTION = "w20 w21 ?"
+BOXES = ("frozen", "tuned")
+PHONE, DESK = (390, 844), (1280, 900)
 
 
 def test_both_models_are_shown_as_their_answers_grow(asked: Asked) -> None:
@@ -37,44 +45,97 @@ def test_without_gradio_it_is_said_what_to_install(
         page(asker, "t")
 
 
-def test_a_browser_shows_the_frozen_and_the_tuned_answer_side_by_side(asked: Asked) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     pytest.importorskip("gradio", reason="Gradio (the extra `web`) is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("there is no Chromium on this machine")
-    from fednano_flwr.ask.web import showing
+    with chromium() as started:
+        yield started
 
+
+@contextmanager
+def opened(
+    browser: Any, address: str, size: tuple[int, int] = DESK, scheme: str = "light"
+) -> Iterator[Any]:
+    """The page; it may ask for nothing elsewhere, and complain of nothing."""
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme
+    )
+    page = context.new_page()
+    noise: list[str] = []
+    page.on("pageerror", lambda error: noise.append(f"error: {error}"))
+    page.on("console", lambda m: noise.append(m.text) if m.type == "error" else None)
+    page.on(
+        "request",
+        lambda r: None if r.url.startswith((address, "data:", "blob:")) else noise.append(r.url),
+    )
+    page.goto(address)
+    page.get_by_role("button", name="Ask").wait_for()
+    yield page
+    context.close()
+    assert noise == []
+
+
+def test_a_browser_shows_the_frozen_and_the_tuned_answer_side_by_side(
+    asked: Asked, browser: Any
+) -> None:
     choices = ("w30", "w31", "w32")
     with open_asker(asked.run) as asker:
         expected = [
             asker.answer(QUESTION, asked.picture, choices, "", frozen).text
             for frozen in (True, False)
         ]
-        with showing(asker, "tiny") as address, playwright.sync_playwright() as tool:
+        with showing(asker, "tiny") as address, opened(browser, address) as page:
             assert address.startswith("http://127.0.0.1:")
-            browser = tool.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            view = browser.new_page()
-            elsewhere: list[str] = []
-            view.on(
-                "request",
-                lambda r: (
-                    elsewhere.append(r.url)
-                    if not r.url.startswith((address, "data:", "blob:"))
-                    else None
-                ),
-            )
-            view.goto(address)
-            view.get_by_label("Question").fill(QUESTION)
-            view.get_by_label("Choices").fill("\n".join(choices))
-            view.set_input_files("input[type=file]", str(asked.picture))
-            view.locator("img[alt]").first.wait_for()
-            view.get_by_role("button", name="Ask").click()
-            for name, text in zip(("frozen", "tuned"), expected, strict=True):
-                box = view.locator(f"#{name} textarea")
-                view.wait_for_function(
-                    "name => document.querySelector(`#${name} textarea`).value", arg=name
-                )
-                assert box.input_value().startswith(f"{text}\n")
-            browser.close()
-            assert not elsewhere
+            page.get_by_label("Question").fill(QUESTION)
+            page.get_by_label("Choices").fill("\n".join(choices))
+            page.set_input_files("input[type=file]", str(asked.picture))
+            page.locator("img[alt]").first.wait_for()
+            page.get_by_role("button", name="Ask").click()
+            assert both_boxes(page) == [f"{text}\n" for text in expected]
+            left, right = (page.locator(f"#{name}").bounding_box() for name in BOXES)
+            assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+
+
+def test_a_test_question_is_asked_with_two_clicks_on_a_phone(asked: Asked, browser: Any) -> None:
+    samples = spread(shared_questions(load_run(asked.run).config.dataset), 3)
+    with open_asker(asked.run) as asker:
+        wanted = [f"{asker.answer_sample(samples[2], frozen).text}\n" for frozen in (True, False)]
+        with (
+            showing(asker, "tiny", samples=samples) as address,
+            opened(browser, address, PHONE, "dark") as page,
+        ):
+            page.get_by_text(samples[2].question).first.click()
+            page.wait_for_function("document.querySelector('#right textarea').value")
+            assert page.get_by_label("Question").input_value() == samples[2].question
+            assert page.locator("#right textarea").input_value() == right_answer(samples[2])
+            page.get_by_role("button", name="Ask").click()
+            assert both_boxes(page) == wanted
+            above, below = (page.locator(f"#{name}").bounding_box() for name in BOXES)
+            assert above["y"] + above["height"] <= below["y"]
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+            ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert max(map(int, re.findall(r"\d+", ground)[:3])) < 60, ground
+            page.get_by_label("Question").press_sequentially(" w21")
+            page.wait_for_function("document.querySelector('#right textarea').value === ''")
+
+
+def test_a_question_that_cannot_be_asked_says_why_on_the_page(asked: Asked, browser: Any) -> None:
+    with (
+        open_asker(asked.run) as asker,
+        showing(asker, "tiny") as address,
+        opened(browser, address) as page,
+    ):
+        page.get_by_label("Question").fill(QUESTION)
+        page.get_by_label("Choices").fill("w30")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_text("1 choices; there can be 2 to").wait_for()
+
+
+def both_boxes(page: Any) -> list[str]:
+    """The first line that each model's box shows, as soon as both show something."""
+    for name in BOXES:
+        page.wait_for_function(
+            "name => document.querySelector(`#${name} textarea`).value", arg=name
+        )
+    texts = [page.locator(f"#{name} textarea").input_value() for name in BOXES]
+    return [text[: text.index("\n") + 1] for text in texts]
