@@ -111,17 +111,17 @@ def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ())
 
 def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, ...]]:
     """What fills in these questions; their pictures are put into the folder."""
-    values = []
+    values: list[tuple[str | None, ...]] = []
     for number, sample in enumerate(samples):
         picture = None
         if sample.image is not None:
+            picture = str(folder / f"{number}.png")
             try:
-                picture = folder / f"{number}.png"
                 open_image(sample.image).save(picture)
             except (FileNotFoundError, DataError):
                 continue  # the run left it out as well
         choices, right = "\n".join(sample.choices), right_answer(sample)
-        values.append((picture and str(picture), sample.question, choices, sample.context, right))
+        values.append((picture, sample.question, choices, sample.context, right))
     return values
 
 
