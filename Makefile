@@ -4,7 +4,7 @@ RUN := $(VENV)/bin
 
 .PHONY: demo test slow check docs fast proto clean
 
-demo: $(VENV)/.installed  ## install, then federate the embedded demo: 5 clients, 5 rounds
+demo: $(VENV)/.app  ## install, then federate the embedded demo: 5 clients, 5 rounds
 	$(RUN)/fednano run
 
 test: $(VENV)/.installed  ## install what the tests need and run them
@@ -25,11 +25,14 @@ docs: $(VENV)/.installed  ## the pages as a site in build/site; a broken link is
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the demo needs, and what development needs besides: each counts as the former, too.
+$(VENV)/.app: WHAT = .
+$(VENV)/.installed: WHAT = .[dev]
+$(VENV)/.app $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
-	$(RUN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	$(RUN)/python -m pip install --constraint constraints.txt --editable '$(WHAT)'
+	touch $(VENV)/.app $@
 
 proto:  ## regenerate the gRPC code; needs grpcio-tools 1.71
 	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
