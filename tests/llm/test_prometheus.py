@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.command.validate import validate_host
 from fednano_flwr.config import ConfigError, RunConfig
@@ -27,12 +29,14 @@ from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import Feature, HostRefusedError
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.prometheus import PREFIX, STANDING
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.models.llm_half import LLMHalf
+from fednano_flwr.results import load_run
 from tests.batches import answered_at_the_end as batch
 from tests.conftest import REPOSITORY
 
@@ -45,10 +49,10 @@ class Page:
     """What a service shows, by name and labels."""
 
     def __init__(self, address: str) -> None:
-        self._url = f"http://{address}/metrics"
+        self.url = f"http://{address}/metrics"
 
     def read(self) -> dict[str, list[tuple[Labels, float]]]:
-        with urllib.request.urlopen(self._url, timeout=WAIT) as page:
+        with urllib.request.urlopen(self.url, timeout=WAIT) as page:
             text = page.read().decode()
         found: dict[str, list[tuple[Labels, float]]] = {}
         for family in text_string_to_metric_families(text):
@@ -280,6 +284,38 @@ def test_without_the_package_the_key_is_refused_before_anything_starts(
     validate_host(RunConfig.parse(run_config()))
     with pytest.raises(ConfigError, match=r'pip install "fednano-flwr\[prometheus\]"'):
         validate_host(RunConfig.parse(run_config(llm__metrics=LOOPBACK)))
+
+
+def test_a_runs_bytes_are_its_clients_step_traffic(
+    run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    seen: list[tuple[float, float]] = []
+
+    def line(record: dict[str, Any]) -> str:
+        (where,) = [text for text in said if text.startswith("metrics ")]
+        page = Page(where.split("http://")[1].removesuffix("/metrics"))
+        seen.append((page.of("received_bytes_total"), page.of("sent_bytes_total")))
+        return ""
+
+    monkeypatch.setattr(server_app, "say", lambda text="": said.append(text))
+    monkeypatch.setattr(server_app, "round_line", line)
+    config = RunConfig.parse(run_config(llm__metrics=LOOPBACK, num_server_rounds=1))
+    rounds = load_run(run_in_process(config, 2).path).rounds
+    keys = ("step_bytes_up", "step_bytes_down")
+    assert seen[0] == tuple(rounds[0][key] for key in keys)
+    assert seen[1] == tuple(rounds[0][key] + rounds[1][key] for key in keys)
+
+
+def test_every_metric_is_documented_and_there_is_no_other(service: tuple[str, Page]) -> None:
+    table = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
+    with urllib.request.urlopen(service[1].url, timeout=WAIT) as page:
+        families = text_string_to_metric_families(page.read().decode())
+        found = {f.name + ("_total" if f.type == "counter" else "") for f in families}
+    made = {name for name in found if not name.endswith("_created")}
+    assert documented == {name.removeprefix(PREFIX) for name in made} | set(STANDING)
 
 
 def test_a_service_for_questions_says_where_its_metrics_are(
