@@ -58,6 +58,21 @@ def is_loopback(address: str) -> bool:
         return False
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """`host:port`, `[::1]:port` for IPv6, in two.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host.strip("[]")
+    if not colon or not bare or not port.isdecimal() or not int(port) < 65536:
+        raise ValueError(f"{text!r}: give HOST:PORT, such as 192.0.2.7:9093 or [2001:db8::7]:9093")
+    if ":" in bare and not host.startswith("["):
+        raise ValueError(f"{text!r}: put an IPv6 address in brackets, as in [2001:db8::7]:9093")
+    return bare, int(port)
+
+
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
 
 
@@ -258,6 +273,7 @@ class LLM:
     node_waiting: int
     node_tokens: int
     node_features: int
+    metrics: str
 
     def __post_init__(self) -> None:
         for key in (
@@ -317,6 +333,11 @@ class LLM:
             self.address,
             f"the host:port that clients dial, as llm.bind = {self.bind!r} is no address to dial",
         )
+        if self.metrics:
+            try:
+                host_and_port(self.metrics)
+            except ValueError as error:
+                raise ConfigError(f"llm.metrics = {error}; port 0 is a free one") from None
 
     def _check_replicas(self) -> None:
         gpus = self.replica_gpus

@@ -45,6 +45,7 @@ MAY_DIFFER = (
     "llm.node-waiting",
     "llm.node-tokens",
     "llm.node-features",
+    "llm.metrics",
     "exchange.timeout",
     "exchange.retry-seconds",
     "exchange.ca-cert",

@@ -27,6 +27,7 @@ from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.exchange.tokens import Tokens, owner
 from fednano_flwr.federation import Answers, Federation, NodeView
 from fednano_flwr.llm.hosting import node_limits, open_host
+from fednano_flwr.llm.watching import check_metrics, watching
 from fednano_flwr.metrics import round_record
 from fednano_flwr.patience import Patience
 from fednano_flwr.privacy.budget import new_accountant
@@ -69,6 +70,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     """
     check_ranks(config)
     check_privacy(config)
+    check_metrics(config.llm.metrics)
     strategy = make_strategy(config.strategy)
     tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
@@ -95,7 +97,10 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
     federation = Federation(grid, patience, config.min_replies, say)
     with (
         folder,
-        open_host(config.model.name, config.llm, isinstance(grid, InMemoryGrid), say) as host,
+        watching(config.llm.metrics, say) as watch,
+        open_host(
+            config.model.name, config.llm, isinstance(grid, InMemoryGrid), say, watch
+        ) as host,
         serve(
             host,
             config.llm.bind,
@@ -106,6 +111,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             node_limits(config.llm),
             config.llm.max_message_mb * 2**20,
             activity,
+            watch,
         ) as bound,
         open_trackers(
             config.run.trackers, folder.path, config.flat(), len(folder.rounds), say

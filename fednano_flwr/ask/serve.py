@@ -15,6 +15,7 @@ from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.llm.hosting import load_host, node_limits
+from fednano_flwr.llm.watching import watching
 
 ANY = ("0.0.0.0", "::")
 
@@ -66,13 +67,16 @@ def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None
 
     Raises:
         ConfigError: model, certificate or token cannot be used.
-        OSError: the port is taken.
+        OSError: the port, or that of the metrics, is taken.
     """
     identity = read_identity(config)
     made = make_token(token_file)
     tokens = FixedToken(read_token(token_file))
     # All who have the token are one node, so the bound of all answers under way is theirs.
-    with load_host(model, config, config.max_open_graphs) as host:
+    with (
+        watching(config.metrics, say) as watch,
+        load_host(model, config, config.max_open_graphs, watch) as host,
+    ):
         info = host.describe()
         limits = node_limits(config)
         with serve(
@@ -84,6 +88,7 @@ def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None
             identity,
             limits,
             config.max_message_mb * 2**20,
+            watch=watch,
         ) as address:
             quantized = "" if config.quantization == "none" else f", {config.quantization}"
             say(

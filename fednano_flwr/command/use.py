@@ -130,6 +130,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help="A PyTorch device.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     quantization: Annotated[str | None, typer.Option(help="none, 8bit or 4bit.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where Prometheus may read metrics; else nowhere."),
+    ] = None,
     config: Config = None,
     app: App = None,
 ) -> None:
@@ -154,6 +158,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "quantization": quantization,
+        "metrics": metrics,
     }
     with _asking(stopped=0):
         cwd = Path.cwd()

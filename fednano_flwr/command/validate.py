@@ -62,11 +62,13 @@ def validate_host(config: RunConfig) -> None:
     Raises:
         ConfigError: it cannot.
     """
+    from fednano_flwr.llm.watching import check_metrics
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
 
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
+    check_metrics(config.llm.metrics)
 
 
 def validate_dataset(dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from fednano_flwr.config import LLM, is_loopback
+from fednano_flwr.config import LLM, host_and_port, is_loopback
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 from fednano_flwr.doctor.network import address
 
@@ -13,32 +13,53 @@ from fednano_flwr.doctor.network import address
 def check_listening(llm: LLM) -> list[Finding]:
     """Whether `llm.bind` and `llm.port` can be listened on; they are for a moment."""
     name = f"llm.bind = {llm.bind!r}, llm.port = {llm.port}"
+    return [_free(name, llm.bind, llm.port, "llm.bind", "llm.port")]
+
+
+def check_metrics(llm: LLM) -> list[Finding]:
+    """The same of `llm.metrics`, where there is one; and who else can read there."""
+    if not llm.metrics:
+        return []
+    name = f"llm.metrics = {llm.metrics!r}"
+    host, port = host_and_port(llm.metrics)
+    found = [_free(name, host, port, "llm.metrics", "llm.metrics")]
+    if not is_loopback(host):
+        found.append(
+            warning(
+                f"{name}: everyone who reaches that port can read the metrics; they need no token",
+                "right on a private network; else take a loopback address",
+            )
+        )
+    return found
+
+
+def _free(name: str, bind: str, port: int, bind_key: str, port_key: str) -> Finding:
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
-            llm.bind, llm.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            bind, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             probe.listen(1)
     except (socket.gaierror, UnicodeError) as error:
-        return [problem(f"{name}: the name is not known here ({error})", "use an IP address")]
+        return problem(f"{name}: the name is not known here ({error})", "use an IP address")
     except OSError as error:
-        return [_refused(name, error, llm.port)]
-    return [ok(f"{name}: " + ("free" if llm.port else "any port that is free then"))]
+        return _refused(name, error, port, bind_key, port_key)
+    return ok(f"{name}: " + ("free" if port else "any port that is free then"))
 
 
-def _refused(name: str, error: OSError, port: int) -> Finding:
+def _refused(name: str, error: OSError, port: int, bind_key: str, port_key: str) -> Finding:
     if error.errno == errno.EADDRINUSE:
         return problem(
             f"{name}: something listens there already",
             "if that is a run of yours, all is well until the next is started; else end it "
-            f"(ss -ltnp 'sport = :{port}' shows what it is), or set llm.port to another",
+            f"(ss -ltnp 'sport = :{port}' shows what it is), or set {port_key} to another",
         )
     if error.errno == errno.EADDRNOTAVAIL:
         return problem(
             f"{name}: this machine does not have that address",
-            "set llm.bind to one that it has (ip addr), or to 0.0.0.0 for all of them",
+            f"set {bind_key} to one that it has (ip addr), or to 0.0.0.0 for all of them",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return problem(f"{name}: not allowed ({error.strerror})", "take a port from 1024 on")

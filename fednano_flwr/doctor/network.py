@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from fednano_flwr.config import is_loopback
+from fednano_flwr.config import host_and_port, is_loopback
 from fednano_flwr.doctor import trust
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
@@ -26,13 +26,10 @@ def address(text: str) -> tuple[str, int]:
     Raises:
         ValueError: it is not so.
     """
-    host, colon, port = text.rpartition(":")
-    bare = host.strip("[]")
-    if not colon or not bare or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{text!r}: give HOST:PORT, such as 192.0.2.7:9093 or [2001:db8::7]:9093")
-    if ":" in bare and not host.startswith("["):
-        raise ValueError(f"{text!r}: put an IPv6 address in brackets, as in [2001:db8::7]:9093")
-    return bare, int(port)
+    host, port = host_and_port(text)
+    if not port:
+        raise ValueError(f"{text!r}: give HOST:PORT, with the port that is dialled")
+    return host, port
 
 
 def check_llm(text: str, ca: bytes | None, ca_key: str) -> list[Finding]:

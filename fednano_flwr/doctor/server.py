@@ -40,6 +40,7 @@ def checks(subject: Subject) -> Themes:
         "network": [
             ("llm.bind and llm.port", partial(listening.check_listening, llm)),
             ("llm.address", partial(listening.check_reach, llm)),
+            ("llm.metrics", partial(listening.check_metrics, llm)),
             *dialled(subject, "exchange.ca-cert", config.exchange.ca_cert),
         ],
         "machine": [

@@ -26,6 +26,7 @@ from fednano_flwr.exchange.protocol import (
     LowRankInputs,
 )
 from fednano_flwr.exchange.tokens import owner as owner_of
+from fednano_flwr.exchange.watch import NO_CALL, UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
 LONGEST_KEY = 32
@@ -43,12 +44,16 @@ class Answers:
 
     Args:
         meter: counts what each node takes.
+        watch: is told how each call ends.
     """
 
-    def __init__(self, service: LLMService, meter: Meter | None = None) -> None:
+    def __init__(
+        self, service: LLMService, meter: Meter | None = None, watch: Watch = UNWATCHED
+    ) -> None:
         self._service = service
         self._info = service.describe()
         self._meter = meter or Meter(NodeLimits())
+        self._watch = watch
 
     def of(self, message: bytes, owner: bytes | None = None) -> pb.Answer:
         """The answer to a serialized call; never raises."""
@@ -57,10 +62,10 @@ class Answers:
                 self._meter.request(owner)
             call = pb.Call.FromString(message)
         except HostBusyError as busy:
-            return pb.Answer(busy=str(busy))
+            return self._ended(NO_CALL, pb.Answer(), busy)
         except DecodeError:
-            refusal = f"{len(message)} bytes that are no call"
-            return pb.Answer(refused=refusal)
+            refusal = RefusalError(f"{len(message)} bytes that are no call")
+            return self._ended(NO_CALL, pb.Answer(), refusal)
         return self.to(call, owner)
 
     def to(self, call: pb.Call, owner: bytes | None = None) -> pb.Answer:
@@ -70,25 +75,35 @@ class Answers:
             owner: who asks, where that is known for sure; otherwise it is who the call says.
         """
         answer = pb.Answer()
+        kind = call.WhichOneof("what")
         try:
-            kind = call.WhichOneof("what")
             if kind is None:
                 raise RefusalError("an empty call")
             request = getattr(call, kind)
             check_protocol(request.header)
             who = owner or owner_of(request.header.run, request.header.node)
             getattr(self, f"_{kind}")(request, getattr(answer, kind), who)
-        except FeaturesMissingError as missing:
-            answer.missing.keys.extend(missing.keys)
-        except GoneError:
-            answer.gone = True
-        except HostBusyError as busy:
-            answer.busy = str(busy)
-        except ValueError as refusal:
-            answer.refused = str(refusal)
         except Exception as error:
-            log.exception("the LLM host failed to answer a call")
-            answer.refused = f"the host failed: {type(error).__name__}: {error}"
+            return self._ended(kind or NO_CALL, answer, error)
+        return self._ended(kind, answer, None)
+
+    def _ended(self, kind: str, answer: pb.Answer, error: Exception | None) -> pb.Answer:
+        """The answer, which says what went wrong if something did."""
+        self._watch.answered(kind, error)
+        match error:
+            case None:
+                pass
+            case FeaturesMissingError():
+                answer.missing.keys.extend(error.keys)
+            case GoneError():
+                answer.gone = True
+            case HostBusyError():
+                answer.busy = str(error)
+            case ValueError():
+                answer.refused = str(error)
+            case _:
+                log.error("the LLM host failed to answer a call", exc_info=error)
+                answer.refused = f"the host failed: {type(error).__name__}: {error}"
         return answer
 
     def _step(self, request: pb.StepRequest, reply: pb.StepReply, owner: bytes) -> None:
@@ -152,6 +167,7 @@ class Answers:
                 raise RefusalError(f"{name} of shape {shape[:3]} for one token")
         with self._meter.tokens(owner, 1):
             found = self._service.decode(request.cache, codec.decode_token(request), owner)
+        self._watch.computed(1)
         reply.cache, reply.token = found.cache, found.token
 
     def _keep_features(
@@ -202,6 +218,7 @@ class Answers:
             if isinstance(inputs, LowRankInputs):
                 self._check_low_rank(inputs)
             yield inputs
+        self._watch.computed(count)
 
     def _check_low_rank(self, inputs: LowRankInputs) -> None:
         if len(inputs.token_ids) and int(inputs.token_ids.max()) >= self._info.vocabulary:

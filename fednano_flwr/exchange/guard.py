@@ -8,13 +8,19 @@ from typing import Any
 import grpc
 
 from fednano_flwr.exchange.tokens import Access, TokenError
+from fednano_flwr.exchange.watch import NO_CALL, UNWATCHED, Watch
 
 
 class Guard(grpc.ServerInterceptor):
-    """Lets calls with a good token through, and each message of a stream while it stays good."""
+    """Lets calls with a good token through, and each message of a stream while it stays good.
 
-    def __init__(self, tokens: Access) -> None:
+    Args:
+        watch: is told who is not let through.
+    """
+
+    def __init__(self, tokens: Access, watch: Watch = UNWATCHED) -> None:
         self._tokens = tokens
+        self._watch = watch
 
     def intercept_service(
         self,
@@ -24,6 +30,7 @@ class Guard(grpc.ServerInterceptor):
         try:
             self._tokens.owner(details.invocation_metadata)
         except TokenError as error:
+            self._watch.answered(NO_CALL, error)
             return _refusal(str(error))
         handler = continuation(details)
         return self._watched(handler) if handler is not None and handler.stream_stream else handler
@@ -36,6 +43,7 @@ class Guard(grpc.ServerInterceptor):
                 try:
                     self._tokens.owner(context.invocation_metadata())
                 except TokenError as error:
+                    self._watch.answered(NO_CALL, error)
                     context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
                 yield message
 

@@ -24,12 +24,17 @@ from fednano_flwr.exchange.protocol import (
 )
 from fednano_flwr.exchange.tls import Identity
 from fednano_flwr.exchange.tokens import Access, TokenError
+from fednano_flwr.exchange.watch import NO_CALL, SESSION, UNWATCHED, Watch
 
 Request = TypeVar("Request", pb.DescribeRequest, pb.RegisterRequest)
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 REFUSALS_AT_ONCE = 16
+STATUSES = {
+    RefusalError: grpc.StatusCode.INVALID_ARGUMENT,
+    HostBusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 LARGEST = 2**31 - 1
 """Bytes of any message of gRPC's."""
 LONGEST_NAME = 100
@@ -45,6 +50,7 @@ class Servicer:
         tokens: say which node a session is; without them it is the one that its calls name.
         meter: counts what each of these nodes takes.
         activity: is told of each call that was served to a node whose token says who it is.
+        watch: is told of calls, streams and bytes.
     """
 
     def __init__(
@@ -53,28 +59,30 @@ class Servicer:
         tokens: Access | None = None,
         meter: Meter | None = None,
         activity: Activity | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._meter = meter or Meter(NodeLimits())
-        self._answers = Answers(service, self._meter)
+        self._answers = Answers(service, self._meter, watch)
         self._info = service.describe()
         self._tokens = tokens
         self._activity = activity
+        self._watch = watch
 
     def Describe(  # noqa: N802
         self, message: bytes, context: grpc.ServicerContext
     ) -> bytes:
         """Says what runs here."""
-        with _refusing(context):
+        with self._refusing("describe", context):
             self._meet(context)
             check_protocol(_parsed(pb.DescribeRequest, message).header)
-        return _description(self._info).SerializeToString()
+        return self._introduced("describe", message)
 
     def Register(  # noqa: N802
         self, message: bytes, context: grpc.ServicerContext
     ) -> bytes:
         """Compares what the client holds with what runs here."""
         info = self._info
-        with _refusing(context):
+        with self._refusing("register", context):
             self._meet(context)
             request = _parsed(pb.RegisterRequest, message)
             check_protocol(request.header)
@@ -92,7 +100,7 @@ class Servicer:
                     f"fingerprint {request.fingerprint[:LONGEST_NAME]})"
                 )
         self._note(self._owner(context))
-        return _description(info).SerializeToString()
+        return self._introduced("register", message)
 
     def Session(  # noqa: N802
         self, calls: Iterator[bytes], context: grpc.ServicerContext
@@ -100,12 +108,18 @@ class Servicer:
         """Answers calls one by one."""
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
         owner = self._owner(context)
-        with _refusing(context), self._session_of(owner):
+        with (
+            self._refusing(SESSION, context),
+            self._session_of(owner),
+            self._watch.stream(),
+        ):
             for call in calls:
                 answer = self._answers.of(call, owner)
                 if is_progress(answer):
                     self._note(owner)
-                yield answer.SerializeToString()
+                reply = answer.SerializeToString()
+                self._watch.moved(len(call), len(reply))
+                yield reply
 
     def _session_of(self, owner: bytes | None) -> AbstractContextManager[None]:
         return nullcontext() if owner is None else self._meter.session(owner)
@@ -115,6 +129,22 @@ class Servicer:
         owner = self._owner(context)
         if owner is not None:
             self._meter.request(owner)
+
+    def _introduced(self, kind: str, message: bytes) -> bytes:
+        """The answer to an introduction that went well."""
+        answer = _description(self._info).SerializeToString()
+        self._watch.answered(kind, None)
+        self._watch.moved(len(message), len(answer))
+        return answer
+
+    @contextmanager
+    def _refusing(self, kind: str, context: grpc.ServicerContext) -> Iterator[None]:
+        """Turn a refusal into a gRPC status that carries its text."""
+        try:
+            yield
+        except (RefusalError, HostBusyError) as error:
+            self._watch.answered(kind, error)
+            context.abort(STATUSES[type(error)], str(error))
 
     def _note(self, owner: bytes | None) -> None:
         if self._activity is not None and owner is not None:
@@ -126,6 +156,7 @@ class Servicer:
         try:
             return self._tokens.owner(context.invocation_metadata())
         except TokenError as error:  # its time ended since the guard let it in
+            self._watch.answered(NO_CALL, error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             raise  # never reached: `abort` raises
 
@@ -153,6 +184,7 @@ def serve(
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
     max_message: int = 0,
     activity: Activity | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -164,6 +196,7 @@ def serve(
         limits: of each node; they need `tokens`, which tell nodes apart.
         max_message: bytes of a request; 0: as many as one of `max_tokens` tokens may need.
         activity: is told when each node was served; needs `tokens`, which say who a node is.
+        watch: measures the service.
 
     Raises:
         OSError: the port is taken.
@@ -172,7 +205,7 @@ def serve(
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
         maximum_concurrent_rpcs=threads,
-        interceptors=[] if tokens is None else [Guard(tokens)],
+        interceptors=[] if tokens is None else [Guard(tokens, watch)],
         options=[
             ("grpc.max_send_message_length", -1),
             (
@@ -184,7 +217,7 @@ def serve(
         ],
     )
     meter = Meter(limits, lambda: None if tokens is None else tokens.phase)
-    servicer = Servicer(service, tokens, meter, activity)
+    servicer = Servicer(service, tokens, meter, activity, watch)
     server.add_generic_rpc_handlers((_handlers(servicer),))
     host = f"[{bind}]" if ":" in bind else bind
     try:
@@ -205,17 +238,6 @@ def serve(
 def _largest_message(info: LLMInfo) -> int:
     """Bytes of the largest request: embeddings in float64 and some integers a token."""
     return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, LARGEST)
-
-
-@contextmanager
-def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
-    """Turn a refusal into a gRPC status that carries its text."""
-    try:
-        yield
-    except RefusalError as refusal:
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
-    except HostBusyError as busy:
-        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(busy))
 
 
 def _parsed(kind: type[Request], message: bytes) -> Request:

@@ -57,8 +57,8 @@ class Caches(BetweenCalls[Read]):
 
     @property
     def tokens(self) -> int:
-        """Of all sequences."""
-        return sum(entry.thing.tokens for entry in self._kept.values())
+        """Of all sequences; may be asked for from another thread."""
+        return sum(entry.thing.tokens for entry in list(self._kept.values()))
 
     def make_room_for(self, owner: bytes, tokens: int) -> None:
         """Forget what of the owner's one more sequence would replace, and all whose time is over.

@@ -44,6 +44,15 @@ class FairQueue:
         return sum(len(entries) for entries in self._waiting.values())
 
     @property
+    def tokens(self) -> int:
+        """Of what no pass has taken yet."""
+        return sum(
+            sum(sample.length for sample in entry.samples) or entry.work.tokens
+            for entries in self._waiting.values()
+            for entry in entries
+        )
+
+    @property
     def owners(self) -> set[bytes]:
         """Who waits."""
         return set(self._waiting)
@@ -54,11 +63,7 @@ class FairQueue:
 
     def fills_a_pass(self) -> bool:
         """Whether waiting for more requests could not make the next pass larger."""
-        tokens = 0
-        for entries in self._waiting.values():
-            for entry in entries:
-                tokens += sum(s.length for s in entry.samples) or entry.work.tokens
-        return tokens >= self._batch_tokens
+        return self.tokens >= self._batch_tokens
 
     def clear(self) -> list[Request[Any]]:
         """Let nothing wait any more; returns what did."""

@@ -11,6 +11,7 @@ import torch
 from fednano_flwr.config import LLM
 from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.watch import UNWATCHED, Watch
 from fednano_flwr.llm.caches import OF_OWNER, Caches
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs
@@ -23,11 +24,14 @@ RAY_STARTS_WITHIN = 60.0
 """Seconds that Flower's simulation may take to start Ray."""
 
 
-def load_host(model: str, config: LLM, answers_of_owner: int = OF_OWNER) -> QueuedLLM:
+def load_host(
+    model: str, config: LLM, answers_of_owner: int = OF_OWNER, watch: Watch = UNWATCHED
+) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
     Args:
         answers_of_owner: that one client may have under way at once.
+        watch: measures it.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -54,6 +58,7 @@ def load_host(model: str, config: LLM, answers_of_owner: int = OF_OWNER) -> Queu
         config.batch_wait_ms / 1000,
         config.max_waiting,
         config.node_waiting,
+        watch,
     )
 
 
@@ -64,16 +69,21 @@ def node_limits(config: LLM) -> NodeLimits:
 
 @contextmanager
 def open_host(
-    model: str, config: LLM, in_simulation: bool, say: Callable[[str], None]
+    model: str,
+    config: LLM,
+    in_simulation: bool,
+    say: Callable[[str], None],
+    watch: Watch = UNWATCHED,
 ) -> Iterator[LLMService]:
     """The service, closed after the block: the model in this process, or replicas in their own.
 
     Args:
         in_simulation: Flower starts Ray in this process, and replicas join it.
         say: takes lines for people.
+        watch: measures it; of replicas, what is known in this process.
     """
     if config.replicas == 1:
-        with load_host(model, config) as host:
+        with load_host(model, config, watch=watch) as host:
             yield host
         return
     from fednano_flwr.llm.replicas import Replicas  # needs Ray, which a lone host does not
@@ -85,4 +95,5 @@ def open_host(
         wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,
         say=say,
     ) as replicas:
+        watch.shows(replicas.standing)
         yield replicas

@@ -7,6 +7,7 @@ which samples shared a pass with its own, but for rounding.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -61,12 +62,17 @@ class Request(Generic[Result]):
         tokens: what it counts as.
         future: of its result.
         is_wanted: whether the client still waits for it.
+        kind: of call, as in fednano.proto.
+        asked: when it was made, by `time.monotonic`.
     """
+
+    kind = ""
 
     def __init__(self, tokens: int, owner: bytes) -> None:
         self.owner, self.tokens = owner, tokens
         self.future: Future[Result] = Future()
         self.is_wanted = STILL_WANTED.get()
+        self.asked = time.monotonic()
 
     def fail(self, error: BaseException) -> None:
         """The request cannot be served; the first reason counts."""
@@ -77,8 +83,11 @@ class Request(Generic[Result]):
 class Task(Request[Result]):
     """Something to do at once and alone, in its turn."""
 
-    def __init__(self, work: Callable[[], Result], tokens: int, owner: bytes) -> None:
+    def __init__(
+        self, work: Callable[[], Result], tokens: int, owner: bytes, kind: str = ""
+    ) -> None:
         super().__init__(tokens, owner)
+        self.kind = kind
         self._work = work
 
     def run(self) -> None:
@@ -165,6 +174,8 @@ class ReadJob(Job[Tensor]):
 class ScoreJob(ReadJob):
     """Logits of candidate tokens."""
 
+    kind = "score"
+
     def __init__(self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes) -> None:
         super().__init__(inputs, positions, owner)
         self._candidates = candidates
@@ -176,6 +187,8 @@ class ScoreJob(ReadJob):
 class NextTokensJob(ReadJob):
     """The likeliest token."""
 
+    kind = "next_tokens"
+
     def read(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)
 
@@ -183,6 +196,7 @@ class NextTokensJob(ReadJob):
 class StepJob(Job[tuple[float, Gradient]]):
     """Mean cross-entropy of the labels, and its gradient."""
 
+    kind = "step"
     trains = True
 
     def __init__(self, inputs: Inputs, labels: Tensor, owner: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
 )
+from fednano_flwr.exchange.watch import UNWATCHED, Watch
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task
@@ -37,6 +39,7 @@ class QueuedLLM(JobService):
             waiting yet.
         max_waiting: requests that may wait; more are refused for the moment.
         owner_waiting: as many of one owner; 0 for no limit.
+        watch: is told of each pass, and can ask how things stand.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class QueuedLLM(JobService):
         batch_wait: float = 0.002,
         max_waiting: int = 256,
         owner_waiting: int = 8,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._host = host
         self._batch_tokens, self._batch_wait = batch_tokens, batch_wait
@@ -55,6 +59,8 @@ class QueuedLLM(JobService):
         self._since = 0.0
         self._changed = threading.Condition()
         self._closed = False
+        self._watch = watch
+        watch.shows(self.standing)
         self._worker = threading.Thread(target=self._work, name="llm", daemon=True)
         self._worker.start()
 
@@ -78,24 +84,43 @@ class QueuedLLM(JobService):
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`; never shares a pass."""
         tokens = sum(inputs.lengths)
-        return self._ask(Task(lambda: self._host.forward(inputs, positions, owner), tokens, owner))
+        work = partial(self._host.forward, inputs, positions, owner)
+        return self._ask(Task(work, tokens, owner, "forward"))
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
         """See `LLMService.backward`."""
-        return self._ask(Task(lambda: self._host.backward(graph, gradient, owner), 0, owner))
+        work = partial(self._host.backward, graph, gradient, owner)
+        return self._ask(Task(work, 0, owner, "backward"))
 
     def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
         """See `LLMService.prefill`; never shares a pass."""
         tokens = sum(inputs.lengths)
-        return self._ask(Task(lambda: self._host.prefill(inputs, owner), tokens, owner))
+        work = partial(self._host.prefill, inputs, owner)
+        return self._ask(Task(work, tokens, owner, "prefill"))
 
     def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
         """See `LLMService.decode`; never shares a pass."""
-        return self._ask(Task(lambda: self._host.decode(cache, token, owner), 1, owner))
+        work = partial(self._host.decode, cache, token, owner)
+        return self._ask(Task(work, 1, owner, "decode"))
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)
+
+    def standing(self) -> dict[str, float]:
+        """What waits and what is kept now; waits for no pass."""
+        with self._changed:
+            requests, tokens = len(self._queue), self._queue.tokens
+        features, caches = self._host.features, self._host.caches
+        return {
+            "waiting_requests": requests,
+            "waiting_tokens": tokens,
+            "feature_memory_bytes": features.bytes_in_memory,
+            "feature_disk_bytes": features.bytes_on_disk,
+            "open_graphs": len(self._host.graphs),
+            "kept_caches": len(caches),
+            "kept_cache_tokens": caches.tokens,
+        }
 
     def _ask(self, job: Request[Result]) -> Result:
         """Let a request wait for its turn, and for its result.
@@ -123,9 +148,12 @@ class QueuedLLM(JobService):
     def _work(self) -> None:
         while (work := self._next()) is not None:
             if isinstance(work, Task):
-                work.run()
+                with self._watch.passing({work}, work.tokens):
+                    work.run()
             else:
-                self._host.serve(work)
+                jobs = {sample.job for sample in work}
+                with self._watch.passing(jobs, sum(sample.length for sample in work)):
+                    self._host.serve(work)
 
     def _next(self) -> list[Sample] | Task[Any] | None:
         """What to do next, once there is something; None when the host closes."""

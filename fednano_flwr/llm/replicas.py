@@ -112,6 +112,14 @@ class Replicas:
         assert self._info is not None
         return self._info
 
+    def standing(self) -> dict[str, float]:
+        """How many replicas take calls, and how many calls they are answering."""
+        with self._changed:
+            return {
+                "replicas_up": sum(keeper.up for keeper in self.keepers),
+                "replica_calls": sum(keeper.busy for keeper in self.keepers),
+            }
+
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         """See `LLMService.step`."""
         return self._ask(owner, "step", inputs, labels, owner)

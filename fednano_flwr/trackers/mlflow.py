@@ -1,4 +1,6 @@
-"""MLflow: a run of experiment `fednano`; MLFLOW_TRACKING_URI says where."""
+"""MLflow: a run of experiment `fednano`; MLFLOW_TRACKING_URI says where, else `mlflow.db` beside
+the run's folder: `mlflow ui --backend-store-uri sqlite:///runs/mlflow.db`.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +10,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-AT_ONCE = 1000
-"""Metrics in a request, at most as many as MLflow takes."""
+METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
+"""In a request, at most as many as MLflow takes."""
 
 
 class MLflow:
-    """Logs to a run with this run's name."""
+    """Logs to a run with this run's name; a resumed run is another one there."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], first_round: int) -> None:
-        self._client = MlflowClient()
+        # MLflow's own place would be the working directory, which is not the user's in a run.
+        here = None if mlflow.is_tracking_uri_set() else f"sqlite:///{folder.parent}/mlflow.db"
+        self._client = MlflowClient(tracking_uri=here)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "fednano")
         self._run = self._client.create_run(
             self._experiment(name), run_name=folder.name
         ).info.run_id
-        for key, value in config.items():
-            self._client.log_param(self._run, key, value)
+        params = [Param(key, str(value)) for key, value in config.items()]
+        for start in range(0, len(params), PARAMS_AT_ONCE):
+            self._client.log_batch(self._run, params=params[start : start + PARAMS_AT_ONCE])
 
     def _experiment(self, name: str) -> str:
         """The experiment's id; made where there is none, by this run or by one beside it."""
@@ -42,8 +48,8 @@ class MLflow:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         metrics = [Metric(_allowed(name), value, now, step) for name, value in values.items()]
-        for start in range(0, len(metrics), AT_ONCE):
-            self._client.log_batch(self._run, metrics[start : start + AT_ONCE])
+        for start in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self._run, metrics[start : start + METRICS_AT_ONCE])
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

@@ -1,9 +1,10 @@
-"""Trackio: a run of project `fednano` on this machine, `trackio show`."""
+"""Trackio: a run of project `fednano`, `trackio show`; its own TRACKIO_* variables say where."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import trackio
 
 
 class Trackio:
-    """Logs to a run with this run's name."""
+    """Logs to a run with this run's name; a resumed run is another one there."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], first_round: int) -> None:
         project = os.environ.get("TRACKIO_PROJECT", "fednano")
-        self._run = trackio.init(project=project, name=folder.name, config=dict(config))
+        # Trackio ends the run that its context knows of, which may be another one beside this.
+        self._run = Context().run(
+            trackio.init, project=project, name=folder.name, config=dict(config)
+        )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

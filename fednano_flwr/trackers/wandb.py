@@ -19,6 +19,7 @@ class WandB:
             name=folder.name,
             dir=str(folder),
             config=dict(config),
+            reinit="create_new",  # and not the run beside this one, where one is open
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

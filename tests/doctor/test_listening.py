@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from fednano_flwr.config import RunConfig
-from fednano_flwr.doctor.listening import check_listening, check_reach
+from fednano_flwr.doctor.listening import check_listening, check_metrics, check_reach
 from tests.doctor.found import only, well
 
 Configured = Callable[..., RunConfig]
@@ -54,3 +54,14 @@ def test_an_address_that_clients_cannot_dial_is_found(config: Configured) -> Non
     assert "tunnel" in only(check_reach(own), "warning").do
     drawn = config(llm__address="198.51.100.7:9000").llm
     assert "llm.port = 0" in only(check_reach(drawn), "warning").what
+
+
+def test_the_metrics_place_is_looked_at_where_there_is_one(config: Configured) -> None:
+    assert check_metrics(config().llm) == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        found = only(check_metrics(config(llm__metrics=where).llm), "problem")
+    assert f"llm.metrics = {where!r}" in found.what and "set llm.metrics" in found.do
+    assert well(check_metrics(config(llm__metrics=where).llm))
+    open_one = check_metrics(config(llm__metrics="0.0.0.0:0").llm)
+    assert "need no token" in only(open_one, "warning").what

@@ -175,6 +175,15 @@ def test_an_owner_stays_with_one_replica_and_several_calls_are_inside_it(pair: R
     assert max(int(answer[2]) for answer in inside) > 4
 
 
+def test_replicas_and_their_calls_are_counted_where_they_are_asked(pair: Replicas) -> None:
+    assert pair.standing() == {"replicas_up": 2, "replica_calls": 0}
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(process, pair, owner, 1.0) for owner in (b"a", b"b")]
+        assert eventually(lambda: pair.standing() == {"replicas_up": 2, "replica_calls": 2})
+        assert all(call.result() for call in calls)
+    assert pair.standing()["replica_calls"] == 0
+
+
 def test_the_services_own_errors_arrive_as_they_are_and_no_replica_is_lost(
     pair: Replicas, said: list[str]
 ) -> None:

@@ -1,0 +1,161 @@
+"""Metrics of one LLM service in Prometheus' text format, read over HTTP.
+
+docs/metrics.md lists them. Nothing here is global, and no label grows with the number of clients.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import AbstractContextManager, contextmanager
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fednano_flwr.exchange.answers import RefusalError
+from fednano_flwr.exchange.limits import SpentError
+from fednano_flwr.exchange.protocol import FeaturesMissingError, GoneError, HostBusyError
+from fednano_flwr.exchange.tokens import TokenError
+from fednano_flwr.exchange.watch import Waiting
+from fednano_flwr.llm.host import HostMemoryError
+
+PREFIX = "fednano_llm_"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
+TOKENS = (16, 64, 256, 1024, 4096, 16384, 65536)
+
+OUTCOMES: Mapping[type, str] = {
+    type(None): "served",
+    FeaturesMissingError: "missing",
+    GoneError: "gone",
+    CancelledError: "abandoned",
+    HostBusyError: "busy",
+    TokenError: "refused",
+    ValueError: "refused",
+    Exception: "failed",
+}
+REASONS = (HostBusyError, HostMemoryError, RefusalError, SpentError, TokenError, ValueError)
+REFUSALS = ("busy", "refused", "failed")
+OTHER = "other"
+
+STANDING = {
+    "waiting_requests": "Requests in the queue",
+    "waiting_tokens": "Tokens of the requests in the queue",
+    "feature_memory_bytes": "Clients' image features kept in memory",
+    "feature_disk_bytes": "Clients' image features kept on disk",
+    "open_graphs": "Forward passes that wait for their client's gradient",
+    "kept_caches": "Generated answers under way, each with its keys and values",
+    "kept_cache_tokens": "Tokens of these answers",
+    "replicas_up": "Replicas of the language model that take calls",
+    "replica_calls": "Calls that replicas are answering",
+}
+
+
+class Prometheus:
+    """A `Watch` that keeps counters, histograms and gauges in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._began: WeakKeyDictionary[Waiting, float] = WeakKeyDictionary()
+        self._calls = self._counter("calls", "Calls answered", "kind", "outcome")
+        self._refusals = self._counter("refusals", "Calls and streams refused", "reason")
+        for reason in (*(kind.__name__ for kind in REASONS), OTHER):
+            self._refusals.labels(reason)  # at 0 from the start, so that the first one is a rise
+        self._tokens = self._counter("tokens", "Tokens of the calls that were computed")
+        self._received = self._counter("received_bytes", "Bytes of requests")
+        self._sent = self._counter("sent_bytes", "Bytes of answers")
+        self._streams = Gauge(
+            PREFIX + "open_streams", "Streams that clients have open", registry=self.registry
+        )
+        self._waited = self._histogram("wait_seconds", "In the queue", SECONDS, "kind")
+        self._took = self._histogram(
+            "compute_seconds", "From the queue to the result", SECONDS, "kind"
+        )
+        self._sharing = self._histogram("pass_requests", "Requests that share a pass", REQUESTS)
+        self._size = self._histogram("pass_tokens", "Tokens in a pass, no padding", TOKENS)
+
+    def answered(self, kind: str, error: Exception | None) -> None:
+        """See `Watch.answered`."""
+        outcome = next(OUTCOMES[c] for c in type(error).__mro__ if c in OUTCOMES)
+        self._calls.labels(kind, outcome).inc()
+        if outcome in REFUSALS:
+            named = (c.__name__ for c in type(error).__mro__ if c in REASONS)
+            self._refusals.labels(next(named, OTHER)).inc()
+
+    def computed(self, tokens: int) -> None:
+        """See `Watch.computed`."""
+        self._tokens.inc(tokens)
+
+    def moved(self, received: int, sent: int) -> None:
+        """See `Watch.moved`."""
+        self._received.inc(received)
+        self._sent.inc(sent)
+
+    def stream(self) -> AbstractContextManager[None]:
+        """See `Watch.stream`."""
+        return self._streams.track_inprogress()
+
+    @contextmanager
+    def passing(self, requests: Collection[Waiting], tokens: int) -> Iterator[None]:
+        """See `Watch.passing`; a request may take several passes, and waits for the first."""
+        now = time.monotonic()
+        for request in requests:
+            if request not in self._began:
+                self._began[request] = now
+                self._waited.labels(request.kind).observe(now - request.asked)
+        self._sharing.observe(len(requests))
+        self._size.observe(tokens)
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            for request in requests:
+                if request.future.done():
+                    self._took.labels(request.kind).observe(now - self._began.pop(request))
+
+    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+        """See `Watch.shows`; they are asked for when somebody reads."""
+        self.registry.register(_Standing(standing))
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, what, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, what: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(PREFIX + name, what, labels, buckets=buckets, registry=self.registry)
+
+
+class _Standing(Collector):
+    """Gauges whose values are asked for with each reading."""
+
+    def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        for name, value in self._read().items():
+            yield GaugeMetricFamily(PREFIX + name, STANDING[name], value)
+
+
+def exposed(registry: CollectorRegistry, host: str, port: int) -> AbstractContextManager[str]:
+    """A page with all metrics, listening from now until the block ends; yields its `host:port`.
+
+    Raises:
+        OSError: the port cannot be had.
+    """
+    server, thread = start_http_server(port, host, registry)
+
+    @contextmanager
+    def until_left() -> Iterator[str]:
+        try:
+            name = f"[{host}]" if ":" in host else host
+            yield f"{name}:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    return until_left()
