@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.config import is_loopback
 from fednano_flwr.exchange.activity import Activity, is_progress
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.guard import Guard
@@ -190,6 +191,7 @@ def serve(
 
     Args:
         service: asked from several threads at once.
+        bind: an address of this machine; one that others can reach needs `tokens` and `identity`.
         max_clients: sessions at once, each with a thread; more clients are told to come again.
         tokens: callers need one of these; without, whoever reaches the port is answered.
         identity: the service speaks TLS only, with this key and certificate.
@@ -199,8 +201,14 @@ def serve(
         watch: measures the service.
 
     Raises:
+        ValueError: others could reach the service, read along, or use it without a token.
         OSError: the port is taken.
     """
+    if not is_loopback(bind) and (tokens is None or identity is None):
+        raise ValueError(
+            f"bind = {bind!r}: an address that other machines can reach needs tokens (who may "
+            "call) and identity (TLS); without, take 127.0.0.1"
+        )
     threads = max_clients + REFUSALS_AT_ONCE
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),

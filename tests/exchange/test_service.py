@@ -19,6 +19,7 @@ from fednano_flwr.exchange.protocol import (
     LLMInfo,
 )
 from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.tokens import Tokens
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch
@@ -33,6 +34,16 @@ def host(llm_half: LLMHalf) -> FrozenLLM:
 def remote(host: FrozenLLM) -> Iterator[RemoteLLM]:
     with serve(host) as address, RemoteLLM(address, retry_seconds=0.5) as remote:
         yield remote
+
+
+@pytest.mark.parametrize("protection", [{}, {"tokens": Tokens(1)}])
+def test_a_service_that_others_could_reach_needs_tokens_and_tls(
+    host: Any, protection: dict[str, Any]
+) -> None:
+    for bind in ("0.0.0.0", "::", "192.0.2.7"):
+        with pytest.raises(ValueError, match="needs tokens .* and identity"):
+            with serve(host, bind, **protection):
+                pass
 
 
 def test_describe_names_the_model(remote: RemoteLLM, host: FrozenLLM) -> None:
