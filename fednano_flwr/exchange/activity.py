@@ -21,12 +21,19 @@ class Activity:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: dict[bytes, float] = {}
+        self._calls = 0
         self._lock = threading.Lock()
 
     def served(self, owner: bytes) -> None:
         """Note that a call of this owner (`tokens.owner`) was served just now."""
         with self._lock:
             self._last[owner] = self._clock()
+            self._calls += 1
+
+    def calls(self) -> int:
+        """How many calls were served so far, of all owners together."""
+        with self._lock:
+            return self._calls
 
     def last_seen(self, owner: bytes) -> float | None:
         """When that was, by the clock; None where it never was."""
