@@ -84,7 +84,7 @@ class Progress:
 
     Args:
         rounds: number of the last round.
-        steps: calls of the LLM service that were served so far, in the whole run.
+        steps: calls that the language model has computed so far, in the whole run.
         say: tells people one line.
         file: where a screen looks; without one progress is said in lines.
         clock: seconds that only ever grow.

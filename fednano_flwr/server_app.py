@@ -102,7 +102,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         lambda node: activity.last_seen(owner(run_id, node)),
         in_turn=isinstance(grid, InMemoryGrid),
     )
-    progress = Progress(config.num_server_rounds, activity.calls, say, screen)
+    progress = Progress(config.num_server_rounds, activity.steps, say, screen)
     for record in folder.rounds:
         progress.finished(record)
     federation = Federation(grid, patience, config.min_replies, say, progress)

@@ -19,7 +19,7 @@ class Snapshot:
         round: of `rounds`; None while nothing belongs to a round.
         phase: what the clients are asked for, as in "training".
         asked, done, failed: clients; those that are neither done nor failed are waited for.
-        steps: calls of the LLM service that were served in this phase.
+        steps: calls that the language model has computed in this phase.
         per_second: those steps by the phase's seconds so far.
         accuracy: a share, of all questions of the clients that have answered in this evaluation
             (`so_far`); else that of the last round, as its line has it; None before there is any.

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.activity import Activity, is_progress
+from fednano_flwr.exchange.activity import Activity, is_progress, is_step
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.guard import Guard
 from fednano_flwr.exchange.limits import Meter, NodeLimits
@@ -104,7 +104,7 @@ class Servicer:
             for call in calls:
                 answer = self._answers.of(call, owner)
                 if is_progress(answer):
-                    self._note(owner)
+                    self._note(owner, is_step(answer))
                 yield answer.SerializeToString()
 
     def _session_of(self, owner: bytes | None) -> AbstractContextManager[None]:
@@ -116,9 +116,9 @@ class Servicer:
         if owner is not None:
             self._meter.request(owner)
 
-    def _note(self, owner: bytes | None) -> None:
+    def _note(self, owner: bytes | None, computed: bool = False) -> None:
         if self._activity is not None and owner is not None:
-            self._activity.served(owner)
+            self._activity.served(owner, computed)
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
         if self._tokens is None:
