@@ -46,12 +46,12 @@ class Snapshot:
     def line(self) -> str:
         """`round  3  training: 4 of 10 clients done, 812 steps, 1.2 a second`."""
         where = "" if self.round is None else f"round {self.round:>2}  "
-        return f"{where}{self.phase}: {self.clients}, {self.pace}"
+        return f"{where}{self.phase}: {self.clients(' done')}, {self.pace}"
 
-    @property
-    def clients(self) -> str:
+    def clients(self, done: str = "") -> str:
+        """How many have answered; `done` is the word for it where nothing else says it."""
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.done} of {self.asked} clients done{failed}"
+        return f"{self.done} of {self.asked} clients{done}{failed}"
 
     @property
     def pace(self) -> str:

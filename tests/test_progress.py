@@ -181,7 +181,7 @@ def test_the_file_says_all_of_it_and_is_gone_at_the_end(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", '{"round": 1}', '{"of": "another version"}', "\0"])
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"round": 1}', '{"another": "version"}'])
 def test_a_file_that_says_nothing_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "progress.json"
     assert read(file) is None
@@ -211,9 +211,7 @@ def test_whatever_goes_wrong_in_telling_is_said_once_and_ends_nothing() -> None:
     told.pass_by(100.0)
     told.progress.all_in()
     told.progress.close()
-    assert told.said == [
-        "progress is not shown any more: ValueError: metric train-loss is missing"
-    ]
+    assert told.said == ["progress is not shown any more: ValueError: metric train-loss is missing"]
 
 
 def test_a_standard_output_that_is_gone_ends_nothing() -> None:

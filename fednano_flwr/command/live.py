@@ -61,8 +61,7 @@ class Live:
         if (console := self.console) is not None:
             self._live = rich.live.Live(
                 console=console,
-                # A full last column would make some terminals begin a line.
-                get_renderable=lambda: self._draw(console.width - 1),
+                get_renderable=lambda: self._draw(console.width),
                 refresh_per_second=PER_SECOND,
                 transient=True,
             )
@@ -78,6 +77,11 @@ class Live:
         if self._live:
             with no_interrupts():
                 self._live.stop()
+
+    def refresh(self) -> None:
+        """Draw now, and not only when it is time again."""
+        if self._live is not None:
+            self._live.refresh()
 
     def say(self, text: str) -> None:
         """Write a line that stays."""

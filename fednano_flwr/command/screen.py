@@ -63,7 +63,9 @@ class Screen:
         """Show a line of the run's output if it is for people, or any with `verbose`."""
         text = line if self.verbose else said(line)
         if text is not None:
-            self._spinner = None
+            if self._spinner is not None:
+                self._spinner = None
+                self._live.refresh()
             self._live.say(text)
 
     @property
@@ -96,7 +98,7 @@ def view(found: Snapshot, elapsed: float, width: int) -> Group:
     parts = [clock_time(elapsed) + left, found.pace, _accuracy(found), _loss(found)]
     ended = found.done + found.failed
     lines = [
-        bar_line(where, ended, found.asked, found.clients, width),
+        bar_line(where, ended, found.asked, found.clients(), width),
         fitting(parts, width),
         *([one_line(found.waiting)] if found.waiting else []),
     ]

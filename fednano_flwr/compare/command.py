@@ -142,8 +142,8 @@ def _run(
     total = len(plan.distinct)
     code = code_of(PACKAGE)  # as of now, as the commit that runs note
     open_runs = list(left)
-    to_go = seconds_left(open_runs, recorded, workers)
-    board = Board(total, total - len(left), to_go, say, terminal())
+    expected = seconds_left(open_runs, recorded, workers)
+    board = Board(total, total - len(left), expected, say, terminal())
 
     def on_end(run: Run, outcome: Outcome) -> None:
         open_runs.remove(run)
