@@ -52,6 +52,7 @@ def test_a_terminal_shows_how_many_runs_have_ended_and_which_are_on(
     assert seen[1][1:] == ["running: fedavg seed 0, fedavg seed 1"]
     assert seen[2][0].endswith(": ended") and "3 of 6 runs" in seen[2][1]
     assert "about 0:50 left" in seen[2][1] and seen[2][2].count("seed") == 1
+    assert seen[2][0].removesuffix(": ended").replace("  ", " ") not in seen[2][2]
     assert seen[-1][-1].strip().startswith("━") and "6 of 6 runs" in seen[-1][-1]
     assert sorted(shown.lines) == sorted(f"{run}: ended" for run in plan.runs)
     assert shown.cursor
