@@ -43,6 +43,7 @@ def _harmless(
             event(progress, *args, **kwargs)
         except Exception as error:
             progress.broken = True
+            progress.drop_file()
             with suppress(Exception):  # that nothing can be said cannot be said either
                 progress.say(f"progress is not shown any more: {type(error).__name__}: {error}")
 
@@ -170,8 +171,14 @@ class Progress:
     @_harmless
     def close(self) -> None:
         """The run has ended: there is nothing left to show."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+        self.drop_file()
+
+    def drop_file(self) -> None:
+        """Leave nothing behind that gets old on a screen."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def snapshot(self, waiting: str = "") -> Snapshot:
         """Where the run is now."""
@@ -210,7 +217,5 @@ class Progress:
         try:
             write(self._file, self.snapshot(waiting))
         except OSError as error:
-            file, self._file = self._file, None
+            self.drop_file()
             self.say(f"progress is said in lines from now on: it cannot be written: {error}")
-            with suppress(OSError):  # what it says would get old
-                file.unlink()
