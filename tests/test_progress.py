@@ -202,16 +202,21 @@ def test_a_folder_that_is_gone_turns_progress_into_lines(tmp_path: Path) -> None
     assert len(told.said) == 2
 
 
-def test_whatever_goes_wrong_in_telling_is_said_once_and_ends_nothing() -> None:
-    told = Told()
+@pytest.mark.parametrize("on_screen", [True, False])
+def test_whatever_goes_wrong_in_telling_is_said_once_and_ends_nothing(
+    tmp_path: Path, on_screen: bool
+) -> None:
+    told = Told(tmp_path / "progress.json" if on_screen else None)
     told.progress.enter(1, TRAINING)
     told.progress.asked(2)
+    assert len(list(tmp_path.iterdir())) == on_screen
     told.progress.replied(reply(num_examples=3))  # no loss
     told.progress.replied(reply(num_examples=3))
     told.pass_by(100.0)
     told.progress.all_in()
     told.progress.close()
     assert told.said == ["progress is not shown any more: ValueError: metric train-loss is missing"]
+    assert not list(tmp_path.iterdir())  # else a screen would go on showing it
 
 
 def test_a_standard_output_that_is_gone_ends_nothing() -> None:
