@@ -15,6 +15,7 @@ import typer
 from fednano_flwr.command import after, before, use
 from fednano_flwr.command.environment import LaunchError
 from fednano_flwr.command.launch import launch, tail
+from fednano_flwr.command.live import terminal
 from fednano_flwr.command.options import (
     FAILED,
     INTERRUPTED,
@@ -27,6 +28,7 @@ from fednano_flwr.command.options import (
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
+from fednano_flwr.command.signals import interrupts
 from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.config import ConfigError
 
@@ -91,10 +93,13 @@ def run(
         cwd = Path.cwd()
         folder = find_app(app, cwd)
         parsed = run_config(folder, config or [], clients, cwd)
-        with Screen(verbose) as screen:
+        with interrupts(), Screen(verbose, terminal()) as screen:
             validate(parsed)
             read_questions(parsed.dataset)
-            status = launch(folder, parsed.flat(), clients, client_cpus, client_gpus, screen.show)
+            flat = parsed.flat()
+            status = launch(
+                folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch
+            )
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None

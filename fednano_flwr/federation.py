@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fednano_flwr.patience import Patience
+from fednano_flwr.progress import Progress
 from fednano_flwr.pulling import pull
 from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
 
 POLL_SECONDS = 0.2
 POLL_SHARE = 0.2  # of the time that is spent on asking for replies, where asking takes long
-PROGRESS_SECONDS = 30.0
 
 
 class TooFewClientsError(RuntimeError):
@@ -61,15 +62,22 @@ class Federation:
         patience: how long to wait for nodes to connect, and for their replies.
         min_replies: fewer good replies to a question end the run.
         say: tells people what goes on.
+        progress: hears who was asked, and what came of it.
     """
 
     def __init__(
-        self, grid: Grid, patience: Patience, min_replies: int, say: Callable[[str], None]
+        self,
+        grid: Grid,
+        patience: Patience,
+        min_replies: int,
+        say: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._grid = grid
         self._patience = patience
         self._min_replies = min_replies
         self._say = say
+        self._progress = progress
         self.partitions: dict[int, int] = {}
 
     def wait_for_nodes(self, count: int, key: str) -> None:
@@ -153,11 +161,12 @@ class Federation:
         for message in sent:  # Flower's own time for a reply must not be over before
             message.metadata.ttl = max(message.metadata.ttl, 2 * patience.limit)
         answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
+        self._progress.asked(len(sent))
         pushed = set(self._grid.push_messages(sent))
         waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         for message_id in waiting.keys() - pushed:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
-        asked = said = moved = patience.clock()
+        asked = moved = patience.clock()
         while waiting:
             began = time.monotonic()
             replies, unreadable = pull(self._grid, list(waiting))
@@ -169,17 +178,13 @@ class Federation:
             given_up = {node: patience.given_up(node, asked, moved) for node in waiting.values()}
             if all(given_up.values()):  # another may be back while one is waited for
                 break
-            if (now := patience.clock()) - said > PROGRESS_SECONDS:
-                said = now
-                names = {node: self._name(node) for node in waiting.values()}
-                self._say(
-                    f"{what}: {len(sent) - len(waiting)} of {len(sent)} replies after "
-                    f"{now - asked:.0f} s, {patience.words(names, asked)}"
-                )
+            names = {node: self._name(node) for node in waiting.values()}
+            self._progress.waits(partial(patience.words, names, asked))
             took = time.monotonic() - began
             time.sleep(max(POLL_SECONDS, took / POLL_SHARE - took))
         for node in waiting.values():
             self._fail(answers, what, node, given_up[node])
+        self._progress.all_in()
         least = self._min_replies if least is None else least
         if len(answers.replies) < least:
             raise TooFewClientsError(
@@ -210,6 +215,7 @@ class Federation:
             self._fail(answers, what, node, f"reply refused: {kind}{error}")
             return
         answers.replies.append(reply)
+        self._progress.replied(reply)
 
     def _remember(self, node: int, partition: int) -> None:
         holders = {p: n for n, p in self.partitions.items()}
@@ -222,6 +228,7 @@ class Federation:
         who = self._name(node)
         answers.failures[who] = reason
         self._say(f"{what}: {who} failed: {reason}")
+        self._progress.failed()
 
     def _name(self, node: int) -> str:
         return f"client {self.partitions[node]}" if node in self.partitions else f"node {node}"

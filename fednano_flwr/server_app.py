@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
@@ -33,9 +36,11 @@ from fednano_flwr.patience import Patience
 from fednano_flwr.privacy.budget import new_accountant
 from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
+from fednano_flwr.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, receive_update
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import check_ranks, make_strategy
@@ -44,7 +49,7 @@ from fednano_flwr.trackers.registry import open_trackers
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
 
-PHASES = {MessageType.TRAIN: "training", MessageType.EVALUATE: "evaluation"}
+PHASES = {MessageType.TRAIN: TRAINING, MessageType.EVALUATE: EVALUATION}
 
 app = ServerApp()
 
@@ -52,15 +57,20 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the whole federation; an error ends the run with its reason on one line."""
+    file = os.environ.get(VARIABLE)
+    screen = Path(file) if file else None
     try:
-        federate(grid, context.run_id, RunConfig.parse(context.run_config))
+        federate(grid, context.run_id, RunConfig.parse(context.run_config), screen)
     except Exception as error:
         say(f"the run ends: {error}")
         raise
 
 
-def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
+def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = None) -> RunFolder:
     """Host the LLM, evaluate the frozen model, then train, merge and evaluate round by round.
+
+    Args:
+        screen: file in which a screen looks up where the run is; without one, lines say it.
 
     Raises:
         ConfigError: a value of the run config cannot be used.
@@ -94,7 +104,10 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         lambda node: activity.last_seen(owner(run_id, node)),
         in_turn=isinstance(grid, InMemoryGrid),
     )
-    federation = Federation(grid, patience, config.min_replies, say)
+    progress = Progress(config.num_server_rounds, activity.steps, say, screen)
+    for record in folder.rounds:
+        progress.finished(record)
+    federation = Federation(grid, patience, config.min_replies, say, progress)
     with (
         folder,
         watching(config.llm.metrics, say) as watch,
@@ -116,6 +129,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
         open_trackers(
             config.run.trackers, folder.path, config.flat(), len(folder.rounds), say
         ) as trackers,
+        closing(progress),
     ):
         info = host.describe()
         folder.model = {
@@ -139,7 +153,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
                 **work.to_config(),
                 **to_config(folder.earlier),
             }
-            ask = partial(_ask, federation, tokens, server_round)
+            ask = partial(_ask, federation, tokens, progress, server_round)
             trained = None
             if server_round > 0:
                 chosen = _who_trains(federation, config, server_round, one)
@@ -184,6 +198,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig) -> RunFolder:
             folder.append(record, from_arrays(arrays), info.hidden_size, remember(strategy))
             trackers.log(record)
             say(round_line(record))
+            progress.finished(record)
     _report(folder)
     return folder
 
@@ -209,6 +224,7 @@ def _report(folder: RunFolder) -> None:
 def _ask(
     federation: Federation,
     tokens: Tokens,
+    progress: Progress,
     server_round: int,
     phase: str,
     messages: Iterable[Message],
@@ -217,6 +233,7 @@ def _ask(
 ) -> Answers:
     """The nodes' answers; each may use the LLM service for this, and until all are in."""
     what = f"round {server_round}, {PHASES[phase]}"
+    progress.enter(server_round, PHASES[phase])
     with tokens.open(server_round, phase) as token:
         return federation.ask(with_tokens(messages, token), what, check, least)
 

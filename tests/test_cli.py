@@ -19,7 +19,7 @@ def launched(monkeypatch, tmp_path) -> list[dict[str, Any]]:
     """Replaces launching and the check of names; holds what would have been launched."""
     calls: list[dict[str, Any]] = []
 
-    def launch(app, run_config, clients, client_cpus, client_gpus, on_line):
+    def launch(app, run_config, clients, client_cpus, client_gpus, on_line, watch):
         calls.append({"app": app, "run_config": run_config, "clients": clients})
         on_line("INFO :      Starting Flower Simulation")
         on_line("fednano | [b]round 1[/b]")

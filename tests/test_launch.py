@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ from fednano_flwr.command.processes import MARK, Processes, Watcher
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import superlink
 from fednano_flwr.config import ConfigError
+from fednano_flwr.snapshot import VARIABLE
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # Starts a child in a session of its own that does not listen to SIGTERM, and ends.
@@ -188,6 +191,27 @@ def test_a_run_knows_the_commit_of_its_app_and_none_outside_of_a_checkout(monkey
     assert len(commit_of(tmp_path)) == 12
     monkeypatch.setenv("FEDNANO_COMMIT", "given")
     assert commit_of(tmp_path) == "given"
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_run_is_told_where_to_say_how_far_it_is_if_somebody_looks(
+    monkeypatch, tmp_path, watched
+):
+    started, files = [], []
+
+    @contextmanager
+    def link(folder, environment):
+        started.append((folder, environment))
+        yield None
+
+    monkeypatch.setattr(launch, "superlink", link)
+    monkeypatch.setattr(launch, "_follow", lambda *_: launch.RunStatus(1, "x", "", None))
+    status = launch._attempt(tmp_path, {}, "", print, files.append if watched else None)
+    assert status.run_id == 1
+    ((folder, environment),) = started
+    assert files == ([folder / "home" / "progress.json"] if watched else [])
+    assert environment.get(VARIABLE) == (str(files[0]) if watched else None)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(

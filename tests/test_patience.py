@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from fednano_flwr import federation
+from fednano_flwr import federation, progress
 from fednano_flwr.federation import Answers, Federation, TooFewClientsError
 from fednano_flwr.patience import Patience
+from fednano_flwr.progress import Progress
 from tests.replies import train_reply
 
 TIMEOUT, LIMIT = 60.0, 1000.0
@@ -92,7 +93,8 @@ def ask(
         monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=clock, sleep=clock.sleep))
         nodes = Nodes(clock, replies, steps)
         patience = Patience(TIMEOUT, LIMIT, nodes.last_seen, clock, in_turn)
-        known = Federation(cast(Grid, nodes), patience, least, said.append)
+        told = Progress(3, lambda: 0, said.append, clock=clock)
+        known = Federation(cast(Grid, nodes), patience, least, said.append, told)
         known.partitions = {node: node for node in replies}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in replies]
@@ -111,7 +113,10 @@ def test_a_slow_client_that_still_makes_steps_is_waited_for(ask: Ask) -> None:
     answers, seconds, said = ask({0: 1.0, 1: 12 * TIMEOUT}, {1: (50.0, NEVER)})
     assert not answers.failures and len(answers.replies) == 2
     assert seconds == pytest.approx(12 * TIMEOUT, abs=1)
-    assert "1 of 2 replies after" in said[0] and "waiting for client 1 (no step yet)" in said[0]
+    assert said[0] == (
+        "who is there: 1 of 2 clients done, no step yet; waiting for client 1 (last step 10 s ago)"
+    )
+    assert len(said) == 11
     assert any("client 1 (last step" in line for line in said)
 
 
@@ -160,11 +165,14 @@ def test_too_few_replies_end_the_run_as_soon_as_nobody_makes_steps(ask: Ask) -> 
         ask({0: 1.0, 1: NEVER}, {}, least=2)
 
 
-def test_of_many_that_are_waited_for_the_most_silent_are_named(ask: Ask) -> None:
+def test_of_many_that_are_waited_for_the_most_silent_are_named(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 30.0)
     clients = {node: 40.0 for node in range(8)}
     _, _, said = ask(clients, {3: (10.0, NEVER)})
     (line,) = said
-    assert "0 of 8 replies" in line and line.endswith("client 5 (no step yet), 3 more")
+    assert "0 of 8 clients done" in line and line.endswith("client 5 (no step yet), 3 more")
     assert "client 3" not in line
 
 
@@ -207,7 +215,8 @@ class SuperLink(HttpGrid):
 
 
 def ask_superlink(error: Exception | None) -> Answers:
-    known = Federation(SuperLink(error), Patience(5.0, 10.0), 1, lambda line: None)
+    told = Progress(3, lambda: 0, lambda line: None)
+    known = Federation(SuperLink(error), Patience(5.0, 10.0), 1, lambda line: None, told)
     known.partitions = {node: node for node in range(3)}
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     messages: list[Any] = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(3)]

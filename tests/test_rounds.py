@@ -1,6 +1,7 @@
 """Whole runs through both apps, in one process, with a real gRPC host between them."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr import client_app, server_app
+from fednano_flwr import client_app, progress, server_app, snapshot
 from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
@@ -20,6 +21,7 @@ from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.server import Servicer
 from fednano_flwr.federation import TooFewClientsError
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.snapshot import Snapshot
 from tests import tiny
 from tests.local_grid import LocalGrid
 
@@ -325,12 +327,14 @@ def test_a_client_without_test_questions_is_left_out_of_the_mean(
 def test_a_long_round_says_how_far_it_is(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fednano_flwr.federation.PROGRESS_SECONDS", 0.5)
+    monkeypatch.setattr("fednano_flwr.progress.SILENT_SECONDS", 0.5)
     run(run_config(round_timeout=2.0, num_server_rounds=0), gone=[2])
-    assert (
-        "round 0, evaluation: 2 of 3 replies after 1 s, waiting for node "
-        in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert re.search(
+        r"round  0  evaluation: 2 of 3 clients done, [1-9]\d* steps, [\d.]+ a second; waiting for "
+        r"node \d+ \(no step yet\)\n",
+        said,
+    ), said
 
 
 def test_a_run_whose_clients_have_all_left_ends_instead_of_waiting_for_ever(
@@ -350,3 +354,59 @@ def test_what_a_client_says_is_shown_in_full(
     assert not (tmp_path / "runs").exists()  # nothing came of it, so nothing is left of it
     said = capsys.readouterr().out
     assert "there is no folder" in said and "<dataset.path>/problems.json" in said
+
+
+def test_a_run_says_where_it_is_and_counts_what_its_metrics_say(
+    run_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Snapshot] = []
+    healthy = progress.write
+
+    def write(file: Path, found: Snapshot) -> None:
+        healthy(file, found)
+        if found != (read := snapshot.read(file)):
+            pytest.fail(f"{found} was written, {read} is there")
+        seen.append(found)
+
+    introductions: list[str] = []
+    for name in ("Describe", "Register"):
+        asked = getattr(Servicer, name)
+
+        def introduce(self: Servicer, *args: Any, asked: Any = asked, name: str = name) -> Any:
+            introductions.append(name)
+            return asked(self, *args)
+
+        monkeypatch.setattr(Servicer, name, introduce)
+    monkeypatch.setattr("fednano_flwr.progress.write", write)
+    file = tmp_path / "progress.json"
+    flat = run_config(exchange__kind="embeddings")  # no call only keeps features
+    grid = LocalGrid(client_app.app, flat, 3)
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat), file)
+    assert not file.exists()
+    ends = [found for found in seen if found.done == 3]
+    phases = [(0, "evaluation"), *((n, p) for n in (1, 2) for p in ("training", "evaluation"))]
+    assert [(found.round, found.phase) for found in ends] == phases
+    assert all((found.asked, found.failed, found.rounds) == (3, 0, 2) for found in seen)
+    calls = sum(record["step_calls"] for record in folder.rounds)
+    assert sum(found.steps for found in ends) == calls - len(introductions) > 0
+    for found in ends:
+        record = folder.rounds[found.round or 0]
+        if found.phase == "evaluation":
+            assert (found.accuracy, found.so_far) == (
+                record["accuracy_by"]["all"]["accuracy"],
+                True,
+            )
+        if record["train_loss"] is not None:
+            assert found.loss == pytest.approx(record["train_loss"])
+    assert ends[2].left is None and 0 < (ends[3].left or 0) <= folder.rounds[1]["seconds"]
+
+
+def test_a_screen_that_cannot_be_told_does_not_end_the_run(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = run_config(num_server_rounds=0)
+    grid = LocalGrid(client_app.app, flat, 3)
+    gone = tmp_path / "gone" / "progress.json"
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat), gone)
+    assert len(folder.rounds) == 1
+    assert capsys.readouterr().out.count("progress is said in lines from now on") == 1

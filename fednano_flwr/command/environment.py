@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fednano_flwr.command.processes import MARK
 
+HOME = "home"  # in a SuperLink's folder; is FLWR_HOME, and gone when the SuperLink is
 LONGEST_RAY_FOLDER = 35  # Ray puts about 68 more into a Unix socket's path; 103 is the limit
 VARIABLES = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -56,7 +57,7 @@ def environment_of(folder: Path, run_id: str) -> dict[str, str]:
     SuperLink and apps start their helpers by name, so Flower's programs have to be on the PATH.
     Paths relative to the current folder are made absolute: theirs is another.
     """
-    variables = os.environ | VARIABLES | {MARK: run_id, "FLWR_HOME": str(folder / "home")}
+    variables = os.environ | VARIABLES | {MARK: run_id, "FLWR_HOME": str(folder / HOME)}
     variables["PATH"] = os.pathsep.join([str(bin_folder()), os.environ.get("PATH", "")])
     if len(str(folder)) <= LONGEST_RAY_FOLDER:
         variables["RAY_TMPDIR"] = str(folder)

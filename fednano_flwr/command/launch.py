@@ -18,12 +18,13 @@ from typing import Any
 
 import tomli_w
 
-from fednano_flwr.command.environment import LaunchError, commit_of
+from fednano_flwr.command.environment import HOME, LaunchError, commit_of
 from fednano_flwr.command.machine import check_resources, federation_config
 from fednano_flwr.command.project import with_code
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
 from fednano_flwr.console import MARK
+from fednano_flwr.snapshot import VARIABLE
 
 COMPLETED = "finished:completed"
 # Ray gives its own daemon 30 s, which a machine that is busy or was just woken may exceed.
@@ -53,6 +54,7 @@ def launch(
     client_cpus: int,
     client_gpus: float,
     on_line: Callable[[str], None],
+    watch: Callable[[Path], None] | None = None,
 ) -> RunStatus:
     """Run the app and return how it ended, with none of its processes left.
 
@@ -63,6 +65,8 @@ def launch(
         client_cpus: CPUs a client gets while it works; the others wait for their turn.
         client_gpus: GPUs a client gets, or its share of one.
         on_line: called with each line that the run prints, colour codes and all.
+        watch: called with the file in which the run will say where it is; without, the run says it
+            in lines, now and then.
 
     Raises:
         ConfigError: the machine lacks what one client needs.
@@ -71,10 +75,10 @@ def launch(
     """
     check_resources(clients, client_cpus, client_gpus)
     federation = federation_config(clients, client_cpus, client_gpus)
-    status = _attempt(app_dir, run_config, federation, on_line)
+    status = _attempt(app_dir, run_config, federation, on_line, watch)
     if status.log is not None and RAY_DID_NOT_START in status.log.read_text(errors="replace"):
         on_line(f"{MARK}Ray did not start in time on this machine; trying once more")
-        status = _attempt(app_dir, run_config, federation, on_line)
+        status = _attempt(app_dir, run_config, federation, on_line, watch)
     return status
 
 
@@ -84,13 +88,20 @@ def tail(log: Path, lines: int = 40) -> list[str]:
 
 
 def _attempt(
-    app_dir: Path, run_config: Mapping[str, Any], federation: str, on_line: Callable[[str], None]
+    app_dir: Path,
+    run_config: Mapping[str, Any],
+    federation: str,
+    on_line: Callable[[str], None],
+    watch: Callable[[Path], None] | None,
 ) -> RunStatus:
     """One run in a temporary folder that is gone afterwards, or holds the logs of a failure."""
     folder = Path(tempfile.mkdtemp(prefix="fednano-"))
     keep_logs = False
     commit = commit_of(app_dir)
     variables = {"FEDNANO_COMMIT": commit} if commit else {}
+    if watch is not None:
+        variables[VARIABLE] = str(folder / HOME / "progress.json")
+        watch(Path(variables[VARIABLE]))
     with interrupts():
         try:
             with superlink(folder, environment=variables) as link:

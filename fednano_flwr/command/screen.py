@@ -1,16 +1,22 @@
-"""Lines for people among everything that a run prints."""
+"""Lines for people among everything that a run prints, and on a terminal where the run is."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
-import typer
-from rich.console import Console
-from rich.status import Status
+from rich.console import Console, Group, RenderableType
+from rich.spinner import Spinner
 
+from fednano_flwr import snapshot
+from fednano_flwr.command.live import Live, bar_line, clock_time, fitting, one_line
 from fednano_flwr.console import MARK
+from fednano_flwr.snapshot import Snapshot
 
+STARTING = "starting Flower ..."
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Flower's logger puts "INFO :      " first; a simulated client's lines begin with "(ClientApp…" and
 # are not the ServerApp's.
@@ -25,22 +31,24 @@ def said(line: str) -> str | None:
 
 
 class Screen:
-    """Shows the run's lines as they come, and until the first one that Flower is starting.
+    """Shows the run's lines as they come; on a terminal, below them, where the run is.
 
-    Lines are written as they are: neither wrapped nor read as rich's markup.
+    Args:
+        verbose: show every line that Flower prints, and nothing below them.
+        console: the terminal; None where there is none.
     """
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, verbose: bool, console: Console | None = None) -> None:
         self.verbose = verbose
-        self._status: Status | None = None
+        self._live = Live(self._draw, None if verbose else console)
+        self._spinner: Spinner | None = Spinner("dots", STARTING)
+        self._file: Path | None = None
+        self._began = time.monotonic()
 
     def __enter__(self) -> Screen:
-        console = Console()
-        if self.verbose or not console.is_terminal:
-            typer.echo("starting Flower ...")
-        else:
-            self._status = console.status("starting Flower ...")
-            self._status.start()
+        self._live.__enter__()
+        if self._live.console is None:
+            self._live.say(STARTING)
         return self
 
     def __exit__(
@@ -49,16 +57,60 @@ class Screen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop_status()
+        self._live.__exit__(kind, error, trace)
 
     def show(self, line: str) -> None:
         """Show a line of the run's output if it is for people, or any with `verbose`."""
         text = line if self.verbose else said(line)
         if text is not None:
-            self._stop_status()
-            typer.echo(text)
+            if self._spinner is not None:
+                self._spinner = None
+                self._live.refresh()
+            self._live.say(text)
 
-    def _stop_status(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+    @property
+    def watch(self) -> Callable[[Path], None] | None:
+        """Takes the file that says where the run is; None where nothing is drawn of it."""
+        return None if self._live.console is None else self._watch
+
+    def _watch(self, file: Path) -> None:
+        self._file = file
+
+    def _draw(self, width: int) -> RenderableType:
+        if self._spinner is not None:
+            return self._spinner
+        found = snapshot.read(self._file) if self._file is not None else None
+        if found is None:
+            return Group()
+        return view(found, time.monotonic() - self._began, width)
+
+
+def view(found: Snapshot, elapsed: float, width: int) -> Group:
+    """Where a run is, in two lines of at most `width` columns; who is waited for in a third.
+
+    Args:
+        elapsed: seconds since the command was given.
+    """
+    where = found.phase
+    if found.round is not None:
+        where = f"round {found.round} of {found.rounds}  {found.phase}"
+    left = "" if found.left is None else f", about {clock_time(found.left)} left"
+    parts = [clock_time(elapsed) + left, found.pace, _accuracy(found), _loss(found)]
+    ended = found.done + found.failed
+    lines = [
+        bar_line(where, ended, found.asked, found.clients(), width),
+        fitting(parts, width),
+        *([one_line(found.waiting)] if found.waiting else []),
+    ]
+    return Group(*lines)
+
+
+def _accuracy(found: Snapshot) -> str:
+    if found.accuracy is None:
+        return ""
+    of = "so far" if found.so_far else "last round"
+    return f"accuracy {100 * found.accuracy:.1f} % ({of})"
+
+
+def _loss(found: Snapshot) -> str:
+    return "" if found.loss is None else f"loss {found.loss:.3f}"

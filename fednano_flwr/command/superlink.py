@@ -19,7 +19,7 @@ from typing import Any
 
 import tomli_w
 
-from fednano_flwr.command.environment import LaunchError, bin_folder, environment_of
+from fednano_flwr.command.environment import HOME, LaunchError, bin_folder, environment_of
 from fednano_flwr.command.processes import Processes, Watcher
 from fednano_flwr.command.signals import no_interrupts
 
@@ -110,7 +110,7 @@ def superlink(
     """
     processes = Processes(uuid.uuid4().hex)
     variables = environment_of(folder, processes.run_id) | dict(environment or {})
-    made = [folder / name for name in ("empty", "home", "ray")]
+    made = [folder / name for name in ("empty", HOME, "ray")]
     for path in made:
         path.mkdir()
     flags = [*(["--simulation"] if simulation else []), *options]
@@ -120,7 +120,7 @@ def superlink(
         link = _started(folder, flags, variables, processes)
         config = {"address": link.address, **(connection or {"insecure": True})}
         text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: config}})
-        (folder / "home" / "config.toml").write_text(text, encoding="utf-8")
+        (folder / HOME / "config.toml").write_text(text, encoding="utf-8")
         yield link
     finally:
         with no_interrupts():

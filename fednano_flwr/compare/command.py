@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fednano_flwr.command.environment import code_of
+from fednano_flwr.command.live import terminal
 from fednano_flwr.command.machine import cpus
 from fednano_flwr.command.project import PACKAGE
 from fednano_flwr.command.validate import read_questions, validate
+from fednano_flwr.compare.board import Board
 from fednano_flwr.compare.picture import draw
 from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, make_plan
 from fednano_flwr.compare.pool import run_all
@@ -131,7 +133,7 @@ def _recorded(finished: dict[Run, Finished]) -> dict[Run, float]:
 def _run(
     plan: Plan, left: Sequence[Run], workers: int, recorded: dict[Run, float], say: Say
 ) -> dict[Run, str]:
-    """Do the runs that are left, a line for each; those that failed, and why.
+    """Do the runs that are left, a line for each and a bar; those that failed, and why.
 
     Experiments that share a failed run have it one each.
     """
@@ -140,6 +142,8 @@ def _run(
     total = len(plan.distinct)
     code = code_of(PACKAGE)  # as of now, as the commit that runs note
     open_runs = list(left)
+    expected = seconds_left(open_runs, recorded, workers)
+    board = Board(total, total - len(left), expected, say, terminal())
 
     def on_end(run: Run, outcome: Outcome) -> None:
         open_runs.remove(run)
@@ -151,12 +155,14 @@ def _run(
         else:
             seconds[run] = outcome.seconds
         line = end_line(total - len(open_runs), total, run, outcome, done)
+        to_go = seconds_left(open_runs, seconds or recorded, workers)
         if open_runs:
-            line += f", {duration(seconds_left(open_runs, seconds or recorded, workers))} left"
-        say(line)
+            line += f", {duration(to_go)} left"
+        board.over(run, line, to_go)
 
     if left:
-        run_all(left, workers, plan.out, on_end)
+        with board:
+            run_all(left, workers, plan.out, on_end, board.started)
     reasons = {run.folder: reason for run, reason in failed.items()}
     return {run: reasons[run.folder] for run in plan.runs if run.folder in reasons}
 

@@ -19,10 +19,17 @@ from fednano_flwr.compare.store import clear
 from fednano_flwr.compare.worker import Outcome, work
 
 SCRATCH = ".scratch"
+OnStart = Callable[[Run], None]
 OnEnd = Callable[[Run, Outcome], None]
 
 
-def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None:
+def run_all(
+    runs: Sequence[Run],
+    workers: int,
+    out: Path,
+    on_end: OnEnd,
+    on_start: OnStart = lambda run: None,
+) -> None:
     """Do all runs; one that fails, or takes its process with it, does not end the others.
 
     However this ends, no process and no temporary file is left.
@@ -31,6 +38,7 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
         workers: processes at most.
         out: folder in which temporary files lie; no other comparison may use it.
         on_end: is called with every run that has ended.
+        on_start: is called with every run that a worker was given.
 
     Raises:
         OutputError: something foreign is where a run should go.
@@ -47,7 +55,7 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
         for number in range(min(workers, len(pending))):
             worker = Worker(scratch / str(number), commit)
             alive.append(worker)
-            worker.give(_next(pending, busy, None))
+            on_start(worker.give(_next(pending, busy, None)))
             busy.append(worker)
         while busy:
             ready = connection.wait([worker.pipe for worker in busy])
@@ -60,7 +68,7 @@ def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None
                 if not worker.process.is_alive():
                     worker = Worker(worker.scratch, commit)
                     alive.append(worker)
-                worker.give(_next(pending, busy, run.data))
+                on_start(worker.give(_next(pending, busy, run.data)))
                 busy.append(worker)
     finally:
         with no_interrupts():
@@ -86,10 +94,11 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
-    def give(self, run: Run) -> None:
+    def give(self, run: Run) -> Run:
         self.run = run
         with suppress(OSError):  # it died between two runs, and `outcome` says so
             self.pipe.send(run)
+        return run
 
     def outcome(self) -> tuple[Run, Outcome]:
         """How the run that it was given ended; a process that died is a failed run."""

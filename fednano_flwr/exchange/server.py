@@ -10,9 +10,9 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
-from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.config import is_loopback
-from fednano_flwr.exchange.activity import Activity, is_progress
+from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.activity import Activity, is_progress, is_step
 from fednano_flwr.exchange.answers import Answers, RefusalError, check_protocol
 from fednano_flwr.exchange.guard import Guard
 from fednano_flwr.exchange.limits import Meter, NodeLimits
@@ -117,7 +117,7 @@ class Servicer:
             for call in calls:
                 answer = self._answers.of(call, owner)
                 if is_progress(answer):
-                    self._note(owner)
+                    self._note(owner, is_step(answer))
                 reply = answer.SerializeToString()
                 self._watch.moved(len(call), len(reply))
                 yield reply
@@ -147,9 +147,9 @@ class Servicer:
             self._watch.answered(kind, error)
             context.abort(STATUSES[type(error)], str(error))
 
-    def _note(self, owner: bytes | None) -> None:
+    def _note(self, owner: bytes | None, computed: bool = False) -> None:
         if self._activity is not None and owner is not None:
-            self._activity.served(owner)
+            self._activity.served(owner, computed)
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
         if self._tokens is None:

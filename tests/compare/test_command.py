@@ -11,7 +11,7 @@ from fednano_flwr.command.environment import code_of
 from fednano_flwr.command.project import PACKAGE
 from fednano_flwr.compare import command
 from fednano_flwr.compare.plan import Run
-from fednano_flwr.compare.pool import OnEnd
+from fednano_flwr.compare.pool import OnEnd, OnStart
 from fednano_flwr.compare.store import read
 from fednano_flwr.compare.worker import Outcome
 from tests.compare.made_up import a_plan, write_run
@@ -23,7 +23,9 @@ def test_a_run_that_lacks_a_score_or_fails_is_said_to_have_failed_for_all_that_s
     (tmp_path / "again.toml").write_text('strategy.name = "fedavg"\nedge.feature-dir = "f"')
     plan = a_plan(tmp_path, ["fedavg"], seeds="0..2", others=["again"])
 
-    def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None:
+    def run_all(
+        runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd, on_start: OnStart
+    ) -> None:
         for run in runs:
             write_run(run)
             if run.seed == 1:
@@ -49,7 +51,9 @@ def test_a_run_notes_the_code_that_it_is_of(
 ) -> None:
     plan = a_plan(tmp_path, ["fedavg"], seeds="0")
 
-    def run_all(runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd) -> None:
+    def run_all(
+        runs: Sequence[Run], workers: int, out: Path, on_end: OnEnd, on_start: OnStart
+    ) -> None:
         write_run(runs[0])
         on_end(runs[0], Outcome(1.0))
 

@@ -53,10 +53,13 @@ def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run_here(runs: Sequence[Run], workers: int, out: Path, on_end: pool.OnEnd) -> None:
+def run_here(
+    runs: Sequence[Run], workers: int, out: Path, on_end: pool.OnEnd, on_start: pool.OnStart
+) -> None:
     """In this process, which has imported everything already."""
     for run in runs:
         clear(run)
+        on_start(run)
         on_end(run, outcome_of(run, out / "scratch"))
 
 

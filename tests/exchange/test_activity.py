@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.activity import Activity, is_progress
+from fednano_flwr.exchange.activity import Activity, is_progress, is_step
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     FeaturesMissingError,
@@ -63,6 +63,7 @@ def test_each_call_that_is_served_is_noted_at_its_time() -> None:
         llm.step(*batch(0))
     assert activity.last_seen(owner) == 35.0
     assert activity.last_seen(b"5/8") is None
+    assert activity.steps() == 2  # to be introduced is none
 
 
 @pytest.mark.parametrize(
@@ -84,12 +85,12 @@ def test_a_call_for_which_nothing_was_computed_is_no_progress(
             llm.step(*batch(0))
         with pytest.raises(HostRefusedError):
             llm.register("another", "g", 48)
-    assert activity.last_seen(b"5/7") is None
+    assert activity.last_seen(b"5/7") is None and activity.steps() == 0
 
 
 def test_every_kind_of_answer_is_either_progress_or_says_why_not() -> None:
     kinds = [field.name for field in pb.Answer.DESCRIPTOR.oneofs_by_name["what"].fields]
-    progress = []
+    progress, steps = [], []
     for kind in kinds:
         answer = pb.Answer()
         value = getattr(answer, kind)
@@ -99,6 +100,9 @@ def test_every_kind_of_answer_is_either_progress_or_says_why_not() -> None:
             value.SetInParent()
         if is_progress(answer):
             progress.append(kind)
+        if is_step(answer):
+            steps.append(kind)
     training = ["step", "forward", "backward", "score", "next_tokens", "keep_features"]
     assert progress == [*training, "prefill", "decode"]
-    assert not is_progress(pb.Answer())
+    assert steps == [kind for kind in progress if kind != "keep_features"]
+    assert not is_progress(pb.Answer()) and not is_step(pb.Answer())

@@ -41,7 +41,7 @@ def test_a_service_that_others_could_reach_needs_tokens_and_tls(
     host: Any, protection: dict[str, Any]
 ) -> None:
     for bind in ("0.0.0.0", "::", "192.0.2.7"):
-        with pytest.raises(ValueError, match="needs tokens .* and identity"):
+        with pytest.raises(ValueError, match=r"needs tokens .* and identity"):
             with serve(host, bind, **protection):
                 pass
 

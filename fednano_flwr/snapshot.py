@@ -1,0 +1,80 @@
+"""Where a run is, as its ServerApp says it: in a small file for a screen, or in a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "FEDNANO_PROGRESS"
+"""The variable that names the file to a ServerApp; without it progress is said in lines."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a run is.
+
+    Attributes:
+        round: of `rounds`; None while nothing belongs to a round.
+        phase: what the clients are asked for, as in "training".
+        asked, done, failed: clients; those that are neither done nor failed are waited for.
+        steps: calls that the language model has computed in this phase.
+        per_second: those steps by the phase's seconds so far.
+        accuracy: a share, of all questions of the clients that have answered in this evaluation
+            (`so_far`); else that of the last round, as its line has it; None before there is any.
+        loss: this round's, of the clients that have trained so far, else the last round's.
+        left: seconds until the last round's end, reckoned from the rounds so far.
+        waiting: who is waited for, where nobody has made a step for a while; else "".
+    """
+
+    round: int | None
+    rounds: int
+    phase: str
+    asked: int = 0
+    done: int = 0
+    failed: int = 0
+    steps: int = 0
+    per_second: float = 0.0
+    accuracy: float | None = None
+    so_far: bool = False
+    loss: float | None = None
+    left: float | None = None
+    waiting: str = ""
+
+    @property
+    def line(self) -> str:
+        """`round  3  training: 4 of 10 clients done, 812 steps, 1.2 a second`."""
+        where = "" if self.round is None else f"round {self.round:>2}  "
+        return f"{where}{self.phase}: {self.clients(' done')}, {self.pace}"
+
+    def clients(self, done: str = "") -> str:
+        """How many have answered; `done` is the word for it where nothing else says it."""
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"{self.done} of {self.asked} clients{done}{failed}"
+
+    @property
+    def pace(self) -> str:
+        if not self.steps:
+            return "no step yet"
+        digits = 1 if self.per_second >= 1 else 2
+        return f"{self.steps:,} steps, {self.per_second:.{digits}f} a second"
+
+
+def write(file: Path, snapshot: Snapshot) -> None:
+    """Put it in the file, which is whole at any time; it need not outlive a loss of power.
+
+    Raises:
+        OSError: the folder is gone, or the disk is full.
+    """
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(dataclasses.asdict(snapshot)), encoding="utf-8")
+    partial.replace(file)
+
+
+def read(file: Path) -> Snapshot | None:
+    """What the file says; None where there is none, or none of this version's."""
+    try:
+        return Snapshot(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
