@@ -29,7 +29,7 @@ class Kept:
 
     def __init__(self, fails: bool = False) -> None:
         self.logged: list[tuple[int, dict[str, float]]] = []
-        self.closed = False
+        self.closed: bool | None = None
         self._fails = fails
 
     def log(self, step: int, values: Any) -> None:
@@ -37,8 +37,8 @@ class Kept:
             raise OSError("the network is gone")
         self.logged.append((step, dict(values)))
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self, completed: bool = True) -> None:
+        self.closed = completed
 
 
 def test_the_numbers_of_a_record_are_named_by_their_path() -> None:
@@ -54,7 +54,23 @@ def test_a_tracker_that_fails_is_left_out_once_and_costs_the_others_nothing() ->
     trackers.close()
     assert [step for step, _ in good.logged] == [2, 3] and good.closed
     assert said == ["tracker bad is left out from now on: OSError: the network is gone"]
-    assert bad.closed  # as far as it still can be
+    assert bad.closed is False  # as far as it still can be
+
+
+def test_a_tracker_hears_whether_the_run_went_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = [Kept(), Kept()]
+    made = iter(opened)
+    monkeypatch.setattr(
+        registry, "tracker_classes", lambda names: {"kept": lambda *arguments: next(made)}
+    )
+    with open_trackers("kept", tmp_path, {}, 0, print) as good:
+        good.log(RECORD)
+    with pytest.raises(ZeroDivisionError), open_trackers("kept", tmp_path, {}, 0, print) as bad:
+        bad.log(RECORD)
+        raise ZeroDivisionError
+    assert [tracker.closed for tracker in opened] == [True, False]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install(

@@ -14,8 +14,8 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep the figures of a round."""
 
-    def close(self) -> None:
-        """The run is over."""
+    def close(self, completed: bool = True) -> None:
+        """The run is over, and went to its end or not."""
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

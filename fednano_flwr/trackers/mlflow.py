@@ -51,8 +51,8 @@ class MLflow:
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             self._client.log_batch(self._run, metrics[start : start + METRICS_AT_ONCE])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def close(self, completed: bool = True) -> None:
+        self._client.set_terminated(self._run, "FINISHED" if completed else "FAILED")
 
 
 def _allowed(name: str) -> str:

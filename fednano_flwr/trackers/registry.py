@@ -48,11 +48,11 @@ class Trackers:
                     self._opened[name] = self._openers[name]()
                 self._opened[name].log(int(record["round"]), values)
 
-    def close(self) -> None:
-        """The run is over."""
+    def close(self, completed: bool = True) -> None:
+        """The run is over, and went to its end or not."""
         for name, tracker in list(self._opened.items()):
             with self._leaving_out(name):
-                tracker.close()
+                tracker.close(completed)
 
     @contextmanager
     def _leaving_out(self, name: str) -> Iterator[None]:
@@ -62,7 +62,7 @@ class Trackers:
             self._openers.pop(name)
             with suppress(Exception):  # as far as it still can
                 if name in self._opened:
-                    self._opened.pop(name).close()
+                    self._opened.pop(name).close(completed=False)
             self._say(f"tracker {name} is left out from now on: {_line(error)}")
 
 
@@ -108,10 +108,12 @@ def open_trackers(
         for name, made in tracker_classes(names).items()
     }
     trackers = Trackers(openers, say)
+    completed = False
     try:
         yield trackers
+        completed = True
     finally:
-        trackers.close()
+        trackers.close(completed)
 
 
 def _line(error: Exception) -> str:

@@ -22,5 +22,5 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         self._writer.close()

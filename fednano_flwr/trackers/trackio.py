@@ -24,5 +24,5 @@ class Trackio:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
+    def close(self, completed: bool = True) -> None:
         self._run.finish()

@@ -25,5 +25,5 @@ class WandB:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, completed: bool = True) -> None:
+        self._run.finish(exit_code=0 if completed else 1)
