@@ -6,6 +6,7 @@ RUN := $(VENV)/bin
 
 demo: $(VENV)/.app  ## install, then federate the embedded demo: 5 clients, 5 rounds
 	$(RUN)/fednano run
+	@echo 'fednano is installed in $(VENV): source $(RUN)/activate'
 
 test: $(VENV)/.installed  ## install what the tests need and run them
 	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"

@@ -219,6 +219,7 @@ def _report(folder: RunFolder) -> None:
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
+    say(f"look at it with: fednano report {folder.path}")
 
 
 def _ask(
