@@ -75,20 +75,27 @@ def run_config(
     defaults: dict[str, Any], tiny_model: Path, tiny_questions: Path, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
     """Defaults with the tiny model and data; keyword arguments override keys (`__` for a dot)."""
+    return tiny_config(defaults, tiny_model, tiny_questions, tmp_path)
+
+
+def tiny_config(
+    defaults: dict[str, Any], model: Path, questions: Path, folder: Path
+) -> Callable[..., dict[str, Any]]:
+    """What `run_config` is, for runs that keep what is theirs in `folder`."""
 
     def make(**overrides: Any) -> dict[str, Any]:
         config = {
             **defaults,
-            "model.name": str(tiny_model),
-            "dataset.path": str(tiny_questions),
-            "run.dir": str(tmp_path / "runs"),
+            "model.name": str(model),
+            "dataset.path": str(questions),
+            "run.dir": str(folder / "runs"),
             "run.name": "test",
             "num-server-rounds": 2,
             "adapter.rank": 4,
             "exchange.retry-seconds": 0.5,
             "llm.threads": 1,
-            "edge.feature-dir": str(tmp_path / "features"),
-            "edge.state-dir": str(tmp_path / "state" / overrides.get("run__name", "test")),
+            "edge.feature-dir": str(folder / "features"),
+            "edge.state-dir": str(folder / "state" / overrides.get("run__name", "test")),
         }
         for key, value in overrides.items():
             config[key.replace("__", ".").replace("_", "-")] = value
