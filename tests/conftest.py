@@ -1,8 +1,10 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 
@@ -17,6 +19,15 @@ from tests import tiny
 torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
 REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_compiled_once() -> Iterator[None]:
+    """PEFT compiles its model card's template whenever adapters are saved: half of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        remembering = lru_cache(maxsize=64)(jinja2.Environment.compile)
+        patch.setattr(jinja2.Environment, "compile", remembering)
+        yield
 
 
 @pytest.fixture(scope="session")
