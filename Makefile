@@ -9,8 +9,8 @@ demo: $(VENV)/.app  ## install, then federate the embedded demo: 5 clients, 5 ro
 	@echo 'fednano is installed in $(VENV): source $(RUN)/activate'
 
 test: $(VENV)/.installed  ## install what the tests need and run them
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"
-	$(RUN)/python -m pytest -m "e2e and not slow"
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not e2e and not slow"
+	$(RUN)/python -m pytest tests/e2e -n 2 --dist worksteal -m "e2e and not slow"
 
 slow: $(VENV)/.installed  ## the tests that take many minutes: fuzzing, kills, soak, faults
 	$(RUN)/python -m pytest -m slow
@@ -24,7 +24,7 @@ docs: $(VENV)/.installed  ## the pages as a site in build/site; a broken link is
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 fast: $(VENV)/.installed  ## the tests that start no SuperLink
-	$(RUN)/python -m pytest -n 2 --dist loadfile -m "not e2e and not slow"
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not e2e and not slow"
 
 # What the demo needs, and what development needs besides: each counts as the former, too.
 $(VENV)/.app: WHAT = .

@@ -1,8 +1,11 @@
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 
@@ -17,6 +20,24 @@ from tests import tiny
 torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
 REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage() -> Iterator[None]:
+    """Flower collects garbage with every array record it unpacks: among what tests have made."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_compiled_once() -> Iterator[None]:
+    """PEFT compiles its model card's template whenever adapters are saved: half of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        remembering = lru_cache(maxsize=64)(jinja2.Environment.compile)
+        patch.setattr(jinja2.Environment, "compile", remembering)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -75,20 +96,27 @@ def run_config(
     defaults: dict[str, Any], tiny_model: Path, tiny_questions: Path, tmp_path: Path
 ) -> Callable[..., dict[str, Any]]:
     """Defaults with the tiny model and data; keyword arguments override keys (`__` for a dot)."""
+    return tiny_config(defaults, tiny_model, tiny_questions, tmp_path)
+
+
+def tiny_config(
+    defaults: dict[str, Any], model: Path, questions: Path, folder: Path
+) -> Callable[..., dict[str, Any]]:
+    """What `run_config` is, for runs that keep what is theirs in `folder`."""
 
     def make(**overrides: Any) -> dict[str, Any]:
         config = {
             **defaults,
-            "model.name": str(tiny_model),
-            "dataset.path": str(tiny_questions),
-            "run.dir": str(tmp_path / "runs"),
+            "model.name": str(model),
+            "dataset.path": str(questions),
+            "run.dir": str(folder / "runs"),
             "run.name": "test",
             "num-server-rounds": 2,
             "adapter.rank": 4,
             "exchange.retry-seconds": 0.5,
             "llm.threads": 1,
-            "edge.feature-dir": str(tmp_path / "features"),
-            "edge.state-dir": str(tmp_path / "state" / overrides.get("run__name", "test")),
+            "edge.feature-dir": str(folder / "features"),
+            "edge.state-dir": str(folder / "state" / overrides.get("run__name", "test")),
         }
         for key, value in overrides.items():
             config[key.replace("__", ".").replace("_", "-")] = value

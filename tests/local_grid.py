@@ -9,7 +9,10 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from fednano_flwr import federation
 from fednano_flwr.in_process import InProcessGrid
+
+federation.POLL_SECONDS = 0.01  # replies are there at once
 
 
 class LocalGrid(InProcessGrid):

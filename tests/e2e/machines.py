@@ -9,12 +9,13 @@ vanish with the last process in them.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,18 @@ def machines(folder: Path, names: Sequence[str], hidden: Sequence[Path]) -> Iter
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that were free a moment ago."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+    """Ports of the loopback that nobody has, of those that systems give to nobody by themselves.
+
+    Between now and their use no connection and no server that takes any port can take one.
+    """
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} free ports between 20000 and 32000")
 
 
 def _separate(

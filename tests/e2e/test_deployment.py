@@ -3,8 +3,9 @@
 Blocks run as they are on the page, on the machine that each names, with other values for the
 page's variables: addresses, ports where machines share a loopback, paths. Copying a client's files
 is what the page leaves to people; the test does it. Everything runs on CPUs in float32, where the
-same partitions and seed give the same adapters to the last bit, whoever computes them: also of a
-simulation with two replicas of the LLM, and although the page stops the run and goes on with it.
+same partitions and seed give the same adapters to the last bit, whoever computes them: one process,
+a simulation with two replicas of the LLM, or the page's machines, although the page stops the run
+and goes on with it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import torch
 from safetensors.torch import load_file
 
 from fednano_flwr.command.project import flatten, read_toml
+from fednano_flwr.config import RunConfig
+from fednano_flwr.in_process import run_in_process
 from tests.conftest import REPOSITORY
 from tests.e2e import page
 from tests.e2e.machines import Machine, Place, free_ports, machines
@@ -40,11 +43,15 @@ def adapters(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapters" / "last" / "adapter_model.safetensors")
 
 
+def renamed(folder: Path, name: str) -> dict[str, Any]:
+    """What the config of a run of its own says of its place."""
+    return {"run.name": name, "run.dir": str(folder), "resume": "never"}
+
+
 def simulate(config: dict[str, Any], folder: Path, name: str, **changes: Any) -> Path:
     """A simulation of what was deployed; the run's folder is returned."""
-    own = {"run.name": name, "run.dir": str(folder), "resume": "never", **changes}
     file = folder / f"{name}.toml"
-    file.write_text(tomli_w.dumps({**config, **own}))
+    file.write_text(tomli_w.dumps({**config, **renamed(folder, name), **changes}))
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
     environment = os.environ | {"FEDNANO_CACHE": str(folder / f"{name}-cache")}
     result = subprocess.run(
@@ -58,7 +65,7 @@ def until(what: Callable[[], bool], seconds: float, why: str) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"{why}, after {seconds:.0f} s"
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 class Deployment:
@@ -130,7 +137,12 @@ def follow_the_page(deployment: Deployment) -> None:
 
 
 def test_the_page_leads_to_a_deployment_that_equals_a_simulation(
-    tiny_model: Path, tiny_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    tiny_questions: Path,
+    defaults: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hidden = [tiny_model, tiny_questions]
     with machines(tmp_path, ["server", *CLIENTS], hidden) as place:
@@ -157,9 +169,12 @@ def test_the_page_leads_to_a_deployment_that_equals_a_simulation(
 
     config = flatten(read_toml(tmp_path / "server" / "run.toml"))
     config = {k: v for k, v in config.items() if k not in {f"llm.{key}" for key in SERVERS_OWN}}
-    simulated = adapters(simulate(config, tmp_path, "simulated"))
-    repeated = adapters(simulate(config, tmp_path, "repeated", **{"llm.replicas": 2}))
-    merged = adapters(deployed)
+    simulated = adapters(simulate(config, tmp_path, "simulated", **{"llm.replicas": 2}))
+    monkeypatch.setenv("FEDNANO_CACHE", str(tmp_path / "here-cache"))
+    whole = {**defaults, **config, **renamed(tmp_path, "here")}
+    here = run_in_process(RunConfig.parse(whole), clients=2)
+    merged, ours = adapters(deployed), adapters(here.path)
+    assert merged.keys() == simulated.keys() == ours.keys()
     assert any(value.abs().max() > 0 for key, value in simulated.items() if "lora_B" in key)
-    assert all(torch.equal(repeated[key], simulated[key]) for key in simulated)
     assert all(torch.equal(merged[key], simulated[key]) for key in simulated)
+    assert all(torch.equal(merged[key], ours[key]) for key in ours)

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.run_folder import RunFolder
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, tiny_config
+from tests.e2e.machines import free_ports
 from tests.local_grid import LocalGrid
 
 pytestmark = pytest.mark.e2e
@@ -37,12 +39,17 @@ class Host:
 
     def __init__(self, model: Path, port: int = 0) -> None:
         self.process = _start("host", str(model), str(port), f"1/{VICTIM}")
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().strip()
-        assert ":" in self.address
         self._steps: list[str] = []
         self._told = threading.Condition()
+
+    @cached_property
+    def address(self) -> str:
+        """Where it listens; waits for that."""
+        assert self.process.stdout is not None
+        address = self.process.stdout.readline().strip()
+        assert ":" in address
         threading.Thread(target=self._listen, daemon=True).start()
+        return address
 
     @property
     def port(self) -> int:
@@ -99,11 +106,24 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive() and not errors, errors
 
 
+KEYS = {"exchange__kind": "lowrank", "exchange__retry_seconds": 60.0, "batch_size": 2}
+
+
 @pytest.fixture
 def settings(run_config: Config) -> Config:
-    return lambda **keys: run_config(
-        exchange__kind="lowrank", exchange__retry_seconds=60.0, batch_size=2, **keys
-    )
+    return lambda **keys: run_config(**KEYS, **keys)
+
+
+@pytest.fixture(scope="module")
+def calm(
+    defaults: dict[str, Any],
+    tiny_model: Path,
+    tiny_questions: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> RunFolder:
+    """An undisturbed run of all three clients."""
+    own = tiny_config(defaults, tiny_model, tiny_questions, tmp_path_factory.mktemp("calm"))
+    return run(own(**KEYS, run__name="calm"))
 
 
 def run(flat: dict[str, Any], without: int | None = None) -> RunFolder:
@@ -120,15 +140,15 @@ def same_adapters(one: RunFolder, other: RunFolder) -> bool:
 
 
 def test_a_host_killed_in_the_middle_of_a_round_and_started_again_changes_nothing(
-    settings: Config, tiny_model: Path
+    settings: Config, tiny_model: Path, calm: RunFolder
 ) -> None:
-    expected = run(settings(run__name="calm"))
-    with hosted(tiny_model) as host:
+    with hosted(tiny_model, *free_ports(1)) as host:
 
         def restart() -> None:
             host.after_steps(10)
             host.kill()
             started.append(Host(tiny_model, host.port))
+            assert started[0].address == host.address
 
         started: list[Host] = []
         try:
@@ -139,13 +159,12 @@ def test_a_host_killed_in_the_middle_of_a_round_and_started_again_changes_nothin
                 other.kill()
     assert shaken.rounds[1]["step_retries"] > 0
     assert not shaken.rounds[1]["failures"]["train"]
-    assert same_adapters(shaken, expected)
+    assert same_adapters(shaken, calm)
 
 
 def test_a_feature_store_emptied_in_the_middle_of_a_round_changes_nothing(
-    settings: Config, tiny_model: Path
+    settings: Config, tiny_model: Path, calm: RunFolder
 ) -> None:
-    expected = run(settings(run__name="calm"))
     with hosted(tiny_model) as host:
 
         def empty() -> None:
@@ -155,17 +174,17 @@ def test_a_feature_store_emptied_in_the_middle_of_a_round_changes_nothing(
 
         with meanwhile(empty):
             shaken = run(settings(run__name="shaken", llm__address=host.address))
-    resent = shaken.rounds[1]["step_bytes_up"] - expected.rounds[1]["step_bytes_up"]
+    resent = shaken.rounds[1]["step_bytes_up"] - calm.rounds[1]["step_bytes_up"]
     assert resent > 9 * 48 * 4  # a picture's features at least
     assert not shaken.rounds[1]["failures"]["train"]
-    assert same_adapters(shaken, expected)
+    assert same_adapters(shaken, calm)
 
 
 def test_a_client_killed_in_the_middle_of_a_step_costs_the_others_nothing(
     settings: Config, tiny_model: Path, tmp_path: Path
 ) -> None:
-    expected = run(settings(run__name="calm"), without=1)
     with hosted(tiny_model) as host:
+        expected = run(settings(run__name="calm"), without=1)  # while the host starts
         flat = settings(run__name="shaken", llm__address=host.address)
         (tmp_path / "config.json").write_text(json.dumps(flat))
         client = _start("client", str(tmp_path / "config.json"), host.address, "1", str(VICTIM))

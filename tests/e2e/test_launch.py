@@ -28,6 +28,7 @@ COMMAND = (
     "from fednano_flwr import cli; cli.validate = lambda config: None; "
     "cli.read_questions = lambda dataset: None; cli.main()"
 )
+LONGEST = 240.0  # seconds that a command may take; 20 on two idle cores
 LOGS = ["run-config.toml", "run.log", "superlink.log"]
 SERVER = """
 import time, toyapp
@@ -156,7 +157,7 @@ def start(app: Path, tmp_path: Path) -> Iterator:
 
 def test_a_run_that_completes_exits_with_0_and_shows_only_lines_for_people(start, tmp_path):
     run = start("-c", "seed=7")
-    output, errors = run.process.communicate(timeout=60)
+    output, errors = run.process.communicate(timeout=LONGEST)
     assert run.process.returncode == 0, errors
     assert output.splitlines() == [
         "starting Flower ...",
@@ -170,7 +171,7 @@ def test_a_run_that_completes_exits_with_0_and_shows_only_lines_for_people(start
 
 def test_a_server_app_that_raises_exits_with_1_and_shows_the_end_of_the_log(start):
     run = start("-c", "run.name=raise", "--verbose")
-    output, errors = run.process.communicate(timeout=60)
+    output, errors = run.process.communicate(timeout=LONGEST)
     assert run.process.returncode == 1
     assert "RuntimeError: the toy is broken" in errors
     assert "finished:failed" in errors
@@ -186,7 +187,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(start):
     assert "runs go to" in run.lines_until("runs go to")[-1]
     assert len(run.left()) > 5
     run.process.send_signal(signal.SIGINT)
-    _, errors = run.process.communicate(timeout=30)
+    _, errors = run.process.communicate(timeout=90)
     assert run.process.returncode == 130
     assert "interrupted" in errors
     assert run.left() == []
@@ -198,7 +199,7 @@ def test_even_when_the_command_is_killed_nothing_keeps_running(start):
     run.lines_until("runs go to")
     run.process.kill()
     run.process.communicate(timeout=10)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while run.left() and time.monotonic() < until:
         time.sleep(0.2)
     assert run.left() == []

@@ -25,7 +25,7 @@ def fednano(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", *arguments]
     environment = {**os.environ, "FEDNANO_TEST_MARK": str(cwd)}
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600
     )
 
 

@@ -29,6 +29,7 @@ from fednano_flwr.exchange.protocol import (
     LLMInputs,
     LowRankInputs,
 )
+from fednano_flwr.llm.homes import Homes
 from fednano_flwr.llm.keeper import Limits
 from fednano_flwr.llm.ray_session import ray_session
 from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
@@ -82,6 +83,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Iterator[
 @pytest.fixture
 def pair(two: Replicas, said: list[str]) -> Iterator[Replicas]:
     """Two replicas that are up; whoever breaks one leaves it to be started again."""
+    two._homes = Homes(QUICK.idle_seconds)  # without the owners of other tests
     yield two
     assert eventually(lambda: all(keeper.up for keeper in two.keepers), 60.0)
 
