@@ -6,7 +6,6 @@ fednano run --clients 5 -c strategy.name=fedavg -c conf/iconqa.toml
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -67,8 +66,6 @@ def _options(
     ] = False,
 ) -> None:
     """FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server."""
-    # Where it is installed, PEFT imports it, and it complains of an optional package.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @cli.command()

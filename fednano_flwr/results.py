@@ -49,6 +49,28 @@ class Run:
             raise ConfigError(f"{file} cannot be read: {error}") from None
 
 
+def caveats(strategy: str, ranks: str) -> list[str]:
+    """What sets the server's adapters apart from those that a run's accuracies were measured with.
+
+    Args:
+        strategy: `strategy.name`.
+        ranks: `adapter.ranks`.
+    """
+    found = []
+    if strategy == "feddpa-f":
+        found.append(
+            "These are the adapters that all clients share. Each client has its own beside them, "
+            "which stayed with the client and are not here. The run's accuracies are with these "
+            "too; that of what is here was not measured."
+        )
+    if ranks:
+        found.append(
+            f"Clients had adapters of ranks {ranks} and were scored with the merged ones cut to "
+            "their rank; here they are at full rank."
+        )
+    return found
+
+
 def load_run(path: str | Path) -> Run:
     """Read a run's folder, finished or not.
 

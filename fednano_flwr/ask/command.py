@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fednano_flwr.ask.session import Asker
+from fednano_flwr.ask.session import Answer, Asker
 from fednano_flwr.data.prompts import LETTERS
 
 SEPARATOR = ";"
@@ -35,14 +35,19 @@ def ask(
     if choices:
         answer = asker.answer(question, image, choices, hint, frozen)
         write(f"{answer.text}\n{as_table(choices, answer.probabilities)}")
-        return
-    pieces = 0
-    for piece in asker.stream(question, image, hint, frozen):
-        write(piece)
-        pieces += 1
-    write("\n")
-    if not pieces:
-        say("the model's answer is empty")
+    else:
+        whole: list[Answer] = []
+        pieces = asker.stream(question, image, hint, frozen, whole.append)
+        try:
+            for piece in pieces:
+                write(piece)
+        finally:
+            write("\n")
+        (answer,) = whole
+        if not answer.text:
+            say("the model's answer is empty")
+    for note in answer.notes:
+        say(note)
 
 
 def as_table(choices: Sequence[str], probabilities: Sequence[float]) -> str:

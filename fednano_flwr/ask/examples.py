@@ -41,11 +41,18 @@ def spread(questions: Questions, count: int) -> list[Sample]:
     return [sample for sample in found if not sample.choice_images][:count]
 
 
-def show(asker: Asker, questions: Questions, number: int, write: Callable[[str], None]) -> None:
+def show(
+    asker: Asker,
+    questions: Questions,
+    number: int,
+    write: Callable[[str], None],
+    say: Callable[[str], None],
+) -> None:
     """Ask the frozen and the tuned model a test question; write both answers and the right one.
 
     Args:
         number: from 1.
+        say: takes notices.
 
     Raises:
         AskError: there is no such question.
@@ -61,6 +68,9 @@ def show(asker: Asker, questions: Questions, number: int, write: Callable[[str],
             write(f"{name:8}  {text}\n")
     frozen, tuned = (asker.answer_sample(sample, frozen) for frozen in (True, False))
     write((_options if sample.num_options else _free)(sample, frozen, tuned))
+    for name, answer in (("frozen", frozen), ("tuned", tuned)):
+        for note in answer.notes:
+            say(f"{name}: {note}")
 
 
 def right_answer(sample: Sample) -> str:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fednano_flwr.ask import MAX_TOKENS
+from fednano_flwr.ask.here import Here, LastFeatures
+from fednano_flwr.ask.machine import check_devices, threads_restored
 from fednano_flwr.ask.session import Asker
 from fednano_flwr.command.overrides import absolute_paths, parse_override
 from fednano_flwr.config import ConfigError, RunConfig, is_loopback
@@ -24,11 +26,11 @@ from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.resources import cache_folder
-from fednano_flwr.results import ADAPTERS, Run, load_run
+from fednano_flwr.results import ADAPTERS, Run, caveats, load_run
 
 RETRY_SECONDS = 5.0
 """How long somebody who waits for an answer is left in hope that a lost service comes back."""
-READ = ("edge.", "llm.", "exchange.", "dataset.path", "max-answer-tokens")
+READ = ("edge.", "llm.", "exchange.", "privacy.embedding-", "dataset.path", "max-answer-tokens")
 """Keys of the run config that matter to asking."""
 
 
@@ -72,7 +74,7 @@ def open_asker(
         bundle: an edge bundle of it, instead of the checkpoint.
         service: has the language model; without, it is loaded in this process.
         config: changes of the run config as after `-c`; devices, for one.
-        max_tokens: of a free answer; 0: the run's `max-answer-tokens`.
+        max_tokens: of a free answer; 0: the run's `max-answer-tokens`, or `MAX_TOKENS` if more.
         say: takes notices for people.
 
     Raises:
@@ -80,30 +82,44 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
-    settings = settings_of(found, config)
-    if settings.edge.threads:
-        torch.set_num_threads(settings.edge.threads)
+    settings = settings_of(found, config, at_service=service is not None)
+    devices = {"edge.device": settings.edge.device}
+    if service is None:
+        devices["llm.device"] = settings.llm.device
+    check_devices(devices, " ".join(f"-c {key}=cpu" for key in devices))
     model = model or settings.model.name
-    half = load_edge_half(
-        bundle or settings.edge.bundle or model, settings.edge.device, settings.edge.dtype
-    )
-    _check_model(found, half)
-    tuned, frozen = _edges(found, which, settings, half, say)
     with ExitStack() as stack:
+        stack.enter_context(threads_restored())
+        if settings.edge.threads:
+            torch.set_num_threads(settings.edge.threads)
+        half = load_edge_half(
+            bundle or settings.edge.bundle or model, settings.edge.device, settings.edge.dtype
+        )
+        _check_model(found, half)
+        tuned, frozen = _edges(found, which, settings, half, say)
         host: LLMService
         if service is None:
             from fednano_flwr.llm.hosting import load_host  # the other half stays out otherwise
 
-            host = stack.enter_context(load_host(model, settings.llm))
+            host = Here(stack.enter_context(load_host(model, settings.llm)))
         else:
             host = stack.enter_context(_remote(service, settings))
             host.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
+        if settings.privacy.embedding_noise:
+            say("the noise of privacy.embedding-noise is fresh each time, and answers vary by it")
         llm = exchange_of(settings, host)
         yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
 
 
-def settings_of(run: Run, config: Sequence[str]) -> RunConfig:
-    """The run's config with these changes.
+def settings_of(run: Run, config: Sequence[str], at_service: bool = False) -> RunConfig:
+    """The run's config as asking uses it, with these changes.
+
+    Threads are PyTorch's own: a run's are for many clients on one machine. An answer may be longer
+    than the data's. Noise is for what leaves the process.
+
+    Args:
+        config: changes as after `-c`.
+        at_service: the language model is in another process.
 
     Raises:
         ConfigError: asking does not read such a key, or it cannot have this value.
@@ -117,9 +133,14 @@ def settings_of(run: Run, config: Sequence[str]) -> RunConfig:
                 f"-c {key}: asking reads {', '.join(READ[:-1])} and {READ[-1]}; the rest is as the "
                 "run had it"
             )
-    if not changes:
-        return run.config
-    return RunConfig.parse(run.config.flat() | absolute_paths(changes, Path.cwd()))
+    own: dict[str, Any] = {
+        "edge.threads": 0,
+        "llm.threads": 0,
+        "max-answer-tokens": max(MAX_TOKENS, run.config.max_answer_tokens),
+    }
+    if not at_service:
+        own["privacy.embedding-noise"] = 0.0
+    return RunConfig.parse(run.config.flat() | own | absolute_paths(changes, Path.cwd()))
 
 
 def _check_model(run: Run, half: EdgeHalf) -> None:
@@ -153,8 +174,10 @@ def _edges(
             f"the {which} round's adapters change nothing: these are the frozen model's answers"
             + ("; --which last takes those of the last round" if which == "best" else "")
         )
+    for caveat in caveats(config.strategy.name, config.adapter.ranks):
+        say(caveat)
     table, encoder = half.token_table(), load_encoder(half.checkpoint)
-    features: dict[str, Tensor] = {}
+    features = LastFeatures()
     edges = []
     for own in (state, None):
         adapters = build_adapters(half.hidden_size, config.adapter, config.seed)

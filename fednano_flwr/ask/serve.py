@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.ask.machine import check_devices, threads_restored
 from fednano_flwr.command.overrides import config_of
 from fednano_flwr.config import LLM, ConfigError
 from fednano_flwr.exchange.fixed_token import FixedToken, make_token, read_token
@@ -38,6 +39,8 @@ class AnswersOnly:
 def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str], cwd: Path) -> LLM:
     """The run config's `llm.*`: its defaults, then `-c`, then the command's own options.
 
+    Threads are PyTorch's own unless they are given.
+
     Args:
         given: values by key without "llm."; None where an option was not used.
 
@@ -47,7 +50,7 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
     own = [f"llm.{key}={value}" for key, value in given.items() if value is not None]
     if given.get("bind") in ANY and not any(o.startswith("llm.address") for o in overrides):
         own.append(f"llm.address={socket.gethostname()}:{given.get('port') or 0}")
-    config = config_of(app, [*overrides, *own], cwd).llm
+    config = config_of(app, ["llm.threads=0", *overrides, *own], cwd).llm
     if config.replicas > 1:
         raise ConfigError(f"llm.replicas = {config.replicas}: `fednano serve` runs one")
     if config.node_tokens:
@@ -66,14 +69,16 @@ def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None
         token_file: of the token; made where it is missing.
 
     Raises:
-        ConfigError: model, certificate or token cannot be used.
+        ConfigError: model, device, certificate or token cannot be used.
         OSError: the port, or that of the metrics, is taken.
     """
+    check_devices({"llm.device": config.device}, "--device cpu")
     identity = read_identity(config)
     made = make_token(token_file)
     tokens = FixedToken(read_token(token_file))
     # All who have the token are one node, so the bound of all answers under way is theirs.
     with (
+        threads_restored(),
         watching(config.metrics, say) as watch,
         load_host(model, config, config.max_open_graphs, watch) as host,
     ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,14 @@ class Answer:
         probabilities: of each choice among all of them; () for a free answer.
         tokens: how many were generated.
         cut: whether there may be more, which was not asked for.
+        notes: what is to be known of it, for people.
     """
 
     text: str
     probabilities: tuple[float, ...] = ()
     tokens: int = 0
     cut: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Asker:
@@ -93,10 +95,10 @@ class Asker:
         if asked.options:
             probabilities = option_probabilities(edge, self.llm, asked)
             best = max(range(sample.num_options), key=probabilities.__getitem__)
-            return Answer(sample.option_names[best], tuple(probabilities))
+            notes = self._notes(asked, 0, False)
+            return Answer(sample.option_names[best], tuple(probabilities), notes=notes)
         tokens = list(answer_tokens(edge, self.llm, asked, self.max_tokens))
-        cut = len(tokens) == self.max_tokens
-        return Answer(edge.encoder.decode(tokens).strip(), (), len(tokens), cut)
+        return self._free(asked, tokens)
 
     def stream(
         self,
@@ -104,15 +106,21 @@ class Asker:
         image: Path | str | None = None,
         hint: str = "",
         frozen: bool = False,
+        ended: Callable[[Answer], object] = lambda answer: None,
     ) -> Iterator[str]:
         """A free answer piece by piece, each as soon as its token is there.
 
         Arguments and errors as in `answer`; joined and stripped the pieces are its text.
+
+        Args:
+            ended: gets the whole answer after its last piece.
         """
         asked = self._encoded(_sample(question, image, (), hint))
-        return self._pieces(self.frozen if frozen else self.tuned, asked)
+        return self._pieces(self.frozen if frozen else self.tuned, asked, ended)
 
-    def _pieces(self, edge: NanoEdge, asked: Question) -> Iterator[str]:
+    def _pieces(
+        self, edge: NanoEdge, asked: Question, ended: Callable[[Answer], object]
+    ) -> Iterator[str]:
         shown, tokens = "", []
         for token in answer_tokens(edge, self.llm, asked, self.max_tokens):
             tokens.append(token)
@@ -123,6 +131,26 @@ class Asker:
         text = edge.encoder.decode(tokens)
         if text.startswith(shown) and text != shown:
             yield text[len(shown) :]
+        ended(self._free(asked, tokens))
+
+    def _free(self, asked: Question, tokens: list[int]) -> Answer:
+        cut = len(tokens) == self.max_tokens
+        text = self.tuned.encoder.decode(tokens).strip()
+        return Answer(text, (), len(tokens), cut, self._notes(asked, len(tokens), cut))
+
+    def _notes(self, asked: Question, answered: int, cut: bool) -> tuple[str, ...]:
+        """What is to be known of an answer of so many tokens."""
+        notes = []
+        if cut:
+            notes.append(f"cut after {answered} tokens; --max-tokens N lets it go on")
+        config = self.tuned.frozen.checkpoint.config.get_text_config()
+        count, longest = len(asked.ids) + answered, getattr(config, "max_position_embeddings", 0)
+        if longest and count > longest:
+            notes.append(
+                f"question and answer are {count} tokens, and the model was made for {longest} "
+                "(max_position_embeddings): the answer may be nonsense"
+            )
+        return tuple(notes)
 
     def _encoded(self, sample: Sample) -> Question:
         """The prompt that training used."""
@@ -142,18 +170,29 @@ def _sample(question: str, image: Path | str | None, choices: Sequence[str], hin
         choices=_choices(choices),
         answer=0 if choices else None,  # which is right does not show in the prompt
         image=None if image is None else _picture(Path(image)),
-        context=hint.strip(),
+        context=_readable("context", hint),
     )
 
 
+def _readable(what: str, text: str) -> str:
+    """The text without what surrounds it; a terminal's bytes that are no text are refused."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = text[max(0, error.start - 10) : error.start].encode(errors="replace").decode()
+        raise AskError(f"the {what} is not UTF-8 after {where!r}: type it anew") from None
+    return text.strip()
+
+
 def _text(question: str) -> str:
-    if not question.strip():
+    cleaned = _readable("question", question)
+    if not cleaned:
         raise AskError("the question is empty")
-    return question.strip()
+    return cleaned
 
 
 def _choices(choices: Sequence[str]) -> tuple[str, ...]:
-    cleaned = tuple(choice.strip() for choice in choices)
+    cleaned = tuple(_readable("text of a choice", choice) for choice in choices)
     if cleaned and not 2 <= len(cleaned) <= len(LETTERS):
         raise AskError(f"{len(cleaned)} choices; there can be 2 to {len(LETTERS)}, or none")
     if not all(cleaned):

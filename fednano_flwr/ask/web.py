@@ -14,7 +14,7 @@ from typing import Any
 
 from fednano_flwr.ask.command import as_table
 from fednano_flwr.ask.examples import right_answer
-from fednano_flwr.ask.session import Asker, AskError
+from fednano_flwr.ask.session import Answer, Asker, AskError
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
@@ -35,7 +35,7 @@ Shown = tuple[str, str]
 def both(
     asker: Asker, image: str | None, question: str, choices: str, hint: str
 ) -> Iterator[Shown]:
-    """What to show, again and again as answers grow.
+    """What to show, again and again as answers grow; at first nothing.
 
     Args:
         choices: one a line; without, the answers are free.
@@ -45,15 +45,24 @@ def both(
     """
     lines = [line for line in choices.splitlines() if line.strip()]
     shown = {True: "", False: ""}
+    yield "", ""
+    if image and not Path(image).exists():
+        raise AskError(
+            f"the picture is here no more: one is kept for {KEPT_SECONDS // 60} minutes; give it "
+            "again"
+        )
     for frozen in shown:
         if lines:
             answer = asker.answer(question, image, lines, hint, frozen)
             shown[frozen] = f"{answer.text}\n\n{as_table(lines, answer.probabilities)}"
-            yield shown[True], shown[False]
-            continue
-        for piece in asker.stream(question, image, hint, frozen):
-            shown[frozen] += piece
-            yield shown[True], shown[False]
+        else:
+            whole: list[Answer] = []
+            for piece in asker.stream(question, image, hint, frozen, whole.append):
+                shown[frozen] += piece
+                yield shown[True], shown[False]
+            (answer,) = whole
+        shown[frozen] += "".join(f"\n\nnote: {note}" for note in answer.notes)
+        yield shown[True], shown[False]
 
 
 def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ()) -> Any:
@@ -73,9 +82,11 @@ def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ())
             f"fednano web needs Gradio ({error}): pip install 'fednano-flwr[web]'"
         ) from None
 
-    def answered(image: str | None, question: str, choices: str, hint: str) -> Iterator[Shown]:
+    def answered(
+        image: dict[str, Any] | None, question: str, choices: str, hint: str
+    ) -> Iterator[Shown]:
         try:
-            yield from both(asker, image, question, choices, hint)
+            yield from both(asker, image["path"] if image else None, question, choices, hint)
         except (AskError, MissingRowError, HostRefusedError, HostUnreachableError) as error:
             raise gradio.Error(str(error)) from None
 
@@ -98,7 +109,14 @@ def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ())
                 for label, name in (("Frozen model", "frozen"), ("Tuned model", "tuned"))
             )
         asked, shown = [image, question, choices, hint], [frozen, tuned]
-        gradio.on([ask.click, question.submit], answered, asked, shown, concurrency_limit=1)
+        gradio.on(
+            [ask.click, question.submit],
+            answered,
+            asked,
+            shown,
+            concurrency_limit=1,
+            preprocess=False,  # the picture is opened as a run opens it, and by nobody else
+        )
         if offered:
             right = gradio.Textbox(label="Right answer", elem_id="right", interactive=False)
             gradio.Examples(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fednano_flwr.ask import MAX_TOKENS
 from fednano_flwr.command.options import (
     FAILED,
     INTERRUPTED,
@@ -48,7 +49,11 @@ ItsModel = Annotated[
     str, typer.Option(help="The run's model, where its config names another place.")
 ]
 MaxTokens = Annotated[
-    int, typer.Option(min=0, help="Most tokens of a free answer; 0: max-answer-tokens.")
+    int,
+    typer.Option(
+        min=0,
+        help=f"Most tokens of a free answer; 0: {MAX_TOKENS}, or max-answer-tokens if more.",
+    ),
 ]
 
 
@@ -84,10 +89,10 @@ def ask(
     The prompt is the one that training used. Both halves of the model are loaded here; with --llm
     only the client's, from a bundle if one is given, and the service has the rest. --example asks
     the frozen and the tuned model a question that the run was tested on. -c changes edge.*, llm.*,
-    exchange.* and dataset.path of the run's config.
+    exchange.*, privacy.embedding-* and dataset.path of the run's config.
 
-    Exits with 0 if there is an answer, 1 if the service gave none and 2 if run, model or question
-    cannot be used.
+    Exits with 0 if there is an answer, 1 if the language model gave none and 2 if run, model or
+    question cannot be used.
     """
     from fednano_flwr.ask.command import ask as put
     from fednano_flwr.ask.command import split_choices
@@ -105,7 +110,7 @@ def ask(
         _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
     ):
         if question is None:
-            show(asker, _shared_questions(run, config), example, write)
+            show(asker, _shared_questions(run, config), example, write, _notice)
         else:
             put(asker, question, image, split_choices(choices), hint, frozen, write, _notice)
 

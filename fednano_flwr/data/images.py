@@ -1,4 +1,4 @@
-"""Pictures as the vision encoder takes them: decoded, RGB, transparency on white."""
+"""Pictures as the vision encoder takes them: decoded, upright, RGB, transparency on white."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE
@@ -35,7 +35,7 @@ def first_defect(sample: Sample) -> str | None:
 
 
 def open_image(picture: Picture) -> Image.Image:
-    """The picture in mode RGB; of an animation, the first frame.
+    """The picture in mode RGB, turned as its EXIF says; of an animation, the first frame.
 
     Raises:
         FileNotFoundError: the file is gone.
@@ -44,7 +44,7 @@ def open_image(picture: Picture) -> Image.Image:
     try:
         with Image.open(_file(picture)) as image:
             image.load()
-            return _to_rgb(image)
+            return _to_rgb(_upright(image))
     except FileNotFoundError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
@@ -80,6 +80,14 @@ def _name(picture: Picture) -> str:
     if picture.data is None:
         return str(picture.path)
     return f"a picture of {len(picture.data)} bytes in the dataset's table"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, as transformers does; EXIF that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # nearly anything, as above; the pixels have been decoded
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from fednano_flwr.edge.questions import QuestionEncoder
 from fednano_flwr.models.edge_half import EdgeHalf
 
-FORMAT = 1
+FORMAT = 2
 """Of the files and of how features are computed; raise it with every change of either."""
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
 

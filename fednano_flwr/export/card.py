@@ -13,6 +13,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.export import snippets
 from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
+from fednano_flwr.results import caveats
 
 UNKNOWN = "unknown"
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
@@ -160,18 +161,8 @@ def _what(result: RunResult) -> list[str]:
         f"{float(result.adapter_config['lora_alpha']) / int(result.adapter_config['r']):g}, on "
         f"{' and '.join(result.sites)}."
     ]
-    if config["strategy.name"] == "feddpa-f":
-        lines.append(
-            "\nThese are the adapters that all clients share. Each client has its own beside them, "
-            "which stayed with the client and are not here. **The accuracies below are with these "
-            "too**; that of what is here was not measured."
-        )
-    if config.get("adapter.ranks"):
-        lines.append(
-            f"\nClients had adapters of ranks {config['adapter.ranks']} and were scored with the "
-            "merged ones cut to their rank; here they are at full rank."
-        )
-    return lines
+    said = caveats(str(config["strategy.name"]), str(config.get("adapter.ranks", "")))
+    return [*lines, *(f"\n{caveat}" for caveat in said)]
 
 
 def _ask(result: RunResult, family: str) -> str:

@@ -16,7 +16,9 @@ from transformers.utils import is_bitsandbytes_available
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.checkpoint import frozen
+from fednano_flwr.notices import hush_bitsandbytes
 
+hush_bitsandbytes()
 OLDEST = "0.48.0"
 DEVICES = ("cuda", "cpu")
 BLOCK = 64  # weights that share a scale in 4 bits

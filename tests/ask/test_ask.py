@@ -52,8 +52,9 @@ class Counting:
 
 
 def endless(asker: Asker) -> None:
-    """Answers are as long as they may be."""
+    """Answers are as long as they may be, 8 tokens."""
     asker.tuned.encoder.ends = set()
+    asker.max_tokens = 8
 
 
 def answers(asker: Asker, picture: Path) -> list[Any]:
@@ -208,6 +209,12 @@ def test_adapters_of_another_model_are_refused_with_both_named(
         (("--image", "RUN/config.json", "w20"), 2, "cannot be read as a picture"),
         (("--choices", "w30", "w20"), 2, "1 choices; there can be 2 to 10"),
         (("--choices", "w30;", "w20"), 2, "one of the choices is empty"),
+        (("caf\udce9?",), 2, "the question is not UTF-8 after 'caf'"),
+        (("--choices", "w30;\udce9", "w20"), 2, "the text of a choice is not UTF-8"),
+        (("--hint", "\udce9", "w20"), 2, "the context is not UTF-8"),
+        (("-c", "edge.device=cuda:99", "w20"), 2, "-c edge.device=cpu -c llm.device=cpu"),
+        (("-c", "llm.device=cuda:99", "w20"), 2, "llm.device = 'cuda:99'"),
+        (("-c", "llm.max-tokens=4", "w20"), 1, "the host takes 4 (llm.max-tokens)"),
         (("--which", "worst", "w20"), 2, "must be one of last, best"),
         (("-c", "adapter.rank=9", "w20"), 2, "adapter.rank"),
         (("--token-file", "x", "w20"), 2, "give its --llm"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -36,7 +35,7 @@ class Told:
 
 def shown(asker: Any, sample: Sample, number: int = 1) -> str:
     pieces: list[str] = []
-    show(asker, in_memory([sample]), number, pieces.append)
+    show(asker, in_memory([sample]), number, pieces.append, pieces.append)
     return "".join(pieces)
 
 
@@ -58,6 +57,12 @@ def test_a_free_answer_is_marked_where_it_is_right_after_normalising() -> None:
     sample = Sample("7", "How many?", "g", "numbers", free_answer="two")
     text = shown(Told(Answer("blue"), Answer("Two.")), sample)
     assert text.splitlines()[2:] == ["frozen    blue", f"tuned     Two.  {RIGHT}", "right     two"]
+
+
+def test_an_answer_that_was_cut_is_noted_with_whose_it_is() -> None:
+    sample = Sample("7", "How many?", "g", "numbers", free_answer="two")
+    text = shown(Told(Answer("two"), Answer("a lot of", (), 3, True, ("cut",))), sample)
+    assert text.endswith("right     two\ntuned: cut")
 
 
 def test_options_that_are_pictures_are_numbered(tmp_path: Path) -> None:
@@ -101,7 +106,6 @@ def test_offered_questions_are_spread_over_the_test_split(tiny_questions: Path) 
 
 def test_the_command_asks_both_models(asked: Asked) -> None:
     result = CliRunner().invoke(cli, ["ask", str(asked.run), "--example", "1"])
-    torch.set_num_threads(1)
     assert result.exit_code == 0, result.output
     assert result.output.startswith("test question 1 of 24: natural science, id 60\npicture   ")
     assert result.output.count(RIGHT) == 1 and "frozen    tuned" in result.output

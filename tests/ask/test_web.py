@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from fednano_flwr.ask.command import as_table
 from fednano_flwr.ask.examples import right_answer, shared_questions, spread
 from fednano_flwr.ask.opening import open_asker
+from fednano_flwr.ask.session import AskError
 from fednano_flwr.ask.web import both, page, showing
 from fednano_flwr.config import ConfigError
 from fednano_flwr.results import load_run
@@ -24,15 +28,24 @@ PHONE, DESK = (390, 844), (1280, 900)
 
 def test_both_models_are_shown_as_their_answers_grow(asked: Asked) -> None:
     with open_asker(asked.run) as asker:
-        asker.tuned.encoder.ends = set()
-        shown = list(both(asker, str(asked.picture), QUESTION, "", ""))
-        assert len(shown) == 16 and not shown[0][1]
-        assert (
-            shown[7][0] == shown[-1][0] == asker.answer(QUESTION, asked.picture, (), "", True).text
-        )
-        assert shown[-1][1] == asker.answer(QUESTION, asked.picture).text != shown[-1][0]
+        asker.tuned.encoder.ends, asker.max_tokens = set(), 8
+        boxes, *shown = both(asker, str(asked.picture), QUESTION, "", "")
+        assert boxes == ("", "")  # nothing of the question before
+        frozen = asker.answer(QUESTION, asked.picture, (), "", True).text
+        tuned = asker.answer(QUESTION, asked.picture).text
+        note = "\n\nnote: cut after 8 tokens; --max-tokens N lets it go on"
+        assert len(shown) == 18 and not shown[8][1] and shown[7][0] == frozen != tuned
+        assert shown[-1] == (frozen + note, tuned + note)
         closed = list(both(asker, None, QUESTION, "w30\nw31\n", ""))
-        assert len(closed) == 2 and all("A. w30" in one for one in closed[-1])
+        assert len(closed) == 3 and all("A. w30" in one for one in closed[-1])
+
+
+def test_a_picture_that_has_been_deleted_is_asked_for_again(asked: Asked, tmp_path: Path) -> None:
+    with open_asker(asked.run) as asker:
+        shown = both(asker, str(tmp_path / "gone.png"), QUESTION, "", "")
+        assert next(shown) == ("", "")
+        with pytest.raises(AskError, match=r"kept for 10 minutes; give it again"):
+            next(shown)
 
 
 def test_without_gradio_it_is_said_what_to_install(
@@ -126,9 +139,71 @@ def test_a_question_that_cannot_be_asked_says_why_on_the_page(asked: Asked, brow
         opened(browser, address) as page,
     ):
         page.get_by_label("Question").fill(QUESTION)
+        page.get_by_label("Choices").fill("w30\nw31")
+        page.get_by_role("button", name="Ask").click()
+        both_boxes(page)
         page.get_by_label("Choices").fill("w30")
         page.get_by_role("button", name="Ask").click()
         page.get_by_text("1 choices; there can be 2 to").wait_for()
+        assert [page.locator(f"#{name} textarea").input_value() for name in BOXES] == ["", ""]
+
+
+def test_a_question_that_the_language_model_refuses_says_why_on_the_page(
+    asked: Asked, browser: Any
+) -> None:
+    with (
+        open_asker(asked.run, config=["llm.max-tokens=4"]) as asker,
+        showing(asker, "tiny") as address,
+        opened(browser, address) as page,
+    ):
+        page.get_by_label("Question").fill(QUESTION)
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_text("the host takes 4 (llm.max-tokens)").wait_for()
+
+
+def test_a_picture_is_seen_on_the_page_as_in_a_run(
+    asked: Asked, browser: Any, tmp_path: Path
+) -> None:
+    pixels = Image.open(asked.picture).convert("RGBA")
+    pixels.putalpha(Image.linear_gradient("L").resize(pixels.size))
+    pixels.save(tmp_path / "half.png")
+    with (
+        open_asker(asked.run) as asker,
+        showing(asker, "tiny") as address,
+        opened(browser, address) as page,
+    ):
+        opaque, half = (
+            asker.answer(QUESTION, file, ("w30", "w31")).probabilities
+            for file in (asked.picture, tmp_path / "half.png")
+        )
+        assert opaque != half
+        page.get_by_label("Question").fill(QUESTION)
+        page.get_by_label("Choices").fill("w30\nw31")
+        page.set_input_files("input[type=file]", str(tmp_path / "half.png"))
+        page.locator("img[alt]").first.wait_for()
+        page.get_by_role("button", name="Ask").click()
+        both_boxes(page)
+        assert as_table(("w30", "w31"), half) in page.locator("#tuned textarea").input_value()
+
+
+def test_a_picture_that_has_been_deleted_under_the_page_is_asked_for_again(
+    asked: Asked, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    with (
+        open_asker(asked.run) as asker,
+        showing(asker, "tiny") as address,
+        opened(browser, address) as page,
+    ):
+        page.get_by_label("Question").fill(QUESTION)
+        page.set_input_files("input[type=file]", str(asked.picture))
+        page.locator("img[alt]").first.wait_for()
+        given = list(tmp_path.rglob("*.png"))
+        assert given
+        for file in given:
+            file.unlink()
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_text("one is kept for 10 minutes; give it again").wait_for()
 
 
 def both_boxes(page: Any) -> list[str]:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, first_defect, open_image
@@ -43,6 +43,27 @@ def test_every_mode_becomes_rgb_on_white(tmp_path, mode, color, expected):
     image = open_image(save(tmp_path / "image.png", Image.new(mode, (5, 4), color)))
     assert (image.mode, image.size) == ("RGB", (5, 4))
     assert image.getpixel((2, 2)) == expected
+
+
+@pytest.mark.parametrize(
+    ("orientation", "corner"), [(1, (0, 0)), (3, (5, 3)), (6, (3, 0)), (8, (0, 5)), (2, (5, 0))]
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_picture_is_turned_as_its_exif_says(tmp_path, mode, orientation, corner):
+    stored = Image.new("RGB", (6, 4))
+    stored.putpixel((0, 0), WHITE)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = open_image(save(tmp_path / "image.png", stored.convert(mode), exif=exif))
+    assert image.size == ((4, 6) if orientation > 4 else (6, 4))
+    white = [xy for xy in np.ndindex(*image.size) if image.getpixel(xy) == WHITE]
+    assert (image.mode, white) == ("RGB", [corner])
+
+
+def test_a_picture_whose_exif_cannot_be_read_is_as_it_was_stored(tmp_path):
+    picture = save(tmp_path / "image.png", Image.new("RGB", (6, 4)), exif=b"no header of a TIFF")
+    assert open_image(picture).size == (6, 4)
+    assert first_defect(ask(picture)) is None
 
 
 def test_half_transparent_black_is_grey(tmp_path):
