@@ -80,6 +80,8 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
+    for note in found.notes:
+        say(note)
     settings = settings_of(found, config)
     if settings.edge.threads:
         torch.set_num_threads(settings.edge.threads)
