@@ -51,12 +51,13 @@ def require_free(out: Path) -> None:
         OutputError: `out` is a file, or a folder that is not empty, or one that no other can take
             the place of.
     """
-    if out.is_dir() and any(out.iterdir()):
+    place = out.resolve()
+    if place.is_dir() and any(place.iterdir()):
         raise OutputError(f"{out}: the folder is not empty; give a new one, or empty it")
-    if out.exists() and not out.is_dir():
+    if place.exists() and not place.is_dir():
         raise OutputError(f"{out} is a file; give a folder")
-    if out.is_dir() and (out.samefile(Path.cwd()) or os.path.ismount(out.resolve())):
-        what = "the current folder" if out.samefile(Path.cwd()) else "where a disk is mounted"
+    if place == Path.cwd() or os.path.ismount(place):
+        what = "the current folder" if place == Path.cwd() else "where a disk is mounted"
         raise OutputError(f"{out} is {what}; give a new folder in it, such as {out / 'new'}")
 
 
