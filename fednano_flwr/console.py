@@ -138,9 +138,7 @@ def kinds_table(first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping
     return table("Accuracy by kind of question", columns, rows)
 
 
-def _change(
-    before: float | None, after: float | None, alike: bool = True
-) -> tuple[str, str, str]:
+def _change(before: float | None, after: float | None, alike: bool = True) -> tuple[str, str, str]:
     """Both in percent, and the difference where they are of the same questions."""
     change = "–"
     if alike and before is not None and after is not None:

@@ -11,9 +11,7 @@ Record = dict[str, Any]
 
 def scorers(record: Mapping[str, Any]) -> set[str]:
     """The clients whose test questions a round's accuracy is of."""
-    return {
-        client for client, value in record["accuracy_per_client"].items() if value is not None
-    }
+    return {client for client, value in record["accuracy_per_client"].items() if value is not None}
 
 
 def clients(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -44,6 +42,4 @@ def best(rounds: Sequence[Record]) -> Record:
     A further round is the best, or leaves the best as it is: whoever keeps the adapters of the best
     round so far has those of the best round in the end.
     """
-    return max(
-        comparable(rounds), key=lambda record: (record["accuracy"] or 0.0, -record["round"])
-    )
+    return max(comparable(rounds), key=lambda record: (record["accuracy"] or 0.0, -record["round"]))

@@ -171,8 +171,8 @@ def _what(result: RunResult) -> list[str]:
     if clip:
         without = "noise and no clip" if noise else "clip"
         lines.append(
-            f"\nIn the run, also where the accuracies below were measured, {_clipped(clip, noise)}. "
-            f"What is here has no {without}, so its answers may differ; it was not measured so."
+            "\nIn the run, also where the accuracies below were measured, "
+            f"{_clipped(clip, noise)}. What is here has no {without}, so its answers may differ; it was not measured so."
         )
     return lines
 

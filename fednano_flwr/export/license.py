@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,8 @@ def find_license(folder: Path | None, hub_id: str) -> License:
     """
     found = _in_folder(folder) if folder else None
     if found is None and hub_id:
-        try:
+        with suppress(OSError, HFValidationError):  # not reached: the license stays unknown
             found = _in_folder(Path(snapshot_download(hub_id, allow_patterns=[CARD, *TEXTS])))
-        except (OSError, HFValidationError):
-            pass  # not reached: the card says that it is not known
     return found or License(
         (f"license: {UNKNOWN}",),
         "Its license is not known: neither a card that names one nor a text of one was found when "

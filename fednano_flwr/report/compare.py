@@ -65,8 +65,8 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
     """Groups in the order of their first runs, and the runs that repeat a seed of a group.
 
     A config says where the model lies, its fingerprint what lay there; a run of a version that did
-    not record the latter is in no group with one that did. Of runs with one config and seed, the one with the most rounds counts: they are no sample of
-    seeds.
+    not record the latter is in no group with one that did. Of runs with one config, model and seed,
+    the one with the most rounds counts: they are no sample of seeds.
     """
     by_key: dict[tuple[str, str], dict[int, Run]] = {}
     repeated = []

@@ -85,7 +85,7 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     first, last, top = facts.frozen(run), facts.whole(run)[-1], facts.best(run)
     by = "the most" if facts.never_whole(run) else "all"
     return [
-        ("round 0 (frozen model)", facts.percent(first and first["accuracy"])),
+        ("round 0 (frozen model)", facts.percent(first["accuracy"] if first else None)),
         (f"last scored by {by} (round {last['round']})", facts.percent(last["accuracy"])),
         (f"best (round {top['round']})", facts.percent(top["accuracy"])),
     ]
@@ -155,7 +155,7 @@ def _by_client(run: Run) -> list[tuple[str, ...]]:
         )
         for client in facts.clients(run)
     ]
-    mean = _from_to(frozen and frozen["accuracy"], last["accuracy"])
+    mean = _from_to(frozen["accuracy"] if frozen else None, last["accuracy"])
     return [*rows, ("mean", str(sum(asked.values())), *mean, facts.percent(top["accuracy"]))]
 
 

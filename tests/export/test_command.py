@@ -260,7 +260,9 @@ def test_a_dtype_that_numbers_do_not_fit_into_is_refused(
     model = shutil.copytree(tiny_model, tmp_path / "model")
     scaled(model, name, 1e7)
     run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
-    says = f"{Checkpoint(str(model)).files[name][1]} has numbers that would not be finite as float16"
+    says = (
+        f"{Checkpoint(str(model)).files[name][1]} has numbers that would not be finite as float16"
+    )
     half = export(run, tmp_path / "out", "--dtype", "float16")
     refused(half, says, tmp_path / "out")
     assert "--dtype bfloat16" in half.stderr

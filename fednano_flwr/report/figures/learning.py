@@ -48,9 +48,10 @@ def accuracy(run: Run) -> Picture | Missing:
     key_below(figure, [axes])
     top = facts.best(run)
     left_out = len(run.rounds) - len(scored)
+    first = "round 0 (the frozen model)" if rounds[0] == 0 else f"round {rounds[0]}"
     words = (
-        f"Mean accuracy of {len(scorers(scored[0]))} clients: {means[0]:.1f} % in round {rounds[0]}"
-        f"{' (the frozen model)' if rounds[0] == 0 else ''}, {means[-1]:.1f} % in round {rounds[-1]}; best {100 * top['accuracy']:.1f} "
+        f"Mean accuracy of {len(scorers(scored[0]))} clients: {means[0]:.1f} % in {first}, "
+        f"{means[-1]:.1f} % in round {rounds[-1]}; best {100 * top['accuracy']:.1f} "
         f"% in round {top['round']}."
     )
     note = "Each client is scored on its own test questions; the mean counts every client alike."

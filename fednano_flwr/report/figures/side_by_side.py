@@ -49,7 +49,9 @@ def curves(groups: Sequence[Group]) -> Picture | Missing:
             low = [mean - deviation for mean, deviation in zip(means, wide, strict=True)]
             high = [mean + deviation for mean, deviation in zip(means, wide, strict=True)]
             axes.fill_between(rounds, low, high, color=shade, alpha=0.2, linewidth=0)
-        said.append(f"{one.label}: {means[0]:.1f} % in round {rounds[0]}, {means[-1]:.1f} % in {rounds[-1]}")
+        said.append(
+            f"{one.label}: {means[0]:.1f} % in round {rounds[0]}, {means[-1]:.1f} % in {rounds[-1]}"
+        )
     if not said:
         return Missing(name, title, "no round was scored by all clients of a group's runs")
     axes.set_title(title)
