@@ -169,18 +169,14 @@ def _what(result: RunResult) -> list[str]:
         )
     clip, noise = (config.get(f"privacy.embedding-{what}", 0) for what in ("clip", "noise"))
     if clip:
+        added = f", and noise of {noise:g} times that was added" if noise else ""
         without = "noise and no clip" if noise else "clip"
         lines.append(
-            "\nIn the run, also where the accuracies below were measured, "
-            f"{_clipped(clip, noise)}. What is here has no {without}, so its answers may differ; it was not measured so."
+            "\nIn the run, also where the accuracies below were measured, each feature was clipped "
+            f"to length {clip:g} before it left the client{added}. What is here has no {without}, "
+            "so its answers may differ; it was not measured so."
         )
     return lines
-
-
-def _clipped(clip: float, noise: float) -> str:
-    """What a client did to a step's features before it sent them."""
-    added = f", and noise of {noise:g} times that was added" if noise else ""
-    return f"each feature was clipped to length {clip:g} before it left the client{added}"
 
 
 def _ask(result: RunResult, family: str) -> str:
