@@ -280,6 +280,26 @@ def test_the_models_license_is_in_the_card_and_its_texts_beside_a_merged_model(
     assert all((tmp_path / "out" / name).read_text() for name in texts)
 
 
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_the_license_of_a_model_that_the_run_had_from_the_hub_is_asked_for_there(
+    form: str,
+    run_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _ = write_run(run_config(), 0.5, 0.75)
+    environment = json.loads((run / "environment.json").read_text())
+    environment["model"]["hub_id"] = "some/model"
+    (run / "environment.json").write_text(json.dumps(environment))
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "README.md").write_text("---\nlicense: llama2\n---\n")
+    monkeypatch.setattr(license, "snapshot_download", lambda name, allow_patterns: str(hub))
+    export(run, form, tmp_path / "out")
+    head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
+    assert "license: llama2" in head and "base_model: some/model" in head
+
+
 def card_of(run: Path, out: Path) -> str:
     export(run, "peft", out)
     return (out / "README.md").read_text()
