@@ -14,6 +14,7 @@ _TRAINING, _ABLATION = "training.json", "ablation.json"
 _INTRODUCTION = """\
 ---
 library_name: transformers
+license: apache-2.0
 tags: [llava, demo]
 ---
 # FedNano's demo model

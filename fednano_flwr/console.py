@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fednano_flwr.scored import scorers
+
 # `fednano run` shows the lines with this mark and keeps the rest in its log.
 MARK = "fednano | "
 
@@ -96,7 +98,7 @@ def closing_table(
         (
             "mean",
             str(sum(last["test_questions_per_client"].values())),
-            *_change(first["accuracy"], last["accuracy"]),
+            *_change(first["accuracy"], last["accuracy"], scorers(first) == scorers(last)),
             _percent(best["accuracy"]),
         )
     )
@@ -114,13 +116,14 @@ def closing_table(
 def kinds_table(first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """Accuracy with and without pictures and by subject: round 0, the last round, the best one."""
     rows = []
+    alike = scorers(first) == scorers(last)
     for kind, now in last["accuracy_by"].items():
         before, top = (record["accuracy_by"].get(kind, {}) for record in (first, best))
         rows.append(
             (
                 kind,
                 str(now["questions"]),
-                *_change(before.get("accuracy"), now["accuracy"]),
+                *_change(before.get("accuracy"), now["accuracy"], alike),
                 _percent(top.get("accuracy")),
             )
         )
@@ -135,8 +138,11 @@ def kinds_table(first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping
     return table("Accuracy by kind of question", columns, rows)
 
 
-def _change(before: float | None, after: float | None) -> tuple[str, str, str]:
-    change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
+def _change(before: float | None, after: float | None, alike: bool = True) -> tuple[str, str, str]:
+    """Both in percent, and the difference where they are of the same questions."""
+    change = "–"
+    if alike and before is not None and after is not None:
+        change = f"{100 * (after - before):+.1f}"
     return _percent(before), _percent(after), change
 
 

@@ -21,13 +21,14 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place `out` when the block ends well.
 
     It lies beside `out` until then, and is removed where the block fails or is interrupted, with
-    the folders above it that had to be made.
+    the folders above it that had to be made. Where `out` is a link, it is the folder linked to.
 
     Raises:
-        OutputError: `out` is there and not empty.
+        OutputError: `out` is there and not empty, or cannot be replaced.
         OSError: writing failed.
     """
     require_free(out)
+    out = out.resolve()
     existing = _nearest(out.parent)
     partial = None
     try:
@@ -47,12 +48,17 @@ def require_free(out: Path) -> None:
     """Refuse a place where something is.
 
     Raises:
-        OutputError: `out` is a file, or a folder that is not empty.
+        OutputError: `out` is a file, or a folder that is not empty, or one that no other can take
+            the place of.
     """
-    if out.is_dir() and any(out.iterdir()):
+    place = out.resolve()
+    if place.is_dir() and any(place.iterdir()):
         raise OutputError(f"{out}: the folder is not empty; give a new one, or empty it")
-    if out.exists() and not out.is_dir():
+    if place.exists() and not place.is_dir():
         raise OutputError(f"{out} is a file; give a folder")
+    if place == Path.cwd() or os.path.ismount(place):
+        what = "the current folder" if place == Path.cwd() else "where a disk is mounted"
+        raise OutputError(f"{out} is {what}; give a new folder in it, such as {out / 'new'}")
 
 
 def require_space(out: Path, needed: int, what: str) -> None:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.command.project import default_config
+from fednano_flwr.config import ConfigError, RunConfig, key_types
 
 ADAPTERS = ("last", "best")
 
@@ -26,12 +27,14 @@ class Run:
         rounds: one object a round, from round 0 (the frozen model) on: the lines of its
             metrics.jsonl.
         environment: versions, hardware, commit.
+        notes: what of the config is not as the run wrote it, in words for people.
     """
 
     path: Path
     config: RunConfig
     rounds: list[dict[str, Any]]
     environment: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def adapters(self, which: str = "last") -> dict[str, Tensor]:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
@@ -74,8 +77,11 @@ def caveats(strategy: str, ranks: str) -> list[str]:
 def load_run(path: str | Path) -> Run:
     """Read a run's folder, finished or not.
 
+    Of a run that another version of this project has made, keys that the config lacks have this
+    version's defaults, and those that are no more are left out; the run's notes name them.
+
     Raises:
-        ConfigError: it is not a run's folder, or was written by a version with other keys.
+        ConfigError: it is not a run's folder, or its config has a value that cannot be used.
     """
     folder = Path(path).expanduser()
     try:
@@ -89,10 +95,35 @@ def load_run(path: str | Path) -> Run:
     if not isinstance(config, dict):
         raise ConfigError(f"the run in {folder} cannot be read: config.json is no object")
     try:
-        parsed = RunConfig.parse(config)
+        known, notes = to_this_version(config)
+        parsed = RunConfig.parse(known)
     except ConfigError as error:
-        raise ConfigError(f"the run in {folder} is of a version with other keys: {error}") from None
-    return Run(folder, parsed, rounds, environment)
+        raise ConfigError(f"the run in {folder} cannot be read: config.json: {error}") from None
+    return Run(folder, parsed, rounds, environment, notes)
+
+
+def to_this_version(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A run config with this version's keys, and what had to be done for it, in words.
+
+    Raises:
+        ConfigError: none of its keys is one, so that it is no run config.
+    """
+    keys = key_types()
+    if not config.keys() & keys.keys():
+        raise ConfigError("it is not that of a run")
+    if config.keys() == keys.keys():
+        return config, ()
+    usual = default_config().flat()
+    missing = {key: usual[key] for key in keys if key not in config}
+    unknown = [key for key in config if key not in keys]
+    notes = []
+    if missing:
+        taken = ", ".join(f"{key} = {json.dumps(value)}" for key, value in missing.items())
+        notes.append(f"Another version made the run; what it lacks has today's default: {taken}.")
+    if unknown:
+        named = ", ".join(unknown)
+        notes.append(f"Another version made the run; keys that are no more are left out: {named}.")
+    return {key: config.get(key, usual[key]) for key in keys}, tuple(notes)
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ environment.json   versions, hardware, commit, which model; of a resumed run als
                    start since
 metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
-adapters/best      those of the round with the best mean accuracy
+adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
 state.json         which rounds these are
 checkpoints/       what a run that was stopped goes on from (checkpoints.py)
 metrics-cut.jsonl  lines of rounds that were done again, or only half written
@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fednano_flwr import checkpoints
+from fednano_flwr import checkpoints, scored
 from fednano_flwr.checkpoints import Checkpoint, CheckpointError, Memory
 from fednano_flwr.command.environment import commit_of
 from fednano_flwr.command.machine import cpus
@@ -105,11 +105,11 @@ class RunFolder:
     def best(self) -> dict[str, Any]:
         """The record of the earliest round with the best mean accuracy.
 
-        Only of rounds that as many clients scored as round 0: others' means are of other questions.
+        Of the rounds that every client scored; where a client is away in each of them, of those
+        that the most clients did (`scored.comparable`). Round 0 is among them only if it is such a
+        round. It depends on the rounds so far alone, so a resumed run has the same.
         """
-        everyone = len(self.rounds[0]["accuracy_per_client"])
-        whole = [r for r in self.rounds if len(r["accuracy_per_client"]) >= everyone]
-        return max(whole, key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
+        return scored.best(self.rounds)
 
     @property
     def finished(self) -> bool:

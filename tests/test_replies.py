@@ -278,5 +278,5 @@ def test_an_error_that_no_check_foresees_is_one_clients_own(
 
 def test_a_subject_in_brackets_is_printed_as_it_is() -> None:
     kinds = {"[/bold]": {"accuracy": 0.5, "questions": 2}}
-    record = {"round": 1, "accuracy_by": kinds}
+    record = {"round": 1, "accuracy_by": kinds, "accuracy_per_client": {}}
     assert "[/bold]" in kinds_table(record, record, record)

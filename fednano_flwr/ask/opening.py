@@ -82,6 +82,8 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
+    for note in found.notes:
+        say(note)
     settings = settings_of(found, config, at_service=service is not None)
     devices = {"edge.device": settings.edge.device}
     if service is None:

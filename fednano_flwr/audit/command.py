@@ -39,7 +39,7 @@ def audit(
         ConfigError, ResourceError, DataError: one cannot be audited here.
     """
     subjects = [
-        from_folder(target) if target.is_dir() else from_file(target, clients, app, cwd)
+        from_folder(target, say) if target.is_dir() else from_file(target, clients, app, cwd)
         for target in targets
     ]
     for subject in subjects:
@@ -64,13 +64,18 @@ def show(results: dict[str, Any], as_json: bool, out: Path | None) -> str:
     return text if as_json else console_table(results["rows"])
 
 
-def from_folder(folder: Path) -> Subject:
+def from_folder(folder: Path, say: Callable[[str], None] = lambda line: None) -> Subject:
     """A run that has been: its config, last adapters, accuracies and number of clients.
 
+    Args:
+        say: takes notices for people.
+
     Raises:
-        ConfigError: the folder is no run's, or one of another version's.
+        ConfigError: the folder is no run's, or its config cannot be used.
     """
     run = load_run(folder)
+    for note in run.notes:
+        say(note)
     records = run.rounds
     if not records:
         raise ConfigError(f"{folder}: metrics.jsonl has no round")

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from fednano_flwr import scored
 from fednano_flwr.console import human_bytes
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.export import snippets
+from fednano_flwr.export.license import UNKNOWN, License
 from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
 from fednano_flwr.results import caveats
 
-UNKNOWN = "unknown"
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
-SECTIONS = ("strategy", "adapter", "dataset", "upload", "privacy")
+SECTIONS = ("strategy", "adapter", "dataset", "upload", "privacy", "bounds")
 SINGLE_KEYS = (
     "edge.dtype",
     "llm.dtype",
@@ -33,27 +34,21 @@ VIDEO = ("llava_onevision", "internvl", "smolvlm", "qwen2_5_vl")
 
 def label(name: str) -> str:
     """A model's or a data set's name without the folders it lies in on one machine."""
+    if name.startswith(("package:", "module:")):
+        return name
+    if re.match(r"[A-Za-z]:[\\/]", name):
+        return PureWindowsPath(name).name
     if name.startswith(("/", "~", ".")) or name.count("/") > 1:
-        return Path(name).name if ":" not in name else name
+        return Path(name).name
     return name
 
 
-def license_of(model: Path | None) -> str:
-    """The license that a model's own card names in its head."""
-    card = model / "README.md" if model else None
-    if card is None or not card.is_file():
-        return UNKNOWN
-    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL)
-    found = re.search(r"^license: *([\w.-]+) *$", head[1], re.MULTILINE) if head else None
-    return found[1] if found else UNKNOWN
-
-
-def adapters_card(result: RunResult, family: str, model: Path | None) -> str:
+def adapters_card(result: RunResult, family: str, license: License) -> str:
     """Card of an exported adapter.
 
     Args:
         family: `model_type` of the model, "" where it is not at hand.
-        model: its folder, where it is.
+        license: of the model.
     """
     base, hub = _base(result)
     code = snippets.LOAD_ADAPTERS.format(
@@ -61,7 +56,7 @@ def adapters_card(result: RunResult, family: str, model: Path | None) -> str:
     )
     return "\n".join(
         [
-            *_head(result, "peft", license_of(model), "base_model:adapter:"),
+            *_head(result, "peft", license, "base_model:adapter:"),
             f"# NanoAdapters for {base}",
             "",
             *_what(result),
@@ -75,12 +70,12 @@ def adapters_card(result: RunResult, family: str, model: Path | None) -> str:
             "`fednano export RUN --format merged` writes a checkpoint that has them in its weights "
             "and needs none of this.",
             "",
-            *_body(result),
+            *_body(result, license),
         ]
     )
 
 
-def merged_card(result: RunResult, family: str, model: Path, merged: Merged) -> str:
+def merged_card(result: RunResult, family: str, license: License, merged: Merged) -> str:
     """Card of a merged model."""
     base, _ = _base(result)
     changed = [f"`{name}`" for name in merged.changed]
@@ -106,7 +101,7 @@ def merged_card(result: RunResult, family: str, model: Path, merged: Merged) -> 
         notes.append("- A video's features pass the same connector; the run trained on no video.")
     return "\n".join(
         [
-            *_head(result, "transformers", license_of(model), "base_model:finetune:"),
+            *_head(result, "transformers", license, "base_model:finetune:"),
             f"# {base} with its NanoAdapters merged",
             "",
             *_what(result),
@@ -118,7 +113,7 @@ def merged_card(result: RunResult, family: str, model: Path, merged: Merged) -> 
             *_code(snippets.LOAD_MERGED + "\n" + _ask(result, family)),
             *notes,
             "",
-            *_body(result),
+            *_body(result, license),
         ]
     )
 
@@ -134,10 +129,10 @@ def _base(result: RunResult) -> tuple[str, bool]:
     return (hub, True) if hub else (label(str(result.config["model.name"])), False)
 
 
-def _head(result: RunResult, library: str, license: str, relation: str) -> list[str]:
+def _head(result: RunResult, library: str, license: License, relation: str) -> list[str]:
     base, hub = _base(result)
     tags = ["fednano", "federated-learning", "image-text-to-text", "lora"]
-    lines = ["---", f"library_name: {library}", f"license: {license}"]
+    lines = ["---", f"library_name: {library}", *license.head]
     if hub:
         lines.append(f"base_model: {base}")
         tags.append(f"{relation}{base}")
@@ -146,7 +141,7 @@ def _head(result: RunResult, library: str, license: str, relation: str) -> list[
 
 def _what(result: RunResult) -> list[str]:
     config, last = result.config, result.rounds[-1]
-    clients = len(result.rounds[0]["accuracy_per_client"])
+    clients = len(scored.clients(result.rounds))
     how = (
         f"the best of rounds 0 to {last['round']} by mean accuracy on the clients' test questions, "
         "the same that are reported below"
@@ -155,21 +150,32 @@ def _what(result: RunResult) -> list[str]:
     )
     data = f"{config['dataset.name']} ({label(str(config['dataset.path']))})"
     lines = [
-        f"Tuned with FedNano (arXiv 2506.14824) by fednano-flwr: {clients} clients, strategy "
+        f"Tuned with FedNano (arXiv 2506.14824) by fednano-flwr: {clients} "
+        f"client{'' if clients == 1 else 's'}, strategy "
         f"`{config['strategy.name']}`, data {data}. This is round {result.round}, {how}. "
         f"Rank {result.adapter_config['r']}, scale s = "
         f"{float(result.adapter_config['lora_alpha']) / int(result.adapter_config['r']):g}, on "
         f"{' and '.join(result.sites)}."
     ]
     said = caveats(str(config["strategy.name"]), str(config.get("adapter.ranks", "")))
-    return [*lines, *(f"\n{caveat}" for caveat in said)]
+    lines += [f"\n{caveat}" for caveat in said]
+    clip, noise = (config.get(f"privacy.embedding-{what}", 0) for what in ("clip", "noise"))
+    if clip:
+        added = f", and noise of {noise:g} times that was added" if noise else ""
+        without = "noise and no clip" if noise else "clip"
+        lines.append(
+            "\nIn the run, also where the accuracies below were measured, each feature was clipped "
+            f"to length {clip:g} before it left the client{added}. What is here has no {without}, "
+            "so its answers may differ; it was not measured so."
+        )
+    return lines
 
 
 def _ask(result: RunResult, family: str) -> str:
     return snippets.ask(family, user_text(EXAMPLE), int(result.config["max-answer-tokens"]))
 
 
-def _body(result: RunResult) -> list[str]:
+def _body(result: RunResult, license: License) -> list[str]:
     model = result.model
     fingerprint = model.get("fingerprint", "not recorded by this run")
     return [
@@ -190,10 +196,11 @@ def _body(result: RunResult) -> list[str]:
         "server can read prompts and much of the pictures from what was.",
         "",
         "## Run",
-        f"Base model: {_base(result)[0]}, fingerprint {fingerprint}.",
+        f"Base model: {_base(result)[0]}, fingerprint {fingerprint}. {license.said}",
         "",
         *_table(["key", "value"], [(f"`{k}`", f"`{v}`") for k, v in _said(result.config)]),
         "",
+        *(line for note in result.notes for line in (note, "")),
         "Versions: "
         + ", ".join(
             f"{name} {version}"
@@ -246,8 +253,9 @@ def _rounds_table(result: RunResult) -> list[str]:
 
 
 def _kinds_table(result: RunResult) -> list[str]:
-    first = result.rounds[0]["accuracy_by"]
     here = next(record for record in result.rounds if record["round"] == result.round)
+    alike = scored.scorers(result.rounds[0]) == scored.scorers(here)
+    first = result.rounds[0]["accuracy_by"] if alike else {}  # else it is of other questions
     rows = [
         (
             kind,

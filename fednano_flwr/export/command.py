@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.console import human_bytes
 
 if TYPE_CHECKING:
+    from fednano_flwr.export.license import License
     from fednano_flwr.export.result import RunResult
     from fednano_flwr.models.checkpoint import Checkpoint
 
@@ -40,11 +42,12 @@ def export(run: Path, form: str, which: str, out: Path, model: str, dtype: str |
 
     require_free(out)
     result = read_run(run, which)
-    return (
+    said = (
         _export_adapters(result, out, model)
         if form == "peft"
         else _export_merged(result, out, model, dtype)
     )
+    return "\n".join([said, *(f"warning: {note}" for note in result.notes)])
 
 
 def _export_adapters(result: RunResult, out: Path, model: str) -> str:
@@ -53,11 +56,11 @@ def _export_adapters(result: RunResult, out: Path, model: str) -> str:
     from fednano_flwr.output import new_folder
 
     checkpoint = _open(result, model) if model else None
+    license = _license(result, checkpoint)
     family = checkpoint.config.model_type if checkpoint else _family(result)
     with new_folder(out) as folder:
         write_adapters(result, folder)
-        place = checkpoint.folder if checkpoint else None
-        (folder / CARD).write_text(adapters_card(result, family, place), encoding="utf-8")
+        (folder / CARD).write_text(adapters_card(result, family, license), encoding="utf-8")
     numbers = sum(value.numel() for value in result.state.values())
     return f"{_said(result)} in {out}\n{numbers:,} parameters in PEFT's layout, float32"
 
@@ -71,6 +74,7 @@ def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) 
     from fednano_flwr.output import new_folder
 
     checkpoint = _open(result, model)
+    license = _license(result, checkpoint)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with new_folder(out) as folder, Progress(*columns, transient=True) as bar:
         task = bar.add_task("writing")
@@ -83,7 +87,9 @@ def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) 
                 task, description=what, completed=done, total=total
             ),
         )
-        card = merged_card(result, checkpoint.config.model_type, checkpoint.folder, merged)
+        for text in license.texts:
+            shutil.copyfile(text, folder / text.name)
+        card = merged_card(result, checkpoint.config.model_type, license, merged)
         (folder / CARD).write_text(card, encoding="utf-8")
     lines = [
         f"{_said(result)}, merged into {checkpoint.name}, in {out}",
@@ -143,6 +149,20 @@ def _family(result: RunResult) -> str:
         return read_config(name, locate(name)[0]).model_type
     except ConfigError:
         return ""
+
+
+def _license(result: RunResult, checkpoint: Checkpoint | None) -> License:
+    """Of the run's model, by its folder where it is on this machine, or by the hub."""
+    from fednano_flwr.export.license import find_license
+    from fednano_flwr.resources import ResourceError, resolve
+
+    if checkpoint is not None:
+        return find_license(checkpoint.folder, result.model.get("hub_id") or checkpoint.hub_id)
+    try:
+        folder = resolve("model.name", str(result.config["model.name"]))
+    except ResourceError:
+        folder = None
+    return find_license(folder, result.model.get("hub_id", ""))
 
 
 def _said(result: RunResult) -> str:

@@ -235,7 +235,7 @@ def _head_beside(embeddings: str) -> str:
 
 def _converted(stored: Stored, dtype: torch.dtype) -> Iterator[Tensor]:
     for piece in stored.pieces():
-        yield piece.to(dtype)
+        yield _rounded(stored, piece, piece, dtype)
 
 
 def _folded(
@@ -243,10 +243,30 @@ def _folded(
 ) -> Iterator[Tensor]:
     for piece in [stored.whole()] if whole else stored.pieces():
         exact = fold(piece)
-        rounded = exact.to(dtype)
+        rounded = _rounded(stored, piece, exact, dtype)
         merged.change += float((exact - piece.to(exact.dtype)).square().sum())
         merged.lost += float((rounded.to(exact.dtype) - exact).square().sum())
         yield rounded
+
+
+def _rounded(stored: Stored, piece: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """`exact` in the dtype that it is written in.
+
+    Args:
+        piece: what the checkpoint has in its place.
+
+    Raises:
+        ConfigError: a number that is finite there would not be.
+    """
+    rounded = exact.to(dtype)
+    if not (rounded.isfinite() | ~piece.isfinite()).all():
+        wider = "bfloat16" if dtype == torch.float16 else "float32"
+        raise ConfigError(
+            f"{stored.key} has numbers that would not be finite as "
+            f"{str(dtype).removeprefix('torch.')}, so nothing is written; --dtype {wider} has a "
+            "wider range"
+        )
+    return rounded
 
 
 def _write_config(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export.fold import LowRank
-from fednano_flwr.results import read_rounds
+from fednano_flwr.results import read_rounds, to_this_version
 
 WHICH = ("best", "last")
 SITES = ("image", "text")
@@ -34,6 +34,7 @@ class RunResult:
         rounds: lines of metrics.jsonl.
         adapter_config: PEFT's.
         state: the adapters' parameters by PEFT's names.
+        notes: what of the config is not as the run wrote it, in words for people.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class RunResult:
     rounds: list[dict[str, Any]]
     adapter_config: dict[str, Any]
     state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -78,9 +80,10 @@ def read_run(folder: Path, which: str) -> RunResult:
         raise ConfigError(f"--which {which}: must be one of {', '.join(WHICH)}")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give that of a run, as runs/NAME")
-    config = _json(folder, "config.json")
-    if "strategy.name" not in config:
+    written = _json(folder, "config.json")
+    if "strategy.name" not in written:
         raise ConfigError(f"{folder}: its config.json is not that of a run")
+    config, notes = to_this_version(written)
     if config["strategy.name"] == "locft":
         raise ConfigError(
             f"{folder}: with strategy locft each client's adapters stay with the client and the "
@@ -98,19 +101,37 @@ def read_run(folder: Path, which: str) -> RunResult:
         raise ConfigError(
             f"{folder}: its metrics.jsonl is empty, so there is no telling what it did"
         )
-    counts = _json(folder, "state.json")
     result = RunResult(
         folder=folder,
         which=which,
-        round=int(counts["best_round" if which == "best" else "round"]),
+        round=_round(folder, which, rounds),
         config=config,
         environment=_json(folder, "environment.json"),
         rounds=rounds,
         adapter_config=_json(place, CONFIG),
         state=state,
+        notes=notes,
     )
     _check(result, place)
     return result
+
+
+def _round(folder: Path, which: str, rounds: list[dict[str, Any]]) -> int:
+    """The round whose adapters these are.
+
+    Raises:
+        ConfigError: the folder does not say it, or lacks the round's results.
+    """
+    key = "best_round" if which == "best" else "round"
+    number = _json(folder, "state.json").get(key)
+    if not isinstance(number, int):
+        raise ConfigError(f"{folder}: its state.json does not say {key}")
+    if number not in [record.get("round") for record in rounds]:
+        raise ConfigError(
+            f"{folder}: round {number} is not in metrics.jsonl, though adapters/{which} are of it; "
+            "its line was lost, so there is no telling how good they are"
+        )
+    return number
 
 
 def _check(result: RunResult, place: Path) -> None:
@@ -122,6 +143,8 @@ def _check(result: RunResult, place: Path) -> None:
         raise ConfigError(f"{place}: {CONFIG} does not describe NanoAdapters (plain LoRA)")
     if not result.state or not result.state.keys() <= known or not result.sites:
         raise ConfigError(f"{place}: {WEIGHTS} holds {sorted(result.state)}, not NanoAdapters")
+    if not all(value.isfinite().all() for value in result.state.values()):
+        raise ConfigError(f"{place}: the adapters of round {result.round} are not finite numbers")
     if all(adapter.changes_nothing for adapter in result.sites.values()):
         remark = ""
         if result.which == "best" and result.round == 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,12 +26,17 @@ from fednano_flwr.results import Run
 PAGE, FIGURES, FOLDER = "report.html", "figures", "report"
 
 
-def report(paths: Sequence[Path], out: Path | None) -> list[Path]:
+def report(
+    paths: Sequence[Path], out: Path | None, say: Callable[[str], None] = lambda line: None
+) -> list[Path]:
     """Write the pages and return their files, the comparison's last.
 
     One run's report goes to `out`, else to the folder `report` in the run's. With several, `out`
     holds the comparison and a folder for each run; without it, each run has its report in its own
     folder, and the comparison goes to the folder `report` beside them.
+
+    Args:
+        say: takes notices for people.
 
     Raises:
         ConfigError: one of the paths is no run's folder or cannot be read, or it is not clear where
@@ -39,6 +44,9 @@ def report(paths: Sequence[Path], out: Path | None) -> list[Path]:
         OSError: writing failed.
     """
     runs = [facts.read_run(path) for path in _distinct(paths)]
+    for run in runs:
+        for note in run.notes:
+            say(f"{run.path}: {note}")
     folders = _folders(runs, out)
     together = _together(runs, out) if len(runs) > 1 else None
     for folder in (*folders.values(), *([together] if together else [])):

@@ -12,13 +12,14 @@ from fednano_flwr.compare.statistics import Spread, spread
 from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 
+FINGERPRINT = "model.fingerprint"
 MOST_LETTERS = 48
 """Of a group's label."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config and number of clients, one a seed.
+    """Runs of one config, model and number of clients, one a seed.
 
     Attributes:
         label: what tells it from the other groups.
@@ -36,22 +37,23 @@ class Group:
 
     @property
     def last(self) -> int:
-        """The last round that all clients of all its runs have scored."""
+        """The last round that all clients of all its runs have scored; 0 where there is none."""
         scored = [{r["round"] for r in facts.whole(run)} for run in self.runs]
-        return max(set.intersection(*scored))
+        return max(set.intersection(*scored), default=0)
 
     def accuracy(self, number: int) -> Spread:
         """In a round, in percent, over the seeds."""
         return spread(self.values(number))
 
     def values(self, number: int) -> list[float]:
-        """Mean accuracy of each run in a round, in percent; without runs that lack it."""
-        return [
+        """Mean accuracy of each run in a round, in percent; empty where one of them lacks it."""
+        found = [
             100 * record["accuracy"]
             for run in self.runs
             for record in facts.whole(run)
             if record["round"] == number and record["accuracy"] is not None
         ]
+        return found if len(found) == len(self.runs) else []
 
     def a_round(self, *keys: str) -> float | None:
         """Mean over all rounds of training of the sum of these figures."""
@@ -62,13 +64,15 @@ class Group:
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
     """Groups in the order of their first runs, and the runs that repeat a seed of a group.
 
-    Of runs with one config and seed, the one with the most rounds counts: they are no sample of
-    seeds.
+    A config says where the model lies, its fingerprint what lay there; a run of a version that did
+    not record the latter is in no group with one that did. Of runs with one config, model and seed,
+    the one with the most rounds counts: they are no sample of seeds.
     """
-    by_key: dict[str, dict[int, Run]] = {}
+    by_key: dict[tuple[str, str], dict[int, Run]] = {}
     repeated = []
     for run in runs:
-        seeds = by_key.setdefault(digest_of(run.config, len(facts.clients(run))), {})
+        key = digest_of(run.config, len(facts.clients(run))), _fingerprint(run)
+        seeds = by_key.setdefault(key, {})
         other = seeds.setdefault(run.config.seed, run)
         if other is not run:
             shorter, longer = sorted((run, other), key=lambda one: len(one.rounds))
@@ -83,8 +87,16 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
 
 
 def differing(members: Sequence[Sequence[Run]]) -> dict[str, list[Any]]:
-    """Keys of the run config that differ between groups, with a value a group; clients too."""
-    flats = [{"clients": len(facts.clients(runs[0])), **runs[0].config.flat()} for runs in members]
+    """Keys of the run config that differ between groups, with a value a group; number of clients
+    and the model's fingerprint too."""
+    flats = [
+        {
+            "clients": len(facts.clients(runs[0])),
+            FINGERPRINT: _fingerprint(runs[0]),
+            **runs[0].config.flat(),
+        }
+        for runs in members
+    ]
     return {
         key: [flat[key] for flat in flats]
         for key in flats[0]
@@ -99,16 +111,38 @@ def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
     """
     keys = differing(members)
     names = [runs[0].config.strategy.name for runs in members]
-    others = [key for key in keys if key != "strategy.name"]
+    said = {"strategy.name"} | ({FINGERPRINT} if "model.name" in keys else set())
+    others = [key for key in keys if key not in said]
     if len(set(names)) == len(names):
         return names
     labels = [
         f"{name}, " + ", ".join(f"{key} = {_shown(keys[key][place])}" for key in others)
         for place, name in enumerate(names)
     ]
-    if max(map(len, labels)) <= MOST_LETTERS:
+    if max(map(len, labels)) <= MOST_LETTERS and len(set(labels)) == len(labels):
         return labels
     return [f"{name}, group {number}" for number, name in enumerate(names, start=1)]
+
+
+def _fingerprint(run: Run) -> str:
+    """Of the run's model."""
+    return str((run.environment.get("model") or {}).get("fingerprint", "not recorded"))
+
+
+def _questions(run: Run) -> int | None:
+    """How many the clients have together, of those that do not depend on the seed; None where not
+    all clients have said. Cut from training questions, tests are rounded client by client."""
+    kinds = ("train", "test") if run.config.dataset.test_fraction else ("test",)
+    counted = [facts.questions(run, kind) for kind in kinds]
+    if any(list(of_kind) != facts.clients(run) for of_kind in counted):
+        return None
+    return sum(sum(of_kind.values()) for of_kind in counted)
+
+
+def _starts(run: Run) -> list[dict[str, Any]]:
+    """Environments in which the run began and went on."""
+    resumed = run.environment.get("resumed", [])
+    return [run.environment, *(start for start in resumed if isinstance(start, dict))]
 
 
 def _shown(value: Any) -> str:
@@ -125,7 +159,7 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
             f"The groups answer different questions ({', '.join(data)} differ), so their "
             "accuracies are not of the same thing."
         )
-    if "model.name" in keys:
+    if FINGERPRINT in keys or "model.name" in keys:
         found.append("The groups start from different models: compare changes since round 0.")
     alone = [one.label for one in groups if len(one.runs) < 2]
     if alone:
@@ -135,6 +169,18 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
         )
     if len({tuple(one.seeds) for one in groups}) > 1:
         found.append("The groups have different seeds; a seed also draws who has which questions.")
+    for one in groups:
+        totals = {total for run in one.runs if (total := _questions(run)) is not None}
+        if len(totals) > 1:
+            found.append(
+                f"The runs of {one.label} have {' and '.join(map(str, sorted(totals)))} questions "
+                "in all, which a seed does not change: the data set was not the same."
+            )
+    if unlike := [one.label for one in groups if one.last and not one.values(0)]:
+        found.append(
+            f"Not all clients scored round 0, so that there is no change since it: "
+            f"{'; '.join(unlike)}."
+        )
     if len({one.last for one in groups}) > 1:
         found.append("The groups are compared after different numbers of rounds.")
     runs = [run for one in groups for run in one.runs]
@@ -147,9 +193,10 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
     if repeated:
         names = ", ".join(run.path.name for run in repeated)
         found.append(f"Left out, since another run has the same config and seed: {names}.")
-    if len({str(run.environment.get("packages")) for run in runs}) > 1:
+    starts = [start for run in runs for start in _starts(run)]
+    if len({str(start.get("packages")) for start in starts}) > 1:
         found.append("The runs were done with different versions of packages.")
-    if len({str(run.environment.get("commit")) for run in runs}) > 1:
+    if len({str(start.get("commit")) for start in starts}) > 1:
         found.append("The runs were done from different commits of the code.")
     if failed := sum(len(facts.failures(run)) for run in runs):
         found.append(f"Failures of clients: {failed}; each run's report names them.")

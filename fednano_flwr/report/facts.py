@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr import scored
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.results import Run, load_run
-
-Record = dict[str, Any]
+from fednano_flwr.scored import Record
 
 NEEDED: dict[str, type | tuple[type, ...]] = {
     "round": int,
@@ -90,6 +90,7 @@ def read_run(path: Path) -> Run:
         config=RunConfig.parse(_printable(run.config.flat())),
         rounds=_printable(run.rounds),
         environment=_printable(run.environment),
+        notes=tuple(map(_printable, run.notes)),
     )
     if not isinstance(run.environment, dict):
         raise ConfigError(f"{path}: environment.json is no object")
@@ -146,24 +147,30 @@ def _printable(value: Any) -> Any:
 
 def clients(run: Run) -> list[str]:
     """All partitions that have trained or been scored in any round, in their order."""
-    seen = {
-        client
-        for record in run.rounds
-        for key in ("accuracy_per_client", "train_loss_per_client")
-        for client in record[key]
-    }
-    return sorted(seen, key=lambda client: (len(client), client))
+    return scored.clients(run.rounds)
 
 
 def whole(run: Run) -> list[Record]:
-    """The rounds that as many clients scored as round 0: others' means are of other questions."""
-    everyone = len(run.rounds[0]["accuracy_per_client"])
-    return [r for r in run.rounds if len(r["accuracy_per_client"]) >= everyone]
+    """The rounds whose means are compared: all clients scored them, or as many as ever did."""
+    return scored.comparable(run.rounds)
+
+
+def frozen(run: Run) -> Record | None:
+    """Round 0, if its means are of the same questions as those of the other whole rounds."""
+    first = run.rounds[0]
+    return first if first in whole(run) else None
+
+
+def never_whole(run: Run) -> list[str]:
+    """Clients that whole rounds lack: those scored at some time, but never with all the others."""
+    everyone = set().union(*map(scored.scorers, run.rounds))
+    lacking = everyone - scored.scorers(whole(run)[0])
+    return [client for client in clients(run) if client in lacking]
 
 
 def best(run: Run) -> Record:
-    """The earliest of these rounds with the best mean accuracy."""
-    return max(whole(run), key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
+    """The earliest of the whole rounds with the best mean accuracy."""
+    return scored.best(run.rounds)
 
 
 def rounds_done(run: Run) -> int:

@@ -82,17 +82,18 @@ def for_page(shown: Shown, svgs: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
     """The three numbers that a reader looks for first."""
-    last, top = facts.whole(run)[-1], facts.best(run)
+    first, last, top = facts.frozen(run), facts.whole(run)[-1], facts.best(run)
+    by = "the most" if facts.never_whole(run) else "all"
     return [
-        ("round 0 (frozen model)", facts.percent(run.rounds[0]["accuracy"])),
-        (f"last scored by all (round {last['round']})", facts.percent(last["accuracy"])),
+        ("round 0 (frozen model)", facts.percent(first["accuracy"] if first else None)),
+        (f"last scored by {by} (round {last['round']})", facts.percent(last["accuracy"])),
         (f"best (round {top['round']})", facts.percent(top["accuracy"])),
     ]
 
 
 def _notes(run: Run) -> list[str]:
     """What a reader must not miss."""
-    notes = []
+    notes = list(run.notes)
     asked, done = run.config.num_server_rounds, facts.rounds_done(run)
     if not facts.complete(run):
         notes.append(f"The run is not complete: {done} of {asked} rounds are there.")
@@ -107,6 +108,16 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"Not all clients scored {partial} of the rounds; their means are of other questions "
             "and are left out of mean, last and best."
+        )
+    if facts.frozen(run) is None:
+        notes.append(
+            "Round 0 is one of these rounds: there is no mean of the frozen model to compare with. "
+            "Changes of single clients are in Accuracy by client."
+        )
+    if lacking := facts.never_whole(run):
+        notes.append(
+            "No round was scored by all clients: means are of the largest set that scored one, "
+            f"without client {', '.join(lacking)}."
         )
     return notes
 
@@ -133,6 +144,7 @@ def _headline(run: Run) -> list[tuple[str, str]]:
 def _by_client(run: Run) -> list[tuple[str, ...]]:
     """A row a client, and the mean."""
     first, last, top = run.rounds[0], facts.whole(run)[-1], facts.best(run)
+    frozen = facts.frozen(run)
     asked = facts.questions(run, "test")
     rows = [
         (
@@ -143,7 +155,7 @@ def _by_client(run: Run) -> list[tuple[str, ...]]:
         )
         for client in facts.clients(run)
     ]
-    mean = _from_to(first["accuracy"], last["accuracy"])
+    mean = _from_to(frozen["accuracy"] if frozen else None, last["accuracy"])
     return [*rows, ("mean", str(sum(asked.values())), *mean, facts.percent(top["accuracy"]))]
 
 
@@ -153,11 +165,14 @@ def _from_to(before: float | None, after: float | None) -> tuple[str, str, str]:
 
 
 def _environment(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as `outer, inner`."""
+    """Nested values as `outer: inner`; of several starts each with its number."""
     rows: list[tuple[str, str]] = []
     for key, value in found.items():
         if isinstance(value, dict):
             rows += _environment(value, f"{prefix}{key}: ")
+        elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            for number, one in enumerate(value, start=1):
+                rows += _environment(one, f"{prefix}{key} {number}: ")
         else:
             rows.append((f"{prefix}{key}", _shown(value)))
     return rows

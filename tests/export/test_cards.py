@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import PeftModel
 from tokenizers import AddedToken
 from torch import Tensor
@@ -24,7 +27,9 @@ from fednano_flwr.edge.adapters import AdapterSites
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import last_positions, load_encoder
-from fednano_flwr.export.card import EXAMPLE, label, license_of
+from fednano_flwr.export import license
+from fednano_flwr.export.card import EXAMPLE, label
+from fednano_flwr.export.license import find_license
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
@@ -190,12 +195,163 @@ def test_a_card_tells_of_data_rounds_and_traffic_and_of_no_place_on_this_machine
     assert Checkpoint(flat["model.name"]).fingerprint in card
 
 
-def test_a_models_own_license_is_named_and_none_is_made_up(tmp_path: Path) -> None:
-    assert license_of(tmp_path) == "unknown"
-    (tmp_path / "README.md").write_text("license: mit\n")
-    assert license_of(tmp_path) == "unknown"
-    (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: apache-2.0\n---\ntext\n")
-    assert license_of(tmp_path) == "apache-2.0"
+APACHE = "\n      Apache License\n    Version 2.0, January 2004\n"
+NO_LICENSE = "license: unknown"
+
+
+@pytest.mark.parametrize(
+    ("files", "head"),
+    [
+        ({}, NO_LICENSE),
+        ({"README.md": "license: mit\n"}, NO_LICENSE),
+        ({"README.md": "---\ntags: [a]\nlicense: apache-2.0\n---\ntext\n"}, "license: apache-2.0"),
+        ({"README.md": "---\r\nlicense: 'mit'\r\n---\r\n"}, "license: mit"),
+        ({"LICENSE": APACHE}, "license: apache-2.0"),
+        ({"LICENSE.txt": "MIT License\n\nPermission is"}, "license: mit"),
+        ({"LICENSE": "Ask us."}, "license: other"),
+        ({"NOTICE": APACHE}, NO_LICENSE),
+        ({"README.md": "---\nlicense: gemma\n---\n", "LICENSE": APACHE}, "license: gemma"),
+    ],
+)
+def test_a_models_own_license_is_named_and_none_is_made_up(
+    files: dict[str, str], head: str, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, newline="")
+    found = find_license(tmp_path, "")
+    assert found.head == (head,)
+    assert ("not known" in found.said) == (head == NO_LICENSE)
+
+
+def test_a_license_of_its_own_name_keeps_name_and_link(tmp_path: Path) -> None:
+    lines = "license: other\nlicense_name: my: own\nlicense_link: https://example.org/a"
+    (tmp_path / "README.md").write_text(f"---\n{lines}\n---\n")
+    assert yaml.safe_load("\n".join(find_license(tmp_path, "").head)) == {
+        "license": "other",
+        "license_name": "my: own",
+        "license_link": "https://example.org/a",
+    }
+
+
+def test_a_hub_models_card_is_fetched_where_its_folder_here_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name != "some/model":
+            raise LocalEntryNotFoundError("no connection")
+        (tmp_path / "hub").mkdir()
+        (tmp_path / "hub" / "README.md").write_text("---\nlicense: llama2\n---\n")
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(license, "snapshot_download", snapshot)
+    found = find_license(tmp_path / "here", "some/model")
+    assert found.head == ("license: llama2",)
+    assert asked == [("some/model", ["README.md", "LICENSE*", "NOTICE*"])]
+    offline = find_license(tmp_path / "here", "other/model")
+    assert offline.head == (NO_LICENSE,) and "not known" in offline.said
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "LICENSE").write_text(APACHE)
+    assert find_license(tmp_path / "here", "other/model").head == ("license: apache-2.0",)
+    assert len(asked) == 2  # a folder that says it is enough
+
+
+def test_the_demos_model_says_its_license() -> None:
+    assert find_license(Checkpoint(DEMO).folder, "").head == ("license: apache-2.0",)
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_the_models_license_is_in_the_card_and_its_texts_beside_a_merged_model(
+    form: str, run_config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / "LICENSE").write_text(APACHE)
+    (model / "NOTICE.txt").write_text("by somebody")
+    run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
+    export(run, form, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: apache-2.0" in card.split("---\n")[1]
+    assert "Its license, by its file LICENSE: apache-2.0." in card
+    texts = {"LICENSE", "NOTICE.txt"} if form == "merged" else set()
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names & {"LICENSE", "NOTICE.txt"} == texts
+    assert all((tmp_path / "out" / name).read_text() for name in texts)
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_the_license_of_a_model_that_the_run_had_from_the_hub_is_asked_for_there(
+    form: str,
+    run_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, _ = write_run(run_config(), 0.5, 0.75)
+    environment = json.loads((run / "environment.json").read_text())
+    environment["model"]["hub_id"] = "some/model"
+    (run / "environment.json").write_text(json.dumps(environment))
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "README.md").write_text("---\nlicense: llama2\n---\n")
+    monkeypatch.setattr(license, "snapshot_download", lambda name, allow_patterns: str(hub))
+    export(run, form, tmp_path / "out")
+    head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
+    assert "license: llama2" in head and "base_model: some/model" in head
+
+
+def card_of(run: Path, out: Path) -> str:
+    export(run, "peft", out)
+    return (out / "README.md").read_text()
+
+
+def with_rounds(run: Path, *changes: dict[str, Any]) -> None:
+    """Change the run's records."""
+    file = run / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = [record | change for record, change in zip(records, changes, strict=True)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in changed))
+
+
+def test_a_card_counts_the_clients_of_all_rounds(
+    run_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run, _ = write_run(run_config(), 0.5, 0.75)
+    one, two = ({"accuracy_per_client": dict.fromkeys(names, 0.5)} for names in ("0", "01"))
+    with_rounds(run, one, two)
+    card = card_of(run, tmp_path / "two")
+    assert " by fednano-flwr: 2 clients, strategy" in card
+    assert "| all | 24 | – | 75.0% |" in card  # round 0 was of other questions
+    with_rounds(run, one, one)
+    card = card_of(run, tmp_path / "one")
+    assert " by fednano-flwr: 1 client, strategy" in card
+    assert "| all | 24 | 50.0% | 75.0% |" in card
+
+
+def test_a_card_says_that_what_it_is_with_was_measured_with_noise(
+    run_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    keys = {"exchange__kind": "embeddings", "privacy__embedding_clip": 2.5}
+    clipped, _ = write_run(run_config(run__name="clipped", **keys), 0.5, 0.75)
+    card = card_of(clipped, tmp_path / "clipped")
+    assert "each feature was clipped to length 2.5 before it left the client. What is here" in card
+    assert "has no clip, so its answers may differ" in card
+    keys["privacy__embedding_noise"] = 0.5
+    noisy, _ = write_run(run_config(run__name="noisy", **keys), 0.5, 0.75)
+    card = card_of(noisy, tmp_path / "noisy")
+    assert "and noise of 0.5 times that was added. What is here has no noise and no clip" in card
+    plain, _ = write_run(run_config(run__name="plain"), 0.5, 0.75)
+    assert "clipped" not in card_of(plain, tmp_path / "plain")
+
+
+def test_a_cards_config_has_the_bounds_on_updates(
+    run_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    flat = run_config()
+    run, _ = write_run(flat, 0.5, 0.75)
+    card = card_of(run, tmp_path / "out")
+    bounds = [key for key in flat if key.startswith("bounds.")]
+    assert bounds and all(f"| `{key}` |" in card for key in bounds)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +361,12 @@ def test_a_models_own_license_is_named_and_none_is_made_up(tmp_path: Path) -> No
         ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
         ("package:fednano_demo/model", "package:fednano_demo/model"),
         ("scienceqa", "scienceqa"),
+        ("module:fednano_demo.generate/a/b", "module:fednano_demo.generate/a/b"),
+        ("/home/alice/a:b", "a:b"),
+        ("C:/Users/alice/data", "data"),
+        ("C:\\Users\\alice\\data", "data"),
+        ("C:/data", "data"),
+        ("data/alice/a:b", "a:b"),
     ],
 )
 def test_a_name_is_said_without_the_folders_it_lies_in(name: str, said: str) -> None:

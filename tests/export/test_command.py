@@ -77,6 +77,14 @@ def broken(run: Path, what: str) -> Path:
         (run / "config.json").write_text(json.dumps(config))
     elif what == "metrics":
         (run / "metrics.jsonl").write_text('{"round": 0\n')
+    elif what == "lost rounds":
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text(lines[0])
+    elif what == "state":
+        (run / "state.json").write_text("{}")
+    elif what == "not a number":
+        file = run / "adapters" / "best" / "adapter_model.safetensors"
+        save_file({key: value / 0 for key, value in load_file(file).items()}, file)
     return run
 
 
@@ -90,6 +98,9 @@ def broken(run: Path, what: str) -> Path:
         ("other adapters", "not NanoAdapters"),
         ("locft", "each client's adapters stay with the client"),
         ("metrics", "the run cannot be read"),
+        ("lost rounds", "round 1 is not in metrics.jsonl, though adapters/best are of it"),
+        ("state", "its state.json does not say best_round"),
+        ("not a number", "the adapters of round 1 are not finite numbers"),
     ],
 )
 def test_a_folder_that_is_no_whole_run_is_refused(
@@ -231,6 +242,70 @@ def test_weights_are_stored_as_asked_for(run: Path, tiny_model: Path, tmp_path: 
             assert torch.equal(new, fold_rows(old, LowRank(a, b, 32 / 4)).bfloat16())
         elif "linear_2" not in name:
             assert torch.equal(new, old.bfloat16())
+
+
+def scaled(model: Path, name: str, factor: float) -> None:
+    """Make a tensor of a checkpoint larger."""
+    checkpoint = Checkpoint(str(model))
+    file, key = checkpoint.files[name]
+    state = load_file(model / file)
+    state[key] *= factor
+    save_file(state, model / file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", [EMBEDDINGS, "multi_modal_projector.linear_1.weight"])
+def test_a_dtype_that_numbers_do_not_fit_into_is_refused(
+    name: str, run_config: Config, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    scaled(model, name, 1e7)
+    run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
+    says = (
+        f"{Checkpoint(str(model)).files[name][1]} has numbers that would not be finite as float16"
+    )
+    half = export(run, tmp_path / "out", "--dtype", "float16")
+    refused(half, says, tmp_path / "out")
+    assert "--dtype bfloat16" in half.stderr
+    assert export(run, tmp_path / "out", "--dtype", "bfloat16").exit_code == 0
+
+
+def test_what_was_not_finite_before_is_copied_as_it_is(
+    run_config: Config, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    name = "multi_modal_projector.linear_1.bias"
+    scaled(model, name, float("inf"))
+    run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
+    result = export(run, tmp_path / "out", "--dtype", "float16")
+    assert result.exit_code == 0, result.output
+    ((_, written),) = Checkpoint(str(tmp_path / "out")).read([name])
+    assert not written.isfinite().any()
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_the_current_folder_is_refused_before_the_work(
+    form: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = export(run.resolve(), Path("."), form=form)
+    assert result.exit_code == 2 and "is the current folder" in result.stderr
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_run_of_another_version_is_exported_and_its_keys_are_named(
+    run: Path, tmp_path: Path
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    del config["max-answer-tokens"]
+    (run / "config.json").write_text(json.dumps(config | {"batch-length": 3}))
+    result = export(run, tmp_path / "out", form="peft")
+    assert result.exit_code == 0, result.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (" ".join(result.output.split()), card):
+        assert "what it lacks has today's default: max-answer-tokens = " in text
+        assert "keys that are no more are left out: batch-length." in text
+    assert "| `batch-length`" not in card
 
 
 @pytest.mark.parametrize("sites", ["image", "text"])

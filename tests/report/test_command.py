@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -12,7 +14,9 @@ from typer.testing import CliRunner
 from fednano_flwr.cli import cli
 from fednano_flwr.report.command import _folders
 from tests.report.conftest import Reports
-from tests.report.made_up import a_run
+from tests.report.made_up import a_record, a_run, write
+
+EVIL_KEY = "<b>batch-length</b>"
 
 
 def fednano(*arguments: object) -> tuple[int, str]:
@@ -128,15 +132,85 @@ def test_a_folder_that_is_no_run_is_refused_before_anything_is_written(tmp_path:
     assert not (run.path / "report").exists()
 
 
-def test_a_run_of_a_version_with_other_keys_is_named(tmp_path: Path) -> None:
+def test_a_run_of_another_version_is_read_and_the_keys_are_named(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4, batch_size=8)
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace('"batch-size"', f'"{EVIL_KEY}"'))
+    code, said = fednano(run.path)
+    assert code == 0
+    text = (run.path / "report" / "report.html").read_text()
+    notices = text[: text.index("<dl>")]
+    for shown in (" ".join(said.split()), " ".join(notices.split())):
+        assert "what it lacks has today's default: batch-size = 16." in html.unescape(shown)
+        assert f"keys that are no more are left out: {EVIL_KEY}." in html.unescape(shown)
+    assert EVIL_KEY not in text
+
+
+def test_a_value_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", 0.4)
     file = run.path / "config.json"
-    file.write_text(file.read_text().replace('"batch-size"', '"batch-length"'))
+    file.write_text(file.read_text().replace('"batch-size": 16', '"batch-size": "many"'))
     code, said = fednano(run.path)
     assert code == 2
-    assert (
-        f"the run in {run.path} is of a version with other keys: unknown key batch-length" in said
-    )
+    assert f"the run in {run.path} cannot be read: config.json: batch-size" in said
+
+
+def test_a_config_without_one_known_key_is_no_runs(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", 0.4)
+    (run.path / "config.json").write_text('{"model_type": "llava"}')
+    code, said = fednano(run.path)
+    assert code == 2 and "it is not that of a run" in said
+
+
+def page_of(folder: Path, *accuracies: dict[str, float], **changes: Any) -> str:
+    """The report's text, of rounds in which these clients were scored so."""
+    records = [
+        a_record(k, sum(found.values()) / len(found), accuracy_per_client=found)
+        for k, found in enumerate(accuracies)
+    ]
+    assert fednano(write(folder, records, **changes))[0] == 0
+    return (folder / "report" / "report.html").read_text()
+
+
+def test_a_round_0_that_a_client_missed_is_compared_client_by_client_alone(tmp_path: Path) -> None:
+    both = [{"0": 0.6, "1": 0.8}, {"0": 0.7, "1": 0.9}]
+    text = page_of(tmp_path / "run", {"0": 0.5}, *both)
+    assert re.findall(r"<li>(.*?) <b>(.*?)</b>", text) == [
+        ("round 0 (frozen model)", "–"),
+        ("last scored by all (round 2)", "80.0 %"),
+        ("best (round 2)", "80.0 %"),
+    ]
+    assert "there is no mean of the frozen model to compare with" in text
+    assert cells(text, "client 0")[1:4] == ["50.0 %", "70.0 %", "+20.0"]
+    assert cells(text, "client 1")[1:4] == ["–", "90.0 %", "–"]
+    assert cells(text, "mean")[1:4] == ["–", "80.0 %", "–"]
+    assert "frozen model, mean" not in text
+    assert "70.0 % in round 1, 80.0 % in round 2" in text
+
+
+def test_rounds_of_different_single_clients_are_not_compared(tmp_path: Path) -> None:
+    text = page_of(tmp_path / "run", {"0": 0.5}, {"1": 0.9})
+    assert "No round was scored by all clients" in text and "without client 1." in text
+    assert cells(text, "mean")[1:4] == ["50.0 %", "50.0 %", "+0.0"]
+    assert "last scored by the most (round 0)" in text
+
+
+def test_starts_of_a_resumed_run_are_rows(tmp_path: Path) -> None:
+    again = {"after_round": 1, "packages": {"torch": "2.1"}, "started": "2026-01-03"}
+    environment = {"packages": {"torch": "2"}, "resumed": [again, {"after_round": 2}]}
+    run = write(tmp_path / "run", [a_record(0, 0.4)], environment)
+    assert fednano(run)[0] == 0
+    text = (run / "report" / "report.html").read_text()
+    assert cells(text, "resumed 1: packages: torch") == ["2.1"]
+    assert cells(text, "resumed 2: after_round") == ["2"]
+    assert "after_round&#34;" not in text
+
+
+def cells(text: str, first: str) -> list[str]:
+    """A row's cells after the first."""
+    row = re.search(rf'<th scope="row">{re.escape(first)}</th>(.*?)</tr>', text)
+    assert row is not None, first
+    return re.findall(r">([^<]+)</td>", row[1])
 
 
 def test_where_to_write_has_to_be_clear(tmp_path: Path) -> None:

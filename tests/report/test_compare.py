@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fednano_flwr.report import compare
 from fednano_flwr.report.canvas import Picture
+from fednano_flwr.report.comparison_page import COLUMNS, _row
+from fednano_flwr.report.facts import read_run
 from fednano_flwr.report.figures.side_by_side import curves, ends
-from tests.report.made_up import a_run
+from fednano_flwr.results import Run
+from tests.report.made_up import a_record, a_run, write
+
+ONE_START = {"packages": {"torch": "2"}, "commit": "b"}
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
@@ -68,6 +74,93 @@ def test_other_data_and_other_seeds_are_said(tmp_path: Path) -> None:
         "fedavg-exact, dataset.alpha = 0.1",
         "fedavg-exact, dataset.alpha = 1",
     ]
+
+
+def with_model(folder: Path, fingerprint: str, seed: int, **config: Any) -> Run:
+    """A run whose model had this fingerprint."""
+    records = [a_record(0, 0.4), a_record(1, 0.5)]
+    environment = {"model": {"fingerprint": fingerprint}}
+    return read_run(write(folder, records, environment, seed=seed, **config))
+
+
+def test_runs_of_other_models_at_the_same_place_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    runs = [with_model(tmp_path / str(k), f"{k % 2}abc", k) for k in range(4)]
+    groups, repeated = compare.group(runs)
+    assert [group.seeds for group in groups] == [[0, 2], [1, 3]]
+    assert [group.label for group in groups] == [
+        "fedavg-exact, model.fingerprint = 0abc",
+        "fedavg-exact, model.fingerprint = 1abc",
+    ]
+    assert "different models" in " ".join(compare.notes(groups, repeated))
+
+
+def test_models_at_other_places_are_told_apart_by_these(tmp_path: Path) -> None:
+    runs = [with_model(tmp_path / name, name, 0, model__name=name) for name in ("a", "b")]
+    groups, _ = compare.group(runs)
+    assert [group.label for group in groups] == [
+        "fedavg-exact, model.name = a",
+        "fedavg-exact, model.name = b",
+    ]
+
+
+def test_a_number_of_questions_that_no_seed_explains_is_said(tmp_path: Path) -> None:
+    def noted(place: str, fraction: float, moved: dict[str, int], cut: dict[str, int]) -> bool:
+        usual = {"0": 50, "1": 55, "2": 60}
+        runs = []
+        for seed, (test, train) in enumerate(((usual, usual), (usual | moved, usual | cut))):
+            counts = {"test_questions_per_client": test, "train_questions_per_client": train}
+            records = [a_record(0, 0.4, **counts), a_record(1, 0.5, **counts)]
+            changes = {"seed": seed, "dataset__test_fraction": fraction}
+            runs.append(read_run(write(tmp_path / place / str(seed), records, **changes)))
+        groups, repeated = compare.group(runs)
+        assert len(groups) == 1
+        return any("the data set was not the same" in n for n in compare.notes(groups, repeated))
+
+    assert noted("more", 0.0, {"0": 51}, {})
+    assert not noted("dealt otherwise", 0.0, {"0": 51, "1": 54}, {"0": 1})
+    assert not noted("cut otherwise", 0.2, {"0": 51}, {"0": 49})
+    assert noted("cut from more", 0.2, {"0": 51}, {})
+
+
+def test_versions_of_resumed_starts_count(tmp_path: Path) -> None:
+    def said(place: str, environment: dict[str, Any]) -> str:
+        runs = [
+            read_run(write(tmp_path / place / str(seed), [a_record(0, 0.4)], found, seed=seed))
+            for seed, found in enumerate((ONE_START, environment))
+        ]
+        return " ".join(compare.notes(*compare.group(runs)))
+
+    assert "different" not in said("same", ONE_START | {"resumed": [ONE_START]})
+    other = ONE_START | {"packages": {"torch": "3"}, "commit": "c"}
+    told = said("other", ONE_START | {"resumed": [other]})
+    assert "different versions of packages" in told and "different commits" in told
+
+
+def test_a_group_whose_round_0_lacks_a_client_has_no_change(tmp_path: Path) -> None:
+    few = {"accuracy_per_client": {"0": 0.9}}
+    lacking = [a_record(0, 0.9, **few), a_record(1, 0.5)]
+    runs = [
+        a_run(tmp_path / "a", 0.4, 0.6, seed=0),
+        read_run(write(tmp_path / "b", lacking, seed=1)),
+    ]
+    groups, repeated = compare.group(runs)
+    (group,) = groups
+    assert group.last == 1 and group.values(0) == []
+    assert group.values(1) == pytest.approx([60, 50])
+    row = dict(zip(COLUMNS, _row(group), strict=True))
+    assert row["round 0, %"] == row["change, points"] == "–"
+    assert "Not all clients scored round 0" in " ".join(compare.notes(groups, repeated))
+
+
+def test_runs_without_a_round_in_common_are_not_averaged(tmp_path: Path) -> None:
+    few = {"accuracy_per_client": {"0": 0.9}}
+    late = [a_record(0, 0.9, **few), a_record(1, 0.5)]
+    runs = [
+        a_run(tmp_path / "a", 0.4, seed=0, num_server_rounds=1),
+        read_run(write(tmp_path / "b", late, seed=1)),
+    ]
+    ((group,), _) = compare.group(runs)
+    assert group.last == 0 and group.values(0) == []
 
 
 def test_curves_have_a_band_only_where_there_are_several_seeds(tmp_path: Path) -> None:

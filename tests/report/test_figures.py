@@ -67,6 +67,15 @@ def test_a_round_that_not_all_clients_scored_is_not_in_the_mean(tmp_path: Path) 
     assert "best 50.0 % in round 2" in drawn.words
 
 
+def test_a_round_0_that_not_all_clients_scored_is_no_level_to_compare_with(tmp_path: Path) -> None:
+    few = {"accuracy_per_client": {"2": 0.9}}
+    run = read_run(write(tmp_path / "run", [a_record(0, 0.9, **few), a_record(1, 0.5)]))
+    (axes,) = panels(learning.accuracy(run))
+    assert lines(axes)["mean"] == [50] and "frozen model, mean" not in lines(axes)
+    (axes,) = panels(learning.kinds(run))
+    assert len(axes.containers) == 1
+
+
 def test_loss_starts_in_round_1(run: Run, tmp_path: Path) -> None:
     (axes,) = panels(learning.loss(run))
     assert lines(axes)["mean"] == [2.0, 1.0]

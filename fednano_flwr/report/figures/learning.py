@@ -21,6 +21,7 @@ from fednano_flwr.report.canvas import (
     styled,
 )
 from fednano_flwr.results import Run
+from fednano_flwr.scored import scorers
 
 MOST_KINDS = 24
 """Bars; with more, the kinds with the fewest questions are left out."""
@@ -39,16 +40,18 @@ def accuracy(run: Run) -> Picture | Missing:
     rounds = [record["round"] for record in scored]
     means = [100 * record["accuracy"] for record in scored]
     axes.plot(rounds, means, color=INK, linewidth=2.6, marker="o", markersize=5, label="mean")
-    axes.axhline(means[0], color=INK, linestyle="--", linewidth=1, label="frozen model, mean")
+    if rounds[0] == 0:
+        axes.axhline(means[0], color=INK, linestyle="--", linewidth=1, label="frozen model, mean")
     axes.set_title(title)
     axes.set_ylabel("accuracy on own test questions, %")
     by_round(axes)
     key_below(figure, [axes])
     top = facts.best(run)
     left_out = len(run.rounds) - len(scored)
+    first = "round 0 (the frozen model)" if rounds[0] == 0 else f"round {rounds[0]}"
     words = (
-        f"Mean accuracy of {len(facts.clients(run))} clients: {means[0]:.1f} % in round 0 (the "
-        f"frozen model), {means[-1]:.1f} % in round {rounds[-1]}; best {100 * top['accuracy']:.1f} "
+        f"Mean accuracy of {len(scorers(scored[0]))} clients: {means[0]:.1f} % in {first}, "
+        f"{means[-1]:.1f} % in round {rounds[-1]}; best {100 * top['accuracy']:.1f} "
         f"% in round {top['round']}."
     )
     note = "Each client is scored on its own test questions; the mean counts every client alike."
@@ -89,14 +92,15 @@ def loss(run: Run) -> Picture | Missing:
 def kinds(run: Run) -> Picture | Missing:
     """Bars for each kind and subject of question: round 0 and the last round."""
     name, title = "kinds", "Accuracy by kind of question"
-    first, last = run.rounds[0], facts.whole(run)[-1]
+    first, last = facts.frozen(run), facts.whole(run)[-1]
     shown = sorted(last["accuracy_by"], key=lambda kind: -last["accuracy_by"][kind]["questions"])
     left_out, shown = len(shown[MOST_KINDS:]), shown[:MOST_KINDS]
     if not shown:
         return Missing(name, title, "no client has a test question")
     figure, (axes,) = panels(height=1.4 + 0.42 * len(shown))
     bars = [(f"round {last['round']}", last, BLUE, -0.19)] if last is not first else []
-    bars += [("round 0 (frozen model)", first, GREY, 0.19 if bars else 0)]
+    if first is not None:
+        bars += [("round 0 (frozen model)", first, GREY, 0.19 if bars else 0)]
     for label, record, shade, shift in bars:
         known = [
             (place, 100 * record["accuracy_by"][kind]["accuracy"])
@@ -120,9 +124,10 @@ def kinds(run: Run) -> Picture | Missing:
     axes.set_xlabel("accuracy, %")
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
     key_below(figure, [axes], 2)
+    before = first["accuracy_by"] if first else {}
     words = "; ".join(
         f"{kind} ({values['questions']} questions): "
-        f"{facts.percent(first['accuracy_by'].get(kind, {}).get('accuracy'))} → "
+        f"{facts.percent(before.get(kind, {}).get('accuracy'))} → "
         f"{facts.percent(values['accuracy'])}"
         for kind in shown
         for values in [last["accuracy_by"][kind]]

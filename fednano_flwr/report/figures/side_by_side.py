@@ -28,7 +28,7 @@ def curves(groups: Sequence[Group]) -> Picture | Missing:
     figure, (axes,) = panels(height=3.4 + 0.2 * len(groups))
     said = []
     for place, one in enumerate(groups):
-        rounds = [k for k in range(one.last + 1) if len(one.values(k)) == len(one.runs)]
+        rounds = [k for k in range(one.last + 1) if one.values(k)]
         each = [one.values(k) for k in rounds]
         means = [statistics.fmean(values) for values in each]
         if not rounds:
@@ -49,7 +49,9 @@ def curves(groups: Sequence[Group]) -> Picture | Missing:
             low = [mean - deviation for mean, deviation in zip(means, wide, strict=True)]
             high = [mean + deviation for mean, deviation in zip(means, wide, strict=True)]
             axes.fill_between(rounds, low, high, color=shade, alpha=0.2, linewidth=0)
-        said.append(f"{one.label}: {means[0]:.1f} % in round 0, {means[-1]:.1f} % in {rounds[-1]}")
+        said.append(
+            f"{one.label}: {means[0]:.1f} % in round {rounds[0]}, {means[-1]:.1f} % in {rounds[-1]}"
+        )
     if not said:
         return Missing(name, title, "no round was scored by all clients of a group's runs")
     axes.set_title(title)

@@ -1,0 +1,45 @@
+"""Which rounds of a run can be compared: means over other clients are of other questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+"""A line of metrics.jsonl."""
+
+
+def scorers(record: Mapping[str, Any]) -> set[str]:
+    """The clients whose test questions a round's accuracy is of."""
+    return {client for client, value in record["accuracy_per_client"].items() if value is not None}
+
+
+def clients(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All partitions that have trained or been scored in any round, in their order."""
+    seen = {
+        client
+        for record in rounds
+        for key in ("accuracy_per_client", "train_loss_per_client")
+        for client in record.get(key, {})
+    }
+    return sorted(seen, key=lambda client: (len(client), client))
+
+
+def comparable(rounds: Sequence[Record]) -> list[Record]:
+    """The rounds that the most clients scored; where different ones did, as the first such round.
+
+    These are the rounds that every client scored, if there is one. If not, because a client is away
+    in each of them, they are those of the largest set of clients that is there. A further round
+    leaves them as they are, or joins them, or, scored by more clients, takes their place.
+    """
+    largest = max(map(scorers, rounds), key=len)
+    return [record for record in rounds if scorers(record) == largest]
+
+
+def best(rounds: Sequence[Record]) -> Record:
+    """The earliest of the comparable rounds with the best mean accuracy.
+
+    A further round is the best, or leaves the best as it is: whoever keeps the adapters of the best
+    round so far has those of the best round in the end.
+    """
+    return max(comparable(rounds), key=lambda record: (record["accuracy"] or 0.0, -record["round"]))

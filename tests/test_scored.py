@@ -1,0 +1,126 @@
+"""Means are compared between rounds that the same clients scored, and between no others."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fednano_flwr import scored
+from fednano_flwr.config import RunConfig
+from fednano_flwr.console import closing_table, kinds_table
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.run_folder import RunFolder
+
+Config = Callable[..., dict[str, Any]]
+WIDTH = 48
+
+
+def rounds(*accuracies: dict[str, float | None]) -> list[dict[str, Any]]:
+    """Records with these accuracies of clients."""
+    found = []
+    for number, of_clients in enumerate(accuracies):
+        known = [value for value in of_clients.values() if value is not None]
+        mean = sum(known) / len(known) if known else None
+        found.append({"round": number, "accuracy": mean, "accuracy_per_client": of_clients})
+    return found
+
+
+def best(*accuracies: dict[str, float | None]) -> int:
+    return scored.best(rounds(*accuracies))["round"]
+
+
+def test_a_round_0_that_a_client_missed_is_not_compared() -> None:
+    assert best({"0": 0.9}, {"0": 0.4, "1": 0.4}, {"0": 0.5, "1": 0.5}, {"0": 0.9}) == 2
+
+
+def test_rounds_that_as_many_but_other_clients_scored_are_not_compared() -> None:
+    assert best({"0": 0.2, "1": 0.4}, {"1": 0.8, "2": 0.9}, {"0": 0.3, "1": 0.4}) == 2
+    assert best({"0": 0.2}, {"1": 0.9}) == 0
+
+
+def test_a_client_that_is_away_in_every_round_does_not_matter() -> None:
+    assert best({"0": 0.2, "2": 0.2}, {"0": 0.4, "2": 0.4}) == 1
+
+
+def test_where_no_round_is_whole_those_of_the_most_clients_are_compared() -> None:
+    assert best({"0": 0.9}, {"1": 0.2, "2": 0.2}, {"1": 0.3, "2": 0.3}, {"0": 0.4, "1": 0.9}) == 2
+
+
+def test_a_client_without_test_questions_changes_no_mean() -> None:
+    assert best({"0": 0.2, "1": None}, {"0": 0.4}) == 1
+    assert best({"0": None}, {"0": None}) == 0
+
+
+def test_of_equally_good_rounds_the_earliest_is_the_best() -> None:
+    assert best({"0": 0.2}, {"0": 0.4}, {"0": 0.4}) == 1
+
+
+def test_a_further_round_is_the_best_or_leaves_the_best_as_it_is() -> None:
+    """So a run, which has the adapters of two rounds at a time, can keep those of the best."""
+    draw = random.Random(0)
+    changed = 0
+    for _ in range(300):
+        found = rounds(
+            *(
+                {client: draw.randrange(4) / 4 for client in "012" if draw.random() < 0.6}
+                for _ in range(8)
+            )
+        )
+        for number in range(1, len(found)):
+            before, after = (scored.best(found[:end]) for end in (number, number + 1))
+            assert after in (before, found[number])
+            changed += after is not before
+    assert changed > 100
+
+
+PARTIAL = ({"0": 0.9}, {"1": 0.95}, {"0": 0.3, "1": 0.5}, {"0": 0.2, "1": 0.5}, {"1": 0.9})
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, 4])
+def test_a_resumed_run_keeps_the_same_best_adapters(run_config: Config, stopped: int) -> None:
+    """Whether or not the best round was there when it was stopped."""
+    flat = run_config(num_server_rounds=len(PARTIAL) - 1, resume="auto", run__name="run")
+    config = RunConfig.parse(flat)
+    made = [
+        adapter_state(build_adapters(WIDTH, config.adapter, seed)) for seed in range(len(PARTIAL))
+    ]
+    for begin, end in ((0, stopped), (stopped, len(PARTIAL))):
+        with RunFolder(config) as folder:
+            for record, theta in list(zip(rounds(*PARTIAL), made, strict=True))[begin:end]:
+                folder.append(record, theta, WIDTH)
+    assert json.loads((folder.path / "state.json").read_text())["best_round"] == 2
+    kept = load_file(folder.path / "adapters" / "best" / "adapter_model.safetensors")
+    assert kept.keys() == made[2].keys()
+    assert all(torch.equal(kept[name], value) for name, value in made[2].items())
+    assert not all(torch.equal(kept[name], value) for name, value in made[3].items())
+
+
+def row(table: str, name: str) -> list[str]:
+    (line,) = (line for line in table.splitlines() if f"│ {name} " in line)
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_closing_tables_have_no_change_between_means_of_other_clients() -> None:
+    first, last = rounds({"0": 0.5}, {"0": 0.6, "1": 0.9})
+    for record in (first, last):
+        record["test_questions_per_client"] = dict.fromkeys(record["accuracy_per_client"], 10)
+        record["accuracy_by"] = {"all": {"accuracy": record["accuracy"], "questions": 10}}
+    said = closing_table(first, last, last)
+    assert row(said, "client 0")[4] == "+10.0"
+    assert row(said, "mean")[4] == "–"
+    assert row(kinds_table(first, last, last), "all")[4] == "–"
+    assert row(closing_table(last, last, last), "mean")[4] == "+0.0"
+    assert row(kinds_table(last, last, last), "all")[4] == "+0.0"
+
+
+def test_clients_are_those_of_all_rounds_in_the_order_of_their_numbers() -> None:
+    records = rounds({"10": 0.1}, {"2": 0.1, "0": None})
+    assert scored.clients(records) == ["0", "2", "10"]
+    trained = [{**records[0], "train_loss_per_client": {"1": 0.5}}]
+    assert scored.clients(trained) == ["1", "10"]
