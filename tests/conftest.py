@@ -17,9 +17,17 @@ from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests import tiny
 
-torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
 REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
+
+
+torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """A test before may have left another number, and with it sums end in other bits."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,7 @@ SINGLE = "model.safetensors"
 FINGERPRINT_ROWS = 64
 PIECE_BYTES = 16 * 2**20  # of a tensor, converted before its mapping is let go
 PIECE_ROWS = 256  # likewise where rows are picked: each brings its neighbours' pages along
+ALIGNED = 16  # bytes; safetensors begins at a multiple of 8
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -91,7 +92,8 @@ class Checkpoint:
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the named tensors, file by file, moved and converted where asked for.
 
-        One that is neither stays mapped: processes on one machine share its memory.
+        One that is neither stays mapped: processes on one machine share its memory. But for one
+        that lies in the file so that matrix products with it would end in other bits.
 
         Raises:
             ConfigError: the checkpoint lacks one of them; none is read then.
@@ -107,7 +109,7 @@ class Checkpoint:
                     stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
                     target = _device(device, name)
                     if dtype in (None, stored.dtype) and target in (None, stored.device):
-                        yield name, stored
+                        yield name, stored.clone() if _is_askew(stored) else stored
                     else:
                         yield name, _converted(path, key, stored, target, dtype)
 
@@ -271,6 +273,15 @@ class Checkpoint:
 
 def _device(device: Target, name: str) -> torch.device | None:
     return device if device is None or isinstance(device, torch.device) else device(name)
+
+
+def _is_askew(stored: Tensor) -> bool:
+    """Whether products with it may differ in their last bit from those with the same numbers.
+
+    MKL's do on CPUs where float32 or float64 does not begin at a multiple of 16 bytes, and the
+    same weights may lie so in an edge bundle and not in the checkpoint.
+    """
+    return stored.dtype in (torch.float32, torch.float64) and stored.data_ptr() % ALIGNED != 0
 
 
 def _converted(

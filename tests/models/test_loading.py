@@ -20,7 +20,7 @@ from benchmarks import half_loading
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import checkpoint as module
 from fednano_flwr.models import skeleton, source
-from fednano_flwr.models.checkpoint import FINGERPRINT_ROWS, INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import ALIGNED, FINGERPRINT_ROWS, INDEX, Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
@@ -126,6 +126,25 @@ def test_the_names_on_disk_are_what_they_are_called(tmp_path: Path, tiny_model: 
     assert "language_model.lm_head.weight" in found["old llava"]
     assert "vision_tower.vision_model.embeddings.class_embedding" in found["old llava"]
     assert "model.language_model.layers.0.mlp.up_proj.weight" in found["new llava"]
+
+
+def test_weights_lie_alike_wherever_their_file_begins(tiny_model: Path, tmp_path: Path) -> None:
+    """Two headers, of which one puts the data 8 bytes further: products would end otherwise."""
+    begins, products = set(), []
+    for padding in ("x", "x" * 9):
+        folder = shutil.copytree(tiny_model, tmp_path / str(len(padding)))
+        for file in folder.glob("*.safetensors"):
+            save_file(load_file(file), file, {"format": "pt", "padding": padding})
+            begins.add(int.from_bytes(file.read_bytes()[:8], "little") % 16)
+        checkpoint = Checkpoint(str(folder))
+        weights = {n: w for n, w in checkpoint.read(sorted(checkpoint.files)) if w.dim() == 2}
+        assert all(weight.data_ptr() % ALIGNED == 0 for weight in weights.values())
+        seed = torch.Generator().manual_seed(0)
+        products.append(
+            [torch.randn(5, w.shape[1], generator=seed) @ w.T for w in weights.values()]
+        )
+    assert begins == {0, 8}
+    assert all(map(torch.equal, *products))
 
 
 @pytest.mark.parametrize("side", [load_edge, load_llm_half])
