@@ -6,7 +6,7 @@ Needs the extra `web` (Gradio). Nothing is fetched from elsewhere, and nobody is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,10 +65,13 @@ def both(
         yield shown[True], shown[False]
 
 
-def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ()) -> Any:
+def page(
+    asker: Asker, title: str, folder: Path, offered: Sequence[Sequence[str | None]] = ()
+) -> Any:
     """The page, as Gradio's `Blocks`.
 
     Args:
+        folder: pictures that the page is given lie in it, and no others are opened.
         offered: questions to fill in: picture's file, question, choices, context, right answer.
 
     Raises:
@@ -86,7 +89,7 @@ def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ())
         image: dict[str, Any] | None, question: str, choices: str, hint: str
     ) -> Iterator[Shown]:
         try:
-            yield from both(asker, image["path"] if image else None, question, choices, hint)
+            yield from both(asker, given(image, folder), question, choices, hint)
         except (AskError, MissingRowError, HostRefusedError, HostUnreachableError) as error:
             raise gradio.Error(str(error)) from None
 
@@ -127,6 +130,20 @@ def page(asker: Asker, title: str, offered: Sequence[Sequence[str | None]] = ())
     return blocks
 
 
+def given(image: Mapping[str, Any] | None, folder: Path) -> str | None:
+    """The file of a picture that the page was given: who asks says where, and may say anything.
+
+    Raises:
+        AskError: it is another file of this machine.
+    """
+    if image is None:
+        return None
+    path = Path(str(image.get("path"))).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise AskError("only pictures that were given to this page can be asked about")
+    return str(path)
+
+
 def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, ...]]:
     """What fills in these questions; their pictures are put into the folder."""
     values: list[tuple[str | None, ...]] = []
@@ -144,6 +161,19 @@ def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, 
 
 
 @contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """The environment has it while the block runs."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+@contextmanager
 def showing(
     asker: Asker, title: str, port: int = 0, samples: Sequence[Sample] = ()
 ) -> Iterator[str]:
@@ -157,8 +187,8 @@ def showing(
         ConfigError: Gradio is not installed.
         OSError: the port is taken.
     """
-    with TemporaryDirectory(prefix="fednano-") as folder:
-        blocks = page(asker, title, _offered(samples, Path(folder)))
+    with TemporaryDirectory(prefix="fednano-") as folder, _variable("GRADIO_TEMP_DIR", folder):
+        blocks = page(asker, title, Path(folder), _offered(samples, Path(folder)))
         import gradio
 
         theme = gradio.themes.Base(font=["system-ui"], font_mono=["monospace"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from fednano_flwr.ask.command import as_table
 from fednano_flwr.ask.examples import right_answer, shared_questions, spread
 from fednano_flwr.ask.opening import open_asker
 from fednano_flwr.ask.session import AskError
-from fednano_flwr.ask.web import both, page, showing
+from fednano_flwr.ask.web import both, given, page, showing
 from fednano_flwr.config import ConfigError
 from fednano_flwr.results import load_run
 from tests.ask.conftest import Asked
@@ -49,13 +50,23 @@ def test_a_picture_that_has_been_deleted_is_asked_for_again(asked: Asked, tmp_pa
 
 
 def test_without_gradio_it_is_said_what_to_install(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with open_asker(asked.run) as asker, pytest.raises(ConfigError, match=r"fednano-flwr\[web\]"):
-        page(asker, "t")
+        page(asker, "t", tmp_path)
+
+
+def test_only_pictures_that_the_page_was_given_are_opened(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "given" / "a.png", tmp_path / "private.png"
+    folder = inside.parent
+    assert given(None, folder) is None
+    assert given({"path": str(inside)}, folder) == str(inside.resolve())
+    for path in (outside, folder / ".." / "private.png", "/etc/hostname", None):
+        with pytest.raises(AskError, match="given to this page"):
+            given({"path": str(path)}, folder)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +200,7 @@ def test_a_picture_is_seen_on_the_page_as_in_a_run(
 def test_a_picture_that_has_been_deleted_under_the_page_is_asked_for_again(
     asked: Asked, browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with (
         open_asker(asked.run) as asker,
         showing(asker, "tiny") as address,

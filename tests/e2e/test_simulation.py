@@ -87,7 +87,11 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
 
 
 @pytest.mark.parametrize(
-    ("family", "dataset"), [("instructblip", "iconqa"), ("llava", "scienceqa")]
+    ("family", "dataset"),
+    [
+        ("instructblip", "iconqa"),
+        pytest.param("llava", "scienceqa", marks=pytest.mark.slow),
+    ],
 )
 def test_real_samples_run_to_the_end_and_report_every_kind(
     sample_data: Path, tmp_path: Path, family: str, dataset: str
@@ -122,6 +126,7 @@ def test_too_many_unreadable_questions_are_listed_before_anything_starts(
     assert "picture file is missing" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_without_enough_replies_fails_and_says_why(tmp_path: Path) -> None:
     result = fednano(
         *("--clients", "2", "-c", "llm.address=127.0.0.1:9", "-c", "exchange.retry-seconds=0.2"),
