@@ -232,6 +232,7 @@ def test_a_replica_killed_in_the_middle_of_calls_costs_none_of_them_and_comes_ba
 
 
 @pytest.mark.parametrize("how", ["its calls do not end", "it does not answer pings"])
+@pytest.mark.slow
 def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
     pair: Replicas, said: list[str], how: str
 ) -> None:
@@ -254,6 +255,7 @@ def fakes_folder(service: Replicas) -> Path:
     return service.keepers[0]._make.args[0]  # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.slow
 def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
     pair: Replicas, said: list[str]
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
         pair.backward(graph, logits, b"a")
 
 
+@pytest.mark.slow
 def test_calls_wait_for_the_only_replica_to_come_back(tmp_path: Path) -> None:
     with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK) as service:
         victim = process(service)
@@ -287,6 +290,7 @@ def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
 
 
+@pytest.mark.slow
 def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls_fail(
     tmp_path: Path, said: list[str]
 ) -> None:
