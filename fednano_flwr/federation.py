@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
@@ -167,6 +166,10 @@ class Federation:
         for message_id in waiting.keys() - pushed:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
         asked = moved = patience.clock()
+
+        def words() -> str:
+            return patience.words({node: self._name(node) for node in waiting.values()}, asked)
+
         while waiting:
             began = time.monotonic()
             replies, unreadable = pull(self._grid, list(waiting))
@@ -178,8 +181,7 @@ class Federation:
             given_up = {node: patience.given_up(node, asked, moved) for node in waiting.values()}
             if all(given_up.values()):  # another may be back while one is waited for
                 break
-            names = {node: self._name(node) for node in waiting.values()}
-            self._progress.waits(partial(patience.words, names, asked))
+            self._progress.waits(words)
             took = time.monotonic() - began
             time.sleep(max(POLL_SECONDS, took / POLL_SHARE - took))
         for node in waiting.values():

@@ -15,6 +15,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     check_dtype,
+    notice,
     writing,
 )
 from fednano_flwr.command.signals import interrupts
@@ -46,7 +47,7 @@ def report(
 
     try:
         with interrupts():
-            for file in write(runs, out.expanduser() if out else None, _notice):
+            for file in write(runs, out.expanduser() if out else None, notice):
                 typer.echo(f"written to {file}")
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
@@ -57,10 +58,6 @@ def report(
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command writes the report anew", err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _notice(line: str) -> None:
-    typer.echo(f"note: {line}", err=True)
 
 
 @commands.command(

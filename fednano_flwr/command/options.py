@@ -34,6 +34,11 @@ def check_dtype(dtype: str | None) -> None:
         raise typer.Exit(USAGE)
 
 
+def notice(line: str) -> None:
+    """Say something that is no result, beside what may be read by a program."""
+    typer.echo(f"note: {line}", err=True)
+
+
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
     """What goes wrong while a folder is written, on one line and as an exit status."""

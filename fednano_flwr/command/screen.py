@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.spinner import Spinner
@@ -51,13 +50,8 @@ class Screen:
             self._live.say(STARTING)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._live.__exit__(*error)
 
     def show(self, line: str) -> None:
         """Show a line of the run's output if it is for people, or any with `verbose`."""

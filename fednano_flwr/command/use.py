@@ -16,6 +16,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     Config,
+    notice,
 )
 from fednano_flwr.command.project import find_app
 from fednano_flwr.command.signals import interrupts
@@ -110,9 +111,9 @@ def ask(
         _asker(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
     ):
         if question is None:
-            show(asker, _shared_questions(run, config), example, write, _notice)
+            show(asker, _shared_questions(run, config), example, write, notice)
         else:
-            put(asker, question, image, split_choices(choices), hint, frozen, write, _notice)
+            put(asker, question, image, split_choices(choices), hint, frozen, write, notice)
 
 
 @commands.command(
@@ -191,8 +192,8 @@ def web(
     """Show a page, on this machine only, that asks the frozen and the tuned model side by side.
 
     A click fills in a test question of the run's data; the other options are those of `fednano
-    ask`. Exits with 0 when it is stopped, 1 if service or port cannot
-    be had and 2 if something else cannot be used.
+    ask`. Exits with 0 when it is stopped, 1 if service or port cannot be had and 2 if something
+    else cannot be used.
     """
     from threading import Event
 
@@ -203,7 +204,7 @@ def web(
         try:
             return spread(_shared_questions(run, config), examples) if examples else []
         except (ConfigError, ResourceError) as error:
-            _notice(f"the page offers no test questions: {str(error).splitlines()[0]}")
+            notice(f"the page offers no test questions: {str(error).splitlines()[0]}")
             return []
 
     title = f"{run.name}: frozen and tuned"
@@ -223,10 +224,6 @@ def _shared_questions(run: Path, config: list[str] | None) -> Questions:
     from fednano_flwr.results import load_run
 
     return shared_questions(settings_of(load_run(run), config or []).dataset)
-
-
-def _notice(line: str) -> None:
-    typer.echo(f"note: {line}", err=True)
 
 
 @contextmanager
@@ -250,7 +247,7 @@ def _asker(
     file = (token_file or usual()).expanduser()
     service = None if llm is None else Service(llm, file, ca_cert)
     with open_asker(
-        run.expanduser(), which, model, bundle, service, config or [], max_tokens, _notice
+        run.expanduser(), which, model, bundle, service, config or [], max_tokens, notice
     ) as asker:
         yield asker
 
