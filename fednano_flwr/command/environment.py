@@ -47,7 +47,7 @@ def bin_folder() -> Path:
             return candidate
     raise LaunchError(
         f"flower-superlink is not in the environment of {sys.executable}; "
-        "install it there: pip install 'flwr[simulation]>=1.41,<2'"
+        "install it there: pip install 'flwr[simulation]>=1.42,<1.43'"
     )
 
 

@@ -1,6 +1,6 @@
 """Flower's wrappers for central differential privacy, around the plain mean of all updates.
 
-Flower's adaptive ones (flwr 1.41) depart from Andrew et al. ("Differentially Private Learning with
+Flower's adaptive ones (flwr 1.42) depart from Andrew et al. ("Differentially Private Learning with
 Adaptive Clipping", NeurIPS 2021) in two places, which are put right here: they lower the clip norm
 where too many updates are clipped, so that it runs away from its target, and they draw a round's
 noise by the next round's clip norm, which may be smaller than the one that bounded its updates.

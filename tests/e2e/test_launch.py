@@ -79,7 +79,7 @@ def app(tmp_path: Path) -> Path:
     (folder / "toyapp" / "server.py").write_text(SERVER)
     (folder / "toyapp" / "client.py").write_text(CLIENT)
     toy = {
-        "project": {"name": "toyapp", "version": "0.1.0", "dependencies": ["flwr>=1.41"]},
+        "project": {"name": "toyapp", "version": "0.1.0", "dependencies": ["flwr>=1.42"]},
         "tool": {"flwr": {"app": {"publisher": "toy", "components": components, "config": config}}},
     }
     (folder / "pyproject.toml").write_text(tomli_w.dumps(toy))
