@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,14 +41,10 @@ class WholeModel:
         return NanoEdge(cast(EdgeHalf, self), tokens, adapters, encoder)
 
     @torch.no_grad()
-    def image_features(self, questions: Sequence[VisionInputs]) -> list[Tensor]:
+    def image_features(self, question: VisionInputs) -> Tensor:
         """See `EdgeHalf.image_features`; one picture a question."""
-        pixels = torch.cat([question["pixel_values"] for question in questions])
-        return list(
-            self.model.get_image_features(
-                pixel_values=pixels.to(self.device, self.dtype)
-            ).pooler_output
-        )
+        pixels = question["pixel_values"].to(self.device, self.dtype)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output[0]
 
     def position_ids(self, ids: Tensor, vision: VisionInputs) -> None:
         """A LLaVA's positions are 0 to T-1."""

@@ -10,7 +10,7 @@ import torch
 from fednano_flwr.edge.questions import QuestionEncoder
 from fednano_flwr.models.edge_half import EdgeHalf
 
-FORMAT = 2
+FORMAT = 3
 """Of the files and of how features are computed; raise it with every change of either."""
 LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
 
@@ -18,9 +18,8 @@ LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
 def model_digest(half: EdgeHalf, encoder: QuestionEncoder) -> str:
     """Digest of model, weights, preprocessing, libraries and hardware.
 
-    Processors of different kinds round differently, so features are shared only among those of
-    one kind. What is not covered is the rounding that the number of threads, or the other pictures
-    of a batch, may change on some of them.
+    Processors of different kinds round differently, and so does one with another number of threads,
+    so features are shared only among those that are alike.
     """
     digest = hashlib.sha256(f"{FORMAT}\n".encode())
     for part in (
@@ -42,7 +41,7 @@ def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return device.type
 
 

@@ -19,8 +19,6 @@ from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.token_table import TokenTable
 
-ENCODE_BATCH = 16
-
 
 @dataclass(frozen=True)
 class FrozenBatch:
@@ -157,17 +155,14 @@ class NanoEdge(nn.Module):
         wanted = dict(zip(keys, samples, strict=True))
         known = {key: found for key in wanted if (found := self.cache.get(key)) is not None}
         missing = [key for key in wanted if key not in known]
-        for start in range(0, len(missing), ENCODE_BATCH):
-            chunk = missing[start : start + ENCODE_BATCH]
+        for key in missing:
             started = time.perf_counter()
-            inputs = [self.encoder.vision_inputs(wanted[key]) for key in chunk]
-            fresh = dict(zip(chunk, self.frozen.image_features(inputs), strict=True))
+            inputs = self.encoder.vision_inputs(wanted[key])
+            known[key] = self.frozen.image_features(inputs)
             self.encoder_seconds += time.perf_counter() - started
-            self.encoded += len(chunk)
-            known |= fresh
-            for key, feature in fresh.items():
-                if self.encoder.vision_key(wanted[key]) == key:  # no picture changed meanwhile
-                    self.cache[key] = feature
+            self.encoded += 1
+            if self.encoder.vision_key(wanted[key]) == key:  # no picture changed meanwhile
+                self.cache[key] = known[key]
         return [Feature(feature_key(key), known[key]) for key in keys]
 
 

@@ -65,23 +65,17 @@ class EdgeHalf(nn.Module):
         return digest.hexdigest()
 
     @torch.no_grad()
-    def image_features(self, questions: Sequence[VisionInputs]) -> list[Tensor]:
-        """Connector outputs (n, d) of each question's pictures, in the order of its placeholders.
+    def image_features(self, question: VisionInputs) -> Tensor:
+        """Connector outputs (n, d) of one question's pictures, in the order of its placeholders.
+
+        One question a call: the last bits of a matrix product may depend on its number of rows, and
+        features must depend on their own question alone.
 
         Args:
-            questions: for each question what the model's processor made of its pictures, under the
-                names of `get_image_features`' arguments.
+            question: what the model's processor made of its pictures, under the names of
+                `get_image_features`' arguments.
         """
-        if not (self.family.stackable and all(_only_pixels(own) for own in questions)):
-            return [self._features(question) for question in questions]
-        pixels = [question["pixel_values"] for question in questions]
-        rows = self._features({"pixel_values": torch.cat(pixels)})
-        shares = torch.tensor([len(own) for own in pixels])
-        return list(rows.split((shares * (len(rows) // int(shares.sum()))).tolist()))
-
-    def _features(self, inputs: VisionInputs) -> Tensor:
-        """All features (n, d) of one call of the encoder, laid one after another."""
-        arguments = {key: self._moved(value) for key, value in inputs.items()}
+        arguments = {key: self._moved(value) for key, value in question.items()}
         output: Any = self._vision.get_image_features(
             **{key: value for key, value in arguments.items() if key in self._accepts}
         ).pooler_output
@@ -119,11 +113,6 @@ class EdgeHalf(nn.Module):
         if self.family.token_types == "prefix":
             return (torch.arange(len(ids)) >= prompt).long()
         return None
-
-
-def _only_pixels(vision: VisionInputs) -> bool:
-    """Whether pictures are all of one size, so that nothing else says how to read them."""
-    return vision.keys() <= {"pixel_values", "num_crops"}
 
 
 def image_token(checkpoint: Checkpoint) -> int:

@@ -25,8 +25,7 @@ class Family:
             "" (nothing: causal), "image" (a picture's tokens see each other) or "prefix" (all
             tokens of the prompt see each other).
         rotary_axes: 3 where positions are those of a token in time, height and width.
-        stackable: whether pictures of several questions may be encoded in one batch, as all have
-            one size.
+        one_size: whether pictures are all scaled to one size, and so become equally many tokens.
     """
 
     architecture: str
@@ -34,18 +33,18 @@ class Family:
     host: str = ""
     token_types: str = ""
     rotary_axes: int = 1
-    stackable: bool = False
+    one_size: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llava": Family("LlavaForConditionalGeneration", stackable=True),
+    "llava": Family("LlavaForConditionalGeneration", one_size=True),
     "llava_next": Family("LlavaNextForConditionalGeneration"),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration"),
     "internvl": Family("InternVLForConditionalGeneration"),
     "smolvlm": Family("SmolVLMForConditionalGeneration", language="model.text_model"),
     "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", rotary_axes=3),
-    "paligemma": Family("PaliGemmaForConditionalGeneration", token_types="prefix", stackable=True),
-    "gemma3": Family("Gemma3ForConditionalGeneration", token_types="image", stackable=True),
+    "paligemma": Family("PaliGemmaForConditionalGeneration", token_types="prefix", one_size=True),
+    "gemma3": Family("Gemma3ForConditionalGeneration", token_types="image", one_size=True),
     "instructblip": Family(
         "InstructBlipForConditionalGeneration",
         language="language_model",
@@ -55,7 +54,7 @@ FAMILIES: Mapping[str, Family] = {
         "Blip2ForConditionalGeneration",
         language="language_model",
         host="language_model",
-        stackable=True,
+        one_size=True,
     ),
 }
 

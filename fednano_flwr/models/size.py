@@ -286,7 +286,7 @@ def picture_tokens(config: PretrainedConfig) -> int | None:
         if number := getattr(config, key, None):
             return number
     vision = config.vision_config
-    if not FAMILIES[config.model_type].stackable or vision.model_type == "pixtral":
+    if not FAMILIES[config.model_type].one_size or vision.model_type == "pixtral":
         return None
     of_class = vision.model_type == "clip_vision_model"
     left_out = getattr(config, "vision_feature_select_strategy", None) == "default"

@@ -20,15 +20,18 @@ from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import loaded
-from fednano_flwr.edge.adapters import build_adapters
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
 from fednano_flwr.edge.feature_keys import model_digest
 from fednano_flwr.edge.loaded import Place
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
+from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.split import write_bundle
 from tests import tiny, tiny_families
 
@@ -340,6 +343,8 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
     ] += 1
     assert half.fingerprint == edge_half.fingerprint  # which is why it is not enough
     others["one weight"] = model_digest(half, encoder)
+    torch.set_num_threads(2)
+    others["threads"] = model_digest(edge_half, encoder)
     assert len({expected, *others.values()}) == 1 + len(others)
 
 
@@ -391,6 +396,51 @@ def test_clients_of_later_processes_and_runs_encode_nothing(
     assert [encoded for encoded, _ in counts[2:]] == [0, 0]
     assert sum(read for _, read in counts[2:]) == 42
     assert len(files(tmp_path / "features")) == 42
+
+
+def round_by_batch_size(half: EdgeHalf, patch: pytest.MonkeyPatch) -> None:
+    """Let the encoder's last bits depend on how many pictures it is given, as real ones' do."""
+    encode = half._vision.get_image_features
+
+    def get_image_features(pixel_values: Tensor) -> Any:
+        found = encode(pixel_values=pixel_values)
+        found.pooler_output = [own + len(pixel_values) * 1e-3 for own in found.pooler_output]
+        return found
+
+    patch.setattr(half._vision, "get_image_features", get_image_features)
+
+
+def test_features_do_not_depend_on_the_batch_a_question_is_first_met_in(
+    edge_half: EdgeHalf,
+    encoder: QuestionEncoder,
+    pictured: list[Question],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    round_by_batch_size(edge_half, monkeypatch)
+    together = make_edge(edge_half, encoder, tmp_path / "together")(pictured)
+    for question, feature in zip(pictured, together.features, strict=True):
+        alone = make_edge(edge_half, encoder, tmp_path / "alone")([question])
+        assert torch.equal(alone.features[0].rows, feature.rows)
+
+
+def test_adapters_do_not_depend_on_who_filled_the_feature_cache(
+    run_config: Callable[..., dict[str, Any]], llm_half: LLMHalf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for others_before in (False, True):
+        fresh_process()
+        config = RunConfig.parse(run_config(edge__feature_disk_mb=100 * others_before))
+        client = Client(config, Place(0, 2))
+        round_by_batch_size(client.half, monkeypatch)
+        if others_before:
+            for part in (client.shard.test, client.shard.train):
+                client.edge(part)
+        theta = adapter_state(client.edge.adapters)
+        results.append(client.train(theta, FrozenLLM(llm_half), 1, LocalWork()).theta)
+    fresh_process()
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
 
 
 def test_with_the_bound_at_0_nothing_is_on_disk(

@@ -140,23 +140,21 @@ def test_scoring_compares_a_questions_own_letters_only(
 def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
     edge: NanoEdge, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[object] = []
     original = EdgeHalf.image_features
     monkeypatch.setattr(
-        EdgeHalf,
-        "image_features",
-        lambda self, pixels: seen.append(len(pixels)) or original(self, pixels),
+        EdgeHalf, "image_features", lambda self, one: seen.append(one) or original(self, one)
     )
     pictured = [question for question in questions if question.sample.image is not None]
     first = edge(pictured).embedded().embeds
     second = edge(pictured).embedded().embeds
-    assert seen == [len(pictured)] and torch.equal(first, second)
+    assert len(seen) == len(pictured) and torch.equal(first, second)
     one = 9 * 48 * 4
     edge.cache = FeatureCache(max_bytes=2 * one + 1)
     edge(pictured)
     again = edge(pictured).embedded().embeds
-    assert len(edge.cache) == 2 and seen[2] == len(pictured) - 2
-    assert torch.allclose(again, first, atol=1e-6)
+    assert len(edge.cache) == 2 and len(seen) == 3 * len(pictured) - 2
+    assert torch.equal(again, first)
 
 
 def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> None:

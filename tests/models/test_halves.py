@@ -43,7 +43,7 @@ def logits(half: LLMHalf, embeds: torch.Tensor) -> torch.Tensor:
 
 
 def features(half: EdgeHalf, pixels: torch.Tensor) -> torch.Tensor:
-    return half.image_features([{"pixel_values": pixels}])[0]
+    return half.image_features({"pixel_values": pixels})
 
 
 def test_the_edge_half_loads_where_the_llm_files_are_gone(
