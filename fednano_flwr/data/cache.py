@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import Reading, Source
+from fednano_flwr.data.reading import Reading, Source, sample_defect
 from fednano_flwr.data.sample import Questions, Sample
 from fednano_flwr.data.table import read_table, write_table
 from fednano_flwr.resources import cache_folder
 
-FORMAT = 1
+FORMAT = 2
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""
@@ -114,7 +114,8 @@ def _usable(reading: Reading, skipped: dict[str, list[str]], title: str) -> Iter
         file=sys.stderr,
     )
     for pid, read in shown:
-        if isinstance(read, Sample):
+        reason = sample_defect(read) if isinstance(read, Sample) else read
+        if reason is None:
             yield read
         else:
-            skipped[read].append(pid)
+            skipped[reason].append(pid.encode("utf-8", "backslashreplace").decode())

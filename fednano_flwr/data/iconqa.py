@@ -23,10 +23,13 @@ from fednano_flwr.data.reading import (
     files_below,
     free_answer_defect,
     id_order,
+    is_absent,
+    is_there,
     picture_choice_defect,
     question_defect,
     read_json_object,
     split_ids,
+    text_defect,
 )
 from fednano_flwr.data.sample import Picture, Sample
 
@@ -37,6 +40,7 @@ DEFECTS = {
 }
 TASKS = tuple(DEFECTS)
 NO_DATA_FILE = "no data.json in the question's folder"
+UNREADABLE = "data.json cannot be read"
 NO_FOLDER = "listed in pid_splits.json but has no folder"
 NOT_LISTED = "has a folder but is not listed in pid_splits.json"
 
@@ -159,28 +163,34 @@ def tasks_in(root: Path) -> tuple[str, ...]:
 def _read_question(folder: Path, task: str, skills: Any) -> Sample | str:
     """The sample in `folder`, or the reason why it is left out."""
     file, image = folder / "data.json", folder / "image.png"
-    if not file.is_file():
+    if not is_there(file):
         return NO_DATA_FILE
-    raw = read_json_object(file)
-    defect = DEFECTS[task](raw)
+    try:
+        raw = read_json_object(file)
+    except DataError:
+        return UNREADABLE
+    skill: Any = next(iter(skills), None) if isinstance(skills, list) else skills
+    defect = DEFECTS[task](raw, "hint", *(("grade",) if is_absent(skill) else ()))
+    if defect is None and not is_absent(skill):
+        defect = text_defect("skill", skill)
     if defect is not None:
         return defect
     options = [folder / name for name in raw["choices"]] if task == "choose_img" else []
-    if not all(picture.is_file() for picture in (image, *options)):
+    if not all(map(is_there, (image, *options))):
         return MISSING_PICTURE
     free = task == "fill_in_blank"
-    skill = str(skills[0]) if isinstance(skills, list) and skills else None
+    grade = "no grade" if is_absent(raw.get("grade")) else raw["grade"]
     return Sample(
         uid=folder.name,
         question=raw["question"],
-        group=skill or f"{raw.get('grade') or 'no grade'}/{task}",
-        subject=skill or task,
+        group=f"{grade}/{task}" if is_absent(skill) else skill,
+        subject=task if is_absent(skill) else skill,
         choices=tuple(raw["choices"]) if task == "choose_txt" else (),
         choice_images=tuple(map(Picture, options)),
         answer=None if free else raw["answer"],
         free_answer=raw["answer"] if free else "",
         image=Picture(image),
-        context=raw.get("hint") or "",
+        context="" if is_absent(raw.get("hint")) else raw["hint"],
     )
 
 

@@ -15,10 +15,13 @@ from typing import Any, ClassVar
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import (
     MISSING_PICTURE,
+    TWICE,
     UNNAMED_PICTURE,
     Reading,
     files_below,
+    is_absent,
     is_file_name,
+    is_there,
     question_defect,
     read_json_object,
     split_ids,
@@ -26,6 +29,9 @@ from fednano_flwr.data.reading import (
 from fednano_flwr.data.sample import Picture, Sample
 
 NOT_IN_PROBLEMS = "listed in pid_splits.json but not in problems.json"
+TWO_PROBLEMS = "id is used for two problems in problems.json"
+NO_PROBLEM = "problem is not a JSON object"
+OPTIONAL = ("hint", "subject", "topic")
 
 LAYOUT = """\
   <dataset.path>/problems.json
@@ -84,31 +90,32 @@ class ScienceQA:
 
 def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
     """The sample that `problem` describes, or the reason why it is left out."""
-    if not isinstance(problem, dict):
+    if problem is None:
         return NOT_IN_PROBLEMS
-    defect = question_defect(problem)
+    if not isinstance(problem, dict):
+        return TWO_PROBLEMS if problem is TWICE else NO_PROBLEM
+    defect = question_defect(problem, *OPTIONAL)
     if defect is not None:
         return defect
-    image: Picture | None = None
-    if name := problem.get("image"):
-        if not is_file_name(name) or not is_file_name(pid):
-            return UNNAMED_PICTURE
-        file = pictures / pid / name
-        if not file.is_file():
-            return MISSING_PICTURE
-        image = Picture(file)
-    return make_sample(pid, problem, image)
+    name = problem.get("image")
+    if is_absent(name):
+        return make_sample(pid, problem, None)
+    if not is_file_name(name) or not is_file_name(pid):
+        return UNNAMED_PICTURE
+    file = pictures / pid / name
+    return make_sample(pid, problem, Picture(file)) if is_there(file) else MISSING_PICTURE
 
 
 def make_sample(uid: str, problem: dict[str, Any], image: Picture | None) -> Sample:
     """A sound problem as a sample; the authors' files and the hub's rows name its fields alike."""
+    given = {name: problem[name] for name in OPTIONAL if not is_absent(problem.get(name))}
     return Sample(
         uid=uid,
         question=problem["question"],
-        group=str(problem.get("topic") or "no topic"),
-        subject=str(problem.get("subject") or "no subject"),
+        group=given.get("topic", "no topic"),
+        subject=given.get("subject", "no subject"),
         choices=tuple(problem["choices"]),
         answer=problem["answer"],
         image=image,
-        context=problem.get("hint") or "",
+        context=given.get("hint", ""),
     )

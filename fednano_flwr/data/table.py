@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,27 +39,24 @@ def features() -> Features:
 
 
 def write_table(file: Path, samples: Iterable[Sample]) -> int:
-    """Write samples to an Arrow file as they come; the number written is returned."""
-    from datasets.arrow_writer import ArrowWriter
+    """Write samples to an Arrow file as they come; the number written is returned.
 
-    count = 0
-    with ArrowWriter(features=features(), path=str(file), writer_batch_size=ROWS_AT_ONCE) as writer:
-        for sample in samples:
-            with _storing(file):
-                writer.write(_row(sample))
-            count += 1
-        with _storing(file):
-            writer.finalize()
+    Raises:
+        DataError: a sample has a value that does not fit the schema; none is turned into another.
+    """
+    import pyarrow
+
+    schema, rows, count = features().arrow_schema, map(_row, samples), 0
+    with pyarrow.OSFile(str(file), "wb") as out, pyarrow.ipc.new_stream(out, schema) as writer:
+        while batch := list(islice(rows, ROWS_AT_ONCE)):
+            try:
+                writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+            except (ArithmeticError, TypeError, ValueError) as error:  # pyarrow's and others'
+                raise DataError(
+                    f"{file}: a question has a value that cannot be stored: {error}"
+                ) from error
+            count += len(batch)
     return count
-
-
-@contextmanager
-def _storing(file: Path) -> Iterator[None]:
-    """A value that a table cannot hold, such as a number for a text, is an error of the data."""
-    try:
-        yield
-    except (ArithmeticError, TypeError, ValueError) as error:  # pyarrow's and others'
-        raise DataError(f"{file}: a question has a value that cannot be stored: {error}") from error
 
 
 def read_table(file: Path, root: Path | None = None) -> Questions:

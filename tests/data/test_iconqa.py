@@ -181,12 +181,21 @@ def test_what_cannot_be_asked_is_left_out_and_counted(tmp_path, write_iconqa):
     }
 
 
-def test_malformed_json_names_the_file(tmp_path, write_iconqa):
-    file = write_iconqa("train", "1") / "data.json"
-    file.write_text('{"question": ')
+def test_a_question_whose_file_is_not_json_costs_itself(tmp_path, write_iconqa):
+    write_iconqa("train", "1")
+    for pid, content in (("2", b'{"question": '), ("3", b"[]"), ("4", b"\xff"), ("5", b"")):
+        (write_iconqa("train", pid) / "data.json").write_bytes(content)
+    samples, skipped = read(tmp_path)
+    assert ([sample.uid for sample in samples], skipped) == (["1"], {iconqa.UNREADABLE: 4})
+
+
+@pytest.mark.parametrize("file", ["pid_splits.json", "pid2skills.json"])
+def test_malformed_json_about_all_questions_names_the_file(tmp_path, write_iconqa, file):
+    write_iconqa("train", "1")
+    (tmp_path / "iconqa_data" / file).write_text('{"1": ')
     with pytest.raises(DataError, match="not valid JSON") as caught:
         read(tmp_path)
-    assert str(file) in str(caught.value)
+    assert str(tmp_path / "iconqa_data" / file) in str(caught.value)
 
 
 def test_the_real_sample_is_read_as_counted_by_hand(sample_data):
