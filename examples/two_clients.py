@@ -29,7 +29,7 @@ def merged(updates):
     samples = [update.num_examples for update in updates]
     thetas = {name: [update.theta[name] for update in updates] for name in updates[0].theta}
     fishers = {name: [update.fisher[name] for update in updates] for name in updates[0].theta}
-    return {n: fednano.fisher_merge(thetas[n], fishers[n], samples, floor=1e-8) for n in thetas}
+    return {n: fednano.fisher_merge(thetas[n], fishers[n], samples, floor=1e-6) for n in thetas}
 
 
 if __name__ == "__main__":

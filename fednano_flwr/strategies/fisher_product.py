@@ -17,10 +17,7 @@ from fednano_flwr.product import (
     state_of,
 )
 from fednano_flwr.strategies.fednano import FedNano
-from fednano_flwr.strategies.merge import State, Update, fisher_merge, mean_factors
-
-ROWS = 64
-"""So many rows of the clients' dense products are there at once."""
+from fednano_flwr.strategies.merge import State, Update, mean_by_precision, mean_factors
 
 
 def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
@@ -39,24 +36,21 @@ def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
 def merged_product(
     adapters: Sequence[Factors], fishers: Sequence[Factors], weights: Sequence[float], floor: float
 ) -> Tensor:
-    """W (d, d) in float64: `fisher_merge` of the products B_k A_k, ROWS rows at a time.
+    """W (d, d) in float64: the mean of the products B_k A_k, weighted as by `fisher_merge`.
 
     Args:
         adapters: one a client; ranks may differ.
-        fishers: Fisher diagonals of their factors.
+        fishers: Fisher diagonals of their factors. Those of the products have a mean of 1, of which
+            `floor` is a share.
         weights, floor: as in `fisher_merge`.
     """
-    diagonals = [product_fisher(fisher) for fisher in fishers]
-    strips = [
-        fisher_merge(
-            [factors.b[start : start + ROWS].double() @ factors.a.double() for factors in adapters],
-            [torch.outer(out[start : start + ROWS], into) for out, into in diagonals],
-            weights,
-            floor,
+    total = sum(weights)
+    return mean_by_precision(
+        (pair.b.double() @ pair.a.double(), (torch.outer(*product_fisher(fisher)) + floor) * share)
+        for pair, fisher, share in zip(
+            adapters, fishers, [weight / total for weight in weights], strict=True
         )
-        for start in range(0, len(adapters[0].b), ROWS)
-    ]
-    return torch.cat(strips)
+    )
 
 
 class FisherProduct(FedNano):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,10 @@ def weighted_mean(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         weights: one positive number a client.
     """
     total = sum(weights)
-    stacked = torch.stack(
-        [theta.double() * (w / total) for theta, w in zip(thetas, weights, strict=True)]
-    )
-    return stacked.sum(0).to(thetas[0].dtype)
+    merged = torch.zeros_like(thetas[0], dtype=torch.float64)
+    for theta, weight in zip(thetas, weights, strict=True):
+        merged += theta.double() * (weight / total)
+    return merged.to(thetas[0].dtype)
 
 
 def mean_factors(
@@ -66,31 +66,46 @@ def fisher_merge(
 ) -> Tensor:
     """Average client parameters, each coordinate weighted by how sure its client is of it.
 
-    merged = Σ_k w_k (F_k + floor) θ_k / Σ_k w_k (F_k + floor)
-                                                  (Matena & Raffel, NeurIPS 2022)
+    merged = Σ_k w_k (F_k + ε) θ_k / Σ_k w_k (F_k + ε)     (Matena & Raffel, NeurIPS 2022)
+    ε = floor · Σ_k w_k mean(F_k) / Σ_k w_k
+
+    So a scale that all Fisher values have in common changes nothing.
 
     Args:
         thetas: one tensor a client, all of one shape.
-        fishers: diagonal Fisher information, shapes as in `thetas`, ≥ 0.
+        fishers: diagonal Fisher information, shapes as in `thetas`, ≥ 0. Zero throughout, they
+            give the weighted mean.
         weights: one positive number a client.
-        floor: > 0, added to every F_k, so that a coordinate no client has seen becomes the
-            weighted mean.
+        floor: > 0, a share of the mean Fisher value; added to every F_k, so that a coordinate no
+            client has seen becomes the weighted mean.
 
     Raises:
         ValueError: a Fisher value is negative, infinite or not a number.
     """
     total = sum(weights)
+    shares = [weight / total for weight in weights]
     for fisher in fishers:
         if not torch.isfinite(fisher).all() or (fisher < 0).any():
             raise ValueError("a Fisher diagonal has a negative, infinite or NaN value")
-    precision = torch.stack(
-        [
-            (fisher.double() + floor) * (w / total)
-            for fisher, w in zip(fishers, weights, strict=True)
-        ]
+    means = [float(fisher.double().mean()) for fisher in fishers]
+    mean = sum(share * one for share, one in zip(shares, means, strict=True)) or 1.0
+    merged = mean_by_precision(
+        (theta.double(), (fisher.double() / mean + floor) * share)
+        for theta, fisher, share in zip(thetas, fishers, shares, strict=True)
     )
-    stacked = torch.stack([theta.double() for theta in thetas])
-    return ((precision * stacked).sum(0) / precision.sum(0)).to(thetas[0].dtype)
+    return merged.to(thetas[0].dtype)
+
+
+def mean_by_precision(clients: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Σ_k P_k θ_k / Σ_k P_k, added up client by client, in their order.
+
+    Args:
+        clients: θ_k and P_k of each, all of one shape, in float64; P_k ≥ 0, their sum above 0.
+    """
+    weighted = precision = torch.zeros((), dtype=torch.float64)
+    for theta, certainty in clients:
+        weighted, precision = weighted + certainty * theta, precision + certainty
+    return weighted / precision
 
 
 def extrapolation(

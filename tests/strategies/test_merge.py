@@ -39,10 +39,11 @@ def test_the_floor_pulls_towards_the_mean_by_hand() -> None:
     merged = fisher_merge(
         [torch.tensor([0.0]), torch.tensor([1.0])],
         [torch.tensor([0.0]), torch.tensor([1.0])],
-        [1.0, 1.0],
+        [1.0, 3.0],
         floor=1.0,
     )
-    assert merged.item() == pytest.approx(2 / 3)
+    # The mean Fisher value is 3/4: (3·(1 + 0.75)·1) / (1·(0 + 0.75) + 3·(1 + 0.75)).
+    assert merged.item() == pytest.approx(7 / 8)
 
 
 def test_equal_fishers_give_the_weighted_mean() -> None:
@@ -53,10 +54,26 @@ def test_equal_fishers_give_the_weighted_mean() -> None:
     assert torch.allclose(merged, weighted_mean(thetas, [5.0, 1.0, 2.0]), atol=1e-6)
 
 
-def test_tiny_fishers_lose_no_precision() -> None:
-    fishers = [torch.full((2,), 1e-30), torch.full((2,), 3e-30)]
-    merged = fisher_merge([torch.zeros(2), torch.ones(2)], fishers, [1.0, 1.0], floor=1e-40)
-    assert merged.tolist() == pytest.approx([0.75, 0.75])
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_a_common_scale_of_all_fisher_values_changes_no_merge(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    thetas = [torch.randn(4, 7, generator=generator) for _ in range(3)]
+    fishers = [torch.rand(4, 7, generator=generator) ** 8 for _ in range(3)]
+    fishers[1][0] = 0
+
+    def merge(factor: float) -> torch.Tensor:
+        return fisher_merge(thetas, [f * factor for f in fishers], [5.0, 1.0, 2.0], floor=1e-6)
+
+    assert torch.allclose(merge(scale), merge(1.0), rtol=1e-5, atol=1e-6)
+    power_of_two = 2.0 ** round(math.log2(scale) / 2)
+    assert torch.equal(merge(power_of_two), merge(1.0))
+    assert not torch.allclose(merge(scale), weighted_mean(thetas, [5.0, 1.0, 2.0]), atol=1e-2)
+
+
+def test_fisher_values_that_are_zero_throughout_give_the_weighted_mean() -> None:
+    thetas, weights = [torch.tensor([1.0, -2.0]), torch.tensor([4.0, 8.0])], [2.0, 1.0]
+    merged = fisher_merge(thetas, [torch.zeros(2)] * 2, weights, floor=1e-6)
+    assert torch.equal(merged, weighted_mean(thetas, weights))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1e-9])

@@ -30,7 +30,7 @@ from fednano_flwr.product import (
     state_of,
 )
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.fisher_product import ROWS, merged_product, product_fisher
+from fednano_flwr.strategies.fisher_product import merged_product, product_fisher
 from fednano_flwr.strategies.merge import Update, fisher_merge
 from fednano_flwr.strategies.registry import make_strategy
 
@@ -339,6 +339,34 @@ def test_fresh_clients_of_different_ranks_keep_what_they_were_sent(strategy: Mad
     assert torch.equal(found.a, start.a) and torch.equal(found.b, start.b)
 
 
+# Fisher weights
+
+
+@pytest.mark.parametrize("name", ["fednano", "fednano-ef", "fisher-product"])
+@pytest.mark.parametrize("how", [{}, {"fisher_scale": "client"}, {"fisher_power": 0.5}])
+def test_no_fisher_strategy_becomes_another_where_gradients_are_small(
+    strategy: Made, name: str, how: dict[str, Any]
+) -> None:
+    if name == "fisher-product" and "fisher_scale" in how:
+        pytest.skip("it brings every client's values to one scale")
+    clients = [factors(3, seed) for seed in range(3)]
+
+    def merge(size: float) -> Factors:
+        updates = [
+            update(k, c, 2 + k, Factors((size * c.a) ** 2, (size * c.b) ** 2))
+            for k, c in enumerate(clients)
+        ]
+        return merged(strategy(name, **how), *updates)
+
+    usual, plain = (
+        merge(1.0),
+        merged(strategy("fedavg"), *map(update, range(3), clients, (2, 3, 4))),
+    )
+    for size in (1e-9, 1e-5, 1e5):
+        assert torch.allclose(product(merge(size)), product(usual), atol=1e-4)
+    assert not torch.allclose(product(usual), product(plain), atol=0.1)
+
+
 # Fisher weights on products
 
 
@@ -351,15 +379,14 @@ def test_the_fisher_of_a_product_by_hand() -> None:
     assert torch.outer(*product_fisher(nothing)).flatten().tolist() == [1, 1, 1, 1]
 
 
-def test_products_merged_strip_by_strip_are_those_merged_at_once() -> None:
-    width = ROWS + ROWS // 2
-    clients = [factors(rank, seed, width) for seed, rank in enumerate((2, 3))]
+def test_products_are_merged_as_parameters_with_their_fisher_values() -> None:
+    clients = [factors(rank, seed) for seed, rank in enumerate((2, 3))]
     fishers = [Factors(c.a**2, c.b**2) for c in clients]
     weights, floor = [1.0, 3.0], 0.1
     dense_fishers = [torch.outer(*product_fisher(fisher)) for fisher in fishers]
     expected = fisher_merge([product(c) for c in clients], dense_fishers, weights, floor)
     found = merged_product(clients, fishers, weights, floor)
-    assert found.shape == (width, width)
+    assert found.shape == (WIDTH, WIDTH)
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
