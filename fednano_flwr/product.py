@@ -73,12 +73,15 @@ def sum_of_products(adapters: Sequence[Factors], coefficients: Sequence[float]) 
     """Spectrum of Σ_k c_k B_k A_k, exact to float64.
 
     The sum is the product of two thin matrices, [c_1 B_1 … c_K B_K] and [A_1; …; A_K]; their QR
-    factors leave an SVD of at most (Σ r_k)², whatever d is.
+    factors leave an SVD of at most (Σ r_k)². Where Σ r_k > d the products themselves are added up,
+    in their order: a d × d matrix, however many there are.
 
     Args:
         adapters: ranks may differ.
         coefficients: any numbers.
     """
+    if _is_dense(adapters):
+        return spectrum(_dense(adapters, coefficients))
     q_up, core, q_down = _thin(adapters, coefficients)
     u, sigma, v = torch.linalg.svd(core, full_matrices=False)
     return Spectrum(q_up @ u, sigma, v @ q_down.T)
@@ -86,7 +89,23 @@ def sum_of_products(adapters: Sequence[Factors], coefficients: Sequence[float]) 
 
 def norm_of_sum(adapters: Sequence[Factors], coefficients: Sequence[float]) -> float:
     """Frobenius' norm of Σ_k c_k B_k A_k, without an SVD."""
+    if _is_dense(adapters):
+        return float(_dense(adapters, coefficients).norm())
     return float(_thin(adapters, coefficients)[1].norm())
+
+
+def _is_dense(adapters: Sequence[Factors]) -> bool:
+    """Whether a sum of these products has more directions than dimensions."""
+    return sum(len(factors.a) for factors in adapters) > adapters[0].a.shape[1]
+
+
+def _dense(adapters: Sequence[Factors], coefficients: Sequence[float]) -> Tensor:
+    """Σ_k c_k B_k A_k itself (d, d)."""
+    d = adapters[0].a.shape[1]
+    total = torch.zeros(d, d, dtype=torch.float64, device=adapters[0].a.device)
+    for factors, coefficient in zip(adapters, coefficients, strict=True):
+        total.addmm_(factors.b.double(), factors.a.double(), alpha=coefficient)
+    return total
 
 
 def _thin(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.product import (
@@ -87,7 +88,7 @@ def merged(made: AdapterStrategy, *updates: Update) -> Factors:
 # The mean of products
 
 
-@pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 4, 2), (7, 9, 8)])
+@pytest.mark.parametrize("ranks", [(3, 3, 3), (1, 4, 2), (4, 4, 4), (5, 4, 4), (7, 9, 8)])
 def test_the_mean_product_is_that_of_dense_matrices(ranks: tuple[int, ...]) -> None:
     clients = [factors(rank, seed) for seed, rank in enumerate(ranks)]
     weights = [3.0, 1.0, 2.5]
@@ -155,6 +156,30 @@ def test_the_norm_of_a_sum_of_products_is_that_of_the_dense_matrix() -> None:
     whole = 0.5 * product(pairs[0]) + 2 * product(pairs[1]) - product(pairs[2])
     assert norm_of_sum(pairs, [0.5, 2, -1]) == pytest.approx(float(whole.norm()), rel=1e-12)
     assert norm_of_sum([pairs[0], pairs[0]], [1, -1]) < 1e-12
+
+
+def test_a_sum_of_many_products_takes_no_more_memory_than_a_few_square_matrices() -> None:
+    width, rank = 32, 8
+    pairs = [factors(rank, seed, width) for seed in range(200)]  # 1,600 directions in all
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            found = func(*args, **(kwargs or {}))
+            for one in found if isinstance(found, tuple | list) else [found]:
+                largest = max(largest, one.numel() if isinstance(one, Tensor) else 0)
+            return found
+
+    with Sizes():
+        found = mean_product(pairs, [1.0] * len(pairs))
+        norm = norm_of_sum(pairs, [1 / len(pairs)] * len(pairs))
+    assert largest <= width * width
+    mean = sum(map(product, pairs)) / len(pairs)
+    assert torch.allclose(dense(found), mean, atol=1e-12)
+    assert norm == pytest.approx(float(mean.norm()))
 
 
 # The cut

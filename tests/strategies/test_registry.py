@@ -1,11 +1,19 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flwr.serverapp.strategy
 import pytest
 import torch
+from flwr.app import ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
+from fednano_flwr.federation import Federation
+from fednano_flwr.patience import Patience
+from fednano_flwr.product import DOWN, UP
+from fednano_flwr.progress import Progress
+from fednano_flwr.records import from_arrays, to_arrays
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.merge import Update
@@ -19,6 +27,8 @@ from fednano_flwr.strategies.registry import (
     make_strategy,
     parse_args,
 )
+from tests.local_grid import LocalGrid
+from tests.replies import train_reply
 
 Made = Callable[..., Strategy]
 
@@ -37,6 +47,43 @@ def config(defaults: dict[str, Any]) -> Made:
 @pytest.mark.parametrize("name", [*OWN, *FLOWER])
 def test_every_listed_strategy_can_be_made(config: Made, name: str) -> None:
     assert isinstance(make_strategy(config(name)), flwr.serverapp.strategy.FedAvg)
+
+
+@pytest.mark.parametrize("name", [*(n for n in OWN if n != "locft"), *FLOWER])
+def test_no_order_in_which_replies_arrive_changes_a_bit(config: Made, name: str) -> None:
+    """Of twelve clients: their products are added up thinly on one site, densely on the other."""
+    clients, width, ranks = 12, 48, {"image": 2, "text": 8}
+    shapes = {f"{site}{DOWN}": (r, width) for site, r in ranks.items()}
+    shapes |= {f"{site}{UP}": (width, r) for site, r in ranks.items()}
+
+    def numbers(seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+    def train(message: Message, context: Context) -> Message:
+        partition, wants = int(context.node_config["partition-id"]), getattr(made, "fisher", "none")
+        theta, fisher = numbers(partition), {k: v**2 for k, v in numbers(99 - partition).items()}
+        arrays = to_arrays(theta, fisher if wants != "none" else None)
+        reply = train_reply(arrays, partition_id=partition, num_examples=3 * partition + 1)
+        return Message(reply.content, reply_to=message)
+
+    app = ClientApp()
+    app.train()(train)
+    found = []
+    for order in (0, 1, 2):
+        made, grid = make_strategy(config(name)), LocalGrid(app, {}, clients, order)
+        federation = Federation(
+            grid, Patience(5, 5), clients, print, Progress(1, lambda: 0, print, None)
+        )
+        sent = made.configure_train(
+            1, to_arrays(numbers(100)), ConfigRecord(), cast(Grid, federation.everyone())
+        )
+        merged, _ = made.aggregate_train(1, federation.ask(sent, "training").replies)
+        assert merged is not None
+        found.append((from_arrays(merged), getattr(made, "notes", {})))
+    for theta, notes in found[1:]:
+        assert notes == found[0][1]
+        assert all(torch.equal(theta[key], found[0][0][key]) for key in shapes)
 
 
 def test_own_strategies_say_which_fisher_they_need(config: Made) -> None:
