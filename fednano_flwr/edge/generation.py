@@ -8,7 +8,13 @@ import torch
 
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.exchange.protocol import LLM, CacheGoneError, GeneratingLLM, HostRefusedError
+from fednano_flwr.exchange.protocol import (
+    LLM,
+    NOT_FINITE_ADVICE,
+    CacheGoneError,
+    GeneratingLLM,
+    HostRefusedError,
+)
 
 
 def answer_tokens(
@@ -48,9 +54,17 @@ def answer_tokens(
 
 
 def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[float]:
-    """How likely each option's letter is as the answer, among the options alone."""
+    """How likely each option's letter is as the answer, among the options alone.
+
+    Raises:
+        HostRefusedError: the host's logits are not finite.
+    """
     edge.adapters.eval()
     with torch.no_grad():
         last = torch.tensor([len(question.ids) - 1])
         logits = llm.score(edge([question]), last, torch.tensor(question.options))
+    if not logits.isfinite().all():
+        raise HostRefusedError(
+            f"the LLM host's answer cannot be used: logits are not finite: {NOT_FINITE_ADVICE}"
+        )
     return logits[0].double().softmax(0).tolist()

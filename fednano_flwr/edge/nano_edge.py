@@ -89,6 +89,7 @@ class NanoEdge(nn.Module):
             MissingRowError: a token's embedding is not among those that this client holds.
             ValueError: pictures and their placeholders do not agree.
             DataError, FileNotFoundError: a picture cannot be read.
+            FloatingPointError: its features are not finite.
         """
         ids, is_image = _laid_out(questions, endings, self.frozen.image_token_id)
         ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
@@ -159,6 +160,11 @@ class NanoEdge(nn.Module):
             started = time.perf_counter()
             inputs = self.encoder.vision_inputs(wanted[key])
             known[key] = self.frozen.image_features(inputs)
+            if not known[key].isfinite().all():
+                raise FloatingPointError(
+                    f"question {wanted[key].uid}: the vision encoder's features are not finite in "
+                    f'{self.frozen.dtype}: set edge.dtype to "bfloat16" or "float32"'
+                )
             self.encoder_seconds += time.perf_counter() - started
             self.encoded += 1
             if self.encoder.vision_key(wanted[key]) == key:  # no picture changed meanwhile

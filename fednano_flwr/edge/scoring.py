@@ -13,7 +13,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions
-from fednano_flwr.edge.training import batches
+from fednano_flwr.edge.training import batches, check_logits
 from fednano_flwr.exchange.protocol import LLM
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
@@ -43,6 +43,9 @@ def right_answers(
     A question with options: the right one's letter has the highest logit among them, in one call.
     A free answer: greedy generation, cut after `max_answer_tokens`, is the right text, both
     normalised. The next batch is embedded while the host works on one.
+
+    Raises:
+        FloatingPointError: a logit is not finite.
     """
 
     def prepare(batch: list[Question]) -> tuple[list[Question], _Asked, _Asked]:
@@ -77,6 +80,7 @@ def _right_options(edge: NanoEdge, llm: LLM, asked: _Asked) -> list[bool]:
     logits: Tensor = llm.score(
         edge.adapt(asked.frozen), last_positions(questions), torch.tensor(candidates)
     )
+    check_logits(logits, questions)
     return [
         question.options[int(row[[column[token] for token in question.options]].argmax())]
         == question.answer[0]

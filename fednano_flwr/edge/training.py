@@ -22,7 +22,10 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.protocol import IGNORE, LLM
+from fednano_flwr.exchange.protocol import IGNORE, LLM, NOT_FINITE_ADVICE
+
+NAMED = 4
+"""Questions of a batch that an error names, at most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def train(
             (before clipping): a Fisher diagonal that costs no extra pass.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a loss or a gradient is not finite.
     """
     parameters = named_trainable(edge.adapters)
     optimizer = torch.optim.AdamW(
@@ -117,6 +120,7 @@ def fisher_diagonal(
 
     Raises:
         ValueError: answers are to be drawn for a question without options.
+        FloatingPointError: a loss, a gradient or a logit is not finite.
     """
     parameters = named_trainable(edge.adapters)
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -146,6 +150,7 @@ def with_drawn_answers(
 
     Raises:
         ValueError: a question has no options.
+        FloatingPointError: a logit is not finite.
     """
     if not all(question.options for question in batch):
         raise ValueError(
@@ -154,6 +159,7 @@ def with_drawn_answers(
         )
     candidates = sorted({token for question in batch for token in question.options})
     logits = llm.score(edge.adapt(frozen), last_positions(batch), torch.tensor(candidates))
+    check_logits(logits, batch)
     drawn = []
     for row, question in zip(logits.float().cpu(), batch, strict=True):
         own = row[[candidates.index(token) for token in question.options]].softmax(0)
@@ -176,14 +182,36 @@ def backward(edge: NanoEdge, llm: LLM, batch: list[Question], frozen: FrozenBatc
         frozen: the teacher-forced batch, embedded.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or a gradient is not finite.
     """
     loss = llm.loss(edge.adapt(frozen), next_token_labels(batch, IGNORE))
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"loss is {loss.item()}: lower learning-rate or max-grad-norm")
+        raise _not_finite(f"the loss is {loss.item()}", batch)
     if loss.requires_grad:  # a batch of text takes no part in an image adapter alone
         loss.backward()
+    for name, parameter in named_trainable(edge.adapters).items():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            raise _not_finite(f"the gradient of {name} is not finite", batch)
     return loss.item()
+
+
+def check_logits(logits: Tensor, questions: Sequence[Question]) -> None:
+    """Refuse logits (B, K), a row a question, that cannot be compared.
+
+    Raises:
+        FloatingPointError: one is infinite or no number; the message names its questions.
+    """
+    finite = logits.isfinite().all(1).tolist()
+    wrong = [question for question, good in zip(questions, finite, strict=True) if not good]
+    if wrong:
+        raise _not_finite("logits are not finite", wrong)
+
+
+def _not_finite(what: str, questions: Sequence[Question]) -> FloatingPointError:
+    names = [question.sample.uid for question in questions[:NAMED]]
+    more = len(questions) - len(names)
+    where = ", ".join(names) + (f" and {more} more" if more else "")
+    return FloatingPointError(f"{what}, at question {where}: {NOT_FINITE_ADVICE}")
 
 
 def add_squared_gradients(squares: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:

@@ -17,6 +17,10 @@ from fednano_flwr.exchange.generation import Generated, NewToken
 
 PROTOCOL_VERSION = 4
 IGNORE = -100
+NOT_FINITE_ADVICE = (
+    'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
+    "earlier rounds went well, lower learning-rate or max-grad-norm"
+)
 
 STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", default=lambda: True)
 """Whether anyone waits for the answer of the call that this thread is in."""
@@ -246,14 +250,18 @@ class LLMService(Protocol):
         ...
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """The likeliest token (int64) after each of `positions` (P,): (P,)."""
+        """The likeliest token (int64) after each of `positions` (P,): (P,).
+
+        Raises:
+            ValueError: logits are not finite, so that no token is the likeliest.
+        """
         ...
 
     def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
         """Read one sample, keep its keys and values for a limited time, and say what follows.
 
         Raises:
-            ValueError: there are several samples.
+            ValueError: there are several samples, or logits are not finite.
         """
         ...
 
@@ -264,7 +272,7 @@ class LLMService(Protocol):
 
         Raises:
             CacheGoneError: the cache is not here (any more).
-            ValueError: the token is not as the prefill was.
+            ValueError: the token is not as the prefill was, or logits are not finite.
         """
         ...
 

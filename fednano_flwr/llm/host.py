@@ -20,7 +20,15 @@ from fednano_flwr.llm.caches import Caches, Read, check_position, embed_token, r
 from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graph, Graphs
-from fednano_flwr.llm.jobs import Job, JobService, ReadJob, Result, Sample, StepJob
+from fednano_flwr.llm.jobs import (
+    Job,
+    JobService,
+    ReadJob,
+    Result,
+    Sample,
+    StepJob,
+    check_finite,
+)
 from fednano_flwr.models.llm_half import LLMHalf
 
 log = logging.getLogger(__name__)
@@ -137,6 +145,7 @@ class FrozenLLM(JobService):
             return self._go_on(owner, replace(read, tokens=count), logits)
 
     def _go_on(self, owner: bytes, read: Read, logits: Tensor) -> Generated:
+        check_finite(logits, f"{read.tokens} tokens")
         return Generated(self.caches.keep(owner, read), int(logits[0].argmax()))
 
     @contextmanager

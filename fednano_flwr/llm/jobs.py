@@ -17,7 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED, Gradient, Inputs
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    NOT_FINITE_ADVICE,
+    STILL_WANTED,
+    Gradient,
+    Inputs,
+)
 from fednano_flwr.llm.embedding import Embedded
 
 Result = TypeVar("Result")
@@ -189,6 +195,14 @@ class NextTokensJob(ReadJob):
 
     kind = "next_tokens"
 
+    def take(self, sample: Sample, logits: Tensor) -> None:
+        """Keep the tokens; without finite logits there are none, which is this request's error."""
+        try:
+            check_finite(logits, f"sample {sample.index + 1} of {len(self.inputs.lengths)}")
+        except ValueError as error:
+            self.fail(error)
+        super().take(sample, logits)
+
     def read(self, logits: Tensor) -> Tensor:
         return logits.argmax(1)
 
@@ -224,6 +238,16 @@ class StepJob(Job[tuple[float, Gradient]]):
         assert self.embedded is not None
         rows = torch.cat([self._gradients[i] for i in sorted(self._gradients)])
         return math.fsum(self._losses), self.embedded.gradient(rows)
+
+
+def check_finite(logits: Tensor, where: str) -> None:
+    """Refuse logits of which none can be called the largest.
+
+    Raises:
+        ValueError: one is infinite or no number.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(f"the logits after {where} are not finite: {NOT_FINITE_ADVICE}")
 
 
 class JobService:
