@@ -144,7 +144,7 @@ def read(place: Path) -> Checkpoint:
     """One checkpoint.
 
     Raises:
-        CheckpointError: it is damaged or incomplete.
+        CheckpointError: it is damaged or incomplete, or its adapters are not finite.
     """
     try:
         state = json.loads((place / STATE).read_text(encoding="utf-8"))
@@ -156,6 +156,8 @@ def read(place: Path) -> Checkpoint:
         best = theta
         if BEST in data:
             best = _ordered(safetensors.torch.load(data[BEST]), state["order"])
+        if not all(value.isfinite().all() for value in (*theta.values(), *best.values())):
+            raise CheckpointError(f"the checkpoint {place} has adapters that are not finite")
         return Checkpoint(
             round=state["round"],
             theta=theta,

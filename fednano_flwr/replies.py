@@ -1,18 +1,22 @@
 """What a good reply is: its records, their keys, types and ranges; of training, of evaluation.
 
 A client may reply anything. What it replied passes here before it is merged, added up or shown, so
-that a broken reply is its own client's failure and no one else's.
+that a broken reply is its own client's failure and no one else's. What the strategy makes of the
+replies passes here too, before it is written or sent.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isfinite
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from fednano_flwr.checkpoints import Memory
 from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL
 from fednano_flwr.privacy.bounds import check_norms, clipped
@@ -124,6 +128,29 @@ def check_evaluation(reply: Message) -> None:
     scored = [metric(reply, "correct"), metric(reply, "num-examples")]
     if tally.get(ALL, [0, 0]) != scored:
         raise ValueError(f"{scored[0]} right answers of {scored[1]}, the tally {tally.get(ALL)}")
+
+
+def check_merge(theta: State, sent: State, memory: Memory) -> None:
+    """Refuse what a strategy has made of good replies and no later round could go on from.
+
+    Args:
+        theta: the merged adapters; none where the strategy merges none.
+        sent: the adapters that went to the clients.
+        memory: what the strategy now remembers.
+
+    Raises:
+        ValueError: the adapters are of another shape or dtype than those sent; a number of theirs
+            or of the memory is not finite.
+    """
+    if theta:
+        _check_adapters(theta, sent, lower_ranks=False)
+    for name, layout in memory.layout.items():
+        value = layout.get("value")
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"the strategy's {name} is {value}")
+    for name, array in memory.arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"the strategy's {name} has values that are infinite or not a number")
 
 
 def _check_records(reply: Message, expected: Mapping[str, type]) -> None:

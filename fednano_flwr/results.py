@@ -40,16 +40,19 @@ class Run:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
 
         Raises:
-            ConfigError: they are not there, or cannot be read.
+            ConfigError: they are not there, cannot be read, or are not finite.
             ValueError: `which` is none of the two.
         """
         if which not in ADAPTERS:
             raise ValueError(f"adapters {which!r}: there are {' and '.join(ADAPTERS)}")
         file = self.path / "adapters" / which / "adapter_model.safetensors"
         try:
-            return load_file(file)
+            found = load_file(file)
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"{file} cannot be read: {error}") from None
+        if not all(value.isfinite().all() for value in found.values()):
+            raise ConfigError(f"{file}: the adapters are not finite numbers")
+        return found
 
 
 def caveats(strategy: str, ranks: str) -> list[str]:

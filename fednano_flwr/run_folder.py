@@ -148,13 +148,14 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_json(self.path / "config.json", self.config.flat())
             _write_json(self.path / "environment.json", self._environment | {"model": self.model})
+        line = json.dumps(record, allow_nan=False)
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)
         if self.best is record:
             self._best = dict(theta)
             self._save_adapters("best", theta, hidden_size)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._write_state()

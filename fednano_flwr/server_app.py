@@ -38,13 +38,18 @@ from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
 from fednano_flwr.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
-from fednano_flwr.replies import check_evaluation, receive_update
+from fednano_flwr.replies import check_evaluation, check_merge, receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
-from fednano_flwr.strategies.registry import check_ranks, make_strategy
+from fednano_flwr.strategies.registry import check_ranks, described, make_strategy
 from fednano_flwr.trackers.registry import open_trackers
+
+
+class MergeError(RuntimeError):
+    """What the strategy made of a round's replies cannot be used."""
+
 
 EVALUATION_DRAW = 1
 """Tells the draw of the clients that score from that of those that train."""
@@ -77,6 +82,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         CheckpointError: the run's folder cannot be written, or not be continued.
         LockedError: another run writes to that folder.
         TooFewClientsError: too few clients are there, or replied.
+        MergeError: the strategy fails, or makes numbers that are not finite.
     """
     check_ranks(config)
     check_privacy(config)
@@ -172,14 +178,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
                     ),
                     least=1 if one else None,
                 )
-                merged, _ = strategy.aggregate_train(server_round, trained.replies)
-                if work.uploads and merged is None:
-                    name = config.strategy.name
-                    say(f"round {server_round}: {name} merged nothing; the adapters stay")
-                elif work.uploads:
-                    # Some of Flower's strategies compute in float64 and would send that.
-                    theta = from_arrays(cast(ArrayRecord, merged))
-                    arrays = to_arrays({name: value.float() for name, value in theta.items()})
+                arrays = _merge(config, strategy, server_round, trained, arrays, work)
             scored = ask(
                 MessageType.EVALUATE,
                 strategy.configure_evaluate(
@@ -237,6 +236,37 @@ def _ask(
     progress.enter(server_round, PHASES[phase])
     with tokens.open(server_round, phase) as token:
         return federation.ask(with_tokens(messages, token), what, check, least)
+
+
+def _merge(
+    config: RunConfig,
+    strategy: Strategy,
+    server_round: int,
+    trained: Answers,
+    sent: ArrayRecord,
+    work: LocalWork,
+) -> ArrayRecord:
+    """The adapters of the next message: the strategy's, or those sent where it makes none.
+
+    Raises:
+        MergeError: the strategy fails, or makes numbers that are not finite.
+    """
+    try:
+        merged, _ = strategy.aggregate_train(server_round, trained.replies)
+        # Some of Flower's strategies compute in float64 and would send that.
+        made = from_arrays(merged or ArrayRecord())
+        theta = {name: value.float() for name, value in made.items()} if work.uploads else {}
+        check_merge(theta, from_arrays(sent), remember(strategy))
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise MergeError(
+            f"round {server_round}: the merge by {described(config)} cannot be used: {kind}{error}."
+            f" Nothing of it was written or sent: resume goes on from round {server_round - 1}, "
+            "and a new run may have other settings"
+        ) from error
+    if work.uploads and not theta:
+        say(f"round {server_round}: {config.strategy.name} merged nothing; the adapters stay")
+    return to_arrays(theta) if theta else sent
 
 
 def _who_trains(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 import fednano_flwr
 from fednano_flwr.config import ConfigError, RunConfig
@@ -74,6 +75,10 @@ def test_a_run_is_read_with_its_adapters(
     assert set(run.adapters("best")) == set(run.adapters("last"))
     with pytest.raises(ValueError, match="first"):
         run.adapters("first")
+    file = made.path / "adapters" / "last" / "adapter_model.safetensors"
+    save_file({name: value / 0 for name, value in run.adapters().items()}, file)
+    with pytest.raises(ConfigError, match="not finite"):
+        run.adapters()
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

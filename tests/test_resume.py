@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.serverapp.strategy import FedAvgM
 from safetensors.torch import load_file
 
 from fednano_flwr import checkpoints, client_app, server_app
 from fednano_flwr.checkpoints import CheckpointError
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.records import from_arrays, to_arrays
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.server_app import MergeError
 from tests.local_grid import LocalGrid
 from tests.outcome import adapters, assert_same, assert_same_outcome, half_written, lines
 
@@ -251,6 +256,68 @@ def test_a_full_disk_ends_the_run_and_leaves_the_earlier_checkpoint(run_config: 
     folder = run({**flat, "resume": "auto"}, run_id=2)
     straight = run(run_config(run__name="straight", local_epochs=1))
     assert_same(adapters(folder.path, "last"), adapters(straight.path, "last"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (("FedAdam", "beta_1=1"), r"round 1.*strategy\.name = 'FedAdam'.*'beta_1=1'.*lora_A"),
+        (("FedAvgM", "server_learning_rate=1e39"), r"round 1.*1e39.*theta\..*lora_"),
+        (("fedavg-exact", 1e80), r"round 1.*strategy\.server-rate = 1e\+80.*theta\..*lora_"),
+    ],
+    ids=["nan", "inf", "own"],
+)
+def test_a_merge_that_is_not_finite_ends_the_run_before_it_is_written_or_sent(
+    run_config: Config, settings: tuple[str, Any], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, value = settings
+    key = "strategy__args" if isinstance(value, str) else "strategy__server_rate"
+    flat = run_config(local_epochs=1, strategy__name=name, **{key: value})
+    with pytest.raises(MergeError, match=named):
+        run(flat)
+    assert rounds(flat) == ["round-00000"]
+    assert [line["round"] for line in lines(path(flat))] == [0]
+    assert all(value.isfinite().all() for value in adapters(path(flat), "last").values())
+    assert "round 1, evaluation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["adapters", "momentum", "an error"])
+def test_a_run_that_a_merge_has_ended_goes_on_from_the_round_before(
+    run_config: Config, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"strategy__name": "FedAvgM", "strategy__args": "server_momentum=0.9", **SMALL}
+    expected = run(run_config(run__name="straight", **settings))
+    healthy = FedAvgM.aggregate_train
+
+    def spoilt(self: FedAvgM, server_round: int, replies: Any) -> Any:
+        merged, metrics = healthy(self, server_round, replies)
+        if server_round == 2 and what == "an error":
+            raise ZeroDivisionError("division by zero")
+        if server_round == 2 and what == "momentum":
+            self.momentum_vector = [one * math.nan for one in self.momentum_vector or []]
+        if server_round == 2 and what == "adapters":
+            merged = to_arrays({k: v * math.nan for k, v in from_arrays(merged).items()})
+        return merged, metrics
+
+    flat = run_config(run__name="spoilt", resume="auto", **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(FedAvgM, "aggregate_train", spoilt)
+        said = {"adapters": "theta", "momentum": "momentum_vector", "an error": "ZeroDivision"}
+        with pytest.raises(MergeError, match=f"round 2.*{said[what]}.*resume.*round 1"):
+            run(flat)
+    assert_same_outcome(run(flat, run_id=2).path, expected.path)
+
+
+def test_a_checkpoint_whose_adapters_are_not_finite_is_passed_over(
+    stopped: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = path(stopped) / "checkpoints"
+    found = checkpoints.read(place / "round-00001")
+    spoilt = {name: value * math.nan for name, value in found.theta.items()}
+    checkpoints.write(place, replace(found, theta=spoilt), 2)
+    folder = run({**stopped, "resume": "auto"}, run_id=2)
+    assert folder.resumed is not None and folder.resumed.round == 0
+    assert "round-00001 has adapters that are not finite" in capsys.readouterr().out
 
 
 def test_as_many_checkpoints_are_kept_as_asked(run_config: Config) -> None:

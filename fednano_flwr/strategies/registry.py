@@ -109,6 +109,18 @@ def reads(name: str) -> tuple[str, ...]:
     return _own_class(name).reads if name in OWN else ()
 
 
+def described(config: RunConfig) -> str:
+    """The strategy and all that its merge depends on, as keys and values."""
+    strategy, privacy = config.strategy, config.privacy
+    parts = {"strategy.name": strategy.name}
+    keys = reads(strategy.name) if strategy.name in OWN else ("args",)
+    parts |= {f"strategy.{key.replace('_', '-')}": getattr(strategy, key) for key in keys}
+    if privacy.dp != "none":
+        parts |= {"privacy.dp": privacy.dp, "privacy.clip-norm": privacy.clip_norm}
+        parts["privacy.noise-multiplier"] = privacy.noise_multiplier
+    return ", ".join(f"{key} = {value!r}" for key, value in parts.items())
+
+
 def check_ranks(config: RunConfig) -> None:
     """Refuse `adapter.ranks` that the run cannot merge.
 
