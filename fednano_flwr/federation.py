@@ -15,11 +15,12 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fednano_flwr.patience import Patience
-from fednano_flwr.progress import Progress
+from fednano_flwr.progress import NO_ROUND, Progress
 from fednano_flwr.pulling import pull
 from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
 
 POLL_SECONDS = 0.2
+MEET_SECONDS = 60.0  # for a node that joins to say who it is; less where round-timeout is less
 POLL_SHARE = 0.2  # of the time that is spent on asking for replies, where asking takes long
 
 
@@ -51,6 +52,9 @@ class NodeView:
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._node_ids)
+
+    def __len__(self) -> int:
+        return len(self._node_ids)
 
 
 class Federation:
@@ -107,20 +111,26 @@ class Federation:
         self.wait_for_nodes(self._min_replies, "min-replies")
         return NodeView(sorted(self._grid.get_node_ids(), key=self._order))
 
-    def sample(self, fraction: float, seed: int, server_round: int, *draw: int) -> NodeView:
-        """A fraction of the known clients, at least one; fixed by seed, round and partitions.
+    def sample(
+        self, fraction: float, seed: int, server_round: int, *draw: int, least: int = 1
+    ) -> NodeView:
+        """A fraction of the known clients; fixed by seed, round and partitions.
 
         Args:
             draw: tells several draws of a round apart.
+            least: never fewer, as long as so many are there.
         """
-        everyone = self.everyone()
-        connected = set(everyone.get_node_ids())
-        known = sorted((p, node) for node, p in self.partitions.items() if node in connected)
-        if not known:  # all have come back under new ids
-            return everyone
-        count = max(1, round(fraction * len(known)))
+        connected = self._met(server_round)
+        known = sorted((self.partitions[n], n) for n in connected if n in self.partitions)
+        if not known:  # nobody says who it is
+            return NodeView(connected)
+        count = max(least, round(fraction * len(known)))
         chosen = np.random.default_rng([seed, server_round, *draw]).permutation(len(known))[:count]
         return NodeView([known[i][1] for i in sorted(chosen)])
+
+    def first(self, server_round: int) -> NodeView:
+        """The client with the lowest partition of those connected: partition 0, if it is."""
+        return NodeView(sorted(self._met(server_round), key=self._order)[:1])
 
     def meet(self) -> None:
         """Ask the connected nodes for their partitions, which a run that begins learns in round 0.
@@ -128,13 +138,22 @@ class Federation:
         Raises:
             TooFewClientsError: fewer than `min-replies` have answered.
         """
-        nodes = self.everyone().get_node_ids()
-        kind = MessageType.QUERY
-        self.ask([Message(RecordDict(), node, kind) for node in nodes], "who is there")
+        self._introduce(self.everyone().get_node_ids())
 
-    def first(self) -> NodeView:
-        """The client with the lowest partition of those connected: partition 0, if it is."""
-        return NodeView(list(self.everyone().get_node_ids())[:1])
+    def _met(self, server_round: int) -> list[int]:
+        """The connected nodes; those that came late or failed so far were asked for partitions."""
+        connected = list(self.everyone().get_node_ids())
+        unknown = [node for node in connected if node not in self.partitions]
+        if unknown:
+            self._progress.enter(server_round, NO_ROUND)
+            self._introduce(unknown, least=0, within=min(MEET_SECONDS, self._patience.timeout))
+        return connected
+
+    def _introduce(
+        self, nodes: Iterable[int], least: int | None = None, within: float | None = None
+    ) -> None:
+        questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+        self.ask(questions, "who is there", least=least, within=within)
 
     def ask(
         self,
@@ -142,6 +161,7 @@ class Federation:
         what: str,
         check: Callable[[Message], None] | None = None,
         least: int | None = None,
+        within: float | None = None,
     ) -> Answers:
         """Send messages and wait for their replies, good or bad, as long as there is hope.
 
@@ -152,6 +172,7 @@ class Federation:
             check: raises for a reply that must not be used; may unpack it in place, after its
                 bytes were counted.
             least: fewest good replies; `min-replies` where not given.
+            within: seconds to wait at most, instead of as long as there is hope.
 
         Raises:
             TooFewClientsError: fewer good replies than these.
@@ -167,6 +188,12 @@ class Federation:
             self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
         asked = moved = patience.clock()
 
+        def lost(node: int) -> str:
+            if within is None:
+                return patience.given_up(node, asked, moved)
+            late = patience.clock() - asked >= within
+            return f"no reply within {within:.0f} s" if late else ""
+
         def words() -> str:
             return patience.words({node: self._name(node) for node in waiting.values()}, asked)
 
@@ -178,7 +205,7 @@ class Federation:
                 self._take(reply, waiting.pop(message_id), answers, what, check)
             for message_id, reason in unreadable.items():
                 self._fail(answers, what, waiting.pop(message_id), reason)
-            given_up = {node: patience.given_up(node, asked, moved) for node in waiting.values()}
+            given_up = {node: lost(node) for node in waiting.values()}
             if all(given_up.values()):  # another may be back while one is waited for
                 break
             self._progress.waits(words)

@@ -179,15 +179,14 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
                     least=1 if one else None,
                 )
                 arrays = _merge(config, strategy, server_round, trained, arrays, work)
+            scorers = _who_scores(federation, config, server_round)
             scored = ask(
                 MessageType.EVALUATE,
                 strategy.configure_evaluate(
-                    server_round,
-                    arrays,
-                    ConfigRecord(task),
-                    cast(Grid, _who_scores(federation, config, server_round)),
+                    server_round, arrays, ConfigRecord(task), cast(Grid, scorers)
                 ),
                 check=check_evaluation,
+                least=min(config.min_replies, len(scorers)),
             )
             if server_round == 0:
                 _report_data(scored)
@@ -272,10 +271,11 @@ def _merge(
 def _who_trains(
     federation: Federation, config: RunConfig, server_round: int, one: bool
 ) -> NodeView:
-    """A fraction of the clients, or one on behalf of all."""
+    """A fraction of the clients, `min-replies` at least, or one on behalf of all."""
     if one:
-        return federation.first()
-    return federation.sample(config.fraction_train, config.seed, server_round)
+        return federation.first(server_round)
+    fraction, least = config.fraction_train, config.min_replies
+    return federation.sample(fraction, config.seed, server_round, least=least)
 
 
 def _who_scores(federation: Federation, config: RunConfig, server_round: int) -> NodeView:

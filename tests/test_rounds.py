@@ -191,6 +191,86 @@ def test_a_fraction_of_the_clients_trains_and_the_seed_says_which(run_config: Co
     assert [len(clients) for clients in chosen[0]] == [0, 2, 2]
 
 
+def test_an_evaluation_by_a_fraction_needs_no_more_replies_than_it_asks_for(
+    run_config: Config,
+) -> None:
+    folder = run(run_config(fraction_evaluate=0.34, min_replies=3, local_epochs=1))
+    assert [len(record["accuracy_per_client"]) for record in folder.rounds] == [3, 1, 3]
+
+
+def test_of_clients_that_are_left_so_many_train_as_have_to_reply(run_config: Config) -> None:
+    flat = run_config(fraction_train=0.5, min_replies=2, num_server_rounds=1, local_epochs=1)
+    grid = LocalGrid(client_app.app, flat, 4)
+    healthy = grid.get_node_ids
+    answered: list[int] = []
+
+    def get_node_ids() -> Iterable[int]:
+        left = {node for node, partition in grid.nodes.items() if partition < 2}
+        return [node for node in healthy() if len(answered) < 4 or node in left]
+
+    replying = grid.answer
+    grid.get_node_ids = get_node_ids  # type: ignore[method-assign]
+    grid.answer = lambda message: answered.append(1) or replying(message)  # type: ignore
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat))
+    assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "centralized"])
+@pytest.mark.parametrize("late", ["failed round 0", "came after round 0", "silent at first"])
+def test_a_client_that_was_not_there_in_round_0_trains_as_well(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch, late: str, strategy: str
+) -> None:
+    monkeypatch.setattr("fednano_flwr.federation.MEET_SECONDS", 1.0)
+    flat = run_config(
+        fraction_train=0.99,
+        fraction_evaluate=0.34,
+        num_server_rounds=3,
+        local_epochs=1,
+        round_timeout=1.0,
+        strategy__name=strategy,
+    )
+    grid = LocalGrid(client_app.app, flat, 3, gone=[0] if late == "silent at first" else [])
+    newcomer = next(node for node, partition in grid.nodes.items() if partition == 0)
+    if late == "came after round 0":
+        del grid.nodes[newcomer]
+    healthy = client_app.Client.evaluate
+
+    def evaluate(self: client_app.Client, theta: Any, llm: Any, number: int, work: Any) -> Any:
+        if self.partition == 1:  # everyone's round 0 is about over
+            grid.nodes[newcomer] = 0
+        if self.partition == 0 and number == 0:
+            raise RuntimeError("the disk is full")
+        return healthy(self, theta, llm, number, work)
+
+    monkeypatch.setattr(client_app.Client, "evaluate", evaluate)
+    if late == "silent at first":
+        replying = grid.answer
+
+        def answer(message: Any) -> Any:
+            if message.metadata.message_type == "train":
+                grid._gone.clear()
+            return replying(message)
+
+        grid.answer = answer  # type: ignore[method-assign]
+    folder = server_app.federate(grid, 1, RunConfig.parse(flat))
+    trained = [sorted(record["train_loss_per_client"]) for record in folder.rounds]
+    everyone = ["0"] if strategy == "centralized" else ["0", "1", "2"]
+    begin = [["1"] if strategy == "centralized" else ["1", "2"]] if "silent" in late else []
+    assert trained[1:] == (begin + [everyone] * 3)[:3]
+    assert "0" in folder.rounds[3]["accuracy_per_client"]
+
+
+def test_asking_who_is_there_does_not_end_what_is_said_of_progress(
+    run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = run_config(fraction_evaluate=0.34, round_timeout=1.0, num_server_rounds=1)
+    grid = LocalGrid(client_app.app, flat, 3, gone=[2])
+    server_app.federate(grid, 1, RunConfig.parse(flat), tmp_path / "progress.json")
+    said = capsys.readouterr().out
+    assert "who is there: node" in said and "no reply within 1 s" in said
+    assert "progress is not shown" not in said
+
+
 def test_a_client_that_raises_does_not_stop_the_round(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
