@@ -112,7 +112,7 @@ def reads(name: str) -> tuple[str, ...]:
 def described(config: RunConfig) -> str:
     """The strategy and all that its merge depends on, as keys and values."""
     strategy, privacy = config.strategy, config.privacy
-    parts = {"strategy.name": strategy.name}
+    parts: dict[str, object] = {"strategy.name": strategy.name}
     keys = reads(strategy.name) if strategy.name in OWN else ("args",)
     parts |= {f"strategy.{key.replace('_', '-')}": getattr(strategy, key) for key in keys}
     if privacy.dp != "none":
