@@ -5,22 +5,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import MISSING_PICTURE, Reading, files_below, question_defect
+from fednano_flwr.data.reading import (
+    MISSING_PICTURE,
+    Reading,
+    files_below,
+    is_absent,
+    names_in,
+    question_defect,
+)
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.scienceqa import make_sample
+from fednano_flwr.data.scienceqa import OPTIONAL, make_sample
+
+if TYPE_CHECKING:
+    import pyarrow
 
 HUB_ID = "derek-thomas/ScienceQA"
 LAYOUT = """\
   <dataset.path>/data/<split>-*.parquet"""
+AGAIN = (
+    "Get the repository again, with all files of its folder data "
+    f"('hf download --repo-type dataset {HUB_ID}')"
+)
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
-_COLUMNS = ["image", "question", "choices", "answer", "hint", "subject", "topic"]
+_COLUMNS = {
+    "question": "texts",
+    "choices": "lists of texts",
+    "answer": "whole numbers",
+    "image": "image files' bytes, or structs with such in a field `bytes`",
+}
+"""What a column must hold; `image` and the optional texts may be missing."""
+UNREADABLE_ROW = "row has a value that cannot be read"
+_NUMBERED = re.compile(
+    r"(?P<split>.+?)-(?P<number>\d+)(?P<of>-of-(?P<total>\d+))?(?P<digest>-[0-9a-f]+)?\.parquet"
+)
 _ROWS_AT_ONCE = 64
 _BUFFER = 2**20
 """Bytes of a file read at once."""
@@ -52,11 +77,18 @@ class HubScienceQA:
                 f"the split '{split}' is only in ScienceQA's original layout (pid_splits.json); "
                 f"the hub's form in {self.place} has {', '.join(_SPLITS)}."
             )
-        if self.root is not None and not self._files(split):
+        if self.root is None:
+            return
+        files = self._files(split)
+        if not files:
             raise DataError(
                 f"{self.place} has no data/{_SPLITS[split]}-*.parquet, which the split '{split}' "
-                "is read from. Copy the repository again, with all files of its folder data."
+                f"is read from; its folder data holds {names_in(self.root / 'data')}. {AGAIN}, or "
+                f"name the split's files so:\n{LAYOUT}"
             )
+        _check_whole(files)
+        for file in files:
+            _check_columns(file)
 
     def identity(self, split: str) -> Iterator[str]:
         for file in self._files(split):
@@ -79,7 +111,8 @@ class HubScienceQA:
 
     def _files(self, split: str) -> list[Path]:
         assert self.root is not None
-        return sorted((self.root / "data").glob(f"{_SPLITS.get(split, split)}-*.parquet"))
+        found = (self.root / "data").glob(f"{_SPLITS.get(split, split)}-*.parquet")
+        return sorted(found, key=lambda file: (_number(file.name), file.name))
 
 
 def is_hub_copy(folder: Path) -> bool:
@@ -105,32 +138,134 @@ def download() -> Path:
         ) from error
 
 
-def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
+def _check_whole(files: Sequence[Path]) -> None:
+    """Refuse a split whose files' numbers say that one is missing or does not belong.
+
+    Numbers are as in train-00000-of-00002.parquet, or without the total; files of which none has a
+    number are taken as they are.
+    """
+    fault = _numbering_fault([file.name for file in files])
+    if fault:
+        raise DataError(
+            f"{files[0].parent}: {fault}. {AGAIN}, or remove what does not belong to it."
+        )
+
+
+def _number(name: str) -> int:
+    """The number in a file's name, 0 where it has none."""
+    match = _NUMBERED.fullmatch(name)
+    return int(match["number"]) if match else 0
+
+
+def _numbering_fault(names: Sequence[str]) -> str | None:
+    matches = {name: _NUMBERED.fullmatch(name) for name in names}
+    totals = {match and match["total"]: name for name, match in matches.items()}
+    numbers: dict[int, str] = {}
+    for name, match in matches.items():
+        if match and (other := numbers.setdefault(int(match["number"]), name)) != name:
+            return f"{other} and {name} have the same number"
+    if not numbers:
+        return None
+    if len(totals) > 1:
+        return f"{' and '.join(sorted(totals.values()))} are not numbered alike"
+    (total,) = totals
+    wanted = range(min(numbers), max(numbers) + 1) if total is None else range(int(total))
+    for number in wanted:
+        if number not in numbers:
+            like = _NUMBERED.fullmatch(names[0])
+            assert like is not None
+            written = f"{number:0{len(like['number'])}}{like['of'] or ''}"
+            digest = "-*" if like["digest"] else ""
+            return f"{like['split']}-{written}{digest}.parquet is missing beside {names[0]}"
+    beyond = sorted(numbers.keys() - set(wanted))
+    return f"{numbers[beyond[0]]} has a number beyond the split's {total}" if beyond else None
+
+
+def _check_columns(file: Path) -> None:
+    """Refuse a file that is not parquet, or whose columns are not those of questions."""
+    import pyarrow.parquet as parquet
+
+    try:
+        schema = parquet.read_schema(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise DataError(_damaged([file], error)) from error
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    pictures = [name for name, kind in kinds.items() if _holds_bytes(kind)]
+    for name, holds in _COLUMNS.items():
+        if name not in kinds and (name != "image" or pictures):
+            raise DataError(
+                f"{file} has no column '{name}', which must hold {holds}; its columns are "
+                f"{', '.join(kinds)}. Rename the one that is meant."
+            )
+        if name in kinds and not _fits(name, kinds[name]):
+            raise DataError(
+                f"{file}: the column '{name}' is of type {kinds[name]}, and must hold {holds}. "
+                "Write the file anew with such a column."
+            )
+
+
+def _fits(name: str, kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type can hold what `_COLUMNS` says."""
+    from pyarrow import types
+
+    if name == "answer":
+        return types.is_integer(kind)
+    if name == "choices":
+        return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if name == "image":
+        return _holds_bytes(kind) or types.is_null(kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _holds_bytes(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _rows(files: list[Path]) -> Iterator[dict[str, Any] | None]:
+    """Each row, in order; None where a value of it cannot be read."""
     import pyarrow.parquet as parquet
 
     for file in files:
         try:
             # As a stream: by default a whole row group, with all its pictures, would be in memory.
             opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
-            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=_COLUMNS):
-                yield from batch.to_pylist()
+            columns = [name for name in opened.schema_arrow.names if name in (*_COLUMNS, *OPTIONAL)]
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for number in range(len(batch)):
+                    yield _row(batch.slice(number, 1))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(_damaged([file], error)) from error
 
 
+def _row(batch: pyarrow.RecordBatch) -> dict[str, Any] | None:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError):  # a text that is not UTF-8, a date that Python has not
+        return None
+
+
 def _damaged(files: list[Path], error: Exception) -> str:
     names = ", ".join(map(str, files))
-    return f"{names} cannot be read as parquet: {error}. Copy the repository again."
+    return (
+        f"{names} cannot be read as parquet: {error}. {AGAIN}; where Git made the copy, "
+        "'git lfs pull' fetches the files themselves."
+    )
 
 
-def _read_row(uid: str, row: dict[str, Any]) -> Sample | str:
+def _read_row(uid: str, row: dict[str, Any] | None) -> Sample | str:
     """The sample in a row, or the reason why it is left out."""
-    defect = question_defect(row)
+    if row is None:
+        return UNREADABLE_ROW
+    defect = question_defect(row, *OPTIONAL)
     if defect is not None:
         return defect
-    stored = row["image"]
-    if stored is None:
+    stored = row.get("image")
+    if is_absent(stored):
         return make_sample(uid, row, None)
-    if not stored.get("bytes"):
-        return MISSING_PICTURE
-    return make_sample(uid, row, Picture(data=stored["bytes"]))
+    data = stored.get("bytes") if isinstance(stored, dict) else stored
+    return make_sample(uid, row, Picture(data=data)) if data else MISSING_PICTURE

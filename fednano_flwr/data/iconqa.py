@@ -19,12 +19,15 @@ from typing import Any, ClassVar
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import (
     MISSING_PICTURE,
+    OWN_QUESTIONS,
     Reading,
+    entries,
     files_below,
     free_answer_defect,
     id_order,
     is_absent,
     is_there,
+    names_in,
     picture_choice_defect,
     question_defect,
     read_json_object,
@@ -149,8 +152,8 @@ def find_root(path: Path) -> Path:
             # The parent must be right for "." too; links are left alone, as they may lead away.
             return Path(os.path.abspath(root))
     raise DataError(
-        f"No IconQA questions in {path}. Set dataset.path to the folder that looks like this:\n"
-        f"{LAYOUT}"
+        f"No IconQA questions in {path}, which holds {names_in(path)}. Set dataset.path to the "
+        f"folder that looks like this:\n{LAYOUT}\n{OWN_QUESTIONS}"
     )
 
 
@@ -202,5 +205,4 @@ def _folder_names(folder: Path) -> list[str]:
     """Names of the folders in `folder`; none where it is not there."""
     if not folder.is_dir():
         return []
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir()]
+    return [entry.name for entry in entries(folder) if entry.is_dir()]

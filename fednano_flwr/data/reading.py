@@ -18,6 +18,12 @@ from fednano_flwr.data.sample import Sample
 MISSING_PICTURE = "picture file is missing"
 UNNAMED_PICTURE = "picture is not given as a file name"
 
+NAMES_SHOWN = 5
+"""Files that an error names of what a folder holds."""
+OWN_QUESTIONS = (
+    "Questions of your own are read in ScienceQA's layout: 'Your own questions' in docs/data.md "
+    "shows how to write it."
+)
 TWICE = ("two different values",)
 """What a name stands for that a JSON object has twice."""
 LONGEST_NUMBER = 100
@@ -52,12 +58,40 @@ class Source(Protocol):
     def read(self, split: str) -> Reading: ...
 
 
+def names_in(folder: Path) -> str:
+    """The first names in a folder, for people.
+
+    Raises:
+        DataError: as `entries`.
+    """
+    names = [entry.name for entry in entries(folder)]
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if names[NAMES_SHOWN:] else "") or "nothing"
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, in order of the names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be read: {error.strerror or error}. Repair it, or set dataset.path "
+            "to another copy."
+        ) from error
+
+
 def files_below(path: Path) -> Iterator[str]:
-    """Path, size in bytes and time of change of a file, or of each file below a folder."""
+    """Path, size in bytes and time of change of a file, or of each file below a folder.
+
+    Raises:
+        DataError: as `entries`.
+    """
     if path.is_dir():
-        with os.scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
+        for entry in entries(path):
             if entry.is_dir():
                 yield from files_below(Path(entry.path))
             else:
@@ -69,7 +103,7 @@ def files_below(path: Path) -> Iterator[str]:
 def _file_line(name: str, file: os.DirEntry[str] | Path) -> str:
     try:
         status = file.stat()
-    except FileNotFoundError:  # a link that leads nowhere
+    except OSError:  # a link that leads nowhere
         return f"{name} gone"
     return f"{name} {status.st_size} {status.st_mtime_ns}"
 

@@ -12,7 +12,7 @@ from fednano_flwr.data import hub, iconqa, scienceqa
 from fednano_flwr.data.cache import Split, read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.reading import Source, describe_skipped
+from fednano_flwr.data.reading import OWN_QUESTIONS, Source, describe_skipped, names_in
 from fednano_flwr.data.sample import QuestionSet
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.resources import resolve
@@ -23,7 +23,38 @@ EXAMPLES_SHOWN = 5
 
 def _open_scienceqa(path: Path, dataset: Dataset) -> Source:
     _tasks(dataset, ())
-    return hub.HubScienceQA(path, str(path)) if hub.is_hub_copy(path) else scienceqa.ScienceQA(path)
+    if hub.is_hub_copy(path):
+        return hub.HubScienceQA(path, str(path))
+    if scienceqa.is_copy(path):
+        return scienceqa.ScienceQA(path)
+    raise DataError(
+        f"No ScienceQA in {path}, which holds {names_in(path)}. {_other_form(path)}Set "
+        f"dataset.path to the folder that looks like this:\n{LAYOUTS['scienceqa']}\n"
+        f"{OWN_QUESTIONS}"
+    )
+
+
+def _other_form(path: Path) -> str:
+    """What a folder holds that could be made into a layout that is read, and how."""
+    if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return (
+            "That is what `datasets` saves: load it with `load_from_disk`, and write each split "
+            "with `to_parquet` to data/<split>-00000-of-00001.parquet. "
+        )
+    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        if file := next(path.glob(pattern), None):
+            return (
+                f"Parquet files such as {file.relative_to(path)} are read where they are called "
+                "data/<split>-*.parquet: rename or link them. "
+            )
+    return "That looks like IconQA: set dataset.name to iconqa. " if _is_iconqa(path) else ""
+
+
+def _is_iconqa(path: Path) -> bool:
+    try:
+        return bool(iconqa.find_root(path))
+    except DataError:
+        return False
 
 
 def _open_iconqa(path: Path, dataset: Dataset) -> Source:
@@ -85,17 +116,21 @@ def _open(dataset: Dataset, download: bool) -> Source:
     """The dataset found at `dataset.path`; of a hub id not to be downloaded, its name."""
     if dataset.name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
-        raise DataError(f"dataset.name is '{dataset.name}': must be one of {known}.")
+        raise DataError(
+            f"dataset.name is '{dataset.name}': must be one of {known}. {OWN_QUESTIONS}"
+        )
     path = resolve("dataset.path", dataset.path)
     if path.is_dir():
         return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
     if dataset.name == "scienceqa" and dataset.path == hub.HUB_ID:
         _tasks(dataset, ())
         return hub.HubScienceQA(hub.download() if download else None, hub.HUB_ID)
+    what = f"{path} is a file" if path.exists() else f"there is no folder {path} on this machine"
     raise DataError(
-        f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get the "
-        "dataset (docs/data.md says where), unpack it, and set dataset.path to the folder that "
-        f"looks like this for {dataset.name}:\n{LAYOUTS[dataset.name]}"
+        f"dataset.path is '{dataset.path}', and {what}. Get the dataset (docs/data.md says where), "
+        "unpack it, and set dataset.path to the folder that looks like this for "
+        f"{dataset.name}:\n{LAYOUTS[dataset.name]}\n{OWN_QUESTIONS} Of the Hugging Face hub, only "
+        f"dataset.name=scienceqa with dataset.path={hub.HUB_ID} is read."
     )
 
 

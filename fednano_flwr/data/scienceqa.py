@@ -88,6 +88,11 @@ class ScienceQA:
         return self.root / "images" / split.removeprefix("mini")
 
 
+def is_copy(folder: Path) -> bool:
+    """Whether the folder looks like a copy of what the authors distribute."""
+    return any((folder / name).exists() for name in ("problems.json", "pid_splits.json"))
+
+
 def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
     """The sample that `problem` describes, or the reason why it is left out."""
     if problem is None:

@@ -3,8 +3,9 @@ import re
 from pathlib import Path
 
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.registry import LAYOUTS
-from tests.data.conftest import settings
+from fednano_flwr.data.reading import OWN_QUESTIONS
+from fednano_flwr.data.registry import LAYOUTS, load_questions
+from tests.data.conftest import png, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
@@ -21,6 +22,23 @@ def test_the_documented_layouts_are_those_the_errors_show():
         if "<dataset.path>" in line
     }
     assert documented == shown
+
+
+def test_the_documented_way_to_write_own_questions_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in (1, 2):
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(png())
+    (script,) = re.findall(r"## Your own questions\n.*?```python\n(.*?)```", DOCS, re.DOTALL)
+    exec(script, {})
+    found = load_questions(settings(path="my-questions"))
+    assert [(s.group, s.image is not None, s.answer) for s in (*found.train, *found.test)] == [
+        ("kitchen", True, 0),
+        ("materials", False, 0),
+        ("house", True, 2),
+    ]
+    assert not found.skipped
+    assert "'Your own questions' in docs/data.md" in OWN_QUESTIONS
 
 
 def test_the_documented_partitioners_take_the_documented_arguments():

@@ -1,3 +1,11 @@
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from fednano_flwr.data import hub
@@ -6,6 +14,36 @@ from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.registry import check_dataset, load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from tests.data.conftest import png, settings
+
+
+@pytest.fixture
+def hub_files(tmp_path: Path) -> Callable[..., Path]:
+    """Writes parquet files of one question each, the file's name, and a whole one a split beside.
+
+    Columns given are instead of the usual ones, as long as they are; one that is None is left out.
+    """
+
+    def write(*names: str, **columns: Any) -> Path:
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        (tmp_path / "data").mkdir()
+        for split in {"train", "validation", "test"} - {name.split("-")[0] for name in names}:
+            write_file(f"{split}-whole.parquet", {})
+        for name in names:
+            write_file(name, columns)
+        return tmp_path
+
+    def write_file(name: str, columns: dict[str, Any]) -> None:
+        rows = next((len(column) for column in columns.values() if column is not None), 1)
+        usual: dict[str, list[Any]] = {
+            "question": [name] * rows,
+            "choices": [["a", "b"]] * rows,
+            "answer": [1] * rows,
+            "image": pyarrow.nulls(rows),
+        }
+        kept = {key: value for key, value in (usual | columns).items() if value is not None}
+        pyarrow.parquet.write_table(pyarrow.table(kept), tmp_path / "data" / name)
+
+    return write
 
 
 def test_a_copy_of_the_hub_s_repository_is_read_with_every_field(write_hub):
@@ -97,3 +135,139 @@ def test_a_hub_id_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
 def test_of_the_hub_only_scienceqa_is_read():
     with pytest.raises(DataError, match="no folder"):
         check_dataset(settings(name="iconqa", path=hub.HUB_ID))
+
+
+def test_a_file_that_its_neighbours_numbers_say_is_missing_is_named(hub_files):
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        path = hub_files(f"{split}-00000-of-00002.parquet")
+        for use in (check_dataset, load_questions):
+            with pytest.raises(DataError, match=rf"data: {split}-00001-of-00002\.parquet is miss"):
+                use(settings(path=str(path), test_split=name if name != "train" else "test"))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["1-of-3", "2-of-3"], ["train-0-of-3.parquet is missing"]),
+        (["0-of-3", "2-of-3"], ["train-1-of-3.parquet is missing"]),
+        (["0-of-2", "1-of-2", "2-of-2"], ["train-2-of-2.parquet", "beyond"]),
+        (["0-of-1", "00-of-1"], ["train-0-of-1.parquet", "train-00-of-1.parquet"]),
+        (["0-of-2", "1-of-2", "2-of-3"], ["-of-2.parquet", "train-2-of-3.parquet"]),
+        (["0-of-2", "1-of-2", "0-of-3", "1-of-3", "2-of-3"], ["-of-2.parquet", "-of-3.parquet"]),
+        (["0-of-1", "0-of-1 (1)"], ["train-0-of-1.parquet", "train-0-of-1 (1).parquet"]),
+        (["0-of-1", "more"], ["train-0-of-1.parquet", "train-more.parquet"]),
+        (["00-of-02-ab12"], ["train-01-of-02-*.parquet is missing"]),
+        (["0-of-1-ab", "0-of-1-cd"], ["train-0-of-1-ab.parquet", "train-0-of-1-cd.parquet"]),
+        (["0", "1", "3"], ["train-2.parquet is missing"]),
+    ],
+)
+def test_files_that_are_not_one_whole_split_are_refused_by_name(hub_files, names, says):
+    path = hub_files(*(f"train-{name}.parquet" for name in names))
+    with pytest.raises(DataError) as caught:
+        check_dataset(settings(path=str(path)))
+    assert all(text in str(caught.value) for text in [str(path / "data"), *says])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(["0-of-1"], ["00000-of-00002", "00001-of-00002"], ["0", "1"], ["1", "2"], ["a", "b"]),
+        *(["0-of-2-ab12", "1-of-2-cd34"], ["0123456789abcdef"]),
+    ],
+)
+def test_files_that_are_a_whole_split_are_read(hub_files, names):
+    path = hub_files(*(f"train-{name}.parquet" for name in names))
+    found = load_questions(settings(path=str(path))).train
+    assert [sample.question for sample in found] == [f"train-{name}.parquet" for name in names]
+
+
+def test_twelve_files_are_read_in_the_order_of_their_numbers(hub_files):
+    names = [f"train-{number}-of-12.parquet" for number in range(12)]
+    found = load_questions(settings(path=str(hub_files(*names)))).train
+    assert [sample.question for sample in found] == names
+
+
+@pytest.mark.parametrize("kind", [pyarrow.binary(), pyarrow.large_binary()])
+def test_a_column_of_image_files_bytes_is_read_as_pictures(hub_files, kind):
+    path = hub_files("train-0-of-1.parquet", image=pyarrow.array([png(), None, b""], kind))
+    questions = load_questions(settings(path=str(path), max_skipped=1))
+    assert [sample.image for sample in questions.train] == [Picture(data=png()), None]
+    assert questions.skipped == {MISSING_PICTURE: 1}
+
+
+def test_without_a_column_of_pictures_all_questions_are_text(hub_files):
+    path = hub_files("train-0-of-1.parquet", image=None)
+    assert [sample.image for sample in load_questions(settings(path=str(path))).train] == [None]
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_a_column_that_has_no_value_at_all_counts_as_absent(hub_files, value):
+    empty = pyarrow.array([value] * 2)
+    columns = {"hint": empty, "topic": empty, "subject": empty}
+    path = hub_files("train-0-of-1.parquet", image=pyarrow.nulls(2), **columns)
+    for sample in load_questions(settings(path=str(path))).train:
+        assert (sample.context, sample.group, sample.subject) == ("", "no topic", "no subject")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("image", ["image.png"]),
+        ("image", [[{"bytes": png()}]]),
+        ("image", [{"path": "image.png"}]),
+        ("image", [1]),
+        ("question", [5]),
+        ("question", [b"bytes"]),
+        ("question", None),
+        ("choices", ["a,b"]),
+        ("choices", None),
+        ("answer", [1.0]),
+        ("answer", ["B"]),
+        ("answer", [True]),
+        ("answer", None),
+    ],
+)
+def test_a_column_that_cannot_be_read_is_refused_by_name_before_anything_is_read(
+    hub_files, column, values
+):
+    given = None if values is None else pyarrow.array(values)
+    path = hub_files("train-0-of-1.parquet", **{column: given})
+    for use in (check_dataset, load_questions):
+        with pytest.raises(DataError, match=f"column '{column}'") as caught:
+            use(settings(path=str(path)))
+        assert str(path / "data" / "train-0-of-1.parquet") in str(caught.value)
+
+
+def test_pictures_in_a_column_of_another_name_are_not_passed_over(hub_files):
+    picture = pyarrow.array([{"bytes": png(), "path": "p"}])
+    path = hub_files("train-0-of-1.parquet", image=None, img=picture)
+    with pytest.raises(DataError, match=r"no column 'image'.*img"):
+        check_dataset(settings(path=str(path)))
+
+
+def test_a_row_that_cannot_be_read_costs_itself(hub_files):
+    raw = pyarrow.array([b"one", b"\xff\xfe", b"three"]).view(pyarrow.string())
+    path = hub_files("train-0-of-1.parquet", question=raw)
+    questions = load_questions(settings(path=str(path), max_skipped=1))
+    assert questions.train.uids == ["train-0", "train-2"]
+    assert questions.skipped == {hub.UNREADABLE_ROW: 1}
+
+
+def test_a_file_that_is_not_parquet_is_refused_before_anything_is_read(hub_files):
+    for content in (b"", b"version https://git-lfs.github.com/spec/v1\n", b"PAR1junkPAR1"):
+        path = hub_files("train-0-of-1.parquet")
+        (path / "data" / "train-0-of-1.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"train-0-of-1\.parquet cannot be read as parquet"):
+            check_dataset(settings(path=str(path)))
+
+
+def test_a_damaged_part_of_a_file_is_refused_by_its_name(hub_files):
+    texts = [f"question {number} of many" for number in range(2000)]
+    path = hub_files("train-0-of-1.parquet", question=pyarrow.array(texts))
+    file = path / "data" / "train-0-of-1.parquet"
+    content = bytearray(file.read_bytes())
+    content[2000:4000] = bytes(2000)
+    file.write_bytes(content)
+    check_dataset(settings(path=str(path)))  # its end, with the columns' names, is whole
+    with pytest.raises(DataError, match=r"train-0-of-1\.parquet cannot be read as parquet"):
+        load_questions(settings(path=str(path)))

@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 
+from fednano_flwr.data import hub
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.iconqa import LAYOUT
-from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
+from fednano_flwr.data.reading import MISSING_PICTURE, OWN_QUESTIONS, describe_skipped
 from fednano_flwr.data.registry import DATASETS, LAYOUTS, check_dataset, load_questions
 from fednano_flwr.resources import ResourceError
 from tests.data.conftest import settings
@@ -71,6 +72,75 @@ class TestBeforeAndWhenReading:
         path = write_scienceqa({"1": {}}, train=["1"], test=[])
         with pytest.raises(DataError, match="must be one of dirichlet, iid"):
             use(settings(path=str(path), partitioner="natural"))
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["ScienceQA-FULL/train-00000-of-00001.parquet"], "ScienceQA-FULL/train-0"),
+        (["train-00000-of-00001.parquet"], "such as train-0"),
+        (["dataset_dict.json", "train/state.json"], "load_from_disk"),
+        (["dataset_info.json", "data-00000-of-00001.arrow"], "load_from_disk"),
+        (["train.jsonl", "images/0.png"], "images, train.jsonl"),
+        ([f"{letter}.csv" for letter in "abcdefg"], "a.csv, b.csv, c.csv, d.csv, e.csv, …"),
+    ],
+)
+def test_a_folder_of_another_form_is_told_what_it_holds_and_all_layouts(
+    tmp_path, name, files, says
+):
+    for file in files:
+        (tmp_path / "data set" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data set" / file).touch()
+    with pytest.raises(DataError) as caught:
+        check_dataset(settings(name=name, path=str(tmp_path / "data set")))
+    assert LAYOUTS[name] in str(caught.value) and OWN_QUESTIONS in str(caught.value)
+    assert name != "scienceqa" or says in str(caught.value)
+
+
+def test_files_of_a_split_by_another_name_are_named_with_the_layout(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").touch()
+    with pytest.raises(DataError, match=r"train\.parquet") as caught:
+        check_dataset(settings(path=str(tmp_path)))
+    assert hub.LAYOUT in str(caught.value)
+
+
+def test_iconqa_read_as_scienceqa_says_which_it_is(write_iconqa, tmp_path):
+    write_iconqa("train", "1")
+    with pytest.raises(DataError, match=r"dataset\.name to iconqa"):
+        check_dataset(settings(path=str(tmp_path)))
+
+
+def test_whatever_else_is_named_is_told_how_own_questions_are_written(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    for changes in (
+        {"name": "vqa", "path": str(tmp_path)},
+        {"path": str(tmp_path / "train.jsonl")},
+        {"path": "HuggingFaceM4/VQAv2"},
+        {"name": "iconqa", "path": hub.HUB_ID},
+    ):
+        with pytest.raises(DataError) as caught:
+            check_dataset(settings(**changes))
+        assert OWN_QUESTIONS in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_a_folder_that_cannot_be_read_is_named(
+    write_scienceqa, write_picture, write_iconqa, tmp_path, monkeypatch, name
+):
+    path = write_scienceqa({"1": {"image": "image.png"}}, train=["1"], test=[])
+    write_picture(path / "images" / "train" / "1" / "image.png")
+    for split in ("train", "test"):
+        write_iconqa(split, split)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied") as caught:
+        load_questions(settings(name=name, path=str(tmp_path)))
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_tasks_are_read_alone(write_iconqa, tmp_path):

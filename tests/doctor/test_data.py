@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from fednano_flwr.config import ConfigError, RunConfig
@@ -68,6 +70,24 @@ def test_the_data_set_of_a_client_without_a_shard_is_looked_for(
         check_dataset(config(dataset__path=str(spoilt)).dataset)
     unknown = config(dataset__name="vqa").dataset
     assert "iconqa, scienceqa" in only(check_dataset(unknown), "problem").do
+
+
+def test_parquet_files_are_looked_at_before_anything_reads_them(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    rows = {"question": ["?"], "choices": [["a", "b"]], "answer": [0]}
+    for split in ("train", "test"):
+        file = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(rows), file)
+    dataset = config(dataset__path=str(tmp_path)).dataset
+    assert well(check_dataset(dataset))
+    pyarrow.parquet.write_table(pyarrow.table(rows | {"image": ["a.png"]}), file)
+    with pytest.raises(ConfigError, match="column 'image'"):
+        check_dataset(dataset)
+    file.rename(tmp_path / "data" / "test-00000-of-00002.parquet")
+    with pytest.raises(ConfigError, match=r"test-00001-of-00002\.parquet is missing"):
+        check_dataset(dataset)
 
 
 def test_a_data_set_that_a_module_writes_is_not_written_by_looking(
