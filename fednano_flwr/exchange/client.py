@@ -91,14 +91,15 @@ class RemoteLLM:
         caller: goes along with every request.
         dtype: in which tensors cross the wire (`codec.NAMES`); "auto" is the host's.
         timeout: seconds that one attempt may take.
-        retry_seconds: how long to go on trying after the first failure.
+        retry_seconds: how long to go on trying, counted from the first attempt's failure, so that
+            there is a second attempt however long the first one took; 0: there is none.
         ca: PEM of the certificates of which one has to vouch for the service's; without, the
             connection is not encrypted.
 
     Raises (all calls):
         HostRefusedError: the host will not serve the request, or the caller; or it cannot show
             that it is the host.
-        HostUnreachableError: no answer within `retry_seconds`.
+        HostUnreachableError: no answer until `retry_seconds` were over.
     """
 
     address: str
@@ -296,9 +297,10 @@ class RemoteLLM:
         return self._persistently(ask)
 
     def _persistently(self, ask: Callable[[], Reply]) -> Reply:
-        """Ask until there is an answer, or until `retry_seconds` are over."""
+        """Ask until there is an answer, or until `retry_seconds` after a failure are over."""
         started = time.monotonic()
         pause = 0.1
+        end: float | None = None
         while True:
             try:
                 reply = ask()
@@ -322,11 +324,13 @@ class RemoteLLM:
                     reason += f"; {MAYBE_TLS}"
             except HostBusyError as busy:
                 reason = f"busy: {busy}"
-            if time.monotonic() - started + pause > self.retry_seconds:
+            now = time.monotonic()
+            end = now + self.retry_seconds if end is None else end
+            if now >= end:
                 raise HostUnreachableError(
-                    f"LLM host {self.address} did not answer for "
-                    f"{time.monotonic() - started:.0f} s ({reason})"
+                    f"LLM host {self.address} did not answer for {now - started:.0f} s ({reason})"
                 )
+            pause = min(pause, end - now)
             log.warning("LLM host %s: %s, trying again in %.1f s", self.address, reason, pause)
             self.traffic.retries += 1
             time.sleep(pause)

@@ -171,6 +171,27 @@ def test_a_host_that_hangs_is_an_error_after_the_timeout(host: FrozenLLM) -> Non
             slow.release.set()
 
 
+def test_a_step_that_timed_out_is_repeated_though_the_timeout_is_longer_than_the_retries(
+    host: FrozenLLM,
+) -> None:
+    class HangsOnce(SlowLLM):
+        def step(self, *args: Any) -> tuple[float, Any]:
+            if not self.calls:
+                self.calls += 1
+                return super().step(*args)
+            return host.step(*args)
+
+        calls = 0
+
+    slow = HangsOnce(host.describe())
+    with serve(slow) as address, RemoteLLM(address, timeout=0.6, retry_seconds=0.05) as remote:  # type: ignore[arg-type]
+        try:
+            assert remote.step(*batch(0))[0] == pytest.approx(host.step(*batch(0))[0])
+        finally:
+            slow.release.set()
+    assert remote.traffic.retries == 1
+
+
 def test_traffic_counts_the_bytes_of_requests_and_replies(remote: RemoteLLM) -> None:
     remote.describe()
     before = (remote.traffic.bytes_up, remote.traffic.bytes_down)
