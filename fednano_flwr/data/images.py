@@ -44,6 +44,7 @@ def open_image(picture: Picture) -> Image.Image:
     try:
         with Image.open(_file(picture)) as image:
             image.load()
+            _check_scale(image)
             return _to_rgb(_upright(image))
     except FileNotFoundError:
         raise
@@ -88,6 +89,19 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # nearly anything, as above; the pixels have been decoded
         return image
+
+
+def _check_scale(image: Image.Image) -> None:
+    """Refuse values of which nothing says how bright they are: most would come out black or white.
+
+    Raises:
+        ValueError: they are floats, or 32-bit numbers that are not 16-bit ones.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(
+            "its pixels are 32-bit numbers, and nothing says which of them is white; store it with "
+            "8 or 16 bits"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

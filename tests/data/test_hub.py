@@ -271,3 +271,17 @@ def test_a_damaged_part_of_a_file_is_refused_by_its_name(hub_files):
     check_dataset(settings(path=str(path)))  # its end, with the columns' names, is whole
     with pytest.raises(DataError, match=r"train-0-of-1\.parquet cannot be read as parquet"):
         load_questions(settings(path=str(path)))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="a client keeps the samples of its questions, and these the bytes of their pictures",
+)
+def test_a_client_holds_no_bytes_of_pictures_that_are_in_the_table(write_hub, encoder):
+    path = write_hub(train=[{"image": {"bytes": png(), "path": None}}] * 3, test=[{}])
+    questions = load_questions(settings(path=str(path)))
+    encoded = [encoder.encode(sample) for sample in questions.train]
+    pictures = [picture for question in encoded for picture in question.sample.pictures]
+    assert len(pictures) == 3
+    assert sum(len(picture.data or b"") for picture in pictures) == 0

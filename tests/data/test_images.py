@@ -66,6 +66,20 @@ def test_a_picture_whose_exif_cannot_be_read_is_as_it_was_stored(tmp_path):
     assert first_defect(ask(picture)) is None
 
 
+@pytest.mark.parametrize(("kind", "value"), [(np.float32, 0.5), (np.float32, 128), (np.int32, 128)])
+def test_pixels_whose_white_is_not_known_are_a_defect(tmp_path, kind, value):
+    picture = save(tmp_path / "image.tiff", Image.fromarray(np.full((4, 6), value, kind)))
+    assert first_defect(ask(picture)) == UNDECODABLE_PICTURE
+    with pytest.raises(DataError, match="32-bit"):
+        open_image(picture)
+
+
+@pytest.mark.parametrize("most", [4095, 65535])
+def test_a_grey_map_of_more_than_8_bits_keeps_its_scale(most):
+    data = b"P5\n2 2\n%d\n" % most + (most // 2).to_bytes(2, "big") * 4
+    assert open_image(Picture(data=data)).getpixel((0, 0)) == (127, 127, 127)
+
+
 def test_half_transparent_black_is_grey(tmp_path):
     image = open_image(save(tmp_path / "image.png", Image.new("RGBA", (2, 2), (0, 0, 0, 128))))
     assert image.getpixel((0, 0)) == (127, 127, 127)
