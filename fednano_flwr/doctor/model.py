@@ -76,7 +76,9 @@ def check_half(name: str, half: Half) -> list[Finding]:
     if found.folder is None:
         return [_to_download(name, "is not in the hub's cache")]
     from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
+    from fednano_flwr.models.source import read_config
 
+    read_config(name, found.folder)
     if found.on_hub and not has_index(found.folder) and not (found.folder / SINGLE).is_file():
         return [_to_download(name, "has no weights in the hub's cache")]
     checkpoint = Checkpoint(str(found.folder))

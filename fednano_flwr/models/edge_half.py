@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,6 @@ class EdgeHalf(nn.Module):
         self._embedding_layer = [skeleton.drop_language(whole)]  # in a list: not a part of this
         checkpoint.fill(whole, device, dtype)
         self._vision = whole
-        self._accepts = set(inspect.signature(whole.get_image_features).parameters)
 
     def token_table(self, ids: Sequence[int] | None = None) -> TokenTable:
         """Read the embeddings of `ids` (ascending), or of the whole vocabulary.
@@ -72,12 +70,14 @@ class EdgeHalf(nn.Module):
         features must depend on their own question alone.
 
         Args:
-            question: what the model's processor made of its pictures, under the names of
-                `get_image_features`' arguments.
+            question: what the model's processor made of its pictures.
+
+        Raises:
+            ConfigError: that is not what this model reads.
         """
-        arguments = {key: self._moved(value) for key, value in question.items()}
+        arguments = skeleton.vision_arguments(self._vision, question)
         output: Any = self._vision.get_image_features(
-            **{key: value for key, value in arguments.items() if key in self._accepts}
+            **{key: self._moved(value) for key, value in arguments.items()}
         ).pooler_output
         pictures = [output] if isinstance(output, Tensor) else output
         return torch.cat([picture.reshape(-1, self.hidden_size) for picture in pictures])

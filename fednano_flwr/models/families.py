@@ -58,6 +58,30 @@ FAMILIES: Mapping[str, Family] = {
     ),
 }
 
+LLAVA_FORMAT = (
+    "It is in the LLaVA authors' own format: take its version for transformers, whose name on the "
+    "hub ends in -hf (of LLaVA-1.5, llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf)"
+)
+NO_EMBEDDINGS = "Its language model attends to pictures in layers of its own, not as embeddings"
+REFUSED: Mapping[str, str] = {
+    "gemma3_text": "It reads no pictures; Gemma 3 does from 4B on (google/gemma-3-4b-it)",
+    "gemma3n": "Its language model looks up embeddings by token id in every layer; take Gemma 3",
+    "idefics": NO_EMBEDDINGS,
+    "idefics3": "SmolVLM's first generation is of this family: take SmolVLM2, which is smolvlm",
+    "instructblipvideo": "It reads videos; for pictures take InstructBLIP",
+    "internvl_chat": "It is in InternVL's own format: take the checkpoint whose name on the hub "
+    "ends in -hf, such as OpenGVLab/InternVL3-1B-hf",
+    **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), LLAVA_FORMAT),
+    "llava_next_video": "It reads videos; for pictures take LLaVA-NeXT",
+    "mllama": NO_EMBEDDINGS,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_omni"), "Take Qwen2.5-VL, which is qwen2_5_vl"),
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe"),
+        "Its vision encoder feeds several layers of the language model; take Qwen2.5-VL",
+    ),
+}
+"""Families that people ask for and that are not cut: why not, or what to take instead."""
+
 # A module's place in the tree changed between versions of transformers, and checkpoints keep the
 # names of the version that wrote them. Dropping what changed leaves names that agree.
 _RENAMES = (

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import transformers
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PretrainedConfig
 
+from fednano_flwr.config import ConfigError
 from fednano_flwr.models.families import FAMILIES
+
+NOT_READ = {"num_crops"}
+"""What a processor says of pictures for itself alone."""
 
 
 def build(config: PretrainedConfig) -> Any:
@@ -67,6 +76,72 @@ def trim_encoder(config: PretrainedConfig) -> int:
     vision.num_hidden_layers = max(outputs)
     config.vision_feature_layer = outputs if several else outputs[0]
     return count - max(outputs)
+
+
+def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `whole.get_image_features` is called with of a processor's outputs: all of them.
+
+    Some are named by the model's `forward` alone, which passes them on (`image_sizes` of Pixtral).
+
+    Raises:
+        ConfigError: one is not for this model.
+    """
+    known = {
+        name
+        for method in (whole.get_image_features, whole.forward)
+        for name in inspect.signature(method).parameters
+    }
+    unknown = pictures.keys() - known - NOT_READ
+    if unknown:
+        raise ConfigError(
+            f"the processor makes {', '.join(sorted(unknown))} of a picture, which "
+            f"{type(whole).__name__} does not read: the processor is another family's"
+        )
+    return {name: value for name, value in pictures.items() if name in known}
+
+
+def count_features(config: PretrainedConfig, pictures: Mapping[str, Tensor]) -> int | None:
+    """How many features the connector makes of a question's pictures, found by shapes alone.
+
+    The model's own code runs, on tensors without values wherever a weight takes part.
+
+    Args:
+        pictures: what the model's processor made of them.
+
+    Returns:
+        None where the model's code asks for a value that only weights can give.
+
+    Raises:
+        ConfigError: an output of the processor is not for this model.
+        Exception: of the model's code, where the pictures do not fit its config.
+    """
+    whole = build(config).eval()
+    drop_language(whole)
+    arguments = vision_arguments(whole, pictures)
+    try:
+        with torch.no_grad(), _WithoutWeights():
+            output = whole.get_image_features(**arguments).pooler_output
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" in str(error):
+            return None
+        raise
+    found = [output] if isinstance(output, Tensor) else output
+    return sum(part.numel() for part in found) // config.get_text_config().hidden_size
+
+
+class _WithoutWeights(TorchDispatchMode):
+    """An operation with a meta tensor gives one; all others have values (masks, positions)."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
+        elif torch.device(kwargs.get("device") or "cpu").type == "meta":
+            kwargs = kwargs | {"device": "cpu"}
+        return func(*args, **kwargs)
 
 
 def _remove(whole: nn.Module, path: str) -> None:

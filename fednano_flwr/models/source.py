@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.families import FAMILIES, LLAVA_FORMAT, REFUSED
 from fednano_flwr.resources import ResourceError, resolve
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+TEXT = "text_config"
+PARTS = (TEXT, "vision_config")
 LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 
 
@@ -73,10 +76,12 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
         ) from error
     kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
     if not isinstance(kind, str) or kind not in FAMILIES:
+        hint = f". {REFUSED[kind]}" if isinstance(kind, str) and kind in REFUSED else ""
         raise ConfigError(
             f"model {name!r}: its family is {kind}; those that can be cut are: "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(FAMILIES)}{hint}"
         )
+    _check_format(name, file, kind, written)
     try:
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # a config's values reach deep into transformers
@@ -85,7 +90,7 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
         raise ConfigError(
             f"model {name!r}: {file} is no config of the family {kind}: {says}"
         ) from error
-    if hasattr(config, "quantization_config"):
+    if any(hasattr(part, "quantization_config") for part in (config, config.get_text_config())):
         raise ConfigError(
             f"model {name!r}: its weights are stored quantized, and only unquantized ones "
             "are read; take the model it was made from, and set llm.quantization"
@@ -97,3 +102,24 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
             "Vicuna or OPT"
         )
     return config
+
+
+def _check_format(name: str, file: Path, kind: str, written: Mapping[str, Any]) -> None:
+    """Refuse a config that has a family's `model_type` and is of another class or format.
+
+    transformers would read it, with defaults of its own for what it does not find.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
+    wanted, found = FAMILIES[kind].architecture, written.get("architectures")
+    flat = "hidden_size" in written  # older configs of Qwen2.5-VL have the text's keys at the top
+    lacking = [part for part in PARTS if part not in written and not (part == TEXT and flat)]
+    if found and isinstance(found, list) and wanted not in found:
+        what = f"architectures is {', '.join(map(str, found))}; of this family {wanted} is cut"
+    elif lacking:
+        what = f"{' and '.join(lacking)} missing"
+    else:
+        return
+    hint = f". {LLAVA_FORMAT}" if "mm_vision_tower" in written else ""
+    raise ConfigError(f"model {name!r}: {file} has model_type {kind}, but {what}{hint}")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from PIL import Image
 from torch import Tensor
 
-from fednano_flwr.config import Adapter
+from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.client import EXCHANGES
@@ -34,6 +35,7 @@ from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMSer
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import StepJob
+from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
@@ -257,6 +259,50 @@ class Together:
 
     def _serve(self) -> None:
         self._host.serve([sample for job in self._jobs for sample in job.samples()])
+
+
+def test_pictures_of_unlike_sizes_in_a_question_are_each_encoded_as_what_they_are(
+    tmp_path: Path,
+) -> None:
+    """Pixtral's sizes reach its encoder though `get_image_features` does not name them."""
+    vision = transformers.PixtralVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=8,
+        head_dim=16,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=tiny_families.llama(transformers.MistralConfig),
+        image_token_id=4,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    pictures = {  # as its processor makes them: padded to the largest
+        "pixel_values": torch.randn(2, 3, 32, 64),
+        "image_sizes": torch.tensor([[24, 64], [32, 32]]),
+    }
+    features = load_edge_half(str(tmp_path)).image_features(pictures)
+    assert len(features) == 3 * 8 + 4 * 4 == skeleton.count_features(config, pictures)
+    with torch.no_grad():
+        expected = model.eval().get_image_features(**pictures).pooler_output
+    assert torch.equal(features, torch.cat(list(expected)))
+
+
+def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint: Path) -> None:
+    source = Checkpoint(str(checkpoint))
+    encoder, frozen = load_encoder(source), load_edge_half(str(checkpoint))
+    for sample in (sample for sample in SAMPLES if sample.pictures):
+        pictures = encoder.vision_inputs(sample)
+        features = frozen.image_features(pictures)
+        assert skeleton.count_features(source.config, pictures) == len(features)
+    with pytest.raises(ConfigError, match="aspect_ratio_ids"):  # nothing is left out in silence
+        frozen.image_features(pictures | {"aspect_ratio_ids": torch.ones(1, 1)})
 
 
 def test_greedy_answers_are_those_of_the_whole_models_own_generation(

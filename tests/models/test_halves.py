@@ -3,17 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from fednano_flwr.command.split import split
 from fednano_flwr.config import ConfigError
+from fednano_flwr.doctor.model import check_half
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
-from fednano_flwr.models.source import check_model
+from fednano_flwr.models.size import read_size_config
+from fednano_flwr.models.source import check_model, read_config
 from tests.tiny import write_checkpoint
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
@@ -144,6 +148,74 @@ def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
     with pytest.raises(ConfigError, match=r"its family is idefics3.*llava"):
         check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "hint"),
+    [
+        ("idefics3", "SmolVLM2"),
+        ("internvl_chat", "-hf"),
+        ("llava_mistral", "-hf"),
+        ("mllama", "layers of its own"),
+        ("qwen2_vl", "qwen2_5_vl"),
+        ("gemma3_text", "no pictures"),
+    ],
+)
+def test_a_family_that_is_not_cut_is_refused_with_its_reason_or_what_to_take(
+    tmp_path: Path, family: str, hint: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(ConfigError, match=rf"its family is {family};.*{hint}"):
+        check_model(str(tmp_path))
+
+
+AUTHORS_LLAVA = {
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "model_type": "llava",
+    "hidden_size": 5120,
+    "num_hidden_layers": 40,
+    "vocab_size": 32000,
+    "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+}
+
+
+@pytest.mark.parametrize("architectures", [["LlavaLlamaForCausalLM"], None])
+def test_a_config_in_another_format_is_refused_by_all_who_read_it(
+    tmp_path: Path, architectures: list[str] | None
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(AUTHORS_LLAVA | {"architectures": architectures}))
+    readers = (
+        check_model,  # `fednano run` and `compare`
+        read_size_config,
+        lambda name: split(name, tmp_path / "out", shard=None, dtype=None),
+        lambda name: check_half(name, "llm"),  # `fednano doctor`
+        lambda name: check_half(name, "edge"),
+        load_llm_half,
+    )
+    for read in readers:
+        with pytest.raises(ConfigError, match=r"config\.json.*llava-hf/llava-1\.5-13b-hf"):
+            read(str(model))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architectures": ["LlavaModel"]}, "LlavaModel"),
+        ({"vision_config": None}, "vision_config missing"),
+        ({"text_config": None}, "text_config missing"),
+    ],
+)
+def test_a_config_that_transformers_would_fill_with_its_own_defaults_is_refused(
+    tiny_model: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    config = json.loads((tiny_model / "config.json").read_text()) | change
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({key: value for key, value in config.items() if value}))
+    with pytest.raises(ConfigError, match=rf"config\.json.*{says}"):
+        read_config(str(tmp_path), file)
 
 
 @pytest.mark.parametrize("family", ["InstructBlipConfig", "Blip2Config"])

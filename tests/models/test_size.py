@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 
@@ -199,6 +200,12 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) 
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         read_config(str(file), file)
+
+
+def test_a_picture_of_llava_1_5_is_576_features_counted_by_its_own_code() -> None:
+    config = read_size_config("llava-1.5-7b").config
+    pictures = {"pixel_values": torch.zeros(2, 3, 336, 336)}
+    assert skeleton.count_features(config, pictures) == 2 * count(config).picture_tokens == 1152
 
 
 def test_a_shipped_config_is_small_json_of_a_family_that_is_cut() -> None:
