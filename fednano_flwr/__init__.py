@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "LocalWork",
+    "LostClientsError",
     "NanoEdge",
     "Place",
     "Run",
@@ -42,6 +43,7 @@ __all__ = [
 _MODULES = {
     "Client": "edge.client",
     "LocalWork": "edge.local_work",
+    "LostClientsError": "federation",
     "NanoEdge": "edge.nano_edge",
     "Place": "edge.loaded",
     "Run": "results",

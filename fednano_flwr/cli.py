@@ -18,6 +18,7 @@ from fednano_flwr.command.live import terminal
 from fednano_flwr.command.options import (
     FAILED,
     INTERRUPTED,
+    LOST_CLIENTS,
     USAGE,
     App,
     Config,
@@ -83,8 +84,9 @@ def run(
 ) -> None:
     """Run a federation on this machine and wait for its end.
 
-    Exits with 0 if the run completed, 1 if it failed, 2 if the config cannot be used and 130 if it
-    was interrupted. Nothing is left running in any case.
+    Exits with 0 if the run completed, 1 if it failed, 2 if the config cannot be used, 3 if all
+    rounds are done but a client took no part in any, and 130 if it was interrupted. Nothing is
+    left running in any case.
     """
     try:
         cwd = Path.cwd()
@@ -106,6 +108,9 @@ def run(
     except KeyboardInterrupt:
         typer.echo("interrupted; nothing is left running", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if status.lost_clients:
+        _show_failure(status.lost_clients, None)
+        raise typer.Exit(LOST_CLIENTS)
     if not status.completed:
         remark = f" ({status.details})" if status.details else ""
         _show_failure(f"the run did not complete: {status.status}{remark}", status.log)

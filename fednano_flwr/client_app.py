@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fednano_flwr.config import ConfigError, RunConfig
@@ -26,7 +26,7 @@ from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.node_config import NodeConfig
 from fednano_flwr.privacy.mods import clip_as_asked
-from fednano_flwr.records import CLIENT_FAILED, from_arrays
+from fednano_flwr.records import failed, from_arrays
 from fednano_flwr.upload_records import to_upload
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def introduce(message: Message, context: Context) -> Message:
         node = NodeConfig.parse(context.node_config)
         place = _place(node, RunConfig.parse(context.run_config))
     except Exception as error:
-        return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+        return failed(message, error)
     metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
@@ -95,11 +95,12 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
 
 def _reply(message: Message, context: Context, work: Work) -> Message:
     """Do the work and add what it cost; a client that cannot go on says why."""
-    started = time.perf_counter()
+    started, partition = time.perf_counter(), None
     try:
         node = NodeConfig.parse(context.node_config)
         config = node.applied_to(RunConfig.parse(context.run_config))
         place = _place(node, config)
+        partition = place.partition
         earlier = own_state.from_config(message.content.config_records["config"])
         client = Client(config, place, context.run_id, earlier)
         half = client.half
@@ -108,7 +109,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
             content = work(client, message, llm)
     except Exception as error:
         log.exception("client cannot go on")
-        return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+        return failed(message, error, partition)
     content.metric_records["metrics"].update(
         {
             "partition-id": place.partition,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fednano_flwr.console import by_reason, first_few, without_numbers
 from fednano_flwr.patience import Patience
 from fednano_flwr.progress import NO_ROUND, Progress
 from fednano_flwr.pulling import pull
-from fednano_flwr.records import CLIENT_FAILED, partition_of, record_bytes
+from fednano_flwr.records import failure_of, partition_of, record_bytes
 
 POLL_SECONDS = 0.2
 MEET_SECONDS = 60.0  # for a node that joins to say who it is; less where round-timeout is less
@@ -28,6 +30,10 @@ class TooFewClientsError(RuntimeError):
     """Fewer good replies than `min-replies`, or fewer nodes than the run waits for."""
 
 
+class LostClientsError(RuntimeError):
+    """All rounds of a run are done, and a client took no part in any; its results are kept."""
+
+
 @dataclass
 class Answers:
     """Replies to one question, and what they cost.
@@ -35,11 +41,13 @@ class Answers:
     Attributes:
         replies: good ones, in the order of their partitions.
         failures: who did not answer well, and why.
+        reasons: those that have been said, without their numbers.
         bytes_down, bytes_up: of the messages' contents, server to clients and back.
     """
 
     replies: list[Message] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    reasons: set[str] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
 
@@ -214,11 +222,15 @@ class Federation:
         for node in waiting.values():
             self._fail(answers, what, node, given_up[node])
         self._progress.all_in()
+        for who, _ in by_reason(answers.failures.items()):
+            if who[1:]:
+                count = f"{len(who)} of {len(sent)} clients"
+                self._say(f"{what}: {first_few(who[1:])} failed as {who[0]} did ({count})")
         least = self._min_replies if least is None else least
         if len(answers.replies) < least:
             raise TooFewClientsError(
                 f"{what}: {len(answers.replies)} of {len(sent)} clients replied, min-replies is "
-                f"{least}. " + "; ".join(f"{k}: {v}" for k, v in answers.failures.items())
+                f"{least}. " + _reasons(answers, len(sent))
             )
         answers.replies.sort(key=partition_of)
         return answers
@@ -232,7 +244,11 @@ class Federation:
         check: Callable[[Message], None] | None,
     ) -> None:
         if reply.has_error():
-            self._fail(answers, what, node, _reason(reply))
+            partition, reason = failure_of(reply)
+            if partition is not None:
+                with suppress(ValueError):  # another node's: then this one has no name
+                    self._remember(node, partition)
+            self._fail(answers, what, node, reason)
             return
         try:
             answers.bytes_up += record_bytes(reply.content)
@@ -254,9 +270,12 @@ class Federation:
         self.partitions[node] = partition
 
     def _fail(self, answers: Answers, what: str, node: int, reason: str) -> None:
-        who = self._name(node)
+        """Note a failure; a reason that another client had is said when all are in."""
+        who, alike = self._name(node), without_numbers(reason)
+        if alike not in answers.reasons:
+            answers.reasons.add(alike)
+            self._say(f"{what}: {who} failed: {reason}")
         answers.failures[who] = reason
-        self._say(f"{what}: {who} failed: {reason}")
         self._progress.failed()
 
     def _name(self, node: int) -> str:
@@ -266,9 +285,9 @@ class Federation:
         return (self.partitions.get(node, 2**63), node)
 
 
-def _reason(reply: Message) -> str:
-    """What a client says went wrong, or the last line of Flower's traceback."""
-    if reply.error.code == CLIENT_FAILED:
-        return reply.error.reason or "no reason given"
-    lines = [line for line in (reply.error.reason or "").strip().splitlines() if line.strip()]
-    return f"{lines[-1].strip() if lines else 'no reason given'} (code {reply.error.code})"
+def _reasons(answers: Answers, sent: int) -> str:
+    """Why clients failed, each reason once with how many and which had it."""
+    return "; ".join(
+        f"{len(who)} of {sent} clients ({first_few(who)}): {reason}"
+        for who, reason in by_reason(answers.failures.items())
+    )

@@ -32,11 +32,14 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
         TooFewClientsError: too few clients could go on.
+        LostClientsError: all rounds are done and written, and a client took no part in any.
     """
     keep_shards(clients)
     run_id = secrets.randbits(62) + 1
     grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
-    return server_app.federate(grid, run_id, config)
+    folder = server_app.federate(grid, run_id, config)
+    server_app.check_clients(folder)
+    return folder
 
 
 class InProcessGrid(Grid):

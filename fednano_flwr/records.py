@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fednano_flwr.strategies.merge import Update
@@ -95,6 +96,24 @@ def partition_of(reply: Message) -> int:
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"metric partition-id = {value!r}: must be a whole number, 0 or more")
     return value
+
+
+def failed(message: Message, error: Exception, partition: int | None = None) -> Message:
+    """The reply of a client that cannot go on: why, and which client it is where it knows."""
+    who = "" if partition is None else f"client {partition}: "
+    return Message(Error(CLIENT_FAILED, f"{who}{type(error).__name__}: {error}"), reply_to=message)
+
+
+def failure_of(reply: Message) -> tuple[int | None, str]:
+    """The partition that an error reply is from, None where it does not say, and what went wrong.
+
+    Where Flower wrote it, that is the last line of its traceback.
+    """
+    reason = (reply.error.reason or "").strip() or "no reason given"
+    if reply.error.code != CLIENT_FAILED:
+        return None, f"{reason.splitlines()[-1].strip()} (code {reply.error.code})"
+    match = re.match(r"client (\d{1,9}): ", reason)
+    return (int(match[1]), reason[match.end() :]) if match else (None, reason)
 
 
 def with_tokens(messages: Iterable[Message], token: Callable[[int], str]) -> list[Message]:

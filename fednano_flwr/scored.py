@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ANSWERS = {"train": "train_loss_per_client", "evaluate": "accuracy_per_client"}
+"""By phase, as failures name it: what a record has of each client that answered well."""
+PHASES = {"train": "training", "evaluate": "evaluation"}
 Record = dict[str, Any]
 """A line of metrics.jsonl."""
 
@@ -23,6 +26,32 @@ def clients(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
         for client in record.get(key, {})
     }
     return sorted(seen, key=lambda client: (len(client), client))
+
+
+def lost_clients(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Clients that were asked and never answered well: in what they took no part, and why.
+
+    A client that was not asked, since a fraction was drawn, is not lost. A node whose partition is
+    not known counts where it failed in the last round: later it may have answered as a client.
+
+    Returns:
+        "any round", "the training of any round" and "the evaluation of any round" to the clients
+        that took no part in it, each with its last reason.
+    """
+    lost: dict[str, dict[str, str]] = {}
+    well = {who for key in ANSWERS.values() for who in _answered(rounds, key)}
+    for phase, key in ANSWERS.items():
+        failures = [record.get("failures", {}).get(phase, {}) for record in rounds]
+        for who, reason in {who: why for of in failures for who, why in of.items()}.items():
+            known = who.startswith("client ") or who in failures[-1]
+            if known and who not in _answered(rounds, key):
+                what = f"the {PHASES[phase]} of any round" if who in well else "any round"
+                lost.setdefault(what, {})[who] = reason
+    return lost
+
+
+def _answered(rounds: Sequence[Mapping[str, Any]], key: str) -> set[str]:
+    return {f"client {client}" for record in rounds for client in record.get(key, {})}
 
 
 def comparable(rounds: Sequence[Record]) -> list[Record]:

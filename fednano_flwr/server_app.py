@@ -19,7 +19,15 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fednano_flwr.checkpoints import Checkpoint
 from fednano_flwr.config import Adapter, Dataset, RunConfig
-from fednano_flwr.console import closing_table, kinds_table, round_line, say, traffic_line
+from fednano_flwr.console import (
+    ALL_DONE,
+    closing_table,
+    kinds_table,
+    lost_lines,
+    round_line,
+    say,
+    traffic_line,
+)
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_state import to_config
@@ -28,7 +36,7 @@ from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.exchange.tokens import Tokens, owner
-from fednano_flwr.federation import Answers, Federation, NodeView
+from fednano_flwr.federation import Answers, Federation, LostClientsError, NodeView
 from fednano_flwr.llm.hosting import node_limits, open_host
 from fednano_flwr.llm.watching import check_metrics, watching
 from fednano_flwr.metrics import round_record
@@ -65,10 +73,23 @@ def main(grid: Grid, context: Context) -> None:
     file = os.environ.get(VARIABLE)
     screen = Path(file) if file else None
     try:
-        federate(grid, context.run_id, RunConfig.parse(context.run_config), screen)
+        config = RunConfig.parse(context.run_config)
+        check_clients(federate(grid, context.run_id, config, screen))
+    except LostClientsError:  # has been said below the closing table
+        raise
     except Exception as error:
         say(f"the run ends: {error}")
         raise
+
+
+def check_clients(folder: RunFolder) -> None:
+    """Refuse to call a run well that a client took no part in, with its results all there.
+
+    Raises:
+        LostClientsError: who, in what, and why.
+    """
+    if lost := lost_lines(folder.rounds):
+        raise LostClientsError(f"{ALL_DONE}, but {'; '.join(lost)}")
 
 
 def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = None) -> RunFolder:
@@ -213,6 +234,8 @@ def _report(folder: RunFolder) -> None:
     """What the run has come to."""
     say()
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    for line in lost_lines(folder.rounds):
+        say(line)
     say()
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(traffic_line(folder.rounds))

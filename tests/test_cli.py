@@ -10,6 +10,7 @@ from fednano_flwr import cli
 from fednano_flwr.command import project, screen
 from fednano_flwr.command.environment import LaunchError
 from fednano_flwr.command.launch import COMPLETED, RunStatus
+from fednano_flwr.console import ALL_DONE
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,6 +146,17 @@ def test_a_run_that_failed_exits_with_1_and_shows_the_end_of_its_log(
     assert "  line 99\n" in result.output and "  line 60\n" in result.output
     assert "line 59" not in result.output
     assert str(log) in result.output
+
+
+def test_a_run_that_a_client_took_no_part_in_exits_with_3_and_says_who_and_why(
+    launched, monkeypatch
+):
+    details = f"Simulation failed with exception: {ALL_DONE}, but client 3 took no part in any: x"
+    lost = RunStatus(1, "finished:failed", details, None)
+    monkeypatch.setattr(cli, "launch", lambda *_: lost)
+    result = run()
+    assert result.exit_code == 3
+    assert result.output.splitlines()[-1].endswith("but client 3 took no part in any: x")
 
 
 def test_flower_that_does_not_start_exits_with_1(launched, monkeypatch):

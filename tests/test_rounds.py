@@ -9,18 +9,21 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, progress, server_app, snapshot
 from fednano_flwr.command.partition import partition_to_folder
 from fednano_flwr.command.split import split
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import human_bytes
+from fednano_flwr.console import ALL_DONE, human_bytes
 from fednano_flwr.edge import loaded
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.server import Servicer
-from fednano_flwr.federation import TooFewClientsError
+from fednano_flwr.federation import LostClientsError, TooFewClientsError
+from fednano_flwr.in_process import run_in_process
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.scored import lost_clients
 from fednano_flwr.snapshot import Snapshot
 from tests import tiny
 from tests.local_grid import LocalGrid
@@ -286,6 +289,81 @@ def test_a_client_that_raises_does_not_stop_the_round(
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "2"]
     assert "the disk is full" in folder.rounds[1]["failures"]["train"]["client 1"]
     assert "client 1 failed: RuntimeError: the disk is full" in capsys.readouterr().out
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, work: str, *partitions: int) -> None:
+    """These clients cannot do this work in any round."""
+    healthy = getattr(client_app.Client, work)
+
+    def fails(self: client_app.Client, *args: Any) -> Any:
+        if self.partition in partitions:
+            raise RuntimeError(f"the disk of client {self.partition} is full")
+        return healthy(self, *args)
+
+    monkeypatch.setattr(client_app.Client, work, fails)
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_a_run_that_a_client_took_no_part_in_is_complete_and_does_not_end_well(
+    run_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    work: str,
+) -> None:
+    failing(monkeypatch, work, 1)
+    config = RunConfig.parse(run_config(resume="auto"))
+    what = {"train": "training", "evaluate": "evaluation"}[work]
+    for _ in range(2):  # the second one has nothing left to do
+        with pytest.raises(LostClientsError, match=f"client 1 .* {what} .*disk .* is full") as lost:
+            run_in_process(config, 3)
+        assert str(lost.value).startswith(ALL_DONE)
+        said = capsys.readouterr().out
+        closing = said[said.index("Accuracy against the frozen model") :]
+        assert f"client 1 took no part in the {what} of any round: " in closing
+    folder = RunFolder(config)
+    folder.close()
+    assert folder.finished and (folder.path / "adapters" / "last").is_dir()
+
+
+def test_the_server_app_says_that_its_run_did_not_end_well(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "train", 2)
+    flat = run_config(num_server_rounds=1)
+    context = Context(1, 1, {}, RecordDict(), flat)
+    with pytest.raises(LostClientsError, match="client 2"):
+        server_app.main(LocalGrid(client_app.app, flat, 3), context)
+
+
+def test_a_client_that_never_could_do_anything_is_known_by_its_partition(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "train", 2)
+    failing(monkeypatch, "evaluate", 2)
+    folder = run(run_config())
+    assert [list(record["failures"]["evaluate"]) for record in folder.rounds] == [["client 2"]] * 3
+    assert list(folder.rounds[1]["failures"]["train"]) == ["client 2"]
+    assert [list(lost) for lost in lost_clients(folder.rounds).values()] == [["client 2"]]
+
+
+def test_clients_that_are_not_drawn_are_not_lost(run_config: Config) -> None:
+    flat = run_config(fraction_train=0.4, num_server_rounds=1)
+    folder = run_in_process(RunConfig.parse(flat), 3)
+    assert len(folder.rounds[1]["train_loss_per_client"]) == 1
+
+
+def test_a_reason_that_many_clients_have_is_said_once_with_how_many(
+    run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, "evaluate", *range(6))
+    with pytest.raises(TooFewClientsError) as error:
+        run(run_config(dataset__min_partition_size=1), clients=6)
+    said = capsys.readouterr().out
+    assert str(error.value).count("is full") == said.count("is full") == 1
+    assert re.search(
+        r"6 of 6 clients \(client \d, client \d, client \d and 3 more\): ", str(error.value)
+    )
+    assert re.search(r"failed as client \d did \(6 of 6 clients\)", said)
 
 
 def test_a_client_that_never_answers_is_given_up_after_the_timeout(run_config: Config) -> None:

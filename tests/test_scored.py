@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr import scored
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import closing_table, kinds_table
+from fednano_flwr.console import closing_table, kinds_table, lost_lines
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.run_folder import RunFolder
 
@@ -99,6 +99,52 @@ def test_a_resumed_run_keeps_the_same_best_adapters(run_config: Config, stopped:
     assert kept.keys() == made[2].keys()
     assert all(torch.equal(kept[name], value) for name, value in made[2].items())
     assert not all(torch.equal(kept[name], value) for name, value in made[3].items())
+
+
+def history(*rounds_: tuple[str, str, str, str]) -> list[dict[str, Any]]:
+    """Records: who trained, who failed in it, who was scored, who failed in that."""
+    return [
+        {
+            "train_loss_per_client": dict.fromkeys(trained, 0.5),
+            "accuracy_per_client": dict.fromkeys(right, 0.5),
+            "failures": {
+                "train": {f"client {k}": f"round {n}" for k in untrained},
+                "evaluate": {f"client {k}" if k < "7" else f"node {k}": "gone" for k in unscored},
+            },
+        }
+        for n, (trained, untrained, right, unscored) in enumerate(rounds_)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("records", "lost"),
+    [
+        (history(("", "", "01", ""), ("1", "0", "01", "")), {"the training": ["client 0"]}),
+        (history(("", "", "1", "0"), ("01", "", "1", "0")), {"the evaluation": ["client 0"]}),
+        (history(("", "", "1", "0"), ("1", "0", "1", "0")), {"any": ["client 0"]}),
+        (history(("", "", "1", "0"), ("1", "", "1", "0")), {"any": ["client 0"]}),  # never drawn
+        (history(("", "", "01", ""), ("1", "", "1", "")), {}),  # not drawn, or not asked
+        (history(("", "", "01", ""), ("1", "0", "1", "0"), ("0", "", "0", "1")), {}),
+        (history(("", "", "1", "9"), ("1", "", "01", "")), {}),  # node 9 came back as client 0
+        (history(("", "", "1", "9"), ("1", "", "1", "9")), {"any": ["node 9"]}),
+        (history(("", "", "0", "")), {}),
+    ],
+)
+def test_a_client_is_lost_that_was_asked_and_never_answered_well(
+    records: list[dict[str, Any]], lost: dict[str, list[str]]
+) -> None:
+    found = scored.lost_clients(records)
+    assert {
+        what.partition(" of ")[0].removesuffix(" round"): list(w) for what, w in found.items()
+    } == lost
+
+
+def test_lost_clients_with_one_reason_are_said_in_one_line_with_their_last_reason() -> None:
+    records = history(("", "", "012345", ""), ("5", "01234", "5", ""), ("5", "01234", "5", ""))
+    (line,) = lost_lines(records)
+    assert line == (
+        "client 0, client 1, client 2 and 2 more took no part in the training of any round: round 2"
+    )
 
 
 def row(table: str, name: str) -> list[str]:

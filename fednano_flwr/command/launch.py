@@ -23,7 +23,7 @@ from fednano_flwr.command.machine import check_resources, federation_config
 from fednano_flwr.command.project import with_code
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
-from fednano_flwr.console import MARK
+from fednano_flwr.console import ALL_DONE, MARK
 from fednano_flwr.snapshot import VARIABLE
 
 COMPLETED = "finished:completed"
@@ -45,6 +45,12 @@ class RunStatus:
     @property
     def completed(self) -> bool:
         return self.status == COMPLETED
+
+    @property
+    def lost_clients(self) -> str:
+        """Who took no part in a run whose results are complete, and why; else ""."""
+        _, all_done, lost = self.details.partition(ALL_DONE)
+        return all_done + lost
 
 
 def launch(

@@ -12,7 +12,7 @@ import typer
 from fednano_flwr.command.signals import interrupts
 from fednano_flwr.config import DTYPES, ConfigError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, LOST_CLIENTS, INTERRUPTED = 1, 2, 3, 130
 
 Config = Annotated[
     list[str] | None,

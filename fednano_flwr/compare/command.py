@@ -24,6 +24,7 @@ from fednano_flwr.compare.worker import Outcome
 from fednano_flwr.config import ConfigError
 
 Say = Callable[[str], None]
+INCOMPLETE = "its results are not complete"
 
 
 def compare(
@@ -150,7 +151,7 @@ def _run(
         note(run, code=code)
         done = None if outcome.error else read(run)
         if done is None:
-            failed[run] = reason = outcome.error or _incomplete(run)
+            failed[run] = reason = _lacking(run) or outcome.error or INCOMPLETE
             outcome = dataclasses.replace(outcome, error=reason)
         else:
             seconds[run] = outcome.seconds
@@ -167,7 +168,7 @@ def _run(
     return {run: reasons[run.folder] for run in plan.runs if run.folder in reasons}
 
 
-def _incomplete(run: Run) -> str:
-    """What a run lacks that has ended without an error."""
+def _lacking(run: Run) -> str | None:
+    """What a run lacks whose rounds are all there; None where they are not, or nothing lacks."""
     done = read_rounds(run)
-    return (done and done.unscored) or "its results are not complete"
+    return None if done is None else done.lacking

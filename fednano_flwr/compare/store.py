@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.compare.plan import Run
+from fednano_flwr.console import by_reason, first_few, lost_lines
 from fednano_flwr.folder_lock import FolderLock, LockedError
 from fednano_flwr.output import OutputError
 from fednano_flwr.results import read_rounds as _read_rounds
@@ -68,23 +69,23 @@ class Finished:
         ]
 
     @property
-    def unscored(self) -> str | None:
-        """Which clients' scores round 0 or the last round lacks, and why; None where none.
+    def lacking(self) -> str | None:
+        """Which clients' scores round 0 or the last round lacks, or who took no part, and why.
 
-        Means of other rounds, or of other runs, would be of other questions.
+        None where nothing is lacking. Means of other rounds, or of other runs, would be of other
+        questions; adapters that a client never trained are not those of the experiment.
         """
         for record in (self.records[0], self.records[-1]):
             scored = record["accuracy_per_client"]
             lacking = [str(k) for k in range(self.run.clients) if str(k) not in scored]
             if lacking:
                 number = record["round"]
+                failed = record.get("failures", {}).get("evaluate", {})
                 reasons = "".join(
-                    f"; {failure.client}: {failure.reason}"
-                    for failure in self.failures
-                    if (failure.round, failure.step) == (number, "evaluate")
+                    f"; {first_few(who)}: {reason}" for who, reason in by_reason(failed.items())
                 )
-                return f"round {number} lacks the score of client {', '.join(lacking)}{reasons}"
-        return None
+                return f"round {number} lacks the score of client {first_few(lacking)}{reasons}"
+        return "; ".join(lost_lines(self.records)) or None
 
     def of_everyone(self, record: dict[str, Any]) -> bool:
         """Whether as many clients scored this round as round 0."""
@@ -92,9 +93,9 @@ class Finished:
 
 
 def read(run: Run) -> Finished | None:
-    """The run if all its rounds are there and every client's score is in the first and the last."""
+    """The run if all its rounds are there, with every client's part in them (`lacking`)."""
     done = read_rounds(run)
-    return None if done is None or done.unscored else done
+    return None if done is None or done.lacking else done
 
 
 def read_rounds(run: Run) -> Finished | None:

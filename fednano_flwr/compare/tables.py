@@ -10,7 +10,7 @@ from typing import Any
 from fednano_flwr.compare.plan import Plan
 from fednano_flwr.compare.results import Results, pair_key, run_row
 from fednano_flwr.compare.store import Finished
-from fednano_flwr.console import table
+from fednano_flwr.console import by_reason, first_few, table
 
 WIDTH = 140
 
@@ -89,14 +89,18 @@ def remarks(plan: Plan, results: Results) -> list[str]:
             f"OTHER DATA OR MODEL: {name} differs from {plan.baseline} in what it is trained and "
             "scored on, so their difference is not that of two methods at the same questions"
         )
-    for failure in results["failed"]:
-        lines.append(f"failed: {failure['run']}: {failure['reason']}")
-    by_run: dict[str, list[str]] = {}
+    for runs, reason in by_reason((one["run"], one["reason"]) for one in results["failed"]):
+        lines.append(f"failed: {first_few(runs)}: {reason}")
+    by_run: dict[str, list[tuple[str, str]]] = {}
     for one in results["client_failures"]:
-        what = f"round {one['round']}, {one['step']}, {one['client']}: {one['reason']}"
-        by_run.setdefault(one["run"], []).append(what)
-    for run, found in by_run.items():
-        lines.append(f"CLIENTS FAILED, and {run} went on without them: {'; '.join(found)}")
+        who = f"{one['client']} ({one['step']} of round {one['round']})"
+        by_run.setdefault(one["run"], []).append((who, one["reason"]))
+    said = [
+        (run, "; ".join(f"{first_few(who)}: {reason}" for who, reason in by_reason(found)))
+        for run, found in by_run.items()
+    ]
+    for runs, failures in by_reason(said):
+        lines.append(f"CLIENTS FAILED, and {first_few(runs)} went on without them: {failures}")
     for thing, values in results["environment"].items():
         if len(values) > 1:
             counts = ", ".join(f"{value} ({count} runs)" for value, count in values.items())

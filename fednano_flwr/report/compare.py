@@ -9,6 +9,7 @@ from typing import Any
 
 from fednano_flwr.compare.plan import NO_MATTER, digest_of
 from fednano_flwr.compare.statistics import Spread, spread
+from fednano_flwr.console import by_reason, first_few, lost_lines
 from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 
@@ -151,7 +152,9 @@ def _shown(value: Any) -> str:
 
 def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
     """What a reader of the comparison has to know."""
-    found = []
+    runs = [run for one in groups for run in one.runs]
+    lost = ((run.path.name, line) for run in runs for line in lost_lines(run.rounds))
+    found = [f"{first_few(of)}: {line}." for of, line in by_reason(lost)]
     keys = differing([one.runs for one in groups])
     data = [key for key in keys if key.startswith(("dataset.", "clients"))]
     if data:
@@ -183,7 +186,6 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
         )
     if len({one.last for one in groups}) > 1:
         found.append("The groups are compared after different numbers of rounds.")
-    runs = [run for one in groups for run in one.runs]
     open_ended = [run.path.name for run in runs if not facts.complete(run)]
     if open_ended:
         found.append(

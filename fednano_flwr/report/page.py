@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fednano_flwr.console import by_reason, first_few, lost_lines
 from fednano_flwr.report import facts
 from fednano_flwr.report.canvas import Missing, Picture
 from fednano_flwr.results import Run
@@ -43,7 +44,7 @@ def run_page(
         usual: the run config's defaults.
     """
     config = facts.settings(run, usual)
-    failed = facts.failures(run)
+    failed = _failed(run)
     last = facts.whole(run)[-1]
     top = facts.best(run)
     return render(
@@ -56,7 +57,7 @@ def run_page(
         by_client=_by_client(run),
         last_round=f"round {last['round']}",
         best_round=f"best mean (round {top['round']})",
-        failed=[(f.round, f.phase, f.who, f.reason[:MOST_LETTERS]) for f in failed[:MOST_FAILURES]],
+        failed=failed[:MOST_FAILURES],
         failed_more=len(failed[MOST_FAILURES:]),
         config=config,
         changed=[(s.key, _shown(s.value), _shown(s.usual)) for s in config if s.changed],
@@ -93,7 +94,8 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
 
 def _notes(run: Run) -> list[str]:
     """What a reader must not miss."""
-    notes = list(run.notes)
+    notes = [f"{line[:MOST_LETTERS]}." for line in lost_lines(run.rounds)]
+    notes += run.notes
     asked, done = run.config.num_server_rounds, facts.rounds_done(run)
     if not facts.complete(run):
         notes.append(f"The run is not complete: {done} of {asked} rounds are there.")
@@ -120,6 +122,18 @@ def _notes(run: Run) -> list[str]:
             f"without client {', '.join(lacking)}."
         )
     return notes
+
+
+def _failed(run: Run) -> list[tuple[str, ...]]:
+    """A row a reason: rounds, phase, clients, reason."""
+    rows: list[tuple[str, ...]] = []
+    failures = ((failure, f"{failure.phase}: {failure.reason}") for failure in facts.failures(run))
+    for alike, _ in by_reason(failures):
+        rounds = list(dict.fromkeys(str(failure.round) for failure in alike))
+        who = list(dict.fromkeys(failure.who for failure in alike))
+        reason = alike[0].reason[:MOST_LETTERS]
+        rows.append((first_few(rounds), alike[0].phase, first_few(who), reason))
+    return rows
 
 
 def _headline(run: Run) -> list[tuple[str, str]]:

@@ -56,6 +56,19 @@ def test_a_run_that_lacks_something_is_not_finished(
     assert read(run) is None and read_rounds(run) is None
 
 
+def test_a_run_that_a_client_never_trained_in_is_not_finished_and_says_why(run: Run) -> None:
+    file = run.folder / "metrics.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records[1:]:
+        record["train_loss_per_client"] = {"1": 0.5}
+        record["failures"] = {"train": {"client 0": "no such token"}, "evaluate": {}}
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert read(run) is None
+    whole = read_rounds(run)
+    assert whole is not None and whole.lacking is not None
+    assert "client 0 took no part in the training of any round: no such" in whole.lacking
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_run_without_a_clients_first_or_last_score_is_not_finished_and_says_why(
     run: Run, number: int
@@ -71,4 +84,4 @@ def test_a_run_without_a_clients_first_or_last_score_is_not_finished_and_says_wh
     assert whole is not None
     which = records[number]["round"]
     lacks = f"round {which} lacks the score of client 1; client 1: out of memory"
-    assert whole.unscored == lacks
+    assert whole.lacking == lacks

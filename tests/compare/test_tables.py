@@ -146,11 +146,24 @@ def test_clients_that_failed_are_counted_and_named(
         }
     ]
     assert (
-        "CLIENTS FAILED, and fedavg  alpha=0.1 seed 0 went on without them: round 1, train, "
-        "client 1: out of memory"
+        "CLIENTS FAILED, and fedavg  alpha=0.1 seed 0 went on without them: client 1 (train of "
+        "round 1): out of memory"
     ) in markdown(plan, results)
     lines = csv.DictReader(io.StringIO(runs_csv(list(finished.values()))))
     assert [line["client_failures"] for line in lines] == ["1"] + ["0"] * 11
+
+
+def test_a_reason_that_clients_and_runs_share_is_said_once(
+    plan: Plan, finished: dict[Run, Finished]
+) -> None:
+    for one in finished.values():
+        reasons = {f"client {k}": f"partition {k} has no question" for k in range(40)}
+        one.records[1]["failures"] = {"train": reasons, "evaluate": {}}
+    failed = {run: "OSError: no room" for run in plan.runs[:5]}
+    said = markdown(plan, summarize(plan, finished, failed, "fednano compare"))
+    assert said.count("has no question") == said.count("no room") == 1
+    assert "client 2 (train of round 1) and 37 more" in said
+    assert "and 9 more went on without them" in said and "and 2 more: OSError" in said
 
 
 def test_a_round_that_not_all_clients_scored_is_neither_the_best_nor_in_the_line(

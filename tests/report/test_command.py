@@ -78,6 +78,21 @@ def test_an_unfinished_run_and_its_failures_are_said_at_the_top(reports: Reports
     assert "Clients failed once, in 1 of the rounds" in top
 
 
+def test_who_took_no_part_is_said_at_the_top_and_a_reason_once(tmp_path: Path) -> None:
+    reasons = {f"client {k}": f"partition {k} has no question" for k in range(9)}
+    failed = {"train_loss_per_client": {}, "failures": {"train": reasons, "evaluate": {}}}
+    records = [a_record(0, 0.4, 9), *(a_record(k, 0.5, 9, **failed) for k in (1, 2))]
+    folders = [write(tmp_path / name, records, seed=seed) for seed, name in enumerate("ab")]
+    assert fednano(*folders, "--out", tmp_path / "out")[0] == 0
+    text = (tmp_path / "out" / "a" / "report.html").read_text()
+    top, rest = text.split("<h2>", 1)
+    lost = "client 0, client 1, client 2 and 6 more took no part in the training of any round"
+    assert lost in top
+    assert rest.count("has no question") == 1
+    together = (tmp_path / "out" / "report.html").read_text()
+    assert f"a, b: {lost}" in together
+
+
 def test_changed_keys_are_marked_with_their_defaults(reports: Reports) -> None:
     text = reports.plain.read_text()
     marked = re.findall(r'<tr class="changed"><th scope="row">([\w.-]+)</th>', text)
