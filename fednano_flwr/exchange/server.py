@@ -25,7 +25,7 @@ from fednano_flwr.exchange.protocol import (
 )
 from fednano_flwr.exchange.tls import Identity
 from fednano_flwr.exchange.tokens import Access, TokenError
-from fednano_flwr.exchange.watch import NO_CALL, SESSION, UNWATCHED, Watch
+from fednano_flwr.exchange.watch import NO_CALL, SESSION, UNWATCHED, Harmless, Watch
 
 Request = TypeVar("Request", pb.DescribeRequest, pb.RegisterRequest)
 
@@ -209,6 +209,7 @@ def serve(
             f"bind = {bind!r}: an address that other machines can reach needs tokens (who may "
             "call) and identity (TLS); without, take 127.0.0.1"
         )
+    watch = Harmless(watch)
     threads = max_clients + REFUSALS_AT_ONCE
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),

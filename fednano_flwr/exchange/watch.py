@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
+log = logging.getLogger(__name__)
 NO_CALL = "none"
 """The kind of what cannot be told to be any call."""
 SESSION = "session"
@@ -73,3 +75,52 @@ class Unwatched:
 
 
 UNWATCHED = Unwatched()
+
+
+class Harmless:
+    """A `Watch` whose own errors cost no call; each is logged the first time."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._logged: set[str] = set()
+
+    def answered(self, kind: str, error: Exception | None) -> None:
+        with self._forgiven():
+            self._watch.answered(kind, error)
+
+    def computed(self, tokens: int) -> None:
+        with self._forgiven():
+            self._watch.computed(tokens)
+
+    def moved(self, received: int, sent: int) -> None:
+        with self._forgiven():
+            self._watch.moved(received, sent)
+
+    def stream(self) -> AbstractContextManager[None]:
+        return self._around(self._watch.stream)
+
+    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
+        return self._around(lambda: self._watch.passing(requests, tokens))
+
+    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+        self._watch.shows(standing)
+
+    @contextmanager
+    def _around(self, block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        stack = ExitStack()
+        with self._forgiven():
+            stack.enter_context(block())
+        try:
+            yield
+        finally:
+            with self._forgiven():
+                stack.close()
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if (text := f"{type(error).__name__}: {error}") not in self._logged:
+                self._logged.add(text)
+                log.exception("the LLM service's metrics are wrong from here on (llm.metrics)")

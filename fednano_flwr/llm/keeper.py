@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,10 @@ class Keeper:
         pause, failed = self._limits.pause_seconds, 0
         while True:
             started = time.monotonic()
-            reason = self._live()
+            try:
+                reason = self._live()
+            except Exception as error:  # of the folder for its files, or of what ends it
+                reason = one_line(error)
             if reason is None or self._closed:
                 return
             if time.monotonic() - started > self._limits.settled_seconds + self._loading:
@@ -174,7 +178,7 @@ class Keeper:
                 if given_up
                 else f"starting it again in {pause:g} s"
             )
-            self._say(f"LLM replica {self.number} is lost: {reason}; {then}")
+            self._tell(f"LLM replica {self.number} is lost: {reason}; {then}")
             with self._changed:
                 self.losses += 1
                 self.last_reason, self.given_up = reason, given_up
@@ -208,7 +212,7 @@ class Keeper:
         limit = self._limits.start_seconds
         placed = actor.ping.remote()
         if not self._comes(placed, min(30.0, limit)) and not self._closed:
-            self._say(f"LLM replica {self.number} waits for its process: {self._resources()}")
+            self._tell(f"LLM replica {self.number} waits for its process: {self._resources()}")
             if not self._comes(placed, limit - 30.0) and not self._closed:
                 return f"Ray gave it no process in {limit:g} s: {self._resources()}"
         if self._closed:
@@ -231,7 +235,7 @@ class Keeper:
             self._last_end = time.monotonic()
             self._changed.notify_all()
         if self.losses:
-            self._say(f"LLM replica {self.number} is back (process {self.pid})")
+            self._tell(f"LLM replica {self.number} is back (process {self.pid})")
         return None
 
     def _watch(self, actor: Any) -> str | None:
@@ -273,6 +277,10 @@ class Keeper:
             if time.monotonic() > until:
                 return False
         return False
+
+    def _tell(self, line: str) -> None:
+        with suppress(Exception):  # a line that cannot be said costs no replica
+            self._say(line)
 
     def _resources(self) -> str:
         if not self._num_gpus:

@@ -49,6 +49,7 @@ STANDING = {
     "open_graphs": "Forward passes that wait for their client's gradient",
     "kept_caches": "Generated answers under way, each with its keys and values",
     "kept_cache_tokens": "Tokens of these answers",
+    "worker_errors": "Errors of the thread that asks the language model",
     "replicas_up": "Replicas of the language model that take calls",
     "replica_calls": "Calls that replicas are answering",
 }

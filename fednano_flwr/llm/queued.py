@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,12 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
 )
-from fednano_flwr.exchange.watch import UNWATCHED, Watch
+from fednano_flwr.exchange.watch import UNWATCHED, Harmless, Watch
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task
+
+log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
@@ -59,7 +62,9 @@ class QueuedLLM(JobService):
         self._since = 0.0
         self._changed = threading.Condition()
         self._closed = False
-        self._watch = watch
+        self._errors = 0
+        self._logged = ""
+        self._watch = Harmless(watch)
         watch.shows(self.standing)
         self._worker = threading.Thread(target=self._work, name="llm", daemon=True)
         self._worker.start()
@@ -120,6 +125,7 @@ class QueuedLLM(JobService):
             "open_graphs": len(self._host.graphs),
             "kept_caches": len(caches),
             "kept_cache_tokens": caches.tokens,
+            "worker_errors": self._errors,
         }
 
     def _ask(self, job: Request[Result]) -> Result:
@@ -146,14 +152,49 @@ class QueuedLLM(JobService):
         return job.future.result()
 
     def _work(self) -> None:
-        while (work := self._next()) is not None:
+        try:
+            while self._serve_next():
+                pass
+        finally:  # whatever ended it
+            with self._changed:
+                self._closed = True
+            self._fail([], HostBusyError("the LLM host is closing"))
+
+    def _serve_next(self) -> bool:
+        """Serve a pass; whether the host is still open.
+
+        An error in a pass is its requests' error; one in choosing a pass is that of all who wait.
+        """
+        requests: set[Request[Any]] = set()
+        try:
+            work = self._next()
+            if work is None:
+                return False
             if isinstance(work, Task):
-                with self._watch.passing({work}, work.tokens):
+                requests = {work}
+                with self._watch.passing(requests, work.tokens):
                     work.run()
             else:
-                jobs = {sample.job for sample in work}
-                with self._watch.passing(jobs, sum(sample.length for sample in work)):
+                requests = {sample.job for sample in work}
+                with self._watch.passing(requests, sum(sample.length for sample in work)):
                     self._host.serve(work)
+        except Exception as error:
+            self._note(error)
+            self._fail(requests, error)
+        return True
+
+    def _fail(self, requests: Collection[Request[Any]], error: Exception) -> None:
+        """Answer these requests with the error, or all that wait where there are none."""
+        with self._changed:
+            for request in requests or self._queue.clear():
+                request.fail(error)
+
+    def _note(self, error: Exception) -> None:
+        """Count an error, and log it unless it is the last one again."""
+        self._errors += 1
+        if (text := f"{type(error).__name__}: {error}") != self._logged:
+            self._logged = text
+            log.error("the LLM host's worker met an error", exc_info=error)
 
     def _next(self) -> list[Sample] | Task[Any] | None:
         """What to do next, once there is something; None when the host closes."""
@@ -161,13 +202,14 @@ class QueuedLLM(JobService):
             while not self._closed:
                 if not len(self._queue):
                     self._changed.wait(CHECK_SECONDS)
-                    self._host.expire()
+                    try:
+                        self._host.expire()
+                    except Exception as error:
+                        self._note(error)  # nobody asked for this
                 elif (patience := self._patience()) > 0:
                     self._changed.wait(patience)
                 elif (work := self._queue.next()) is not None:
                     return work
-            for left in self._queue.clear():
-                left.fail(HostBusyError("the LLM host is closing"))
             return None
 
     def _patience(self) -> float:

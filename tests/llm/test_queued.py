@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from fednano_flwr.exchange.protocol import (
     LowRankInputs,
 )
 from fednano_flwr.exchange.server import serve
+from fednano_flwr.llm import queued as queued_module
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import LLMHalf
@@ -236,6 +239,100 @@ def test_a_closing_host_leaves_nobody_waiting(host: Gate, pool: ThreadPoolExecut
         left.result(WAIT)
     with pytest.raises(HostBusyError, match="closing"):
         queued.step(*batch(1))
+
+
+def test_an_error_in_forgetting_what_is_over_does_not_end_the_worker(
+    host: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def expire() -> None:
+        raise RuntimeError("CUDA error: unknown")
+
+    monkeypatch.setattr(queued_module, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(host, "expire", expire)
+    with QueuedLLM(host) as queued:
+        until = time.monotonic() + WAIT
+        while queued.standing()["worker_errors"] < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert queued.step(*batch(1))[0] > 0
+        assert queued.standing()["worker_errors"] >= 2
+    assert len([r for r in caplog.records if r.exc_info]) == 1
+
+
+def test_an_error_between_passes_is_answered_to_its_requests_and_the_next_are_served(
+    host: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("CUDA error: in emptying the cache")
+
+    with QueuedLLM(host) as queued:
+        for owner, name in ((host, "serve"), (queued._queue, "next"), (queued, "_patience")):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, broken)
+                asked = [pool.submit(queued.step, *batch(1), bytes([n])) for n in range(3)]
+                for one in asked:
+                    with pytest.raises(RuntimeError, match="emptying the cache"):
+                        one.result(WAIT)
+            assert pool.submit(queued.step, *batch(1)).result(WAIT)[0] > 0
+
+
+def test_a_host_whose_worker_has_ended_lets_nobody_wait(
+    host: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> None:
+        raise SystemExit
+
+    queued = QueuedLLM(host)
+    first = shut(host, queued, pool)
+    waiting = pool.submit(queued.step, *batch(1), b"waiting")
+    waits(queued, 1)
+    monkeypatch.setattr(queued, "_next", ended)
+    host.gate.set()
+    first.result(WAIT)
+    for asked in (waiting, pool.submit(queued.step, *batch(2))):
+        with pytest.raises(HostBusyError, match="closing"):
+            asked.result(WAIT)
+
+
+class Broken:
+    """A watch of which every method fails, those of its blocks at the beginning or at the end."""
+
+    def __init__(self, late: bool) -> None:
+        self._late = late
+
+    def shows(self, standing: object) -> None:
+        pass
+
+    def answered(self, *_: object) -> None:
+        raise KeyError("metrics")
+
+    computed = moved = answered
+
+    @contextmanager
+    def stream(self, *_: object) -> Iterator[None]:
+        if not self._late:
+            raise KeyError("metrics")
+        yield
+        raise KeyError("metrics")
+
+    passing = stream
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_metrics_that_fail_cost_no_call_and_are_logged_once(
+    host: Gate, late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Broken(late)
+    with (
+        QueuedLLM(host, watch=watch) as queued,
+        serve(queued, watch=watch) as address,
+        RemoteLLM(address, retry_seconds=0) as remote,
+    ):
+        for seed in range(3):
+            assert remote.step(*batch(seed))[0] > 0
+        with pytest.raises(HostRefusedError, match="out of range"):
+            remote.next_tokens(batch(0)[0], torch.tensor([99]))
+        assert queued.standing()["worker_errors"] == 0
+    assert 0 < len([r for r in caplog.records if "llm.metrics" in r.message]) <= 2
 
 
 class Small:

@@ -290,6 +290,21 @@ def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
 
 
+def test_a_keeper_that_cannot_even_begin_gives_up_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> str:
+        raise OSError("No space left on device")
+
+    def gone(line: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("fednano_flwr.llm.keeper.tempfile.mkdtemp", full)
+    with pytest.raises(ReplicasLostError, match="No space left on device"):
+        with Replicas(partial(fakes.fake, tmp_path), 1, limits=ONCE, say=gone):
+            raise AssertionError("unreachable")
+
+
 @pytest.mark.slow
 def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls_fail(
     tmp_path: Path, said: list[str]
