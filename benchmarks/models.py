@@ -130,7 +130,7 @@ class RandomCheckpoint(Checkpoint):
     fingerprint = ""
 
     def __init__(self, config: PretrainedConfig) -> None:
-        self.name, self.hub_id = "random weights", ""
+        self.name, self.hub_id, self.revision = "random weights", "", ""
         self.config, self.family = config, FAMILIES[config.model_type]
 
     @cached_property

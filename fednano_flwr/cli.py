@@ -22,6 +22,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     Config,
+    Revision,
     check_dtype,
     writing,
 )
@@ -162,6 +163,7 @@ def split(
         str | None,
         typer.Option(help="Store tensors as float32, bfloat16 or float16; else as they are."),
     ] = None,
+    revision: Revision = "",
 ) -> None:
     """Write the client's half of a model, to be given to a client instead of the checkpoint.
 
@@ -176,7 +178,7 @@ def split(
 
     check_dtype(dtype)
     with writing(out):
-        typer.echo(write(model, out.expanduser(), shard, dtype))
+        typer.echo(write(model, out.expanduser(), shard, dtype, revision))
 
 
 def _show_failure(message: str, log: Path | None) -> None:

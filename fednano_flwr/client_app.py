@@ -105,7 +105,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
         client = Client(config, place, context.run_id, earlier)
         half = client.half
         with _llm(config, node, message, context) as llm:
-            llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
+            llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision)
             content = work(client, message, llm)
     except Exception as error:
         log.exception("client cannot go on")

@@ -95,6 +95,7 @@ class RunFolder:
 @dataclass(frozen=True)
 class Model:
     name: str
+    revision: str = ""  # of a folder, which has none: a run config names it
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fednano_flwr.command.project import default_config
-from fednano_flwr.config import ConfigError, RunConfig, key_types
+from fednano_flwr.config import ConfigError, Model, RunConfig, key_types
 
 ADAPTERS = ("last", "best")
 
@@ -53,6 +54,40 @@ class Run:
         if not all(value.isfinite().all() for value in found.values()):
             raise ConfigError(f"{file}: the adapters are not finite numbers")
         return found
+
+
+def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, revision: str) -> str:
+    """How a model differs from the one that a run had; "" where it is the same.
+
+    Args:
+        environment: of the run.
+        name: the model that is to be used with it, and below its fingerprint and commit.
+    """
+    then = environment.get("model") or {}
+    commit = environment.get("model_revision") or ""
+    same = then.get("fingerprint", fingerprint) == fingerprint
+    if same and (not revision or not commit or revision == commit):
+        return ""
+    return (
+        f"the run was trained on {then.get('name')} (fingerprint {then.get('fingerprint')}, "
+        f"revision {commit or 'none'}), and the model here is {name} (fingerprint {fingerprint}, "
+        f"revision {revision or 'none'})"
+    )
+
+
+def model_of(configured: Model, environment: Mapping[str, Any], elsewhere: str = "") -> Model:
+    """A run's model, at the commit that it had.
+
+    Args:
+        configured: what the run's config says.
+        environment: of the run.
+        elsewhere: where the model is on this machine, if not where the config says.
+    """
+    hub_id = (environment.get("model") or {}).get("hub_id")
+    if elsewhere and elsewhere != hub_id:
+        return Model(elsewhere)
+    commit = str(environment.get("model_revision") or configured.revision)
+    return Model(elsewhere or configured.name, commit)
 
 
 def caveats(strategy: str, ranks: str) -> list[str]:

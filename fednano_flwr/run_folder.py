@@ -1,8 +1,8 @@
 """A run's folder: what was asked, what happened, and the adapters.
 
 config.json        the run config as resolved
-environment.json   versions, hardware, commit, which model; of a resumed run also those of each
-                   start since
+environment.json   versions, hardware, commit, which model, and the hub's commits of model and data
+                   set; of a resumed run also those of each start since
 metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
 adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
@@ -37,8 +37,10 @@ from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.console import say
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
 from fednano_flwr.edge.own_state import Earlier
+from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.files import replace_file
 from fednano_flwr.folder_lock import FolderLock
+from fednano_flwr.results import other_model
 from fednano_flwr.resume import continues, digest_of, folder_of
 
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
@@ -57,6 +59,7 @@ class RunFolder:
     Attributes:
         rounds: records of metrics.jsonl.
         model: what its model was (name, hub id, fingerprint, hidden size), set before round 0.
+        model_revision, dataset_revision: commits on the hub, set before round 0; "" for a folder.
         resumed: the checkpoint that the run continues; None for a run that begins.
         earlier: the runs that have led to that checkpoint, and those stopped before they had one.
 
@@ -71,6 +74,7 @@ class RunFolder:
         self.path = folder_of(config)
         self.rounds: list[dict[str, Any]] = []
         self.model: dict[str, Any] = {}
+        self.model_revision = self.dataset_revision = ""
         self.resumed: Checkpoint | None = None
         self.earlier: list[Earlier] = []
         self._run = str(run)
@@ -116,6 +120,27 @@ class RunFolder:
         """Whether all rounds are there."""
         return len(self.rounds) == self.config.num_server_rounds + 1
 
+    def set_model(self, info: LLMInfo) -> None:
+        """Note what the run's model is.
+
+        Raises:
+            ConfigError: the run that is continued had another one.
+        """
+        self.model = {
+            "name": info.model,
+            "hub_id": info.hub_id,
+            "fingerprint": info.fingerprint,
+            "hidden_size": info.hidden_size,
+        }
+        self.model_revision = info.revision
+        if self.resumed is None:
+            return
+        file = self.path / "environment.json"
+        environment = json.loads(file.read_text(encoding="utf-8"))
+        differs = other_model(environment, info.model, info.fingerprint, info.revision)
+        if differs:
+            raise ConfigError(f"resume = {self.config.resume!r}: {self.path}: {differs}")
+
     def append(
         self,
         record: dict[str, Any],
@@ -147,7 +172,12 @@ class RunFolder:
         if not self.rounds:
             self.path.mkdir(parents=True, exist_ok=True)
             _write_json(self.path / "config.json", self.config.flat())
-            _write_json(self.path / "environment.json", self._environment | {"model": self.model})
+            noted = {
+                "model": self.model,
+                "model_revision": self.model_revision,
+                "dataset_revision": self.dataset_revision,
+            }
+            _write_json(self.path / "environment.json", self._environment | noted)
         line = json.dumps(record, allow_nan=False)
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)

@@ -138,9 +138,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     with (
         folder,
         watching(config.llm.metrics, say) as watch,
-        open_host(
-            config.model.name, config.llm, isinstance(grid, InMemoryGrid), say, watch
-        ) as host,
+        open_host(config.model, config.llm, isinstance(grid, InMemoryGrid), say, watch) as host,
         serve(
             host,
             config.llm.bind,
@@ -159,12 +157,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         closing(progress),
     ):
         info = host.describe()
-        folder.model = {
-            "name": info.model,
-            "hub_id": info.hub_id,
-            "fingerprint": info.fingerprint,
-            "hidden_size": info.hidden_size,
-        }
+        folder.set_model(info)
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
         arrays = to_arrays(adapter_state(adapters))
         address = config.llm.address or bound

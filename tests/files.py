@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,17 @@ from fednano_flwr.checkpoints import Checkpoint, Memory
 from fednano_flwr.edge.own_state import Earlier
 
 THETA = {"text.lora_A.weight": torch.ones(4, 6), "text.lora_B.weight": torch.zeros(6, 4)}
+
+
+def hub_cache(folder: Path, hub_id: str, commits: Mapping[str, Path], **refs: str) -> Path:
+    """The hub's cache with these commits of a model, and branches or tags that name them."""
+    cached = folder / f"models--{hub_id.replace('/', '--')}"
+    for commit, files in commits.items():
+        shutil.copytree(files, cached / "snapshots" / commit)
+    for name, commit in refs.items():
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / name).write_text(commit)
+    return cached
 
 
 def checkpoint_in(folder: Path) -> Path:

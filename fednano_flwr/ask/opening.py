@@ -26,7 +26,7 @@ from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.resources import cache_folder
-from fednano_flwr.results import ADAPTERS, Run, caveats, load_run
+from fednano_flwr.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
 
 RETRY_SECONDS = 5.0
 """How long somebody who waits for an answer is left in hope that a lost service comes back."""
@@ -89,13 +89,17 @@ def open_asker(
     if service is None:
         devices["llm.device"] = settings.llm.device
     check_devices(devices, " ".join(f"-c {key}=cpu" for key in devices))
-    model = model or settings.model.name
+    at = model_of(settings.model, found.environment, model)
     with ExitStack() as stack:
         stack.enter_context(threads_restored())
         if settings.edge.threads:
             torch.set_num_threads(settings.edge.threads)
+        bundle = bundle or settings.edge.bundle
         half = load_edge_half(
-            bundle or settings.edge.bundle or model, settings.edge.device, settings.edge.dtype
+            bundle or at.name,
+            settings.edge.device,
+            settings.edge.dtype,
+            "" if bundle else at.revision,
         )
         _check_model(found, half)
         tuned, frozen = _edges(found, which, settings, half, say)
@@ -103,10 +107,12 @@ def open_asker(
         if service is None:
             from fednano_flwr.llm.hosting import load_host  # the other half stays out otherwise
 
-            host = Here(stack.enter_context(load_host(model, settings.llm)))
+            host = Here(stack.enter_context(load_host(at.name, settings.llm, revision=at.revision)))
         else:
             host = stack.enter_context(_remote(service, settings))
-            host.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
+            host.register(
+                half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
+            )
         if settings.privacy.embedding_noise:
             say("the noise of privacy.embedding-noise is fresh each time, and answers vary by it")
         llm = exchange_of(settings, host)
@@ -150,12 +156,10 @@ def _check_model(run: Run, half: EdgeHalf) -> None:
     Raises:
         ConfigError: the run was of another model.
     """
-    then = run.environment.get("model", {})
-    if then and then["fingerprint"] != half.fingerprint:
+    differs = other_model(run.environment, half.model, half.fingerprint, half.revision)
+    if differs:
         raise ConfigError(
-            f"the adapters of {run.path} were trained for {then['name']} (fingerprint "
-            f"{then['fingerprint']}), and the client's half is of {half.model} (fingerprint "
-            f"{half.fingerprint}): give the run's own model with --model, or its --bundle"
+            f"{run.path}: {differs}: give the run's own model with --model, or its --bundle"
         )
 
 

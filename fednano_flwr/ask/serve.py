@@ -62,10 +62,13 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
 
 
 @contextmanager
-def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None]) -> Iterator[str]:
+def serving(
+    model: str, config: LLM, token_file: Path, say: Callable[[str], None], revision: str = ""
+) -> Iterator[str]:
     """The service while the block runs; yields where it listens, `host:port`.
 
     Args:
+        revision: branch, tag or commit of a model on the hub.
         token_file: of the token; made where it is missing.
 
     Raises:
@@ -80,7 +83,7 @@ def serving(model: str, config: LLM, token_file: Path, say: Callable[[str], None
     with (
         threads_restored(),
         watching(config.metrics, say) as watch,
-        load_host(model, config, config.max_open_graphs, watch) as host,
+        load_host(model, config, config.max_open_graphs, watch, revision) as host,
     ):
         info = host.describe()
         limits = node_limits(config)

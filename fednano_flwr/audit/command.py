@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.files import replace_file
 from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.results import load_run
+from fednano_flwr.results import load_run, model_of
 from fednano_flwr.run_folder import environment
 
 
@@ -81,7 +82,7 @@ def from_folder(folder: Path, say: Callable[[str], None] = lambda line: None) ->
         raise ConfigError(f"{folder}: metrics.jsonl has no round")
     return Subject(
         name=folder.resolve().name,
-        config=run.config,
+        config=replace(run.config, model=model_of(run.config.model, run.environment)),
         theta=run.adapters("last"),
         clients=_clients(records[0]),
         after_round=records[-1]["round"],
@@ -99,7 +100,7 @@ def from_file(file: Path, clients: int, app: Path | None, cwd: Path) -> Subject:
     if file.suffix != ".toml":
         raise ConfigError(f"{file}: give a run's folder, or a file that ends in .toml")
     config = run_config(find_app(app, cwd), [str(file)], clients, cwd)
-    size = Checkpoint(config.model.name).config.get_text_config().hidden_size
+    size = Checkpoint(config.model.name, config.model.revision).config.get_text_config().hidden_size
     theta = adapter_state(build_adapters(size, config.adapter, config.seed))
     return Subject(file.stem, config, theta, clients, 0, None, None)
 

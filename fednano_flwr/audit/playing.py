@@ -59,7 +59,7 @@ def play(
     keep_shards(clients)
     alone = dataclasses.replace(config.llm, replicas=1)
     exchange = config.exchange
-    with open_host(config.model.name, alone, False, say) as host:
+    with open_host(config.model, alone, False, say) as host:
         recorder = Recorder(host)
         with serve(recorder) as address:
             for partition, count in enumerate(_even(questions, clients)):
@@ -73,7 +73,9 @@ def play(
                     timeout=exchange.timeout,
                     retry_seconds=exchange.retry_seconds,
                 ) as remote:
-                    remote.register(half.model, half.fingerprint, half.hidden_size, half.hub_id)
+                    remote.register(
+                        half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
+                    )
                     sent = cut_state(theta, client.rank, WRITINGS[config.strategy.factors])
                     ledger = Ledger(observations)
                     llm = Witness(exchange_of(config, remote), recorder, ledger)

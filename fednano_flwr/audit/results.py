@@ -187,6 +187,7 @@ def _table(client: Client) -> TokenTable:
     """Every token's embedding, as the host has it; a client may hold fewer."""
     if client.edge.tokens.ids is None:
         return client.edge.tokens
-    whole = client.source == client.config.model.name
-    half = client.half if whole else load_edge_half(client.config.model.name)
+    model = client.config.model
+    whole = client.source == model
+    half = client.half if whole else load_edge_half(model.name, revision=model.revision)
     return half.token_table()

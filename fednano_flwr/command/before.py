@@ -15,6 +15,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     Config,
+    Revision,
     check_dtype,
 )
 from fednano_flwr.command.project import find_app
@@ -52,6 +53,7 @@ def size(
         int, typer.Option(min=1, help="Samples in a step; only matters to the lowrank exchange.")
     ] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object of all counts.")] = False,
+    revision: Revision = "",
 ) -> None:
     """Show what each side of a model takes: parameters, storage, memory and traffic.
 
@@ -66,7 +68,7 @@ def size(
 
     check_dtype(dtype)
     try:
-        typer.echo(measure(Asked(model, rank, rows, dtype, tokens, batch_size), as_json))
+        typer.echo(measure(Asked(model, rank, rows, dtype, tokens, batch_size, revision), as_json))
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None

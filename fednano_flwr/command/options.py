@@ -26,6 +26,9 @@ Config = Annotated[
 App = Annotated[
     Path | None, typer.Option(help="Folder of the app; else the current or the installed one.")
 ]
+Revision = Annotated[
+    str, typer.Option(help="Branch, tag or commit of a model on the hub; else its default branch.")
+]
 
 
 def check_dtype(dtype: str | None) -> None:

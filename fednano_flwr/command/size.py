@@ -39,7 +39,7 @@ def size(asked: Asked, as_json: bool) -> str:
     # Imported here: they bring torch, which `fednano --help` must not wait for.
     from fednano_flwr.models.size import Setting, Sizes, count, read_size_config
 
-    found = read_size_config(asked.model)
+    found = read_size_config(asked.model, asked.revision)
     parts = count(found.config)
     if asked.rows is not None and asked.rows > parts.vocabulary:
         raise ConfigError(f"--rows {asked.rows}: the model has {parts.vocabulary:,} rows")

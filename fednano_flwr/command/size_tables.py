@@ -34,6 +34,7 @@ class Asked:
     dtype: str
     tokens: int | None
     batch_size: int
+    revision: str = ""
 
 
 @dataclass(frozen=True)

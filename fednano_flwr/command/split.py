@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from fednano_flwr.models.checkpoint import Checkpoint
 
 
-def split(model: str, out: Path, shard: Path | None, dtype: str | None) -> str:
+def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision: str = "") -> str:
     """Write the bundle and say in words what it holds.
 
     Args:
         model: hub id, folder or `package:NAME/SUB`.
         shard: a folder that `fednano partition` wrote; only its tokens' embeddings are kept.
         dtype: to store the tensors in; None keeps the checkpoint's.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
         ConfigError: the model cannot be cut, or lacks a tensor.
@@ -34,7 +35,7 @@ def split(model: str, out: Path, shard: Path | None, dtype: str | None) -> str:
     from fednano_flwr.models.bundle import open_checkpoint
     from fednano_flwr.models.split import write_bundle
 
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, revision)
     ids = _tokens(checkpoint, shard) if shard else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, transient=True) as bar:

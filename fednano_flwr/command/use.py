@@ -16,6 +16,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     Config,
+    Revision,
     notice,
 )
 from fednano_flwr.command.project import find_app
@@ -140,6 +141,7 @@ def serve(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where Prometheus may read metrics; else nowhere."),
     ] = None,
+    revision: Revision = "",
     config: Config = None,
     app: App = None,
 ) -> None:
@@ -169,7 +171,8 @@ def serve(
     with _asking(stopped=0):
         cwd = Path.cwd()
         settings = llm_config(find_app(app, cwd), given, config or [], cwd)
-        with serving(model, settings, (token_file or usual()).expanduser(), typer.echo):
+        file = (token_file or usual()).expanduser()
+        with serving(model, settings, file, typer.echo, revision):
             Event().wait()
 
 

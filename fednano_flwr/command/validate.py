@@ -33,7 +33,7 @@ def validate(config: RunConfig) -> None:
     validate_dataset(config.dataset)
     validate_names(config)
     validate_host(config)
-    check_model(config.model.name)
+    check_model(config.model.name, config.model.revision)
     continues(config, folder_of(config))
 
 

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from fednano_flwr.config import RunConfig
+from fednano_flwr.config import Model, RunConfig
 from fednano_flwr.doctor import (
     certificates,
     data,
@@ -47,13 +47,16 @@ def checks(subject: Subject) -> Themes:
         "network": dialled(subject, ca_key, ca_path),
         "machine": [],
     }
-    name = None if config is None else config.model.name
+    its = None if config is None else config.model
     if edge_path:
-        bundle = partial(model.check_edge_path, edge_key, edge_path, name, shard)
+        bundle = partial(model.check_edge_path, edge_key, edge_path, its, shard)
         themes["model"].append(("the edge bundle", bundle))
-    elif name is not None:
+    elif its is not None:
         themes["model"].append(
-            ("the client's half of the model", partial(model.check_half, name, "edge"))
+            (
+                "the client's half of the model",
+                partial(model.check_half, its.name, "edge", its.revision),
+            )
         )
     if device:
         themes["machine"].append((device_key, partial(versions.check_device, device_key, device)))
@@ -78,7 +81,8 @@ def _memory(
     config: RunConfig, edge_path: str, device_key: str, device: str, rank: int | None
 ) -> list[Finding]:
     """As `machine.check_client_memory`, of the bundle or the model."""
-    parts = model.parts_of(edge_path or config.model.name)
+    its = Model(edge_path) if edge_path else config.model
+    parts = model.parts_of(its.name, its.revision)
     if parts is None:
         return []
     rows = model.rows_of(edge_path) if edge_path else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.doctor.finding import Finding, look, ok, problem, warning
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Found:
     on_hub: bool = False
 
 
-def find(name: str) -> Found:
+def find(name: str, revision: str = "") -> Found:
     """Where `model.name` lies, without asking the hub.
 
     Raises:
@@ -48,6 +48,7 @@ def find(name: str) -> Found:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    from fednano_flwr.models.source import locate
     from fednano_flwr.resources import ResourceError, resolve
 
     try:
@@ -58,21 +59,22 @@ def find(name: str) -> Found:
         if not (folder / "config.json").is_file():
             missing = f"{folder} has no config.json" if folder.exists() else f"no folder {folder}"
             raise ConfigError(f"model.name = {name!r}: {missing}; set it to a model's folder")
+        locate(name, revision)  # refuses a revision of a folder
         return Found(folder)
     try:
-        cached = try_to_load_from_cache(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
     except HFValidationError as error:
         raise ConfigError(f"model.name = {name!r}: no folder here, nor a hub id: {error}") from None
     return Found(Path(cached).parent if isinstance(cached, str) else None, on_hub=True)
 
 
-def check_half(name: str, half: Half) -> list[Finding]:
+def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
     """Whether the files of a side's tensors are here, and hold them.
 
     Raises:
         ConfigError: the model cannot be read or cut.
     """
-    found = find(name)
+    found = find(name, revision)
     if found.folder is None:
         return [_to_download(name, "is not in the hub's cache")]
     from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
@@ -134,7 +136,7 @@ def tensors_of(checkpoint: Checkpoint, half: Half) -> list[str]:
     return [name for name in names if not (tied and name == "lm_head.weight")]
 
 
-def parts_of(name: str) -> Parts | None:
+def parts_of(name: str, revision: str = "") -> Parts | None:
     """Sizes of a model's parts; None where its config is not here, or no good.
 
     The latter is `check_half`'s, or `check_edge_path`'s, to say.
@@ -143,7 +145,7 @@ def parts_of(name: str) -> Parts | None:
     from fednano_flwr.models.source import read_config
 
     try:
-        folder = find(name).folder
+        folder = find(name, revision).folder
         return None if folder is None else count(read_config(name, folder))
     except ConfigError:
         return None
@@ -161,13 +163,13 @@ def rows_of(bundle: str) -> int | None:
 
 
 def check_edge_path(
-    key: str, path: str, model: str | None, shard: Path | None = None
+    key: str, path: str, model: Model | None, shard: Path | None = None
 ) -> list[Finding]:
     """Whether an edge bundle is whole, of the run's model, and has the tokens of a shard.
 
     Args:
         key: that names the bundle, for findings.
-        model: the run's `model.name`; None where that is not known.
+        model: the run's; None where that is not known.
 
     Raises:
         ConfigError: it is no bundle, or is damaged.
@@ -201,7 +203,7 @@ def open_bundle(key: str, path: str) -> EdgeBundle:
     return EdgeBundle(str(folder))
 
 
-def check_same(key: str, bundle: EdgeBundle, model: str) -> list[Finding]:
+def check_same(key: str, bundle: EdgeBundle, model: Model) -> list[Finding]:
     """Whether a bundle was split from the run's model, where that lies here as well.
 
     Raises:
@@ -209,17 +211,22 @@ def check_same(key: str, bundle: EdgeBundle, model: str) -> list[Finding]:
     """
     from fednano_flwr.models.checkpoint import Checkpoint
 
-    folder = find(model).folder
+    name, found = model.name, find(model.name, model.revision)
+    folder = found.folder
     if folder is None or not _weights_here(folder):
         return []
-    other = Checkpoint(str(folder)).fingerprint
-    if bundle.fingerprint == other:
-        return [ok(f"the bundle was split from model.name = {model!r}")]
+    other, commit = Checkpoint(str(folder)).fingerprint, folder.name if found.on_hub else ""
+    if bundle.fingerprint == other and (
+        bundle.revision == commit or not (bundle.revision and commit)
+    ):
+        return [ok(f"the bundle was split from model.name = {name!r}")]
     return [
         problem(
-            f"{key}: the bundle is of {bundle.name} (fingerprint {bundle.fingerprint}), and "
-            f"model.name = {model!r} has {other}: the LLM service will refuse this client",
-            f"split {model} with `fednano split`, or set model.name to {bundle.name}",
+            f"{key}: the bundle is of {bundle.name} (fingerprint {bundle.fingerprint}, revision "
+            f"{bundle.revision or 'none'}), and model.name = {name!r} has {other}, revision "
+            f"{commit or 'none'}: the LLM service will refuse this client",
+            f"split {name} with `fednano split`, or set model.name to {bundle.name} and "
+            f'model.revision to "{bundle.revision}"',
         )
     ]
 

@@ -16,13 +16,13 @@ def checks(subject: Subject) -> Themes:
     clock = ("the clock", lambda: certificates.check_clock(time.time()))
     if config is None:
         return {"certificates": [clock], "network": dialled(subject, "exchange.ca-cert", "")}
-    llm, name, bundle = config.llm, config.model.name, config.edge.bundle
+    llm, its, bundle = config.llm, config.model, config.edge.bundle
 
     def run_dir() -> list[Finding]:
-        return folders.check_run_dir(config, model.parts_of(name))
+        return folders.check_run_dir(config, model.parts_of(its.name, its.revision))
 
     def memory() -> list[Finding]:
-        parts = model.parts_of(name)
+        parts = model.parts_of(its.name, its.revision)
         return [] if parts is None else machine.check_server_memory(config, parts)
 
     themes: Themes = {
@@ -31,7 +31,7 @@ def checks(subject: Subject) -> Themes:
             ("the host's options", partial(settings.check_host_options, config)),
             ("resume", partial(settings.check_resume, config)),
         ],
-        "model": [("the model", partial(model.check_half, name, "llm"))],
+        "model": [("the model", partial(model.check_half, its.name, "llm", its.revision))],
         "folders": [("run.dir", run_dir)],
         "certificates": [
             ("the service's certificate", partial(certificates.check_service, config)),
@@ -54,6 +54,6 @@ def checks(subject: Subject) -> Themes:
         ],
     }
     if bundle:
-        check = partial(model.check_edge_path, "edge.bundle", bundle, name)
+        check = partial(model.check_edge_path, "edge.bundle", bundle, its)
         themes["model"].append(("the edge bundle", check))
     return themes

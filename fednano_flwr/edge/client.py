@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config import ConfigError, Model, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.feature_cache import (
     FeatureLevels,
@@ -87,7 +87,8 @@ class Client:
         self.partition = place.partition
         self.rank = place.rank or config.adapter.rank_of(place.partition)
         self._run, self._earlier = str(run), earlier
-        self.source = source = place.edge_path or config.edge.bundle or config.model.name
+        bundle = place.edge_path or config.edge.bundle
+        self.source = source = Model(bundle) if bundle else config.model
         self.shard = encoded_shard(source, config.dataset, config.seed, place)
         edge = lasting(config.edge)
         half = edge_half(source, edge)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from fednano_flwr.config import ConfigError, Dataset, Edge, RunConfig
+from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
 from fednano_flwr.data.manifest import read_manifest
@@ -82,17 +82,17 @@ def state_folder(edge: Edge) -> Path:
 
 
 @lru_cache(maxsize=1)
-def encoder(source: str) -> QuestionEncoder:
-    return load_encoder(open_checkpoint(source))
+def encoder(source: Model) -> QuestionEncoder:
+    return load_encoder(open_checkpoint(source.name, source.revision))
 
 
 @lru_cache(maxsize=1)
-def edge_half(source: str, edge: Edge) -> EdgeHalf:
-    return load_edge_half(source, edge.device, edge.dtype)
+def edge_half(source: Model, edge: Edge) -> EdgeHalf:
+    return load_edge_half(source.name, edge.device, edge.dtype, source.revision)
 
 
 @kept(SHARDS_KEPT)
-def token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
+def token_table(source: Model, config: RunConfig, place: Place) -> TokenTable:
     """The embeddings that this client's questions need, or all of them.
 
     Raises:
@@ -113,7 +113,7 @@ def token_table(source: str, config: RunConfig, place: Place) -> TokenTable:
 
 
 @lru_cache(maxsize=1)
-def _full_table(source: str, edge: Edge) -> TokenTable:
+def _full_table(source: Model, edge: Edge) -> TokenTable:
     """One table, shared by the clients of a process."""
     return edge_half(source, edge).token_table()
 
@@ -130,7 +130,7 @@ def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
 
 
 @kept(SHARDS_KEPT)
-def encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
+def encoded_shard(source: Model, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
     if place.data_path:
         part = load_shard(Path(place.data_path))
         skipped = Counter(read_manifest(Path(place.data_path).expanduser())["skipped"])
@@ -141,7 +141,7 @@ def encoded_shard(source: str, dataset: Dataset, seed: int, place: Place) -> Enc
 
 
 @lru_cache(maxsize=1)
-def encoded_union(source: str, dataset: Dataset, seed: int, num_partitions: int) -> EncodedShard:
+def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: int) -> EncodedShard:
     """All clients' training questions; a test question of any client is not among them."""
     shards, skipped = _shards(dataset, seed, num_partitions), _question_set(dataset).skipped
     union = Shard(shards.all_train(), in_memory())
@@ -182,13 +182,13 @@ def _readable(
 
 
 @lru_cache(maxsize=1)
-def features_in_memory(source: str, edge: Edge) -> FeatureCache:
+def features_in_memory(source: Model, edge: Edge) -> FeatureCache:
     """Shared by the clients of a process."""
     return FeatureCache(edge.feature_cache_mb * 2**20)
 
 
 @lru_cache(maxsize=1)
-def features_on_disk(source: str, edge: Edge) -> Features:
+def features_on_disk(source: Model, edge: Edge) -> Features:
     """Shared by all processes of a machine; one that holds nothing where they are turned off."""
     if not edge.feature_disk_mb:
         return FeatureCache(0)

@@ -131,7 +131,14 @@ class RemoteLLM:
             self._call("Describe", pb.DescribeRequest(header=self.caller.header()))
         )
 
-    def register(self, model: str, fingerprint: str, hidden_size: int, hub_id: str = "") -> LLMInfo:
+    def register(
+        self,
+        model: str,
+        fingerprint: str,
+        hidden_size: int,
+        hub_id: str = "",
+        revision: str = "",
+    ) -> LLMInfo:
         """Tell the host what this client holds; a mismatch raises `HostRefusedError`."""
         request = pb.RegisterRequest(
             header=self.caller.header(),
@@ -139,6 +146,7 @@ class RemoteLLM:
             fingerprint=fingerprint,
             hidden_size=hidden_size,
             hub_id=hub_id,
+            revision=revision,
         )
         return self._introduced(self._call("Register", request))
 
@@ -229,6 +237,7 @@ class RemoteLLM:
             dtype=reply.dtype,
             max_tokens=reply.max_tokens,
             parameters=reply.parameters,
+            revision=reply.revision,
         )
 
     def _wire_dtype(self) -> str:

@@ -115,6 +115,7 @@ class LLMInfo:
         dtype: in which it computes ("float32", "bfloat16" or "float16").
         max_tokens: most tokens in one request.
         parameters: of the language model and its head, all frozen.
+        revision: the model's commit on the hub, "" where it came from a folder.
     """
 
     model: str
@@ -125,6 +126,7 @@ class LLMInfo:
     dtype: str
     max_tokens: int
     parameters: int = 0
+    revision: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ STATUSES = {
 LARGEST = 2**31 - 1
 """Bytes of any message of gRPC's."""
 LONGEST_NAME = 100
+NO_REVISION = "none (from a folder)"
 """Characters of what a client calls its model that a refusal repeats."""
 
 
@@ -87,8 +88,9 @@ class Servicer:
             self._meet(context)
             request = _parsed(pb.RegisterRequest, message)
             check_protocol(request.header)
-            # Copies in folders may have any name; names on the hub say what was meant.
-            other_model = info.hub_id and request.hub_id and info.hub_id != request.hub_id
+            # Copies in folders may have any name; names and commits on the hub say what was meant.
+            pairs = (info.hub_id, request.hub_id), (info.revision, request.revision)
+            other_model = any(ours and theirs and ours != theirs for ours, theirs in pairs)
             same = (request.hidden_size, request.fingerprint) == (
                 info.hidden_size,
                 info.fingerprint,
@@ -96,9 +98,11 @@ class Servicer:
             if other_model or not same:
                 raise RefusalError(
                     f"the halves do not belong together: host has {info.model} (hidden size "
-                    f"{info.hidden_size}, fingerprint {info.fingerprint}), client has "
+                    f"{info.hidden_size}, fingerprint {info.fingerprint}, revision "
+                    f"{info.revision or NO_REVISION}), client has "
                     f"{request.model[:LONGEST_NAME]} (hidden size {request.hidden_size}, "
-                    f"fingerprint {request.fingerprint[:LONGEST_NAME]})"
+                    f"fingerprint {request.fingerprint[:LONGEST_NAME]}, revision "
+                    f"{request.revision[:LONGEST_NAME] or NO_REVISION})"
                 )
         self._note(self._owner(context))
         return self._introduced("register", message)
@@ -271,4 +275,5 @@ def _description(info: LLMInfo) -> pb.Description:
         dtype=info.dtype,
         max_tokens=info.max_tokens,
         parameters=info.parameters,
+        revision=info.revision,
     )

@@ -178,6 +178,8 @@ def _ask(result: RunResult, family: str) -> str:
 def _body(result: RunResult, license: License) -> list[str]:
     model = result.model
     fingerprint = model.get("fingerprint", "not recorded by this run")
+    commit = result.environment.get("model_revision")
+    revision = f", revision {commit}" if commit else ""
     return [
         "## Accuracy",
         *_rounds_table(result),
@@ -196,7 +198,7 @@ def _body(result: RunResult, license: License) -> list[str]:
         "server can read prompts and much of the pictures from what was.",
         "",
         "## Run",
-        f"Base model: {_base(result)[0]}, fingerprint {fingerprint}. {license.said}",
+        f"Base model: {_base(result)[0]}{revision}, fingerprint {fingerprint}. {license.said}",
         "",
         *_table(["key", "value"], [(f"`{k}`", f"`{v}`") for k, v in _said(result.config)]),
         "",

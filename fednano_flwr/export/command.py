@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.console import human_bytes
+from fednano_flwr.results import model_of, other_model
 
 if TYPE_CHECKING:
     from fednano_flwr.export.license import License
@@ -118,9 +119,10 @@ def _open(result: RunResult, model: str) -> Checkpoint:
     """
     from fednano_flwr.models.bundle import open_checkpoint
 
-    name = model or str(result.config["model.name"])
+    at = _model(result, model)
+    name = at.name
     try:
-        checkpoint = open_checkpoint(name)
+        checkpoint = open_checkpoint(name, at.revision)
     except ConfigError as error:
         remark = "" if model else "; --model PATH says where it is on this machine"
         raise ConfigError(f"{error}{remark}") from error
@@ -131,22 +133,28 @@ def _open(result: RunResult, model: str) -> Checkpoint:
             f"those of size {result.width}: they were trained on another model "
             f"({result.config['model.name']})"
         )
-    expected = result.model.get("fingerprint")
-    if expected and checkpoint.fingerprint != expected:
-        raise ConfigError(
-            f"model {name} (fingerprint {checkpoint.fingerprint}) is not the one that the adapters "
-            f"of {result.folder} were trained on: {result.model['name']} (fingerprint {expected})"
-        )
+    differs = other_model(
+        result.environment, checkpoint.name, checkpoint.fingerprint, checkpoint.revision
+    )
+    if differs:
+        raise ConfigError(f"{result.folder}: {differs}: the adapters do not belong to it")
     return checkpoint
+
+
+def _model(result: RunResult, elsewhere: str = "") -> Model:
+    """The run's model, at the commit that the run had."""
+    config = result.config
+    configured = Model(str(config["model.name"]), str(config["model.revision"]))
+    return model_of(configured, result.environment, elsewhere)
 
 
 def _family(result: RunResult) -> str:
     """The model's family, where its config is on this machine or on the hub; "" where not."""
     from fednano_flwr.models.source import locate, read_config
 
-    name = str(result.config["model.name"])
+    at = _model(result)
     try:
-        return read_config(name, locate(name)[0]).model_type
+        return read_config(at.name, locate(at.name, at.revision)[0]).model_type
     except ConfigError:
         return ""
 
@@ -156,13 +164,15 @@ def _license(result: RunResult, checkpoint: Checkpoint | None) -> License:
     from fednano_flwr.export.license import find_license
     from fednano_flwr.resources import ResourceError, resolve
 
+    commit = _model(result).revision
     if checkpoint is not None:
-        return find_license(checkpoint.folder, result.model.get("hub_id") or checkpoint.hub_id)
+        hub_id = result.model.get("hub_id") or checkpoint.hub_id
+        return find_license(checkpoint.folder, hub_id, checkpoint.revision or commit)
     try:
         folder = resolve("model.name", str(result.config["model.name"]))
     except ResourceError:
         folder = None
-    return find_license(folder, result.model.get("hub_id", ""))
+    return find_license(folder, result.model.get("hub_id", ""), commit)
 
 
 def _said(result: RunResult) -> str:

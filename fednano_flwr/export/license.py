@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+
+from fednano_flwr.models.source import snapshot
 
 UNKNOWN = "unknown"
 CARD = "README.md"
@@ -33,17 +34,18 @@ class License:
     texts: tuple[Path, ...] = ()
 
 
-def find_license(folder: Path | None, hub_id: str) -> License:
+def find_license(folder: Path | None, hub_id: str, revision: str = "") -> License:
     """Look in the model's folder, then on the hub (or its cache).
 
     Args:
         folder: of the model on this machine, None where it is not known.
         hub_id: "" where the model is not on the hub.
+        revision: branch, tag or commit there.
     """
     found = _in_folder(folder) if folder else None
     if found is None and hub_id:
         with suppress(OSError, HFValidationError):  # not reached: the license stays unknown
-            found = _in_folder(Path(snapshot_download(hub_id, allow_patterns=[CARD, *TEXTS])))
+            found = _in_folder(snapshot(hub_id, revision, [CARD, *TEXTS]))
     return found or License(
         (f"license: {UNKNOWN}",),
         "Its license is not known: neither a card that names one nor a text of one was found when "

@@ -85,6 +85,7 @@ class FrozenLLM(JobService):
             dtype=str(self._half.dtype).removeprefix("torch."),
             max_tokens=self._max_tokens,
             parameters=self._half.size,
+            revision=self._half.revision,
         )
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:

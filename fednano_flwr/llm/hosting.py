@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from fednano_flwr.config import LLM
+from fednano_flwr.config import LLM, Model
 from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.watch import UNWATCHED, Watch
@@ -25,13 +25,18 @@ RAY_STARTS_WITHIN = 60.0
 
 
 def load_host(
-    model: str, config: LLM, answers_of_owner: int = OF_OWNER, watch: Watch = UNWATCHED
+    model: str,
+    config: LLM,
+    answers_of_owner: int = OF_OWNER,
+    watch: Watch = UNWATCHED,
+    revision: str = "",
 ) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
     Args:
         answers_of_owner: that one client may have under way at once.
         watch: measures it.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -39,7 +44,7 @@ def load_host(
     if config.threads:
         torch.set_num_threads(config.threads)
     half = load_llm_half(
-        model, config.device, config.dtype, config.quantization, host_options(config)
+        model, config.device, config.dtype, config.quantization, host_options(config), revision
     )
     features = FeatureStore(
         config.feature_memory_mb * 2**20,
@@ -69,7 +74,7 @@ def node_limits(config: LLM) -> NodeLimits:
 
 @contextmanager
 def open_host(
-    model: str,
+    model: Model,
     config: LLM,
     in_simulation: bool,
     say: Callable[[str], None],
@@ -83,13 +88,13 @@ def open_host(
         watch: measures it; of replicas, what is known in this process.
     """
     if config.replicas == 1:
-        with load_host(model, config, watch=watch) as host:
+        with load_host(model.name, config, watch=watch, revision=model.revision) as host:
             yield host
         return
     from fednano_flwr.llm.replicas import Replicas  # needs Ray, which a lone host does not
 
     with Replicas(
-        partial(load_host, model, config),
+        partial(load_host, model.name, config, revision=model.revision),
         config.replicas,
         num_gpus=config.replica_gpus,
         wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,

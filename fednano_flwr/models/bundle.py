@@ -44,6 +44,7 @@ class EdgeBundle(Checkpoint):
         self._verify(path)
         self.name = self._manifest["model"]
         self.hub_id = self._manifest["hub_id"]
+        self.revision = str(self._manifest.get("revision", ""))
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -100,12 +101,15 @@ def _check_names(path: str, manifest: dict[str, Any]) -> None:
         raise ConfigError(f"edge bundle {path}: {MANIFEST} is incomplete; copy or split it again")
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def open_checkpoint(name: str, revision: str = "") -> Checkpoint:
     """The checkpoint called `name`, or the edge bundle where that is what the folder holds.
+
+    Args:
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
         ConfigError: no such model, a family that cannot be cut, or a damaged bundle.
     """
-    if (locate(name)[0] / MANIFEST).is_file():
+    if (locate(name, revision)[0] / MANIFEST).is_file():
         return EdgeBundle(name)
-    return Checkpoint(name)
+    return Checkpoint(name, revision)

@@ -57,14 +57,20 @@ class Checkpoint:
 
     Args:
         name: `model.name` of the run config: a folder, a hub id or `package:NAME/SUB`.
+        revision: `model.revision`: branch, tag or commit on the hub.
+
+    Attributes:
+        hub_id: the model's name on the hub; "" for a folder.
+        revision: its commit there; "" for a folder.
 
     Raises:
         ConfigError: there is no such model, or its family cannot be cut.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, revision: str = "") -> None:
         self.name = name
-        self.folder, self._on_hub = locate(name)
+        self.folder, self.revision = locate(name, revision)
+        self._on_hub = bool(self.revision)
         self.hub_id = name if self._on_hub else ""
         self._downloaded: dict[str, Path] = {}
         self.config: PretrainedConfig = read_config(name, self.folder)
@@ -258,7 +264,7 @@ class Checkpoint:
         """
         if self._on_hub:
             if filename not in self._downloaded:  # asks the hub each time
-                self._downloaded[filename] = Path(hf_hub_download(self.hub_id, filename))
+                self._downloaded[filename] = self._download(filename)
             return self._downloaded[filename]
         path = self.folder / filename
         try:
@@ -269,6 +275,15 @@ class Checkpoint:
         if not found:
             raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
         return path
+
+    def _download(self, filename: str) -> Path:
+        try:
+            return Path(hf_hub_download(self.hub_id, filename, revision=self.revision))
+        except OSError as error:
+            raise ConfigError(
+                f"model {self.name}: {filename} (revision {self.revision}) is not in this "
+                f"machine's cache and cannot be downloaded: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _device(device: Target, name: str) -> torch.device | None:

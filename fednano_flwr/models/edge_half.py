@@ -30,6 +30,7 @@ class EdgeHalf(nn.Module):
         self.family = checkpoint.family
         self.model = checkpoint.name
         self.hub_id = checkpoint.hub_id
+        self.revision = checkpoint.revision
         self.fingerprint = checkpoint.fingerprint
         self.hidden_size: int = config.get_text_config().hidden_size
         self.image_token_id = image_token(checkpoint)
@@ -130,10 +131,12 @@ def image_token(checkpoint: Checkpoint) -> int:
     return token
 
 
-def load_edge_half(name: str, device: str = "cpu", dtype: str = "float32") -> EdgeHalf:
+def load_edge_half(
+    name: str, device: str = "cpu", dtype: str = "float32", revision: str = ""
+) -> EdgeHalf:
     """Read the client's half of `name` (a checkpoint or an edge bundle), nothing of the LLM.
 
     Raises:
         ConfigError: no such model, or its family cannot be cut.
     """
-    return EdgeHalf(open_checkpoint(name), torch.device(device), getattr(torch, dtype))
+    return EdgeHalf(open_checkpoint(name, revision), torch.device(device), getattr(torch, dtype))

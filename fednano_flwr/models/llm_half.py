@@ -62,6 +62,7 @@ class LLMHalf(nn.Module):
         text = checkpoint.config.get_text_config()
         self.model = checkpoint.name
         self.hub_id = checkpoint.hub_id
+        self.revision = checkpoint.revision
         self.fingerprint = checkpoint.fingerprint
         self.family = checkpoint.family
         self.hidden_size: int = text.hidden_size
@@ -201,6 +202,7 @@ def load_llm_half(
     dtype: str = "float32",
     quantization: str = "none",
     options: HostOptions = AS_IT_IS,
+    revision: str = "",
 ) -> LLMHalf:
     """Read the server's half of `name` and nothing of the vision encoder.
 
@@ -210,7 +212,7 @@ def load_llm_half(
     """
     check_quantization(quantization, device)
     check_options(options, device, quantization)
-    checkpoint = open_checkpoint(name)
+    checkpoint = open_checkpoint(name, revision)
     if isinstance(checkpoint, EdgeBundle):
         raise ConfigError(
             f"model {name} is an edge bundle: it holds a client's half only; the server needs the "

@@ -224,31 +224,34 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in SHIPPED.glob("*.json")))
 
 
-def read_size_config(name: str) -> SizeConfig:
+def read_size_config(name: str, revision: str = "") -> SizeConfig:
     """The config called `name`; from the hub nothing else is downloaded.
 
     Args:
         name: a shipped config's short name, a config file, or what `model.name` may be.
+        revision: branch, tag or commit of a model on the hub.
 
     Raises:
         ConfigError: there is no such model, or its family cannot be cut.
     """
+    file = Path(name).expanduser()
+    if revision and (name in shipped() or file.is_file()):
+        raise ConfigError(f"--revision {revision}: {name} is a file, which has no revisions")
     if name in shipped():
         file = SHIPPED / f"{name}.json"
         return SizeConfig(read_config(name, file), "shipped config")
-    file = Path(name).expanduser()
     if file.is_file():
         return SizeConfig(read_config(name, file), "config file")
     if file.suffix == ".json":
         raise ConfigError(f"model {name!r}: there is no such file")
     try:
-        folder, on_hub = locate(name, ["config.json"])
+        folder, commit = locate(name, revision, ["config.json"])
     except ConfigError as error:
         raise ConfigError(
             f"{error}. Configs that are always there: {', '.join(shipped())}"
         ) from error
     config = read_config(name, folder)
-    return SizeConfig(config, "hub") if on_hub else SizeConfig(config, "folder", folder)
+    return SizeConfig(config, "hub") if commit else SizeConfig(config, "folder", folder)
 
 
 def count(config: PretrainedConfig) -> Parts:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+import httpx
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
@@ -21,41 +23,78 @@ PARTS = (TEXT, "vision_config")
 LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, revision: str = "") -> None:
     """Refuse a model that is not there or cannot be cut, before any weight is read.
 
     Raises:
         ConfigError: with the families that work.
     """
-    read_config(name, locate(name)[0])
+    read_config(name, locate(name, revision)[0])
 
 
-def locate(name: str, small_files: Sequence[str] = SMALL_FILES) -> tuple[Path, bool]:
-    """Folder that holds config and processor, and whether weights come from the hub.
+def locate(
+    name: str, revision: str = "", small_files: Sequence[str] = SMALL_FILES
+) -> tuple[Path, str]:
+    """Folder that holds config and processor, and the commit if the model is on the hub.
 
     Args:
+        revision: branch, tag or commit on the hub; "" is the default branch.
         small_files: patterns of what is downloaded where `name` is a hub id.
 
+    Returns:
+        The folder, and the full hash of the commit; "" where the model is a folder.
+
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model or revision.
     """
     try:
         folder = resolve("model.name", name)
     except ResourceError as error:
         raise ConfigError(str(error)) from error
     if (folder / "config.json").exists():
-        return folder, False
+        if revision:
+            raise ConfigError(
+                f"model.revision = {revision!r}: model {name!r} is the folder {folder}, which has "
+                "no revisions; leave model.revision empty, or give the model's hub id"
+            )
+        return folder, ""
     if folder.exists() or name.startswith("package:"):
         raise ConfigError(f"model {name!r}: {folder} has no config.json")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"model {name!r}: there is no folder {folder}")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(small_files))), True
+        folder = snapshot(name, revision, small_files)
     except (OSError, HFValidationError) as error:
+        at = f" at model.revision = {revision!r}" if revision else ""
+        hint = (
+            "; a revision goes into model.revision, not into the name"
+            if set("@:") & set(name)
+            else ""
+        )
         raise ConfigError(
-            f"model {name!r}: neither a folder here nor a model that the Hugging Face hub "
-            f"(or its cache) could give: {str(error).splitlines()[0]}"
+            f"model {name!r}{at}: neither a folder here nor a model that the Hugging Face hub "
+            f"(or its cache) could give: {str(error).splitlines()[0]}{hint}"
         ) from error
+    return folder, folder.name
+
+
+def snapshot(hub_id: str, revision: str, patterns: Sequence[str]) -> Path:
+    """The cache's folder of a model at one commit, called by it; what it lacks is downloaded.
+
+    Args:
+        patterns: of the files that are needed.
+
+    Raises:
+        OSError, HFValidationError: the hub is not reached and the cache lacks it, or there is no
+            such model or revision.
+    """
+    load = partial(
+        snapshot_download, hub_id, revision=revision or None, allow_patterns=list(patterns)
+    )
+    try:
+        return Path(load(local_files_only=constants.HF_HUB_OFFLINE))
+    except httpx.TransportError:  # of a commit, the hub's client asks even for what it has
+        return Path(load(local_files_only=True))
 
 
 def read_config(name: str, place: Path) -> PretrainedConfig:

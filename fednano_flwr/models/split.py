@@ -75,6 +75,7 @@ def write_bundle(
             "format": FORMAT,
             "model": checkpoint.name,
             "hub_id": checkpoint.hub_id,
+            "revision": checkpoint.revision,
             "fingerprint": checkpoint.fingerprint,
             "family": checkpoint.config.model_type,
             "parameters": sum(t.numel() for name, t in tensors.items() if name != TOKEN_IDS),

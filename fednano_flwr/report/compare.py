@@ -126,8 +126,10 @@ def _labels(members: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _fingerprint(run: Run) -> str:
-    """Of the run's model."""
-    return str((run.environment.get("model") or {}).get("fingerprint", "not recorded"))
+    """Of the run's model, with its commit on the hub where it has one."""
+    found = str((run.environment.get("model") or {}).get("fingerprint", "not recorded"))
+    commit = run.environment.get("model_revision")
+    return f"{found}, revision {commit[:12]}" if commit else found
 
 
 def _questions(run: Run) -> int | None:

@@ -190,7 +190,9 @@ def test_adapters_of_another_model_are_refused_with_both_named(
     asked: Asked, service: Service, tmp_path: Path
 ) -> None:
     other = tiny.write_checkpoint(tmp_path / "other", seed=1)
-    with pytest.raises(ConfigError, match=r"trained for .*model.*fingerprint.*half is of .*other"):
+    with pytest.raises(
+        ConfigError, match=r"trained on .*model.*fingerprint.*model here is .*other"
+    ):
         with open_asker(asked.run, model=str(other)):
             pass
     half = load_llm_half(str(other))

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from fednano_flwr.command.split import split
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.doctor.model import check_edge_path, check_half, parts_of, rows_of
 from fednano_flwr.models.checkpoint import INDEX, Checkpoint
 from fednano_flwr.models.split import write_bundle
@@ -84,7 +84,7 @@ def test_sizes_are_counted_where_the_config_is_here(model: Path) -> None:
 def test_a_whole_bundle_of_the_runs_model_is_well(
     bundle: Path, tiny_model: Path, shard_folder: Path
 ) -> None:
-    findings = check_edge_path(KEY, str(bundle), str(tiny_model), shard_folder)
+    findings = check_edge_path(KEY, str(bundle), Model(str(tiny_model)), shard_folder)
     assert well(findings) and len(findings) == 3
     assert rows_of(str(bundle)) == 64
 
@@ -108,7 +108,7 @@ def test_a_bundle_of_another_model_will_be_refused_by_the_service(
     bundle: Path, tmp_path: Path
 ) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
-    found = only(check_edge_path(KEY, str(bundle), str(other)), "problem")
+    found = only(check_edge_path(KEY, str(bundle), Model(str(other))), "problem")
     manifest = json.loads((bundle / "edge_bundle.json").read_text())
     for fingerprint in (Checkpoint(str(other)).fingerprint, manifest["fingerprint"]):
         assert fingerprint in found.what

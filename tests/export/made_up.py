@@ -44,7 +44,7 @@ def record(server_round: int, accuracy: float) -> dict[str, Any]:
 def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str, Tensor]]:
     """A folder with a round for each accuracy, and the adapters of all rounds after round 0."""
     config = RunConfig.parse(flat)
-    model = Checkpoint(config.model.name)
+    model = Checkpoint(config.model.name, config.model.revision)
     width = model.config.get_text_config().hidden_size
     folder = RunFolder(config)
     folder.model = {
@@ -53,6 +53,7 @@ def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str,
         "fingerprint": model.fingerprint,
         "hidden_size": width,
     }
+    folder.model_revision = model.revision
     trained = adapter_state(random_adapters(width, config.adapter))
     for server_round, accuracy in enumerate(accuracies):
         fresh = adapter_state(build_adapters(width, config.adapter, config.seed))

@@ -238,18 +238,18 @@ def test_a_hub_models_card_is_fetched_where_its_folder_here_has_none(
 ) -> None:
     asked = []
 
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def snapshot(name: str, revision: str, patterns: list[str]) -> Path:
+        asked.append((name, revision, patterns))
         if name != "some/model":
             raise LocalEntryNotFoundError("no connection")
         (tmp_path / "hub").mkdir()
         (tmp_path / "hub" / "README.md").write_text("---\nlicense: llama2\n---\n")
-        return str(tmp_path / "hub")
+        return tmp_path / "hub"
 
-    monkeypatch.setattr(license, "snapshot_download", snapshot)
-    found = find_license(tmp_path / "here", "some/model")
+    monkeypatch.setattr(license, "snapshot", snapshot)
+    found = find_license(tmp_path / "here", "some/model", "v1")
     assert found.head == ("license: llama2",)
-    assert asked == [("some/model", ["README.md", "LICENSE*", "NOTICE*"])]
+    assert asked == [("some/model", "v1", ["README.md", "LICENSE*", "NOTICE*"])]
     offline = find_license(tmp_path / "here", "other/model")
     assert offline.head == (NO_LICENSE,) and "not known" in offline.said
     (tmp_path / "here").mkdir()
@@ -294,7 +294,7 @@ def test_the_license_of_a_model_that_the_run_had_from_the_hub_is_asked_for_there
     hub = tmp_path / "hub"
     hub.mkdir()
     (hub / "README.md").write_text("---\nlicense: llama2\n---\n")
-    monkeypatch.setattr(license, "snapshot_download", lambda name, allow_patterns: str(hub))
+    monkeypatch.setattr(license, "snapshot", lambda *_: hub)
     export(run, form, tmp_path / "out")
     head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
     assert "license: llama2" in head and "base_model: some/model" in head

@@ -153,12 +153,13 @@ def test_a_side_downloads_only_the_shards_that_hold_its_tensors(
 ) -> None:
     asked: list[str] = []
 
-    def whole(name: str, allow_patterns: list[str]) -> str:
-        assert name == "owner/model" and not any("safetensors" in p for p in allow_patterns)
+    def whole(name: str, revision: None, allow_patterns: list[str], **options: bool) -> str:
+        assert name == "owner/model" and revision is None
+        assert not any("safetensors" in p for p in allow_patterns)
         return str(folder)
 
-    def download(name: str, file: str) -> str:
-        assert name == "owner/model"
+    def download(name: str, file: str, revision: str) -> str:
+        assert name == "owner/model" and revision == folder.name
         asked.append(file)
         return str(folder / file)
 
