@@ -52,8 +52,9 @@ from fednano_flwr.edge.loaded import EncodedShard, Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
-from fednano_flwr.edge.training import TrainingPlan, derive_seed, train
+from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.seeds import Purpose, derive_seed
 
 FIRST_STEADY = 2  # round 0 encodes test pictures, round 1 those to train on
 TARGET = 1.15
@@ -151,7 +152,7 @@ def central_round(
         max_grad_norm=config.max_grad_norm,
     )
     for partition, shard in enumerate(shards):
-        seed = derive_seed(config.seed, server_round, partition)
+        seed = derive_seed(Purpose.TRAINING, config.seed, server_round, partition)
         train(edge, whole, shard.train, plan, seed)
     for shard in shards:
         right_answers(edge, whole, shard.test, config.batch_size, config.max_answer_tokens)

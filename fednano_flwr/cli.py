@@ -95,7 +95,7 @@ def run(
         parsed = run_config(folder, config or [], clients, cwd)
         with interrupts(), Screen(verbose, terminal()) as screen:
             validate(parsed)
-            read_questions(parsed.dataset)
+            read_questions(parsed.dataset, parsed.seed, clients)
             flat = parsed.flat()
             status = launch(
                 folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch

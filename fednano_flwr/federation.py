@@ -20,6 +20,7 @@ from fednano_flwr.patience import Patience
 from fednano_flwr.progress import NO_ROUND, Progress
 from fednano_flwr.pulling import pull
 from fednano_flwr.records import failure_of, partition_of, record_bytes
+from fednano_flwr.seeds import Purpose, derive_seed
 
 POLL_SECONDS = 0.2
 MEET_SECONDS = 60.0  # for a node that joins to say who it is; less where round-timeout is less
@@ -120,12 +121,11 @@ class Federation:
         return NodeView(sorted(self._grid.get_node_ids(), key=self._order))
 
     def sample(
-        self, fraction: float, seed: int, server_round: int, *draw: int, least: int = 1
+        self, fraction: float, seed: int, server_round: int, purpose: Purpose, least: int = 1
     ) -> NodeView:
-        """A fraction of the known clients; fixed by seed, round and partitions.
+        """A fraction of the known clients; fixed by seed, round, purpose and partitions.
 
         Args:
-            draw: tells several draws of a round apart.
             least: never fewer, as long as so many are there.
         """
         connected = self._met(server_round)
@@ -133,7 +133,8 @@ class Federation:
         if not known:  # nobody says who it is
             return NodeView(connected)
         count = max(least, round(fraction * len(known)))
-        chosen = np.random.default_rng([seed, server_round, *draw]).permutation(len(known))[:count]
+        generator = np.random.default_rng(derive_seed(purpose, seed, server_round))
+        chosen = generator.permutation(len(known))[:count]
         return NodeView([known[i][1] for i in sorted(chosen)])
 
     def first(self, server_round: int) -> NodeView:

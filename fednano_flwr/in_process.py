@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.loaded import keep_shards
+from fednano_flwr.edge.loaded import deal_questions, keep_shards
 from fednano_flwr.run_folder import RunFolder
 
 
@@ -35,6 +35,7 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
         LostClientsError: all rounds are done and written, and a client took no part in any.
     """
     keep_shards(clients)
+    deal_questions(config, clients)
     run_id = secrets.randbits(62) + 1
     grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
     folder = server_app.federate(grid, run_id, config)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fednano_flwr.seeds import Purpose, derive_seed
+
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 Writing = Callable[["Spectrum", int, "Factors"], "Factors"]
 UNUSED = 1e-6
@@ -189,9 +191,8 @@ def _beside(kept: Tensor, count: int, like: Factors) -> Tensor:
     row_space = torch.linalg.qr(kept.T)[0]
     _, sigma, seen = torch.linalg.svd(a - a @ row_space @ row_space.T, full_matrices=False)
     seen = seen[sigma > UNUSED * a.norm()][:count]
-    any_rows = torch.randn(
-        count, a.shape[1], dtype=a.dtype, generator=torch.Generator().manual_seed(0)
-    )
+    drawn = torch.Generator().manual_seed(derive_seed(Purpose.UNUSED_DIRECTIONS))
+    any_rows = torch.randn(count, a.shape[1], dtype=a.dtype, generator=drawn)
     rows = torch.linalg.qr(torch.cat([kept, seen, any_rows]).T)[0].T[len(kept) :][:count]
     missing = count - len(rows)  # more rows than dimensions: zero, there is nothing left to see
     return torch.cat([rows, rows.new_zeros(missing, a.shape[1])])

@@ -48,6 +48,7 @@ from fednano_flwr.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, check_merge, receive_update
 from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.seeds import Purpose
 from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
@@ -58,9 +59,6 @@ from fednano_flwr.trackers.registry import open_trackers
 class MergeError(RuntimeError):
     """What the strategy made of a round's replies cannot be used."""
 
-
-EVALUATION_DRAW = 1
-"""Tells the draw of the clients that score from that of those that train."""
 
 PHASES = {MessageType.TRAIN: TRAINING, MessageType.EVALUATE: EVALUATION}
 
@@ -291,14 +289,15 @@ def _who_trains(
     if one:
         return federation.first(server_round)
     fraction, least = config.fraction_train, config.min_replies
-    return federation.sample(fraction, config.seed, server_round, least=least)
+    return federation.sample(fraction, config.seed, server_round, Purpose.TRAINERS, least)
 
 
 def _who_scores(federation: Federation, config: RunConfig, server_round: int) -> NodeView:
     """A fraction of the clients; all of them in the rounds that the closing tables compare."""
     if config.fraction_evaluate == 1 or server_round in (0, config.num_server_rounds):
         return federation.everyone()
-    return federation.sample(config.fraction_evaluate, config.seed, server_round, EVALUATION_DRAW)
+    fraction = config.fraction_evaluate
+    return federation.sample(fraction, config.seed, server_round, Purpose.SCORERS)
 
 
 def _introduce(

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import fednano_flwr
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.data.errors import DataError
 from fednano_flwr.results import read_rounds
 from tests.conftest import REPOSITORY
 
@@ -79,6 +80,15 @@ def test_a_run_is_read_with_its_adapters(
     save_file({name: value / 0 for name, value in run.adapters().items()}, file)
     with pytest.raises(ConfigError, match="not finite"):
         run.adapters()
+
+
+def test_questions_that_cannot_be_dealt_are_refused_before_the_llm_is_loaded(
+    run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fednano_flwr.server_app.open_host", lambda *_: pytest.fail("loaded"))
+    config = RunConfig.parse(run_config(dataset__min_partition_size=50))
+    with pytest.raises(DataError, match=r"dataset\.min-partition-size = 50"):
+        fednano_flwr.run_in_process(config, 5)
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fednano_flwr import cli
 from fednano_flwr.command import project, screen
 from fednano_flwr.command.environment import LaunchError
 from fednano_flwr.command.launch import COMPLETED, RunStatus
+from fednano_flwr.command.validate import read_questions
 from fednano_flwr.console import ALL_DONE
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ def launched(monkeypatch, tmp_path) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(cli, "launch", launch)
     monkeypatch.setattr(cli, "validate", lambda config: None)
-    monkeypatch.setattr(cli, "read_questions", lambda dataset: None)
+    monkeypatch.setattr(cli, "read_questions", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -75,6 +76,20 @@ def test_a_typo_exits_with_2_and_says_what_to_do_without_a_traceback(launched, a
     assert says in result.output
     assert "Traceback" not in result.output
     assert launched == []
+
+
+def test_questions_that_cannot_be_dealt_exit_with_2_before_anything_is_started(
+    launched, monkeypatch, tiny_questions
+):
+    monkeypatch.setattr(cli, "read_questions", read_questions)
+    data = ("-c", f"dataset.path={tiny_questions}", "-c", "dataset.min-partition-size=1")
+    few = ("-c", "dataset.alpha=0.001", "-c", "dataset.min-partition-size=4")
+    for arguments in (("--clients", "400"), few):
+        result = run(*data, *arguments)
+        assert result.exit_code == 2, result.output
+        assert result.output.count("dataset.min-partition-size") >= 1
+    assert launched == []
+    assert run(*data, "--clients", "2").exit_code == 0 and len(launched) == 1
 
 
 def test_an_unknown_key_in_a_file_names_the_file(launched, tmp_path):

@@ -177,7 +177,7 @@ def test_free_answers_need_the_whole_vocabulary(
     run_config: Config, sample_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     iconqa = {"dataset__name": "iconqa", "dataset__path": str(sample_data / "iconqa")}
-    flat = run_config(edge__vocabulary="shard", dataset__min_partition_size=2, **iconqa)
+    flat = run_config(edge__vocabulary="shard", dataset__partitioner="iid", **iconqa)
     with pytest.raises(TooFewClientsError):
         run(flat)
     assert 'use edge.vocabulary = "full"' in capsys.readouterr().out

@@ -21,11 +21,12 @@ from fednano_flwr.edge.adapters import load_adapter_state
 from fednano_flwr.edge.client import Client, exchange_of
 from fednano_flwr.edge.loaded import Place, keep_shards
 from fednano_flwr.edge.schedule import learning_rate
-from fednano_flwr.edge.training import TrainingPlan, derive_seed, train
+from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.product import WRITINGS, cut_state
+from fednano_flwr.seeds import Purpose, derive_seed
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _train(
     client: Client, llm: Witness, sent: Mapping[str, Tensor], count: int, seed: int, times: int
 ) -> None:
     config, partition = client.config, client.partition
-    generator = torch.Generator().manual_seed(derive_seed(seed, partition))
+    generator = torch.Generator().manual_seed(derive_seed(Purpose.AUDITED, seed, partition))
     chosen = torch.randperm(len(client.shard.train), generator=generator)[:count].tolist()
     plan = TrainingPlan(
         local_epochs=min(times, config.local_epochs),
@@ -98,7 +99,7 @@ def _train(
     )
     for repeat in range(math.ceil(times / plan.local_epochs)):
         load_adapter_state(client.edge.adapters, sent)
-        order = derive_seed(seed, partition, repeat)
+        order = derive_seed(Purpose.AUDIT_TRAINING, seed, partition, repeat)
         train(client.edge, llm, [client.shard.train[i] for i in chosen], plan, order)
 
 

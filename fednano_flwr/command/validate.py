@@ -86,16 +86,18 @@ def validate_dataset(dataset: Dataset) -> None:
         raise ConfigError(str(error)) from None
 
 
-def read_questions(dataset: Dataset) -> None:
+def read_questions(dataset: Dataset, seed: int, clients: int) -> None:
     """Read the data set once for all clients of this machine, which then find its table.
 
     Raises:
-        ConfigError: it cannot be read, or too many of its questions cannot.
+        ConfigError: it cannot be read, too many of its questions cannot, or they cannot be dealt to
+            so many clients.
     """
     from fednano_flwr.data.errors import DataError
     from fednano_flwr.data.registry import load_questions
+    from fednano_flwr.data.shard import all_shards
 
     try:
-        load_questions(dataset)
+        all_shards(load_questions(dataset), dataset, seed, clients)
     except (DataError, ResourceError) as error:
         raise ConfigError(str(error)) from None

@@ -74,26 +74,26 @@ def side_by_side(plan: Plan) -> int:
 
 
 def check(plan: Plan) -> None:
-    """Check models, data and strategies of all runs, before any of them starts.
+    """Check models, data, its dealing and strategies of all runs, before any of them starts.
 
     Raises:
         ConfigError: names the experiment and the key.
     """
     from fednano_flwr.strategies.registry import make_strategy
 
-    read_already = set()
-    for run in distinct_configs(plan.runs):
+    distinct, dealt = list(distinct_configs(plan.runs)), set()
+    for run in plan.runs:
         at = f" with {run.setting.label}" if run.setting.label else ""
         unnamed = dataclasses.replace(run.config.run, name="")
-        dataset = dataclasses.replace(run.config.dataset, alpha=1.0)  # the same questions
         try:
-            validate(dataclasses.replace(run.config, run=unnamed))
-            make_strategy(run.config.strategy)
-            if dataset not in read_already:
-                read_questions(dataset)
+            if run in distinct:
+                validate(dataclasses.replace(run.config, run=unnamed))
+                make_strategy(run.config.strategy)
+            if run.data not in dealt:
+                read_questions(run.config.dataset, run.seed, run.clients)
         except ConfigError as error:
             raise ConfigError(f"{run.experiment}.toml{at}: {error}") from None
-        read_already.add(dataset)
+        dealt.add(run.data)
 
 
 def write(plan: Plan, failed: dict[Run, str], command: str) -> Results:

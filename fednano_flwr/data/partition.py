@@ -1,4 +1,4 @@
-"""Which training sample goes to which client: flwr-datasets' partitioners, fixed by a seed."""
+"""Which training sample goes to which client: by a partitioner that a seed fixes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.proportions import largest_remainder
+from fednano_flwr.seeds import Purpose, derive_seed
 
 SHORT_NAMES = {"dirichlet": "DirichletPartitioner", "iid": "IidPartitioner"}
+DRAWS = 11
+EVEN = 1e6
+"""An alpha at which all clients have the same share of each group, up to a question."""
 UNUSABLE = {
     "Partitioner": "it is the base class of the others",
     "ContinuousPartitioner": "it splits by a number, and questions have none",
@@ -31,10 +39,7 @@ def deal(
 ) -> list[list[int]]:
     """Deal samples to partitions with the partitioner that `dataset.partitioner` names.
 
-    Dirichlet (after Yurochkin et al., ICML 2019) deals each group in proportions drawn from
-    Dirichlet(alpha): the smaller `dataset.alpha`, the fewer partitions share a group. The draw is
-    repeated up to ten times until each has `dataset.min-partition-size` samples. A partitioner
-    that takes no seed is shown the samples in an order that the seed decides.
+    A partitioner that takes no seed is shown the samples in an order that the seed decides.
 
     Args:
         columns: what can be split by, `group` among them: a value a sample.
@@ -48,6 +53,7 @@ def deal(
     total = len(columns["group"])
     _check_settings(total, dataset, num_partitions, seed)
     kind, arguments = _partitioner(dataset)
+    seed = derive_seed(Purpose.PARTITIONS, seed)
     own = {
         "num_partitions": num_partitions,
         "partition_by": "group",
@@ -61,13 +67,21 @@ def deal(
     order = list(range(total))
     if "seed" not in taken:
         random.Random(seed).shuffle(order)
-    partitions = _load(
-        kind,
-        {key: value for key, value in own.items() if key in taken} | arguments,
-        {name: [values[index] for index in order] for name, values in columns.items()}
-        | {"index": order},
-        dataset,
-    )
+    given: dict[str, Any] = {key: value for key, value in own.items() if key in taken} | arguments
+    shown = {name: [values[index] for index in order] for name, values in columns.items()}
+    try:
+        partitions = (
+            kind(**given).deal(shown)
+            if kind is Dirichlet
+            else _load(kind, given, {**shown, "index": order})
+        )
+    except DataError:
+        raise
+    except Exception as error:  # partitioners check little: a bad argument may fail anywhere
+        raise DataError(
+            f"dataset.partitioner = {dataset.partitioner} with dataset.partitioner-args = "
+            f"'{dataset.partitioner_args}' cannot split {total} training questions: {error}"
+        ) from error
     if len(partitions) != num_partitions:
         raise DataError(
             f"dataset.partitioner = {dataset.partitioner} makes {len(partitions)} partitions of "
@@ -91,7 +105,7 @@ def check_partitioner(dataset: Dataset) -> None:
     Raises:
         DataError: with the partitioners or arguments that there are.
     """
-    if dataset.partitioner in SHORT_NAMES and not dataset.partitioner_args:
+    if dataset.partitioner == "iid" and not dataset.partitioner_args:
         return  # without the seconds that importing flwr-datasets takes
     kind, arguments = _partitioner(dataset)
     taken = inspect.signature(kind).parameters
@@ -137,10 +151,12 @@ def _value(text: str) -> Any:
 
 def _partitioner(dataset: Dataset) -> tuple[type, dict[str, Any]]:
     """The class that `dataset.partitioner` names, and the arguments that the user gives it."""
-    # Imported here: it takes seconds, and only splitting needs it.
+    name = SHORT_NAMES.get(dataset.partitioner, dataset.partitioner)
+    if name == SHORT_NAMES["dirichlet"]:
+        return Dirichlet, parse_args(dataset.partitioner_args)
+    # Imported here: it takes seconds.
     from flwr_datasets import partitioner as available
 
-    name = SHORT_NAMES.get(dataset.partitioner, dataset.partitioner)
     if reason := UNUSABLE.get(name):
         raise DataError(f"dataset.partitioner = {name} cannot be used here: {reason}.")
     if name not in available.__all__:
@@ -151,35 +167,101 @@ def _partitioner(dataset: Dataset) -> tuple[type, dict[str, Any]]:
     return getattr(available, name), parse_args(dataset.partitioner_args)
 
 
-def _load(
-    kind: type, arguments: dict[str, Any], columns: dict[str, list[Any]], dataset: Dataset
-) -> list[list[int]]:
+def _load(kind: type, arguments: dict[str, Any], columns: dict[str, list[Any]]) -> list[list[int]]:
     """The partitions that a partitioner makes, as lists of the column `index`."""
     from datasets import Dataset as Table
 
-    try:
-        # Warnings and progress of single partitioners: repeated draws, unused groups. What comes
-        # of it is checked by the caller.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            partitioner = kind(**arguments)
-            partitioner.dataset = Table.from_dict(columns)
-            count = partitioner.num_partitions
-            return [partitioner.load_partition(k)["index"][:] for k in range(count)]
-    except Exception as error:  # partitioners check little: a bad argument may fail anywhere
-        total = len(columns["index"])
-        if kind.__name__ == SHORT_NAMES["dirichlet"] and "max number of attempts" in str(error):
-            raise DataError(
-                f"No draw gave each of {arguments['num_partitions']} clients the "
-                f"{arguments['min_partition_size']} training questions that "
-                f"dataset.min-partition-size asks for: there are {total}, and dataset.alpha = "
-                f"{arguments['alpha']} makes the shares very unequal. Raise dataset.alpha, lower "
-                "dataset.min-partition-size, or use fewer clients."
-            ) from error
-        raise DataError(
-            f"dataset.partitioner = {dataset.partitioner} with dataset.partitioner-args = "
-            f"'{dataset.partitioner_args}' cannot split {total} training questions: {error}"
-        ) from error
+    # Warnings and progress of single partitioners: repeated draws, unused groups. What comes of it
+    # is checked by the caller.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        partitioner = kind(**arguments)
+        partitioner.dataset = Table.from_dict(columns)
+        count = partitioner.num_partitions
+        return [partitioner.load_partition(k)["index"][:] for k in range(count)]
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each group in proportions drawn from Dirichlet(alpha), after Yurochkin et al. (ICML 2019).
+
+    The smaller alpha, the fewer partitions share a group. It takes the arguments of flwr-datasets'
+    DirichletPartitioner, which rounds shares down and gives what is left of every group to the last
+    partition: of groups of few samples nearly all. Here that goes to the largest remainders.
+    """
+
+    num_partitions: int
+    partition_by: str
+    alpha: float | list[float]
+    min_partition_size: int
+    self_balancing: bool
+    shuffle: bool
+    seed: int
+
+    def deal(self, columns: Mapping[str, Sequence[str]]) -> list[list[int]]:
+        """The indices of each partition's samples.
+
+        Raises:
+            DataError: no draw of DRAWS gave each partition `min_partition_size` samples.
+        """
+        if isinstance(self.alpha, list) and len(self.alpha) != self.num_partitions:
+            raise ValueError(
+                f"alpha has {len(self.alpha)} values for {self.num_partitions} clients"
+            )
+        if not np.all(np.array(self.alpha, dtype=float) > 0):
+            raise ValueError(f"alpha = {self.alpha}: must be above 0")
+        groups: dict[str, list[int]] = {}
+        for index, group in enumerate(columns[self.partition_by]):
+            groups.setdefault(group, []).append(index)
+        found = self._drawn(groups, self.alpha)
+        if found is None:
+            raise DataError(self._advice(groups))
+        return found
+
+    def _drawn(
+        self, groups: Mapping[str, list[int]], alpha: float | list[float]
+    ) -> list[list[int]] | None:
+        """The first draw that gives each partition enough, or None."""
+        generator = np.random.default_rng(self.seed)
+        alphas = np.broadcast_to(np.array(alpha, dtype=float), self.num_partitions)
+        average = sum(map(len, groups.values())) / self.num_partitions
+        for _ in range(DRAWS):
+            partitions: list[list[int]] = [[] for _ in range(self.num_partitions)]
+            for group in sorted(groups):
+                sizes = [len(partition) for partition in partitions]
+                shares = generator.dirichlet(alphas)
+                if self.self_balancing:
+                    small = np.array(sizes) <= average
+                    shares = shares * small if (shares * small).any() else small.astype(float)
+                ends = np.cumsum(largest_remainder(len(groups[group]), shares.tolist(), sizes))
+                for partition, dealt in zip(
+                    partitions, np.split(groups[group], ends[:-1]), strict=True
+                ):
+                    partition += dealt.tolist()
+            if min(map(len, partitions)) >= self.min_partition_size:
+                for partition in partitions if self.shuffle else []:
+                    generator.shuffle(partition)
+                return partitions
+        return None
+
+    def _advice(self, groups: Mapping[str, list[int]]) -> str:
+        total, largest = sum(map(len, groups.values())), max(map(len, groups.values()))
+        failed = (
+            f"No draw gave each of {self.num_partitions} clients the {self.min_partition_size} "
+            "training questions that dataset.min-partition-size asks for: "
+        )
+        if self._drawn(groups, EVEN):
+            return (
+                f"{failed}there are {total}, and dataset.alpha = {self.alpha} makes the shares "
+                "very unequal. Raise dataset.alpha, lower dataset.min-partition-size, or use fewer "
+                "clients."
+            )
+        return (
+            f"{failed}no dataset.alpha can, as the {total} questions are in {len(groups)} groups "
+            f"of at most {largest}, and each group is dealt by itself. Use fewer clients, larger "
+            "groups (dataset.partitioner-args = partition_by=subject), dataset.partitioner = iid, "
+            "or lower dataset.min-partition-size."
+        )
 
 
 def _check_settings(num_samples: int, dataset: Dataset, num_partitions: int, seed: int) -> None:

@@ -6,6 +6,8 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from fednano_flwr.seeds import Purpose, derive_seed
+
 
 def proportional_partitions(
     test_groups: Sequence[str],
@@ -25,7 +27,7 @@ def proportional_partitions(
     """
     table = group_table(train_groups, train_partitions)
     even = [1] * len(train_partitions)
-    generator = random.Random(seed)
+    generator = random.Random(derive_seed(Purpose.TEST_PARTITIONS, seed))
     partitions: list[list[int]] = [[] for _ in train_partitions]
     indices_of: dict[str, list[int]] = {}
     for index, group in enumerate(test_groups):
@@ -36,7 +38,7 @@ def proportional_partitions(
         trained = table.get(group, even)
         weights = trained if any(trained) else even
         sizes = [len(partition) for partition in partitions]
-        counts = _largest_remainder(len(indices), weights, sizes)
+        counts = largest_remainder(len(indices), weights, sizes)
         for partition, count in zip(partitions, counts, strict=True):
             partition += indices[:count]
             del indices[:count]
@@ -57,7 +59,8 @@ def cut(
     """
     total = len(partition)
     tested = min(max(round(total * fraction), 1), total - 1) if total else 0
-    chosen = set(random.Random(f"{seed}-{partition_id}").sample(range(total), tested))
+    own = random.Random(derive_seed(Purpose.HELD_OUT, seed, partition_id))
+    chosen = set(own.sample(range(total), tested))
     train = [index for place, index in enumerate(partition) if place not in chosen]
     return train, [index for place, index in enumerate(partition) if place in chosen]
 
@@ -68,10 +71,14 @@ def group_table(groups: Sequence[str], partitions: Sequence[Sequence[int]]) -> d
     return {group: [count[group] for count in counts] for group in sorted(set(groups))}
 
 
-def _largest_remainder(total: int, weights: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Whole numbers that add up to `total`, as close to proportional to `weights` as can be."""
-    shares = [divmod(total * weight, sum(weights)) for weight in weights]
-    counts = [whole for whole, _ in shares]
+def largest_remainder(total: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
+    """Whole numbers that add up to `total`, as close to proportional to `weights` as can be.
+
+    A tie goes to the smallest of `sizes`, what each has so far, then to the first.
+    """
+    whole = sum(weights)
+    shares = [divmod(total * weight, whole) for weight in weights]
+    counts = [int(count) for count, _ in shares]
     order = sorted(range(len(weights)), key=lambda k: (-shares[k][1], sizes[k] + counts[k], k))
     for k in order[: total - sum(counts)]:
         counts[k] += 1

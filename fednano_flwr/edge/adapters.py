@@ -17,6 +17,7 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from fednano_flwr.config import Adapter
+from fednano_flwr.seeds import Purpose, derive_seed
 
 GLOBAL, LOCAL = "default", "local"
 """Names of adapters in PEFT: the one that every client has, and one that a client may add."""
@@ -57,7 +58,7 @@ def build_adapters(
         model: written into PEFT's config as the base model's name.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(derive_seed(Purpose.ADAPTERS, seed))
         sites = AdapterSites(hidden_size, model)
         return get_peft_model(sites, _lora(config))  # type: ignore[arg-type]
 

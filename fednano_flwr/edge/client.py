@@ -34,12 +34,13 @@ from fednano_flwr.edge.own_state import Earlier, OwnState
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
-from fednano_flwr.edge.training import TrainingPlan, derive_seed, fisher_diagonal, train
+from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.noise import noise_of
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMService
 from fednano_flwr.product import WRITINGS, cut_state
+from fednano_flwr.seeds import Purpose, derive_seed
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,13 @@ class Client:
             max_grad_norm=config.max_grad_norm,
             proximal_mu=work.proximal_mu,
         )
-        seed = derive_seed(config.seed, server_round, self.partition)
+        own = (config.seed, server_round, self.partition)
+        seed = derive_seed(Purpose.TRAINING, *own)
         result = train(self.edge, llm, questions, plan, seed, work.fisher == "running")
         diagonal = result.fisher
         if work.fisher in ("pass", "pass-model"):
-            drawn_with = None if work.fisher == "pass" else seed
+            drawing = derive_seed(Purpose.DRAWN_ANSWERS, *own)
+            drawn_with = None if work.fisher == "pass" else drawing
             diagonal = fisher_diagonal(self.edge, llm, questions, config.batch_size, drawn_with)
         keep(self.edge.adapters, work, self.own_state(server_round))
         sent = adapter_state(self.edge.adapters) if work.uploads else {}
@@ -146,7 +149,8 @@ class Client:
         return OwnState(folder / self._run / client, server_round, earlier, most)
 
     def _begin(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
-        config, seed = self.config, derive_seed(self.config.seed, self.partition)
+        config = self.config
+        seed = derive_seed(Purpose.LOCAL_ADAPTER, config.seed, self.partition)
         theta = cut_state(theta, self.rank, WRITINGS[config.strategy.factors])
         own = self.own_state(server_round)
         begin(self.edge.adapters, theta, work, own, config.adapter, seed)

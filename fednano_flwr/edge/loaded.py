@@ -72,6 +72,15 @@ def keep_shards(clients: int) -> None:
         part.keep(max(SHARDS_KEPT, clients))
 
 
+def deal_questions(config: RunConfig, clients: int) -> None:
+    """Deal the data set to so many clients, which then find their shards.
+
+    Raises:
+        ResourceError, DataError: it cannot be read, or not be dealt as the config says.
+    """
+    _shards(config.dataset, config.seed, clients)
+
+
 def lasting(edge: Edge) -> Edge:
     """What model and features depend on: not where this run's client keeps its state."""
     return replace(edge, state_dir="")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from fednano_flwr.edge.questions import (
     teacher_forced,
 )
 from fednano_flwr.exchange.protocol import IGNORE, LLM, NOT_FINITE_ADVICE
+from fednano_flwr.seeds import Purpose, derive_seed
 
 NAMED = 4
 """Questions of a batch that an error names, at most."""
@@ -54,11 +54,6 @@ class TrainingResult:
     fisher: dict[str, Tensor] | None
 
 
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers (run seed, round, partition), well mixed."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
 def train(
     edge: NanoEdge,
     llm: LLM,
@@ -83,10 +78,10 @@ def train(
     )
     anchors = [parameter.detach().clone() for parameter in parameters.values()]
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    shuffle = torch.Generator().manual_seed(seed)
+    shuffle = torch.Generator().manual_seed(derive_seed(Purpose.ORDER, seed))
     total, steps = 0.0, 0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(derive_seed(Purpose.DROPOUT, seed))
         edge.adapters.train()
         for batch, frozen in embedded(edge, _shuffled(questions, plan, shuffle)):
             optimizer.zero_grad(set_to_none=True)

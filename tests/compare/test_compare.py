@@ -129,6 +129,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
         ('edge.bundle = "nowhere"', "x.toml: "),
         ("bach-size = 1", "x.toml: unknown key bach-size"),
         ("batch-size = 0", "x.toml: batch-size = 0: must be at least 1"),
+        ("dataset.min-partition-size = 999", "x.toml: dataset.min-partition-size = 999"),
     ],
 )
 def test_a_config_that_cannot_be_used_ends_it_before_any_run(

@@ -2,12 +2,18 @@ import random
 import time
 import warnings
 
+import numpy as np
 import pytest
 
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.partition import check_partitioner, parse_args
 from fednano_flwr.data.partition import deal as deal_samples
-from fednano_flwr.data.proportions import cut, group_table, proportional_partitions
+from fednano_flwr.data.proportions import (
+    cut,
+    group_table,
+    largest_remainder,
+    proportional_partitions,
+)
 from tests.data.conftest import settings
 
 GROUPS = [random.Random(index).choice("abcdefgh") for index in range(600)]
@@ -84,6 +90,65 @@ def test_a_size_that_no_draw_reaches_names_keys_samples_and_clients():
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(("size", "clients"), [(1, 2), (2, 4), (6, 4), (3, 20)])
+@pytest.mark.parametrize("alpha", [10.0, 1e6, 1e300])
+def test_what_shares_of_small_groups_leave_over_is_dealt_to_all_clients(size, clients, alpha):
+    groups = [f"topic {index // size}" for index in range(240)]
+    sizes = [len(part) for part in deal(clients, groups=groups, alpha=alpha, min_partition_size=1)]
+    assert sum(sizes) == 240
+    # Each sample to any client with equal chance has a standard deviation of at most this.
+    assert max(abs(got - 240 / clients) for got in sizes) < 3.5 * (240 / clients) ** 0.5
+
+
+def test_a_group_is_dealt_within_one_sample_of_its_shares():
+    sizes = [3, 10, 41]
+    for seed in range(20):
+        shares = np.random.default_rng(seed).dirichlet([0.5] * 7)
+        for size in sizes:
+            counts = largest_remainder(size, shares.tolist(), [0] * 7)
+            assert sum(counts) == size
+            assert all(abs(c - size * s) < 1 for c, s in zip(counts, shares, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "least", "helps"),
+    [(0.01, 50, True), (0.01, 60, False), (1e6, 60, False)],
+)
+def test_advice_names_what_helps_where_no_draw_gives_each_client_enough(alpha, least, helps):
+    """Groups of 6 that 4 clients share: 60 questions each is what no draw gives."""
+    groups = [f"topic {index // 6}" for index in range(240)]
+
+    def dealt(**changes):
+        return deal(4, **{"groups": groups, "alpha": alpha, "min_partition_size": least, **changes})
+
+    with pytest.raises(DataError, match=r"dataset\.min-partition-size.* 240") as caught:
+        dealt()
+    said = str(caught.value)
+    assert ("Raise dataset.alpha" in said) == helps
+    assert ("no dataset.alpha" in said) != helps
+    assert len(dealt(min_partition_size=1 if alpha < 1 else 40)) == 4
+    if helps:
+        assert len(dealt(alpha=1e6)) == 4
+    else:
+        assert all(word in said for word in ("40 groups", "6", "partition_by=subject", "iid"))
+        assert len(dealt(partitioner="iid")) == 4
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [("alpha=1;2", "2 values for 5"), ("alpha=0", "alpha = 0"), ("partition_by=topic", "topic")],
+)
+def test_an_argument_that_dirichlet_cannot_use_is_named(args, says):
+    with pytest.raises(DataError, match=says):
+        deal(partitioner_args=args)
+
+
+def test_dirichlet_takes_an_alpha_a_client_and_balances_itself():
+    few, many = deal(2, partitioner_args="alpha=1;20", min_partition_size=1)
+    assert len(few) < 60 < len(many)
+    assert min(map(len, deal(alpha=0.001, partitioner_args="self_balancing=true"))) > 60
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -142,7 +207,8 @@ def test_arguments_reach_the_partitioner():
 
 
 def test_an_argument_of_the_users_wins_over_the_config():
-    assert deal(partitioner_args="seed=4") == deal(seed=4)
+    assert deal(seed=3, partitioner_args="seed=4") == deal(seed=5, partitioner_args="seed=4")
+    assert deal(seed=3, partitioner_args="seed=4") != deal(seed=3)
     assert deal(partitioner_args="alpha=0.2") == deal(alpha=0.2)
 
 

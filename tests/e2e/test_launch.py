@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # The command, without the check of names: the toy app trains nothing.
 COMMAND = (
     "from fednano_flwr import cli; cli.validate = lambda config: None; "
-    "cli.read_questions = lambda dataset: None; cli.main()"
+    "cli.read_questions = lambda *_: None; cli.main()"
 )
 LONGEST = 240.0  # seconds that a command may take; 20 on two idle cores
 LOGS = ["run-config.toml", "run.log", "superlink.log"]

@@ -27,6 +27,7 @@ from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
+from fednano_flwr.seeds import Purpose, derive_seed
 
 PLAN = TrainingPlan(2, 2, 0.01, 0.0, 1.0)
 PATIENCE = 30.0
@@ -175,7 +176,8 @@ def test_an_unreadable_picture_ends_training_at_its_own_batch(
     edge_half: EdgeHalf, llm_half: LLMHalf, encoder: QuestionEncoder, questions: list[Question]
 ) -> None:
     seed, per_batch = 1, PLAN.batch_size
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = torch.Generator().manual_seed(derive_seed(Purpose.ORDER, seed))
+    order = torch.randperm(8, generator=drawn).tolist()
     broken = list(questions)
     bad = next(i for i in order[2 * per_batch :] if broken[i].sample.image is not None)
     trained = order.index(bad) // per_batch  # batches before the bad one
