@@ -19,7 +19,7 @@ from flwr.supercore.differential_privacy import KEY_NORM_BIT
 from fednano_flwr.checkpoints import Memory
 from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL
-from fednano_flwr.privacy.bounds import check_norms, clipped
+from fednano_flwr.privacy.bounds import check_clipped, check_norms, clipped
 from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.records import FISHER, THETA, from_arrays, metric, to_arrays
 from fednano_flwr.upload.packing import State, shapes_of
@@ -65,6 +65,7 @@ def receive_update(
     lower_ranks: bool = False,
     bounds: Bounds = NO_BOUNDS,
     norm_bit: bool = False,
+    clip_norm: float = 0.0,
 ) -> None:
     """Refuse a train reply that would spoil the merge, and unpack it in place.
 
@@ -75,6 +76,7 @@ def receive_update(
         lower_ranks: accept adapters of any rank up to that of those sent, one rank for all.
         bounds: on the norms of update and Fisher diagonal; an update may be scaled down in place.
         norm_bit: the client says whether it has clipped its update.
+        clip_norm: to which the client has scaled its update down; 0 where it has not.
 
     Raises:
         ValueError: a record, an array or a metric is missing, unknown or cannot be read; adapters
@@ -95,6 +97,8 @@ def receive_update(
     diagonals = fishers_in(arrays, theta)
     _check_fishers(diagonals, theta, fisher != "none")
     check_norms(theta, diagonals, start, bounds)
+    if clip_norm:
+        check_clipped(theta, start, clip_norm)
     if theta and bounds.clip_update_norm:
         theta = clipped(theta, start, bounds.clip_update_norm)
     reply.content["arrays"] = to_arrays(

@@ -187,6 +187,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
                         lower_ranks=merges_ranks and not config.bounds.clip_update_norm,
                         bounds=config.bounds,
                         norm_bit=config.privacy.dp == "client-adaptive",
+                        clip_norm=private.clip_norm if config.privacy.at_client else 0.0,
                     ),
                     least=1 if one else None,
                 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, stack
+from torch import Tensor, finfo, float32, stack
 
 from fednano_flwr.config import Bounds
 from fednano_flwr.upload.packing import State, shapes_of
+
+ROUNDED = 1e-3
+"""Share of a norm by which sums in float32 may miss it."""
+EPSILON = finfo(float32).eps
 
 
 def norm(state: State) -> float:
@@ -32,6 +36,22 @@ def check_norms(theta: State, fisher: State, sent: State, bounds: Bounds) -> Non
         raise ValueError(
             f"the Fisher diagonal has the norm {size:.4g}, above bounds.max-fisher-norm = "
             f"{bounds.max_fisher_norm:g}"
+        )
+
+
+def check_clipped(theta: State, sent: State, most: float) -> None:
+    """Refuse an update that its client was to scale down to the norm `most` and did not.
+
+    Rounding in float32, of the adapters and of the client's sums, is let pass.
+
+    Raises:
+        ValueError: names both norms.
+    """
+    gone = norm(change(theta, sent))
+    if gone > most * (1 + ROUNDED) + EPSILON * norm(sent):
+        raise ValueError(
+            f"the update has the norm {gone:.6g}, above the clip norm {most:.6g} that its client "
+            "was sent: it has not been scaled down (privacy.dp), and the noise would not cover it"
         )
 
 

@@ -7,6 +7,8 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
+from fednano_flwr.config import RunConfig
+
 MODS = {"client-fixed": fixedclipping_mod, "client-adaptive": adaptiveclipping_mod}
 
 
@@ -14,10 +16,15 @@ def clip_as_asked(message: Message, context: Context, call_next: ClientAppCallab
     """Scale the reply's update down to the norm that came with the message.
 
     An update of zero stays as it is; Flower's mods would divide by its norm.
+
+    Raises:
+        ConfigError: the run config does not say whether to.
     """
     reply = call_next(message, context)
-    kind = str(context.run_config.get("privacy.dp", "none"))
-    if kind not in MODS or reply.has_error():
+    if reply.has_error():
+        return reply
+    kind = RunConfig.parse(context.run_config).privacy.dp
+    if kind not in MODS:
         return reply
     if _is_zero(message, reply):
         if kind == "client-adaptive":

@@ -10,15 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.supercore.differential_privacy import compute_clip_model_update
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
-from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.config import Adapter, ConfigError, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.privacy import mods
+from fednano_flwr.privacy.bounds import check_clipped
 from fednano_flwr.privacy.budget import epsilon_of
 from fednano_flwr.run_folder import RunFolder
 from tests.local_grid import LocalGrid
+from tests.replies import train_reply
 
 pytest.importorskip("dp_accounting")
 Config = Callable[..., dict[str, Any]]
@@ -69,6 +74,57 @@ def test_a_run_clips_noises_and_says_what_it_has_spent(
     at_client = max(grid.norms[:3]) <= 0.05 * (1 + 1e-4)  # of the first round; float32 rounds
     assert at_client == dp.startswith("client"), grid.norms
     assert folder.rounds[1]["failures"] == {"train": {}, "evaluate": {}}
+
+
+@pytest.mark.parametrize(
+    "dp", ["client-fixed", pytest.param("client-adaptive", marks=pytest.mark.slow)]
+)
+def test_a_client_that_does_not_clip_as_it_was_asked_to_is_refused_and_named(
+    run_config: Config, dp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = mods.MODS[dp]
+
+    def all_but_one(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        reply = clip(message, context, call_next)
+        if context.node_config["partition-id"] == 1:
+            sent = message.content.array_records["arrays"]
+            got = reply.content.array_records["arrays"]
+            twice = {k: Array(2 * got[k].numpy() - sent[k].numpy()) for k in sent}
+            reply.content["arrays"] = ArrayRecord(twice)
+        return reply
+
+    monkeypatch.setitem(mods.MODS, dp, all_but_one)
+    settings = {"privacy__clip_norm": 0.05, "num_server_rounds": 1, **FAIR}
+    folder, _ = run(run_config(privacy__dp=dp, **settings))
+    failures = folder.rounds[1]["failures"]["train"]
+    assert list(failures) == ["client 1"]
+    assert "norm 0.1," in failures["client 1"] and "clip norm 0.05" in failures["client 1"]
+    assert folder.rounds[1]["merge"]["clients"] == 2
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize("clip", [1e-3, 1.0, 1e3])
+def test_what_rounding_leaves_of_a_clipped_update_is_let_pass(scale: float, clip: float) -> None:
+    generator = np.random.default_rng(0)
+    sent = [(scale * generator.normal(size=(64, 2000))).astype(np.float32) for _ in range(2)]
+    update = [generator.normal(size=(64, 2000)).astype(np.float32) * 10 for _ in range(2)]
+    got = [a + b for a, b in zip(sent, update, strict=True)]
+    compute_clip_model_update(got, sent, clip)
+    theta, start = ({str(i): torch.from_numpy(a) for i, a in enumerate(s)} for s in (got, sent))
+    check_clipped(theta, start, clip)
+    if scale * 500 * 1e-5 < clip:  # else float32 cannot tell
+        with pytest.raises(ValueError, match=r"the clip norm"):
+            check_clipped(theta, start, 0.99 * clip)
+
+
+def test_a_client_that_is_not_told_whether_to_clip_replies_with_no_update(
+    defaults: dict[str, Any],
+) -> None:
+    without = {key: value for key, value in defaults.items() if key != "privacy.dp"}
+    context = Context(1, 1, {}, RecordDict(), without)
+    ask = train_reply(ArrayRecord({}))
+    with pytest.raises(ConfigError, match=r"privacy\.dp"):
+        mods.clip_as_asked(ask, context, lambda *_: ask)
 
 
 @pytest.mark.slow
