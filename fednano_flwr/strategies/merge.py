@@ -131,13 +131,17 @@ def extrapolation(
 
 
 def fisher_weights(fisher: Mapping[str, Tensor], power: float, scale: str) -> State:
-    """One client's Fisher diagonals as they weigh in a merge: (F / mean)^power, in float64.
+    """One client's Fisher diagonals as they weigh in a merge: (F / mean)^power.
+
+    In float64; those that nothing is done to are not copied.
 
     Args:
         power: 1 is the diagonal itself, below 1 evens it out.
         scale: which mean: "as-sent" (none, F^power), "client" (of all the client's values) or
             "tensor" (of each parameter's). A mean of zero divides nothing.
     """
+    if scale == "as-sent" and power == 1:
+        return dict(fisher)
     values = {name: value.double() for name, value in fisher.items()}
     if scale == "client":
         mean = torch.cat([value.flatten() for value in values.values()]).mean()
