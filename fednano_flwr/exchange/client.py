@@ -41,6 +41,11 @@ from fednano_flwr.exchange.traffic import StepTraffic
 log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
+FEATURES_AT_ONCE = 16 * 2**20
+"""Bytes of features in one message, unless it is one picture's: each has to be there in time."""
+AROUND_FEATURES, AROUND_ENTRY = 256, 16
+"""Bytes of a message of features beside them, and beside each."""
+
 LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 CROWDED = grpc.StatusCode.RESOURCE_EXHAUSTED
 # How gRPC says that the other side was reached and is not who it should be.
@@ -113,6 +118,7 @@ class RemoteLLM:
     def __post_init__(self) -> None:
         self._connect()
         self._session: Session | None = None
+        self._max_message = 0  # until the host has said it: one picture a message
         self._open: tuple[int, Inputs | None] = (0, None)
 
     def __enter__(self) -> RemoteLLM:
@@ -216,16 +222,28 @@ class RemoteLLM:
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         dtype = self._wire_dtype()
-        for feature in features:  # one a message: a batch of pictures may be larger than the limit
-            call = pb.Call(keep_features=pb.KeepFeaturesRequest(header=self.caller.header()))
-            codec.fill(call.keep_features.features.add(key=feature.key).rows, feature.rows, dtype)
-            self._answer(call)
+        room = min(self._max_message, FEATURES_AT_ONCE) - AROUND_FEATURES
+        entries: list[pb.FeatureEntry] = []
+        for feature in features:
+            entry = pb.FeatureEntry(key=feature.key)
+            codec.fill(entry.rows, feature.rows, dtype)
+            if entries and sum(map(_size_in_list, (*entries, entry))) > room:
+                self._keep(entries)
+                entries = []
+            entries.append(entry)
+        if entries:
+            self._keep(entries)
+
+    def _keep(self, entries: Sequence[pb.FeatureEntry]) -> None:
+        request = pb.KeepFeaturesRequest(header=self.caller.header(), features=entries)
+        self._answer(pb.Call(keep_features=request))
 
     def _introduced(self, reply: pb.Description) -> LLMInfo:
         if reply.dtype not in codec.DTYPES:
             raise HostRefusedError(
                 f"LLM host {self.address}: computes in {reply.dtype[:32]!r}, which is no dtype here"
             )
+        self._max_message = reply.max_message
         if self.dtype == "auto":
             self.dtype = reply.dtype
         return LLMInfo(
@@ -368,6 +386,11 @@ class RemoteLLM:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+
+def _size_in_list(entry: pb.FeatureEntry) -> int:
+    """Bytes of one picture's features in a message, at most."""
+    return entry.ByteSize() + AROUND_ENTRY
 
 
 def _gradient(reply: pb.StepReply | pb.BackwardReply, inputs: Inputs) -> Gradient:

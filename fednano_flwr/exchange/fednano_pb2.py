@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"\x8e\x03\n\x04\x43\x61ll\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.fednano.v1.StepRequestH\x00\x12-\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x1a.fednano.v1.ForwardRequestH\x00\x12/\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x1b.fednano.v1.BackwardRequestH\x00\x12)\n\x05score\x18\x04 \x01(\x0b\x32\x18.fednano.v1.ScoreRequestH\x00\x12\x34\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1d.fednano.v1.NextTokensRequestH\x00\x12\x38\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1f.fednano.v1.KeepFeaturesRequestH\x00\x12-\n\x07prefill\x18\x07 \x01(\x0b\x32\x1a.fednano.v1.PrefillRequestH\x00\x12+\n\x06\x64\x65\x63ode\x18\x08 \x01(\x0b\x32\x19.fednano.v1.DecodeRequestH\x00\x42\x06\n\x04what\"\xe0\x03\n\x06\x41nswer\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.fednano.v1.StepReplyH\x00\x12+\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x18.fednano.v1.ForwardReplyH\x00\x12-\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x19.fednano.v1.BackwardReplyH\x00\x12\'\n\x05score\x18\x04 \x01(\x0b\x32\x16.fednano.v1.ScoreReplyH\x00\x12\x32\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1b.fednano.v1.NextTokensReplyH\x00\x12\x36\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1d.fednano.v1.KeepFeaturesReplyH\x00\x12\x11\n\x07refused\x18\x07 \x01(\tH\x00\x12\x0e\n\x04\x62usy\x18\x08 \x01(\tH\x00\x12&\n\x07missing\x18\t \x01(\x0b\x32\x13.fednano.v1.MissingH\x00\x12\x0e\n\x04gone\x18\n \x01(\x08H\x00\x12-\n\x07prefill\x18\x0b \x01(\x0b\x32\x1a.fednano.v1.GeneratedReplyH\x00\x12,\n\x06\x64\x65\x63ode\x18\x0c \x01(\x0b\x32\x1a.fednano.v1.GeneratedReplyH\x00\x42\x06\n\x04what\"\x17\n\x07Missing\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\xc5\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x10\n\x08revision\x18\n \x01(\t\"\x90\x01\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"g\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\"k\n\x0e\x46orwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"A\n\x0c\x46orwardReply\x12\r\n\x05graph\x18\x01 \x01(\x04\x12\"\n\x06logits\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"y\n\x0f\x42\x61\x63kwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05graph\x18\x02 \x01(\x04\x12$\n\x08gradient\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\r\n\x05\x64type\x18\x04 \x01(\t\"]\n\rBackwardReply\x12$\n\x08gradient\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x02 \x03(\x0b\x32\x13.fednano.v1.Factors\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"0\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"!\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\"X\n\x0ePrefillRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\"\xa9\x01\n\rDecodeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05\x63\x61\x63he\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\r\x12\x1d\n\x01z\x18\x04 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12%\n\tembedding\x18\x05 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x10\n\x08position\x18\x06 \x03(\r\".\n\x0eGeneratedReply\x12\r\n\x05\x63\x61\x63he\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\r\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\xbe\x01\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x33\n\x07Session\x12\x10.fednano.v1.Call\x1a\x12.fednano.v1.Answer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fednano_flwr/exchange/fednano.proto\x12\nfednano.v1\"\x8e\x03\n\x04\x43\x61ll\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.fednano.v1.StepRequestH\x00\x12-\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x1a.fednano.v1.ForwardRequestH\x00\x12/\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x1b.fednano.v1.BackwardRequestH\x00\x12)\n\x05score\x18\x04 \x01(\x0b\x32\x18.fednano.v1.ScoreRequestH\x00\x12\x34\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1d.fednano.v1.NextTokensRequestH\x00\x12\x38\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1f.fednano.v1.KeepFeaturesRequestH\x00\x12-\n\x07prefill\x18\x07 \x01(\x0b\x32\x1a.fednano.v1.PrefillRequestH\x00\x12+\n\x06\x64\x65\x63ode\x18\x08 \x01(\x0b\x32\x19.fednano.v1.DecodeRequestH\x00\x42\x06\n\x04what\"\xe0\x03\n\x06\x41nswer\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.fednano.v1.StepReplyH\x00\x12+\n\x07\x66orward\x18\x02 \x01(\x0b\x32\x18.fednano.v1.ForwardReplyH\x00\x12-\n\x08\x62\x61\x63kward\x18\x03 \x01(\x0b\x32\x19.fednano.v1.BackwardReplyH\x00\x12\'\n\x05score\x18\x04 \x01(\x0b\x32\x16.fednano.v1.ScoreReplyH\x00\x12\x32\n\x0bnext_tokens\x18\x05 \x01(\x0b\x32\x1b.fednano.v1.NextTokensReplyH\x00\x12\x36\n\rkeep_features\x18\x06 \x01(\x0b\x32\x1d.fednano.v1.KeepFeaturesReplyH\x00\x12\x11\n\x07refused\x18\x07 \x01(\tH\x00\x12\x0e\n\x04\x62usy\x18\x08 \x01(\tH\x00\x12&\n\x07missing\x18\t \x01(\x0b\x32\x13.fednano.v1.MissingH\x00\x12\x0e\n\x04gone\x18\n \x01(\x08H\x00\x12-\n\x07prefill\x18\x0b \x01(\x0b\x32\x1a.fednano.v1.GeneratedReplyH\x00\x12,\n\x06\x64\x65\x63ode\x18\x0c \x01(\x0b\x32\x1a.fednano.v1.GeneratedReplyH\x00\x42\x06\n\x04what\"\x17\n\x07Missing\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"S\n\x06Header\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\x04\x12\r\n\x05round\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\x0c\"f\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06scales\x18\x04 \x01(\x0c\x12\x0e\n\x06places\x18\x05 \x01(\x0c\x12\x10\n\x08outliers\x18\x06 \x01(\x0c\"U\n\x07\x46\x61\x63tors\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x1d\n\x01z\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x1d\n\x01\x62\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\"h\n\x07LowRank\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nimage_runs\x18\x02 \x03(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0c\x12$\n\x07\x66\x61\x63tors\x18\x04 \x03(\x0b\x32\x13.fednano.v1.Factors\"\x96\x01\n\x06Inputs\x12&\n\nembeddings\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x0f\n\x07lengths\x18\x02 \x03(\r\x12\x14\n\x0cposition_ids\x18\x03 \x03(\r\x12\x16\n\x0etoken_type_ids\x18\x04 \x03(\r\x12%\n\x08low_rank\x18\x05 \x01(\x0b\x32\x13.fednano.v1.LowRank\"5\n\x0f\x44\x65scribeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\"\xda\x01\n\x0b\x44\x65scription\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x12\n\nvocabulary\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x0e\n\x06hub_id\x18\x08 \x01(\t\x12\x12\n\nparameters\x18\t \x01(\x04\x12\x10\n\x08revision\x18\n \x01(\t\x12\x13\n\x0bmax_message\x18\x0b \x01(\x04\"\x90\x01\n\x0fRegisterRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x0e\n\x06hub_id\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\"~\n\x0bStepRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x17\n\x0flabel_positions\x18\x03 \x03(\r\x12\x0e\n\x06labels\x18\x04 \x03(\r\"g\n\tStepReply\x12\x0c\n\x04loss\x18\x01 \x01(\x02\x12$\n\x08gradient\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x03 \x03(\x0b\x32\x13.fednano.v1.Factors\"k\n\x0e\x46orwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"A\n\x0c\x46orwardReply\x12\r\n\x05graph\x18\x01 \x01(\x04\x12\"\n\x06logits\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"y\n\x0f\x42\x61\x63kwardRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05graph\x18\x02 \x01(\x04\x12$\n\x08gradient\x18\x03 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\r\n\x05\x64type\x18\x04 \x01(\t\"]\n\rBackwardReply\x12$\n\x08gradient\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12&\n\tgradients\x18\x02 \x03(\x0b\x32\x13.fednano.v1.Factors\"}\n\x0cScoreRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\x12\x12\n\ncandidates\x18\x04 \x03(\r\"0\n\nScoreReply\x12\"\n\x06logits\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Tensor\"n\n\x11NextTokensRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\x12\x11\n\tpositions\x18\x03 \x03(\r\"!\n\x0fNextTokensReply\x12\x0e\n\x06tokens\x18\x01 \x03(\r\"X\n\x0ePrefillRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\"\n\x06inputs\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Inputs\"\xa9\x01\n\rDecodeRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12\r\n\x05\x63\x61\x63he\x18\x02 \x01(\x04\x12\r\n\x05token\x18\x03 \x01(\r\x12\x1d\n\x01z\x18\x04 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12%\n\tembedding\x18\x05 \x01(\x0b\x32\x12.fednano.v1.Tensor\x12\x10\n\x08position\x18\x06 \x03(\r\".\n\x0eGeneratedReply\x12\r\n\x05\x63\x61\x63he\x18\x01 \x01(\x04\x12\r\n\x05token\x18\x02 \x01(\r\"=\n\x0c\x46\x65\x61tureEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12 \n\x04rows\x18\x02 \x01(\x0b\x32\x12.fednano.v1.Tensor\"e\n\x13KeepFeaturesRequest\x12\"\n\x06header\x18\x01 \x01(\x0b\x32\x12.fednano.v1.Header\x12*\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x18.fednano.v1.FeatureEntry\"\x13\n\x11KeepFeaturesReply2\xbe\x01\n\x03LLM\x12@\n\x08\x44\x65scribe\x12\x1b.fednano.v1.DescribeRequest\x1a\x17.fednano.v1.Description\x12@\n\x08Register\x12\x1b.fednano.v1.RegisterRequest\x1a\x17.fednano.v1.Description\x12\x33\n\x07Session\x12\x10.fednano.v1.Call\x1a\x12.fednano.v1.Answer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,41 +50,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=1495
   _globals['_DESCRIBEREQUEST']._serialized_end=1548
   _globals['_DESCRIPTION']._serialized_start=1551
-  _globals['_DESCRIPTION']._serialized_end=1748
-  _globals['_REGISTERREQUEST']._serialized_start=1751
-  _globals['_REGISTERREQUEST']._serialized_end=1895
-  _globals['_STEPREQUEST']._serialized_start=1897
-  _globals['_STEPREQUEST']._serialized_end=2023
-  _globals['_STEPREPLY']._serialized_start=2025
-  _globals['_STEPREPLY']._serialized_end=2128
-  _globals['_FORWARDREQUEST']._serialized_start=2130
-  _globals['_FORWARDREQUEST']._serialized_end=2237
-  _globals['_FORWARDREPLY']._serialized_start=2239
-  _globals['_FORWARDREPLY']._serialized_end=2304
-  _globals['_BACKWARDREQUEST']._serialized_start=2306
-  _globals['_BACKWARDREQUEST']._serialized_end=2427
-  _globals['_BACKWARDREPLY']._serialized_start=2429
-  _globals['_BACKWARDREPLY']._serialized_end=2522
-  _globals['_SCOREREQUEST']._serialized_start=2524
-  _globals['_SCOREREQUEST']._serialized_end=2649
-  _globals['_SCOREREPLY']._serialized_start=2651
-  _globals['_SCOREREPLY']._serialized_end=2699
-  _globals['_NEXTTOKENSREQUEST']._serialized_start=2701
-  _globals['_NEXTTOKENSREQUEST']._serialized_end=2811
-  _globals['_NEXTTOKENSREPLY']._serialized_start=2813
-  _globals['_NEXTTOKENSREPLY']._serialized_end=2846
-  _globals['_PREFILLREQUEST']._serialized_start=2848
-  _globals['_PREFILLREQUEST']._serialized_end=2936
-  _globals['_DECODEREQUEST']._serialized_start=2939
-  _globals['_DECODEREQUEST']._serialized_end=3108
-  _globals['_GENERATEDREPLY']._serialized_start=3110
-  _globals['_GENERATEDREPLY']._serialized_end=3156
-  _globals['_FEATUREENTRY']._serialized_start=3158
-  _globals['_FEATUREENTRY']._serialized_end=3219
-  _globals['_KEEPFEATURESREQUEST']._serialized_start=3221
-  _globals['_KEEPFEATURESREQUEST']._serialized_end=3322
-  _globals['_KEEPFEATURESREPLY']._serialized_start=3324
-  _globals['_KEEPFEATURESREPLY']._serialized_end=3343
-  _globals['_LLM']._serialized_start=3346
-  _globals['_LLM']._serialized_end=3536
+  _globals['_DESCRIPTION']._serialized_end=1769
+  _globals['_REGISTERREQUEST']._serialized_start=1772
+  _globals['_REGISTERREQUEST']._serialized_end=1916
+  _globals['_STEPREQUEST']._serialized_start=1918
+  _globals['_STEPREQUEST']._serialized_end=2044
+  _globals['_STEPREPLY']._serialized_start=2046
+  _globals['_STEPREPLY']._serialized_end=2149
+  _globals['_FORWARDREQUEST']._serialized_start=2151
+  _globals['_FORWARDREQUEST']._serialized_end=2258
+  _globals['_FORWARDREPLY']._serialized_start=2260
+  _globals['_FORWARDREPLY']._serialized_end=2325
+  _globals['_BACKWARDREQUEST']._serialized_start=2327
+  _globals['_BACKWARDREQUEST']._serialized_end=2448
+  _globals['_BACKWARDREPLY']._serialized_start=2450
+  _globals['_BACKWARDREPLY']._serialized_end=2543
+  _globals['_SCOREREQUEST']._serialized_start=2545
+  _globals['_SCOREREQUEST']._serialized_end=2670
+  _globals['_SCOREREPLY']._serialized_start=2672
+  _globals['_SCOREREPLY']._serialized_end=2720
+  _globals['_NEXTTOKENSREQUEST']._serialized_start=2722
+  _globals['_NEXTTOKENSREQUEST']._serialized_end=2832
+  _globals['_NEXTTOKENSREPLY']._serialized_start=2834
+  _globals['_NEXTTOKENSREPLY']._serialized_end=2867
+  _globals['_PREFILLREQUEST']._serialized_start=2869
+  _globals['_PREFILLREQUEST']._serialized_end=2957
+  _globals['_DECODEREQUEST']._serialized_start=2960
+  _globals['_DECODEREQUEST']._serialized_end=3129
+  _globals['_GENERATEDREPLY']._serialized_start=3131
+  _globals['_GENERATEDREPLY']._serialized_end=3177
+  _globals['_FEATUREENTRY']._serialized_start=3179
+  _globals['_FEATUREENTRY']._serialized_end=3240
+  _globals['_KEEPFEATURESREQUEST']._serialized_start=3242
+  _globals['_KEEPFEATURESREQUEST']._serialized_end=3343
+  _globals['_KEEPFEATURESREPLY']._serialized_start=3345
+  _globals['_KEEPFEATURESREPLY']._serialized_end=3364
+  _globals['_LLM']._serialized_start=3367
+  _globals['_LLM']._serialized_end=3557
 # @@protoc_insertion_point(module_scope)

@@ -132,7 +132,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision")
+    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision", "max_message")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class Description(_message.Message):
     HUB_ID_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     fingerprint: str
@@ -153,7 +154,8 @@ class Description(_message.Message):
     hub_id: str
     parameters: int
     revision: str
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ...) -> None: ...
+    max_message: int
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ..., max_message: _Optional[int] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("header", "model", "fingerprint", "hidden_size", "hub_id", "revision")

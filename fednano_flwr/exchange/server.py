@@ -53,6 +53,7 @@ class Servicer:
         meter: counts what each of these nodes takes.
         activity: is told of each call that was served to a node whose token says who it is.
         watch: is told of calls, streams and bytes.
+        max_message: bytes of a request, as clients are told.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Servicer:
         meter: Meter | None = None,
         activity: Activity | None = None,
         watch: Watch = UNWATCHED,
+        max_message: int = 0,
     ) -> None:
+        self._max_message = max_message
         self._meter = meter or Meter(NodeLimits())
         self._answers = Answers(service, self._meter, watch)
         self._info = service.describe()
@@ -137,7 +140,7 @@ class Servicer:
 
     def _introduced(self, kind: str, message: bytes) -> bytes:
         """The answer to an introduction that went well."""
-        answer = _description(self._info).SerializeToString()
+        answer = _description(self._info, self._max_message).SerializeToString()
         self._watch.answered(kind, None)
         self._watch.moved(len(message), len(answer))
         return answer
@@ -215,22 +218,20 @@ def serve(
         )
     watch = Harmless(watch)
     threads = max_clients + REFUSALS_AT_ONCE
+    largest = min(max_message or LARGEST, _largest_message(service.describe()))
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
         maximum_concurrent_rpcs=threads,
         interceptors=[] if tokens is None else [Guard(tokens, watch)],
         options=[
             ("grpc.max_send_message_length", -1),
-            (
-                "grpc.max_receive_message_length",
-                min(max_message or LARGEST, _largest_message(service.describe())),
-            ),
+            ("grpc.max_receive_message_length", largest),
             ("grpc.so_reuseport", 0),
             *KEEPALIVE,
         ],
     )
     meter = Meter(limits, lambda: None if tokens is None else tokens.phase)
-    servicer = Servicer(service, tokens, meter, activity, watch)
+    servicer = Servicer(service, tokens, meter, activity, watch, largest)
     server.add_generic_rpc_handlers((_handlers(servicer),))
     host = f"[{bind}]" if ":" in bind else bind
     try:
@@ -264,7 +265,7 @@ def _parsed(kind: type[Request], message: bytes) -> Request:
         raise RefusalError(f"{len(message)} bytes that are no {kind.__name__}") from None
 
 
-def _description(info: LLMInfo) -> pb.Description:
+def _description(info: LLMInfo, max_message: int) -> pb.Description:
     return pb.Description(
         protocol=PROTOCOL_VERSION,
         model=info.model,
@@ -276,4 +277,5 @@ def _description(info: LLMInfo) -> pb.Description:
         max_tokens=info.max_tokens,
         parameters=info.parameters,
         revision=info.revision,
+        max_message=max_message,
     )

@@ -12,6 +12,7 @@ from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, last_positions, next_token_labels
+from fednano_flwr.exchange import client
 from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
@@ -77,6 +78,34 @@ def test_features_are_sent_once_and_then_only_ranks(
     assert first - later > 4 * FEATURE_BYTES  # of four pictures
     assert later < first / 3
     assert host.features.bytes_in_memory == 4 * FEATURE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("largest", "calls"), [(0, 1), (2 * FEATURE_BYTES + 400, 2), (2 * FEATURE_BYTES, 4)]
+)
+def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
+    largest: int, calls: int, host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+) -> None:
+    features = edge(questions).features
+    assert len(features) == 4
+    with serve(host, max_message=largest) as address, RemoteLLM(address) as remote:
+        remote.describe()
+        before = remote.traffic.calls, remote.traffic.bytes_up
+        remote.keep_features(features)
+        assert remote.traffic.calls - before[0] == calls
+        sent = remote.traffic.bytes_up - before[1]
+    assert 4 * FEATURE_BYTES < sent < 4 * FEATURE_BYTES + 4 * 64
+    assert host.features.bytes_in_memory == 4 * FEATURE_BYTES
+
+
+def test_one_message_holds_no_more_features_than_can_be_there_in_time(
+    host: FrozenLLM, edge: NanoEdge, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FEATURES_AT_ONCE", FEATURE_BYTES)  # less than one with its frame
+    with serve(host) as address, RemoteLLM(address, dtype="float32") as remote:
+        remote.describe()
+        remote.keep_features(edge(questions).features)
+        assert remote.traffic.calls == 5
 
 
 def test_a_store_emptied_between_steps_costs_a_resend(
