@@ -35,6 +35,10 @@ class LostClientsError(RuntimeError):
     """All rounds of a run are done, and a client took no part in any; its results are kept."""
 
 
+class WorkerDiedError(RuntimeError):
+    """A worker of the simulation died, and so did the one that was to do its work again."""
+
+
 @dataclass
 class Answers:
     """Replies to one question, and what they cost.
@@ -75,6 +79,8 @@ class Federation:
         min_replies: fewer good replies to a question end the run.
         say: tells people what goes on.
         progress: hears who was asked, and what came of it.
+        worker_died: tells replies of clients that are to be asked again, since it is not they who
+            failed.
     """
 
     def __init__(
@@ -84,12 +90,14 @@ class Federation:
         min_replies: int,
         say: Callable[[str], None],
         progress: Progress,
+        worker_died: Callable[[Message], bool] | None = None,
     ) -> None:
         self._grid = grid
         self._patience = patience
         self._min_replies = min_replies
         self._say = say
         self._progress = progress
+        self._worker_died = worker_died
         self.partitions: dict[int, int] = {}
 
     def wait_for_nodes(self, count: int, key: str) -> None:
@@ -185,16 +193,13 @@ class Federation:
 
         Raises:
             TooFewClientsError: fewer good replies than these.
+            WorkerDiedError: a client was asked again, and its worker died again.
         """
         sent, patience = list(messages), self._patience
-        for message in sent:  # Flower's own time for a reply must not be over before
-            message.metadata.ttl = max(message.metadata.ttl, 2 * patience.limit)
-        answers = Answers(bytes_down=sum(record_bytes(message.content) for message in sent))
+        answers, waiting = Answers(), dict[str, int]()
+        again: dict[int, Message] = {m.metadata.dst_node_id: m for m in sent}
         self._progress.asked(len(sent))
-        pushed = set(self._grid.push_messages(sent))
-        waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        for message_id in waiting.keys() - pushed:
-            self._fail(answers, what, waiting.pop(message_id), "the message could not be sent")
+        self._send(sent, what, answers, waiting)
         asked = moved = patience.clock()
 
         def lost(node: int) -> str:
@@ -211,7 +216,12 @@ class Federation:
             replies, unreadable = pull(self._grid, list(waiting))
             moved = patience.moved(waiting.values(), patience.clock() if replies else moved)
             for message_id, reply in replies.items():
-                self._take(reply, waiting.pop(message_id), answers, what, check)
+                node = waiting.pop(message_id)
+                if self._worker_died is not None and self._worker_died(reply):
+                    repeated = [self._once_more(again, node, reply, what)]
+                    self._send(repeated, what, answers, waiting)
+                else:
+                    self._take(reply, node, answers, what, check)
             for message_id, reason in unreadable.items():
                 self._fail(answers, what, waiting.pop(message_id), reason)
             given_up = {node: lost(node) for node in waiting.values()}
@@ -235,6 +245,40 @@ class Federation:
             )
         answers.replies.sort(key=partition_of)
         return answers
+
+    def _send(
+        self, messages: list[Message], what: str, answers: Answers, waiting: dict[str, int]
+    ) -> None:
+        """Push messages; those that were sent are waited for by their ids."""
+        for message in messages:  # Flower's own time for a reply must not be over before
+            message.metadata.ttl = max(message.metadata.ttl, 2 * self._patience.limit)
+            answers.bytes_down += record_bytes(message.content)
+        pushed = set(self._grid.push_messages(messages))
+        for message in messages:
+            if message.metadata.message_id in pushed:
+                waiting[message.metadata.message_id] = message.metadata.dst_node_id
+            else:
+                node = message.metadata.dst_node_id
+                self._fail(answers, what, node, "the message could not be sent")
+
+    def _once_more(
+        self, again: dict[int, Message], node: int, reply: Message, what: str
+    ) -> Message:
+        """The same message to a client whose worker died, once.
+
+        Raises:
+            WorkerDiedError: it was sent once more already.
+        """
+        first = again.pop(node, None)
+        if first is None:
+            raise WorkerDiedError(
+                f"{what}: the worker of {self._name(node)} died, and that of its second try too: "
+                f"{failure_of(reply)[1]}. What was written of earlier rounds is still there, and "
+                'resume = "auto" goes on from it. Where memory was short, let fewer clients work '
+                "at once (--client-cpus)"
+            )
+        self._say(f"{what}: the worker of {self._name(node)} died; the client is asked again")
+        return Message(first.content, node, first.metadata.message_type)
 
     def _take(
         self,

@@ -49,6 +49,7 @@ from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, check_merge, receive_update
 from fednano_flwr.run_folder import RunFolder
 from fednano_flwr.seeds import Purpose
+from fednano_flwr.simulation import replace_dead_workers, worker_died
 from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
@@ -122,21 +123,24 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     if private_run:
         strategy = private = Private(strategy, config.privacy, folder.path)
         say(private.describe(config.num_server_rounds + 1 - max(1, len(folder.rounds))))
+    if simulated := isinstance(grid, InMemoryGrid):
+        replace_dead_workers()
     activity = Activity()
     patience = Patience(
         config.round_timeout,
         config.round_limit,
         lambda node: activity.last_seen(owner(run_id, node)),
-        in_turn=isinstance(grid, InMemoryGrid),
+        in_turn=simulated,
     )
     progress = Progress(config.num_server_rounds, activity.steps, say, screen)
     for record in folder.rounds:
         progress.finished(record)
-    federation = Federation(grid, patience, config.min_replies, say, progress)
+    died = worker_died if simulated else None
+    federation = Federation(grid, patience, config.min_replies, say, progress, died)
     with (
         folder,
         watching(config.llm.metrics, say) as watch,
-        open_host(config.model, config.llm, isinstance(grid, InMemoryGrid), say, watch) as host,
+        open_host(config.model, config.llm, simulated, say, watch) as host,
         serve(
             host,
             config.llm.bind,

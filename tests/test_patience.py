@@ -8,15 +8,16 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fednano_flwr import federation, progress
-from fednano_flwr.federation import Answers, Federation, TooFewClientsError
+from fednano_flwr.federation import Answers, Federation, TooFewClientsError, WorkerDiedError
 from fednano_flwr.patience import Patience
 from fednano_flwr.progress import Progress
+from fednano_flwr.simulation import worker_died
 from tests.replies import train_reply
 
 TIMEOUT, LIMIT = 60.0, 1000.0
@@ -182,6 +183,62 @@ def test_a_sign_from_before_the_question_is_none() -> None:
     clock.now += 30
     assert patience.silence(1, 5000.0) == 30
     assert patience.words({1: "client 1"}, 5000.0) == "waiting for client 1 (no step yet)"
+
+
+class Workers(Nodes):
+    """A simulation in which the workers of some clients die, so many times each."""
+
+    def __init__(self, clock: Clock, deaths: dict[int, int]) -> None:
+        super().__init__(clock, dict.fromkeys(range(3), 1.0), {})
+        self._deaths, self.asked = deaths, list[int]()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        self.asked += [message.metadata.dst_node_id for message in sent]
+        return super().push_messages(sent)
+
+    def _reply(self, node: int, message_id: str) -> Message:
+        if self._deaths.get(node, 0) == 0:
+            return super()._reply(node, message_id)
+        self._deaths[node] -= 1
+        error = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died.'>")
+        reply = Message(error, reply_to=Message(RecordDict(), node, MessageType.TRAIN))
+        reply.metadata.__dict__["_reply_to_message_id"] = message_id
+        return reply
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Answers, Workers, list[str]]]:
+    def simulate(deaths: dict[int, int], in_simulation: bool = True) -> Any:
+        clock, said = Clock(), list[str]()
+        monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=clock, sleep=clock.sleep))
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        told = Progress(3, lambda: 0, said.append, clock=clock)
+        workers, died = Workers(clock, deaths), worker_died if in_simulation else None
+        patience = Patience(TIMEOUT, LIMIT, clock=clock)
+        known = Federation(cast(Grid, workers), patience, 1, said.append, told, died)
+        known.partitions = {node: node for node in range(3)}
+        messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(3)]
+        return known.ask(messages, "round 2, training"), workers, said
+
+    return simulate
+
+
+def test_a_client_whose_worker_died_is_asked_again_in_the_same_round(simulate: Any) -> None:
+    answers, workers, said = simulate({0: 1, 2: 1})
+    assert [federation.partition_of(reply) for reply in answers.replies] == [0, 1, 2]
+    assert not answers.failures and sorted(workers.asked) == [0, 0, 1, 2, 2]
+    assert [line for line in said if "client 2" in line and "asked again" in line]
+
+
+def test_a_client_whose_worker_dies_again_ends_the_run_with_its_reason(simulate: Any) -> None:
+    with pytest.raises(WorkerDiedError, match=r"round 2.*client 1.*actor died.*resume.*client-cpu"):
+        simulate({1: 2})
+
+
+def test_outside_a_simulation_such_a_reply_is_its_clients_failure(simulate: Any) -> None:
+    answers, workers, _ = simulate({1: 2}, in_simulation=False)
+    assert "client 1" in answers.failures and workers.asked == [0, 1, 2]
 
 
 class SuperLink(HttpGrid):

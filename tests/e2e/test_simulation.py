@@ -86,6 +86,43 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
         assert one["round_bytes_up"] == pytest.approx(other["round_bytes_up"], rel=0.01)
 
 
+def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(tmp_path: Path) -> None:
+    changes = ["num-server-rounds=2", "local-epochs=1", "run.name=killed"]
+    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "3"]
+    command += [part for change in changes for part in ("-c", change)]
+    environment = {**os.environ, "FEDNANO_TEST_MARK": str(tmp_path)}
+    said = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            said.append(line)
+            if line.startswith("round  1"):
+                kill_a_worker(tmp_path)
+    assert run.returncode == 0, "".join(said)
+    assert "the client is asked again" in "".join(said)
+    folder = tmp_path / "runs" / "killed"
+    last = rounds(folder)[-1]
+    assert len(last["accuracy_per_client"]) == len(last["train_loss_per_client"]) == 3
+    assert last["failures"] == {"train": {}, "evaluate": {}}
+    config = json.loads((folder / "config.json").read_text())
+    same = {**config, "run.name": "here", "edge.state-dir": str(tmp_path / "clients")}
+    undisturbed = adapters(run_in_process(RunConfig.parse(same), clients=3).path)
+    assert all(torch.equal(undisturbed[name], value) for name, value in adapters(folder).items())
+
+
+def kill_a_worker(folder: Path) -> None:
+    """SIGKILL one of the processes that simulated clients run in, as the kernel does for memory."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FEDNANO_TEST_MARK") == str(folder) and any(
+                "ray::ClientAppActor" in word for word in process.cmdline()
+            ):
+                process.kill()
+                return
+
+
 @pytest.mark.parametrize(
     ("family", "dataset"),
     [
