@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -103,7 +104,7 @@ class FeatureStore:
         self, memory_bytes: int, disk_bytes: int = 0, most: int = 0, least: int = 0
     ) -> None:
         self._memory: Level[Tensor] = Level(memory_bytes)
-        self._disk: Level[Path] = Level(disk_bytes)
+        self._disk: Level[tuple[Path, torch.device]] = Level(disk_bytes)  # and where it came from
         self._most, self._least, self._written = most, least, 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
@@ -125,13 +126,16 @@ class FeatureStore:
                 return self._memory.use(name)
             if name not in self._disk:
                 return None
-            try:
-                features = load_file(self._disk.use(name))["features"]
-            except (OSError, SafetensorError, KeyError):
-                features = None  # somebody cleared the folder: it is sent again
-            self._forget(name)
-            if features is not None:
-                self._keep(name, features)
+            path, device = self._disk.use(name)
+        try:  # others need not wait for the disk; a copy, as the file is removed
+            features = load_file(path)["features"].to(device, copy=True)
+        except (OSError, SafetensorError, KeyError):
+            features = None  # somebody cleared the folder: it is sent again
+        with self._lock:
+            if name in self._disk:  # not forgotten meanwhile, nor fetched by another thread
+                self._forget(name)
+                if features is not None:
+                    self._keep(name, features)
             return features
 
     def close(self) -> None:
@@ -180,11 +184,11 @@ class FeatureStore:
         except (OSError, SafetensorError):  # the disk is full: as good as gone
             path.unlink(missing_ok=True)
             return
-        disk.add(name, path, size)
+        disk.add(name, (path, features.device), size)
 
     def _forget(self, name: Name) -> None:
         if name in self._memory:
             self._memory.pop(name)
         if name in self._disk:
-            path, _ = self._disk.pop(name)
+            (path, _), _ = self._disk.pop(name)
             path.unlink(missing_ok=True)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from fednano_flwr.llm import feature_store
 from fednano_flwr.llm.feature_store import FeatureStore
 
 ONE = 4 * 8 * 4  # bytes of a (4, 8) float32 tensor
@@ -101,6 +106,73 @@ def test_a_full_disk_costs_the_entry_and_nothing_else(monkeypatch: pytest.Monkey
         store.put(b"a", bytes([i]), tensor(i))
     assert held(store) == [2] and store.bytes_on_disk == 0
     store.close()
+
+
+class Elsewhere(Tensor):
+    """Says that it lies on another device."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("meta")
+
+
+def test_features_from_disk_come_back_to_the_device_that_they_were_on() -> None:
+    store = FeatureStore(100, 10_000)
+    store.put(b"a", b"1", torch.ones(5, 4).as_subclass(Elsewhere))
+    store.put(b"a", b"2", torch.ones(5, 4))
+    assert store.bytes_on_disk == 80
+    found = store.get(b"a", b"1")
+    assert found is not None and found.device.type == "meta"
+    store.close()
+
+
+def held_up(name: str, patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let one of the store's ways to the disk wait; its beginning, and what lets it go on."""
+    begun, go_on = threading.Event(), threading.Event()
+    original = getattr(feature_store, name)
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return original(*arguments)
+
+    patch.setattr(feature_store, name, slow)
+    return begun, go_on
+
+
+def blocks(store: FeatureStore, slow: Callable[[], object], events: Any) -> bool:
+    """Whether a feature in memory has to be waited for while `slow` is at the disk."""
+    begun, go_on = events
+    with ThreadPoolExecutor(2) as pool:
+        at_disk = pool.submit(slow)
+        assert begun.wait(10)
+        meanwhile = pool.submit(store.get, b"a", b"2")
+        try:
+            return meanwhile.result(0.5) is None
+        except TimeoutError:
+            return True
+        finally:
+            go_on.set()
+            at_disk.result(10)
+
+
+def test_a_slow_disk_read_lets_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(100, 10_000)
+    for key in (b"1", b"2"):
+        store.put(b"a", key, torch.ones(5, 4))
+    events = held_up("load_file", monkeypatch)
+    assert not blocks(store, lambda: store.get(b"a", b"1"), events)
+    assert store.get(b"a", b"1") is not None and store.get(b"a", b"2") is not None
+    store.close()
+
+
+@pytest.mark.xfail(strict=True, reason="what gives way is written to disk under the store's lock")
+def test_a_slow_disk_write_lets_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(200, 10_000)
+    for key in (b"1", b"2"):
+        store.put(b"a", key, torch.ones(5, 4))
+    events = held_up("save_file", monkeypatch)
+    assert not blocks(store, lambda: store.put(b"a", b"3", torch.ones(5, 4)), events)
 
 
 def test_many_threads_at_once_get_what_they_put() -> None:
