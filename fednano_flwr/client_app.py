@@ -54,6 +54,7 @@ def introduce(message: Message, context: Context) -> Message:
         node = NodeConfig.parse(context.node_config)
         place = _place(node, RunConfig.parse(context.run_config))
     except Exception as error:
+        log.exception("this client cannot say which partition it holds")
         return failed(message, error)
     metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)

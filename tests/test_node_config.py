@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message, MessageType, RecordDict
 
+from fednano_flwr import client_app
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.in_process import InProcessGrid
 from fednano_flwr.node_config import KEYS, NodeConfig
 
 DOC = Path(__file__).parents[1] / "docs" / "config.md"
@@ -29,6 +32,21 @@ def test_every_key_lands_in_its_attribute() -> None:
     parsed = NodeConfig.parse(FULL)
     assert {key: getattr(parsed, key.replace("-", "_")) for key in FULL} == FULL
     assert sorted(KEYS) == sorted(FULL)
+
+
+def test_a_client_that_cannot_say_who_it_is_logs_the_reason_and_replies_it(
+    defaults: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unnamed(InProcessGrid):
+        def node_config(self, partition: int) -> dict[str, Any]:
+            return {"num-partitions": 2}  # and no partition-id
+
+    grid = Unnamed(client_app.app, defaults, 1)
+    grid.push_messages([Message(RecordDict(), 1, MessageType.QUERY)])
+    (reply,) = grid._replies
+    (record,) = caplog.records
+    assert record.exc_info is not None and "partition-id" in str(record.exc_info[1])
+    assert "partition-id" in reply.error.reason
 
 
 def test_what_is_not_given_is_none() -> None:
