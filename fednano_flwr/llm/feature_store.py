@@ -7,6 +7,7 @@ request of its may need. Any entry may be gone at any time: who needs it sends i
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 Name = tuple[bytes, bytes]
 """Owner and key: an owner's entries cannot be named by another."""
@@ -108,6 +111,7 @@ class FeatureStore:
         self._most, self._least, self._written = most, least, 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
+        self._told_of_disk = False
 
     def put(self, owner: bytes, key: bytes, features: Tensor) -> None:
         """Keep `features` (n, d); an earlier entry of this name is replaced."""
@@ -175,14 +179,24 @@ class FeatureStore:
             return
         while disk.used + size > disk.room:
             self._forget(disk.next_to_go(name[0], size, self._least))
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
         self._written += 1
-        path = self._folder / f"{self._written}.safetensors"
+        path: Path | None = None
         try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
+            path = self._folder / f"{self._written}.safetensors"
             save_file({"features": features.contiguous().cpu()}, path)
-        except (OSError, SafetensorError):  # the disk is full: as good as gone
-            path.unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:  # the disk is full: as good as gone
+            if path is not None:
+                path.unlink(missing_ok=True)
+            if not self._told_of_disk:
+                log.warning(
+                    "clients' image features cannot be written to disk, and are sent again when "
+                    "needed (this is said once): %s. Make room, set TMPDIR to another folder, or "
+                    "raise llm.feature-memory-mb.",
+                    error,
+                )
+                self._told_of_disk = True
             return
         disk.add(name, (path, features.device), size)
 

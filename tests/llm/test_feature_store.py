@@ -96,15 +96,19 @@ def test_a_file_that_was_tampered_with_is_as_good_as_gone(
     store.close()
 
 
-def test_a_full_disk_costs_the_entry_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["save_file", "tempfile.mkdtemp"])
+def test_a_full_disk_costs_the_entry_and_is_said_once(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fednano_flwr.llm.feature_store.save_file", full)
+    monkeypatch.setattr(f"fednano_flwr.llm.feature_store.{way}", full)
     store = FeatureStore(ONE, 5 * ONE)
     for i in range(3):
         store.put(b"a", bytes([i]), tensor(i))
     assert held(store) == [2] and store.bytes_on_disk == 0
+    assert [r.getMessage().count("No space left") for r in caplog.records] == [1]
     store.close()
 
 
