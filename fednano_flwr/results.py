@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fednano_flwr.command.project import default_config
 from fednano_flwr.config import ConfigError, Model, RunConfig, key_types
+from fednano_flwr.models.fingerprint import same_checkpoint
 
 ADAPTERS = ("last", "best")
 
@@ -65,7 +66,7 @@ def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, rev
     """
     then = environment.get("model") or {}
     commit = environment.get("model_revision") or ""
-    same = then.get("fingerprint", fingerprint) == fingerprint
+    same = same_checkpoint(str(then.get("fingerprint", fingerprint)), fingerprint)
     if same and (not revision or not commit or revision == commit):
         return ""
     return (

@@ -210,13 +210,14 @@ def check_same(key: str, bundle: EdgeBundle, model: Model) -> list[Finding]:
         ConfigError: the model is damaged.
     """
     from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.fingerprint import same_checkpoint
 
     name, found = model.name, find(model.name, model.revision)
     folder = found.folder
     if folder is None or not _weights_here(folder):
         return []
     other, commit = Checkpoint(str(folder)).fingerprint, folder.name if found.on_hub else ""
-    if bundle.fingerprint == other and (
+    if same_checkpoint(bundle.fingerprint, other) and (
         bundle.revision == commit or not (bundle.revision and commit)
     ):
         return [ok(f"the bundle was split from model.name = {name!r}")]

@@ -108,7 +108,7 @@ class LLMInfo:
 
     Attributes:
         model: the name that its operator gave it.
-        fingerprint: equal where both sides hold halves of one checkpoint.
+        fingerprint: of its checkpoint, to be compared by `models.fingerprint.same_checkpoint`.
         hub_id: the model's name on the Hugging Face hub, "" where it came from a folder.
         hidden_size: d.
         vocabulary: number of token ids.

@@ -26,6 +26,7 @@ from fednano_flwr.exchange.protocol import (
 from fednano_flwr.exchange.tls import Identity
 from fednano_flwr.exchange.tokens import Access, TokenError
 from fednano_flwr.exchange.watch import NO_CALL, SESSION, UNWATCHED, Harmless, Watch
+from fednano_flwr.models.fingerprint import same_checkpoint
 
 Request = TypeVar("Request", pb.DescribeRequest, pb.RegisterRequest)
 
@@ -94,9 +95,8 @@ class Servicer:
             # Copies in folders may have any name; names and commits on the hub say what was meant.
             pairs = (info.hub_id, request.hub_id), (info.revision, request.revision)
             other_model = any(ours and theirs and ours != theirs for ours, theirs in pairs)
-            same = (request.hidden_size, request.fingerprint) == (
-                info.hidden_size,
-                info.fingerprint,
+            same = request.hidden_size == info.hidden_size and same_checkpoint(
+                request.fingerprint, info.fingerprint
             )
             if other_model or not same:
                 raise RefusalError(

@@ -29,6 +29,7 @@ from transformers import PretrainedConfig
 from fednano_flwr.config import ConfigError
 from fednano_flwr.files import check_name
 from fednano_flwr.models.families import FAMILIES, Family, canonical
+from fednano_flwr.models.fingerprint import digests_of_halves
 from fednano_flwr.models.source import locate, read_config
 
 INDEX = "model.safetensors.index.json"
@@ -200,14 +201,17 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of what both halves hold: the config, and the first token embeddings."""
+        """Digests of config and first token embeddings, and of samples of each half's tensors.
+
+        To be compared by `same_checkpoint`: a half of which files are missing is left empty.
+        """
         digest = hashlib.sha256()
         # As written, not as this version of transformers completes it: sides may differ in version.
         config = json.loads((self.folder / "config.json").read_text())
         digest.update(json.dumps(config, sort_keys=True).encode())
         rows = self.rows(self.token_embeddings, range(FINGERPRINT_ROWS))
         digest.update(rows.float().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return "-".join((digest.hexdigest()[:16], *digests_of_halves(self.folder, self.files)))
 
     @cached_property
     def token_embeddings(self) -> str:

@@ -53,7 +53,7 @@ class EdgeHalf(nn.Module):
     def vision_digest(self) -> str:
         """SHA-256 of vision encoder and connector as they were loaded, which takes 0.6 s a GB.
 
-        The fingerprint says what both halves share, and covers none of these weights.
+        The fingerprint covers no more than samples of these weights.
         """
         digest = hashlib.sha256()
         for parts in (self._vision.named_parameters(), self._vision.named_buffers()):
