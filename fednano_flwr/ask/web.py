@@ -20,6 +20,7 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.proxies import spare_this_machine
 from fednano_flwr.models.token_table import MissingRowError
 
 HERE = "127.0.0.1"
@@ -187,6 +188,7 @@ def showing(
         ConfigError: Gradio is not installed.
         OSError: the port is taken.
     """
+    spare_this_machine(os.environ)  # Gradio looks at its own page before it says that it is up
     with TemporaryDirectory(prefix="fednano-") as folder, _variable("GRADIO_TEMP_DIR", folder):
         blocks = page(asker, title, Path(folder), _offered(samples, Path(folder)))
         import gradio

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +13,7 @@ from fednano_flwr.command.options import (
     USAGE,
     App,
     check_dtype,
+    command_line,
     notice,
     writing,
 )
@@ -132,7 +131,7 @@ def audit(
     from fednano_flwr.data.errors import DataError
     from fednano_flwr.resources import ResourceError
 
-    asked, command = Asked(questions, seed, observations), shlex.join(["fednano", *sys.argv[1:]])
+    asked, command = Asked(questions, seed, observations), command_line()
     cwd = Path.cwd()
 
     def progress(line: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +15,8 @@ from fednano_flwr.command.options import (
     Config,
     Revision,
     check_dtype,
+    command_line,
+    say_proxies,
 )
 from fednano_flwr.command.project import find_app
 from fednano_flwr.command.signals import interrupts
@@ -170,9 +170,9 @@ def compare(
     from fednano_flwr.output import OutputError
 
     asked = Asked(experiments, seeds, vary or [], config or [], clients, baseline, out, name)
-    command = shlex.join(["fednano", *sys.argv[1:]])
-    cwd = Path.cwd()
+    command, cwd = command_line(), Path.cwd()
     try:
+        say_proxies()
         with interrupts():
             well = carry_out(find_app(app, cwd), asked, cwd, workers, dry_run, command, typer.echo)
     except (ConfigError, OutputError) as error:

@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from fednano_flwr.command.processes import MARK
+from fednano_flwr.exchange.proxies import spare_this_machine
 
 HOME = "home"  # in a SuperLink's folder; is FLWR_HOME, and gone when the SuperLink is
 LONGEST_RAY_FOLDER = 35  # Ray puts about 68 more into a Unix socket's path; 103 is the limit
@@ -20,8 +21,11 @@ VARIABLES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_grpc_enable_http_proxy": "0",  # all of it is on this machine
     "RAY_ADDRESS": "local",  # a Ray of this run, never a cluster that happens to be up
     "PYTHONUNBUFFERED": "1",  # else the streamed log comes in blocks of 8 KB
+    "PYTHONUTF8": "1",  # their output is read as UTF-8, whatever the terminal has
+    "PYTHONIOENCODING": "utf-8:replace",
 }
 PATH_VARIABLES = ("FEDNANO_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")
 
@@ -64,6 +68,7 @@ def environment_of(folder: Path, run_id: str) -> dict[str, str]:
     for name in PATH_VARIABLES:
         if variables.get(name):
             variables[name] = os.path.abspath(variables[name])
+    spare_this_machine(variables)
     if paths := [p for p in variables.get("PYTHONPATH", "").split(os.pathsep) if p]:
         variables["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths))
     return variables
@@ -87,7 +92,8 @@ def commit_of(folder: Path) -> str | None:
         return commit
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, cwd=folder, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
+    commit = result.stdout.decode(errors="replace").strip()  # a tag may be in it
+    return commit or None if result.returncode == 0 else None

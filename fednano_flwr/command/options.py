@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import typer
 
 from fednano_flwr.command.signals import interrupts
 from fednano_flwr.config import DTYPES, ConfigError
+from fednano_flwr.exchange.proxies import proxies_in_words
 
 FAILED, USAGE, LOST_CLIENTS, INTERRUPTED = 1, 2, 3, 130
 
@@ -40,6 +43,22 @@ def check_dtype(dtype: str | None) -> None:
 def notice(line: str) -> None:
     """Say something that is no result, beside what may be read by a program."""
     typer.echo(f"note: {line}", err=True)
+
+
+def say_proxies() -> None:
+    """Say which proxies are used for other machines.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    if words := proxies_in_words():
+        notice(words)
+
+
+def command_line() -> str:
+    """This command as it can be typed again."""
+    typed = shlex.join(["fednano", *sys.argv[1:]])
+    return typed.encode(errors="backslashreplace").decode()  # of a name that is no UTF-8
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from fednano_flwr.command.options import (
     Config,
     Revision,
     notice,
+    say_proxies,
 )
 from fednano_flwr.command.project import find_app
 from fednano_flwr.command.signals import interrupts
@@ -263,6 +264,7 @@ def _asking(stopped: int = INTERRUPTED) -> Iterator[None]:
     from fednano_flwr.models.token_table import MissingRowError
 
     try:
+        say_proxies()
         with interrupts():
             yield
     except (ConfigError, ResourceError, AskError, MissingRowError) as error:

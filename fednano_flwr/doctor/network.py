@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
-from collections.abc import Callable
 
 from fednano_flwr.config import host_and_port, is_loopback
 from fednano_flwr.doctor import trust
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.exchange.proxies import (
+    HTTP,
+    LOOPBACK,
+    named_proxies,
+    open_channel,
+    proxies_in_words,
+    proxy_of,
+    spares,
+)
 
 SECONDS = 5.0
 """That a connection, a handshake and a call may take each."""
 NO_TOKEN = "no token"
-PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 ONLY_IN_A_RUN = (
     "the LLM service lives only while a run does: ask again during one, or start it first"
 )
@@ -41,6 +47,8 @@ def check_llm(text: str, ca: bytes | None, ca_key: str) -> list[Finding]:
     """
     host, port = address(text)
     name = f"LLM service at {text}"
+    if proxy := proxy_of(text, ca):
+        return [ok(f"{name}: is asked through the proxy of {proxy}"), _called(text, ca, name)]
     if (nothing := _nothing(host, port, name)) is not None:
         return [nothing]
     findings = [ok(f"{name}: something listens there")]
@@ -72,6 +80,15 @@ def check_superlink(text: str) -> list[Finding]:
     """Whether a SuperLink's port can be reached, and whether it speaks TLS."""
     host, port = address(text)
     name = f"SuperLink at {text}"
+    named = {key: url for key, url in named_proxies().items() if key.lower() in HTTP}
+    if named and not spares(host):
+        return [
+            warning(
+                f"{name}: SuperNodes reach it through the proxy of {_listed(named)}, which was not "
+                "tried; without TLS that proxy reads adapters and tokens",
+                f"add {host} to no_proxy, unless the proxy is the only way there and it has TLS",
+            )
+        ]
     if (nothing := _nothing(host, port, name, only_in_a_run=False)) is not None:
         return [nothing]
     if speaks_tls(host, port):
@@ -189,12 +206,8 @@ def _called(text: str, ca: bytes | None, name: str) -> Finding:
     from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
     from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
 
-    if ca is None:
-        channel = grpc.insecure_channel(text)
-    else:
-        channel = grpc.secure_channel(text, grpc.ssl_channel_credentials(ca))
     request = pb.DescribeRequest(header=pb.Header(protocol=PROTOCOL_VERSION))
-    with channel:
+    with open_channel(text, ca) as channel:
         try:
             reply = LLMStub(channel).Describe(request, timeout=SECONDS)
         except grpc.RpcError as error:
@@ -218,7 +231,7 @@ def _meaning(code: object, details: str, name: str) -> Finding:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return problem(
             f"{name}: takes connections and does not answer gRPC ({details})",
-            _proxies() or "see whether the port is the one of llm.address",
+            "see whether the port is the one of llm.address",
         )
     label = getattr(code, "name", code)
     return problem(
@@ -227,9 +240,27 @@ def _meaning(code: object, details: str, name: str) -> Finding:
     )
 
 
-def _proxies(environment: Callable[[str], str | None] = os.environ.get) -> str:
-    """Advice where gRPC goes through a proxy, which a plain connection does not."""
-    named = [name for name in PROXIES if environment(name)]
-    if not named:
-        return ""
-    return f"gRPC follows {', '.join(named)}: name the server in no_proxy, or unset them"
+def check_proxies(spared: bool) -> list[Finding]:
+    """Whether what is on this machine is reached without a proxy, and which one others take.
+
+    Args:
+        spared: whoever starts Flower's programs sees to it that this machine's addresses are.
+
+    Raises:
+        ConfigError: one of the proxies cannot be used.
+    """
+    words = proxies_in_words()
+    missing = [name for name in LOOPBACK if not spares(name)]
+    if words and missing and not spared:
+        return [
+            problem(
+                f"{_listed(named_proxies())}, and no_proxy lacks {', '.join(missing)}: Flower's "
+                "programs on this machine reach one another through that proxy, if at all",
+                f"export no_proxy={','.join(LOOPBACK)} where they are started",
+            )
+        ]
+    return [ok(words)] if words else []
+
+
+def _listed(named: dict[str, str]) -> str:
+    return ", ".join(f"{key} = {url}" for key, url in named.items())

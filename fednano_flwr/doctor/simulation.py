@@ -14,6 +14,7 @@ EVERY_CLIENT = Node(partition_id=0, num_partitions=1)
 
 def checks(subject: Subject) -> Themes:
     """Those of a server and of a client, what both ask for once."""
+    subject = replace(subject, simulated=True)
     themes: Themes = server.checks(subject)
     for theme, added in client.checks(replace(subject, node=EVERY_CLIENT)).items():
         if theme != "node config":

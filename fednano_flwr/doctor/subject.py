@@ -22,21 +22,25 @@ class Subject:
         config: None where there is none that can be read.
         node: empty at a server.
         superlink, llm: `host:port` to try; None for not at all.
+        simulated: `fednano run` starts Flower's programs here.
     """
 
     config: RunConfig | None
     node: Node
     superlink: str | None
     llm: str | None
+    simulated: bool = False
 
 
 def dialled(subject: Subject, ca_key: str, ca_path: str) -> list[tuple[str, Check]]:
-    """The checks of the addresses that are to be tried.
+    """The checks of proxies, and of the addresses that are to be tried.
 
     Args:
         ca_key, ca_path: what names the CA that clients trust, and its file; "" for none.
     """
-    checks: list[tuple[str, Check]] = []
+    checks: list[tuple[str, Check]] = [
+        ("proxies", partial(network.check_proxies, subject.simulated))
+    ]
     if subject.superlink is not None:
         superlink = partial(network.check_superlink, subject.superlink)
         checks.append(("the SuperLink", superlink))

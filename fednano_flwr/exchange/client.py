@@ -34,6 +34,7 @@ from fednano_flwr.exchange.protocol import (
     LLMInputs,
     LowRankGradients,
 )
+from fednano_flwr.exchange.proxies import open_channel, proxy_of
 from fednano_flwr.exchange.session import Session
 from fednano_flwr.exchange.tokens import credentials
 from fednano_flwr.exchange.traffic import StepTraffic
@@ -116,6 +117,8 @@ class RemoteLLM:
     traffic: StepTraffic = field(default_factory=StepTraffic)
 
     def __post_init__(self) -> None:
+        if proxy := proxy_of(self.address, self.ca):
+            log.warning("LLM host %s is asked through the proxy of %s", self.address, proxy)
         self._connect()
         self._session: Session | None = None
         self._max_message = 0  # until the host has said it: one picture a message
@@ -349,6 +352,8 @@ class RemoteLLM:
                     self._connect()
                 if self.ca is None and CLOSED_AT_ONCE in detail:
                     reason += f"; {MAYBE_TLS}"
+                if proxy := proxy_of(self.address, self.ca):
+                    reason += f"; asked through the proxy of {proxy}"
             except HostBusyError as busy:
                 reason = f"busy: {busy}"
             now = time.monotonic()
@@ -375,11 +380,7 @@ class RemoteLLM:
         ]
         own = [("grpc.use_local_subchannel_pool", 1)]  # else a new channel is the old connection
         options = [*unlimited, *backoff, *own]
-        if self.ca is None:
-            self._channel = grpc.insecure_channel(self.address, options)
-        else:
-            trusted = grpc.ssl_channel_credentials(self.ca)
-            self._channel = grpc.secure_channel(self.address, trusted, options)
+        self._channel = open_channel(self.address, self.ca, options)
         self._stub = LLMStub(self._channel)
 
     def _end_session(self) -> None:

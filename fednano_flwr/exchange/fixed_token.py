@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import shlex
 import stat
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def read_token(file: Path) -> str:
     if mode & 0o077:
         raise ConfigError(
             f"--token-file {file}: others than its user may read or write it (mode {mode:04o}); "
-            f"do `chmod 600 {file}`, and make a new token if they may have done so"
+            f"do `chmod 600 {shlex.quote(str(file))}`, and make a new token if they may "
+            "have done so"
         )
     if len(token) < SHORTEST or "." in token or not token.isprintable() or " " in token:
         raise ConfigError(

@@ -59,6 +59,17 @@ def test_without_gradio_it_is_said_what_to_install(
         page(asker, "t", tmp_path)
 
 
+def test_the_page_comes_up_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    nobody: Any = None
+    with showing(nobody, "t") as address:
+        assert address.startswith("http://127.0.0.1:")
+
+
 def test_only_pictures_that_the_page_was_given_are_opened(tmp_path: Path) -> None:
     inside, outside = tmp_path / "given" / "a.png", tmp_path / "private.png"
     folder = inside.parent

@@ -16,8 +16,9 @@ import pytest
 
 from fednano_flwr.doctor import network
 from fednano_flwr.doctor.finding import Finding
-from fednano_flwr.doctor.network import address, check_llm, check_superlink
+from fednano_flwr.doctor.network import address, check_llm, check_proxies, check_superlink
 from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.proxies import GRPC, HTTP
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import Identity
 from fednano_flwr.exchange.tokens import Tokens
@@ -148,11 +149,43 @@ def test_another_grpc_service_is_not_taken_for_ours() -> None:
         server.stop(None)
 
 
-def test_a_proxy_that_only_grpc_follows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setenv("http_proxy", f"http://{closed_port()}")
-    with listener() as at:
-        assert "http_proxy" in trouble(at, None).do
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{closed_port()}")
+
+
+@pytest.mark.usefixtures("proxied")
+def test_with_a_proxy_this_machine_is_still_asked_without_it(ca: Certificate) -> None:
+    own = certificate(ca, "127.0.0.1")
+    with running(own) as at:
+        assert well(check_llm(at, ca.pem, KEY))
+
+
+@pytest.mark.usefixtures("proxied")
+def test_it_is_said_where_a_proxy_is_on_the_way(ca: Certificate) -> None:
+    found = check_llm("192.0.2.7:1", ca.pem, KEY)
+    assert "https_proxy" in found[0].what and levels(found) == ["ok", "problem"]
+    assert "http_proxy" in only(check_superlink("192.0.2.7:1"), "warning").what
+
+
+@pytest.mark.usefixtures("proxied")
+def test_flowers_programs_need_no_proxy_where_fednano_run_does_not_start_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "https_proxy" in only(check_proxies(spared=True), "ok").what
+    found = only(check_proxies(spared=False), "problem")
+    assert "127.0.0.1" in found.what and "no_proxy=localhost,127.0.0.1,::1" in found.do
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1,::1")
+    assert well(check_proxies(spared=False))
+
+
+def test_without_a_proxy_nothing_is_said_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {*GRPC, *HTTP}:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert check_proxies(spared=False) == []
 
 
 def test_where_nothing_listens_a_run_may_not_have_begun(ca: Certificate) -> None:
