@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -23,10 +24,16 @@ Who = TypeVar("Who")
 
 
 def say(text: str = "") -> None:
-    """Print lines for people, each with the mark."""
+    """Print lines for people, each with the mark; never fails, as the work is worth more.
+
+    Characters that the output's encoding lacks are replaced.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     for line in text.splitlines() or [""]:
-        sys.stdout.write(f"{MARK}{line}\n")  # one write: another thread's text cannot come between
-        sys.stdout.flush()
+        printable = f"{MARK}{line}\n".encode(encoding, errors="replace").decode(encoding)
+        with suppress(OSError, ValueError, AttributeError):  # a full disk, closed, none at all
+            sys.stdout.write(printable)  # one write: another thread's text cannot come between
+            sys.stdout.flush()
 
 
 def table(

@@ -58,7 +58,7 @@ def show(results: dict[str, Any], as_json: bool, out: Path | None) -> str:
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(results, indent=2, allow_nan=False)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, f"{text}\n".encode())

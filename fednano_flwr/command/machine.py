@@ -64,13 +64,13 @@ def _quota() -> float | None:
     """CPUs of the container's quota (cgroup v2, then v1), or None without one."""
     root = Path("/sys/fs/cgroup")
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = (root / "cpu.max").read_text("utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text())
+        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text("utf-8"))
+        period_us = int((root / "cpu/cpu.cfs_period_us").read_text("utf-8"))
         return quota_us / period_us if quota_us > 0 else None
     except (OSError, ValueError):
         return None

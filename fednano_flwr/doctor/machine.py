@@ -184,6 +184,6 @@ def open_files() -> int:
 
 def _number(file: Path) -> int | None:
     try:
-        return int(file.read_text())
+        return int(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None

@@ -81,5 +81,4 @@ def as_json(role: str, sections: Sequence[Section]) -> str:
             ],
         },
         indent=2,
-        ensure_ascii=False,
     )

@@ -207,7 +207,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         # As written, not as this version of transformers completes it: sides may differ in version.
-        config = json.loads((self.folder / "config.json").read_text())
+        config = json.loads((self.folder / "config.json").read_text("utf-8"))
         digest.update(json.dumps(config, sort_keys=True).encode())
         rows = self.rows(self.token_embeddings, range(FINGERPRINT_ROWS))
         digest.update(rows.float().numpy().tobytes())
