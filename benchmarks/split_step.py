@@ -68,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = load_encoder(Checkpoint(options.model))
     tokens = frozen.token_table()
     edge = NanoEdge(frozen, tokens, adapters, encoder)
-    picture = Path(tempfile.gettempdir()) / "fednano-benchmark.png"
+    folder = tempfile.TemporaryDirectory(prefix="fednano-bench-")
+    picture = Path(folder.name) / "picture.png"
     Image.effect_noise((48, 48), 64).convert("RGB").save(picture)
     sample = Sample(
         "s",
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch = [encoder.encode(sample)] * options.batch
     labels = next_token_labels(batch, IGNORE)
     edge(batch)  # fills the feature cache: the encoder is the same in all variants
+    folder.cleanup()
     host = FrozenLLM(half)
 
     def whole() -> None:

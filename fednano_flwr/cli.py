@@ -6,6 +6,7 @@ fednano run --clients 5 -c strategy.name=fedavg -c conf/iconqa.toml
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +25,19 @@ from fednano_flwr.command.options import (
     Config,
     Revision,
     check_dtype,
+    say_proxies,
     writing,
 )
 from fednano_flwr.command.overrides import run_config
 from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
 from fednano_flwr.command.signals import interrupts
+from fednano_flwr.command.streams import lasting_streams
 from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.config import ConfigError
+from fednano_flwr.exchange.proxies import spare_this_machine
+from fednano_flwr.output import OutputError
+from fednano_flwr.resume import NEVER, run_folder_of
 
 cli = typer.Typer(
     name="fednano",
@@ -46,8 +52,18 @@ for more in (before, after, use):
 
 
 def main() -> None:
-    """Entry point of the `fednano` command."""
-    cli()
+    """Entry point of the `fednano` command.
+
+    That nobody reads its output any more changes neither its work nor its exit status; output that
+    could not be written for another reason makes a status of 0 a 1.
+    """
+    output_failed = lasting_streams()
+    try:
+        cli()
+    except SystemExit as end:
+        if output_failed() and not end.code:
+            raise SystemExit(FAILED) from None
+        raise
 
 
 def _version(wanted: bool) -> None:
@@ -68,6 +84,7 @@ def _options(
     ] = False,
 ) -> None:
     """FedNano on Flower: federated tuning of multimodal LLMs with the LLM kept on the server."""
+    spare_this_machine(os.environ)
 
 
 @cli.command()
@@ -93,14 +110,18 @@ def run(
         cwd = Path.cwd()
         folder = find_app(app, cwd)
         parsed = run_config(folder, config or [], clients, cwd)
+        say_proxies()
         with interrupts(), Screen(verbose, terminal()) as screen:
             validate(parsed)
             read_questions(parsed.dataset, parsed.seed, clients)
-            flat = parsed.flat()
-            status = launch(
-                folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch
-            )
-    except ConfigError as error:
+            with run_folder_of(parsed) as results:
+                flat = parsed.flat()
+                if parsed.resume == NEVER and not parsed.run.name:
+                    flat["run.name"] = results.name
+                status = launch(
+                    folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch
+                )
+    except (ConfigError, OutputError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None
     except LaunchError as error:

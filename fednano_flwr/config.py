@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, get_type_hints
 
+from fednano_flwr.files import is_folder_name
+
 SITES = ("image", "text")
 DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
@@ -86,6 +88,12 @@ class RunFolder:
     def __post_init__(self) -> None:
         _require(
             self.keep_checkpoints >= 1, "run.keep-checkpoints", self.keep_checkpoints, "at least 1"
+        )
+        _require(
+            not self.name or is_folder_name(self.name),
+            "run.name",
+            self.name,
+            "the name of one folder in run.dir: no /, \\ or line break, not .., at most 255 bytes",
         )
         known = f"names of {', '.join(TRACKERS)}, joined by commas"
         names = self.trackers.split(",") if self.trackers else []

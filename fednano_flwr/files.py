@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 SHOWN = 200
 """Characters of a name that an error repeats."""
+LONGEST_NAME = 255
+"""Bytes of a name, as Linux and macOS have it."""
 
 
 def inside(folder: Path, name: object) -> Path:
@@ -39,6 +42,28 @@ def check_name(name: object) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\\" in name:
         raise ValueError(f"the name {name[:SHOWN]!r} leads out of its folder")
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a folder inside another can have this name, and a line of text can show it."""
+    return (
+        name not in ("", ".", "..")
+        and not {"/", "\\"} & set(name)
+        and name.isprintable()  # neither line breaks nor bytes that are no UTF-8
+        and name == name.strip()
+        and len(name.encode()) <= LONGEST_NAME
+    )
+
+
+def fresh_folder(parent: Path, prefix: str, suffix: str = "") -> Path:
+    """Make a folder that nobody else has, for others to read as far as the user's umask says.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = parent / f"{prefix}{secrets.token_hex(8)}{suffix}"
+    folder.mkdir()
+    return folder
 
 
 def describe_file(file: Path) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fednano_flwr.console import human_bytes
+from fednano_flwr.files import fresh_folder
+
+TEMPORARY_BYTES = 64 * 2**20
+"""For the logs and sockets of Flower and Ray, and a copy of the app."""
 
 
 class OutputError(ValueError):
@@ -33,8 +37,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     partial = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        partial.chmod(0o755)  # a temporary folder is its owner's alone
+        partial = fresh_folder(out.parent, f".{out.name}.", ".partial")
         yield partial
         require_free(out)
         os.replace(partial, out)
@@ -49,9 +52,11 @@ def require_free(out: Path) -> None:
 
     Raises:
         OutputError: `out` is a file, or a folder that is not empty, or one that no other can take
-            the place of.
+            the place of, or its name is not UTF-8.
     """
     place = out.resolve()
+    if os.fsencode(place) != str(place).encode(errors="replace"):
+        raise OutputError(f"{out}: is not UTF-8, and Arrow and safetensors open no such files")
     if place.is_dir() and any(place.iterdir()):
         raise OutputError(f"{out}: the folder is not empty; give a new one, or empty it")
     if place.exists() and not place.is_dir():
@@ -59,6 +64,25 @@ def require_free(out: Path) -> None:
     if place == Path.cwd() or os.path.ismount(place):
         what = "the current folder" if place == Path.cwd() else "where a disk is mounted"
         raise OutputError(f"{out} is {what}; give a new folder in it, such as {out / 'new'}")
+
+
+def require_temporary_room() -> Path:
+    """Where temporary files go.
+
+    Raises:
+        OutputError: there is no such place, or it has no room for what Flower and Ray put there.
+    """
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise OutputError(f"{error}; set TMPDIR to a folder with room") from None
+    free = shutil.disk_usage(folder).free
+    if free < TEMPORARY_BYTES:
+        raise OutputError(
+            f"no room in TMPDIR = {folder}: {human_bytes(free)} are free, and a run takes up to "
+            f"{human_bytes(TEMPORARY_BYTES)}; set TMPDIR to another folder"
+        )
+    return folder
 
 
 def require_space(out: Path, needed: int, what: str) -> None:

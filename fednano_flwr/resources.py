@@ -15,8 +15,9 @@ import importlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
+
+from fednano_flwr.files import fresh_folder
 
 
 class ResourceError(ValueError):
@@ -24,10 +25,17 @@ class ResourceError(ValueError):
 
 
 def cache_folder() -> Path:
-    """`$FEDNANO_CACHE`, else `fednano` in the user's cache folder."""
+    """`$FEDNANO_CACHE`, else `fednano` in the user's cache folder.
+
+    Raises:
+        ResourceError: neither is named, and the user has no home.
+    """
     if folder := os.environ.get("FEDNANO_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fednano"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fednano"
+    except RuntimeError:  # a container's user that has no entry in /etc/passwd
+        raise ResourceError("this user has no home: set FEDNANO_CACHE to a folder") from None
 
 
 def resolve(key: str, value: str, write: bool = True) -> Path:
@@ -79,8 +87,11 @@ def _written_dataset(key: str, name: str, source: Path, write: bool) -> Path:
     write_dataset = getattr(importlib.import_module(name), "write_dataset", None)
     if write_dataset is None:
         raise ResourceError(f"{key}: module {name} has no function write_dataset(folder)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = fresh_folder(target.parent, f"{target.name}.")
+    except OSError as error:
+        raise ResourceError(f"{error}: set FEDNANO_CACHE to a folder with room") from error
     try:
         write_dataset(partial)
         os.rename(partial, target)

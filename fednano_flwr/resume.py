@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.folder_lock import LOCK
+from fednano_flwr.folder_lock import LOCK, FolderLock, LockedError
 
 NEVER, AUTO = "never", "auto"
 MAY_DIFFER = (
@@ -55,11 +59,47 @@ MAY_DIFFER = (
 
 
 def folder_of(config: RunConfig) -> Path:
-    """The run's folder."""
+    """The run's folder; where the config does not name it, one that is not there yet."""
     if config.resume not in (NEVER, AUTO):
         return Path(config.resume).expanduser().resolve()
-    name = config.run.name or time.strftime(f"%Y%m%d-%H%M%S-{config.strategy.name}")
-    return (Path(config.run.dir).expanduser() / name).resolve()
+    parent = Path(config.run.dir).expanduser().resolve()
+    if config.run.name:
+        return (parent / config.run.name).resolve()
+    name = time.strftime(f"%Y%m%d-%H%M%S-{config.strategy.name}")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(parent / name for name in names if not os.path.lexists(parent / name))
+
+
+@contextmanager
+def run_folder_of(config: RunConfig) -> Iterator[Path]:
+    """The run's folder, made for this run alone where the config does not name it.
+
+    Where it is still empty when the block ends, it goes again, with all that was made on the way.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    while True:
+        folder = folder_of(config)
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            if config.resume == NEVER and not config.run.name:
+                folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run was faster
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir = {config.run.dir!r}: {folder} cannot be made: {error}"
+            ) from None
+    try:
+        yield folder
+    finally:
+        with suppress(OSError, LockedError):  # somebody else has begun a run in it
+            if folder.is_dir() and not _names(folder):
+                FolderLock(folder, lambda line: None).release()  # takes the lock's file along
+                for one in made:
+                    one.rmdir()
 
 
 def continues(config: RunConfig, folder: Path) -> bool:

@@ -20,6 +20,7 @@ import platform
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.files import replace_file
 from fednano_flwr.folder_lock import FolderLock
 from fednano_flwr.results import other_model
-from fednano_flwr.resume import continues, digest_of, folder_of
+from fednano_flwr.resume import continues, digest_of, run_folder_of
 
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
 
@@ -71,7 +72,8 @@ class RunFolder:
 
     def __init__(self, config: RunConfig, run: int = 0) -> None:
         self.config = config
-        self.path = folder_of(config)
+        self._own = ExitStack()  # the folder and its lock, until they are let go
+        self.path = self._own.enter_context(run_folder_of(config))
         self.rounds: list[dict[str, Any]] = []
         self.model: dict[str, Any] = {}
         self.model_revision = self.dataset_revision = ""
@@ -80,20 +82,19 @@ class RunFolder:
         self._run = str(run)
         self._best: dict[str, Tensor] = {}
         self._environment = {"run": self._run, **environment()}
-        continues(config, self.path)  # what cannot be is refused before a folder is made
-        try:
-            self._lock = FolderLock(self.path, say)
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
-        try:
-            if continues(config, self.path):  # looked at again: whoever had it may have gone on
-                self._go_back()
-        except (OSError, SafetensorError) as error:
-            self.close()
-            raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as opening:
+            opening.callback(self.close)
+            continues(config, self.path)  # what cannot be is refused before it is locked
+            try:
+                self._own.enter_context(FolderLock(self.path, say))
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
+            try:
+                if continues(config, self.path):  # looked at again: whoever had it may have gone on
+                    self._go_back()
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+            opening.pop_all()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -103,7 +104,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let others write to the folder; what was read of it stays."""
-        self._lock.release()
+        self._own.close()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class RunFolder:
             raise CheckpointError(
                 f"round {record['round']} could not be written to {self.path} ({error}). What was "
                 "written of earlier rounds is still there: see to it that there is room, and go "
-                f'on with resume = "{self.path}"'
+                f"on with resume = {json.dumps(str(self.path), ensure_ascii=False)}"
             ) from error
 
     def _append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_state import to_config
 from fednano_flwr.exchange.activity import Activity
 from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.proxies import spare_this_machine
 from fednano_flwr.exchange.server import serve
 from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.exchange.tokens import Tokens, owner
@@ -69,6 +71,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the whole federation; an error ends the run with its reason on one line."""
+    spare_this_machine(os.environ)  # for what trackers send
     file = os.environ.get(VARIABLE)
     screen = Path(file) if file else None
     try:
@@ -236,7 +239,7 @@ def _report(folder: RunFolder) -> None:
     say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
-    say(f"look at it with: fednano report {folder.path}")
+    say(f"look at it with: {shlex.join(['fednano', 'report', str(folder.path)])}")
 
 
 def _ask(

@@ -185,6 +185,17 @@ def test_an_interrupt_exits_with_130(launched, monkeypatch):
     assert run().exit_code == 130
 
 
+def test_a_run_without_a_name_is_given_its_folder_before_flower_starts(launched, tmp_path):
+    for _ in range(2):
+        assert run().exit_code == 0
+    names = [call["run_config"]["run.name"] for call in launched]
+    strategy = project.defaults(ROOT)["strategy.name"]
+    assert all(name.endswith(f"-{strategy}") for name in names)
+    run("-c", "run.name=mine")
+    assert launched[-1]["run_config"]["run.name"] == "mine"
+    assert not (tmp_path / "runs").exists()  # nothing was written, so nothing is left
+
+
 def test_version_is_shown():
     result = CliRunner().invoke(cli.cli, ["--version"])
     assert result.exit_code == 0

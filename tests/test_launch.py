@@ -1,23 +1,31 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from fednano_flwr.command import environment, launch, machine
+from fednano_flwr.command import superlink as superlinks
 from fednano_flwr.command.environment import LaunchError, bin_folder, commit_of, environment_of
 from fednano_flwr.command.processes import MARK, Processes, Watcher
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import superlink
 from fednano_flwr.config import ConfigError
+from fednano_flwr.output import OutputError
 from fednano_flwr.snapshot import VARIABLE
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -214,23 +222,149 @@ def test_the_run_is_told_where_to_say_how_far_it_is_if_somebody_looks(
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    ("remark", "attempts"), [(launch.RAY_DID_NOT_START, 2), ("the model is broken", 1)]
-)
-def test_a_ray_that_did_not_start_in_time_is_tried_once_more(
-    monkeypatch, tmp_path, remark, attempts
-):
-    log = tmp_path / "run.log"
-    log.write_text(f"Exception: {remark}. Perhaps overloaded.\n")
-    seen = []
+def tried(
+    monkeypatch: pytest.MonkeyPatch, *logs: Path | None, details: str = ""
+) -> tuple[launch.RunStatus, list[str]]:
+    """A launch whose attempts leave these logs; None is a run that completed."""
+    left = iter(logs)
 
-    def attempt(*_):
-        seen.append(1)
-        return launch.RunStatus(len(seen), "finished:failed", "", log)
+    def attempt(*_: object) -> launch.RunStatus:
+        log = next(left)
+        status = launch.COMPLETED if log is None else "finished:failed"
+        return launch.RunStatus(0, status, details, log)
 
+    said: list[str] = []
     monkeypatch.setattr(launch, "_attempt", attempt)
-    said = []
-    status = launch.launch(tmp_path, {}, 1, 1, 0.0, said.append)
-    assert (status.run_id, len(seen)) == (attempts, attempts)
-    assert [line for line in said if "trying once more" in line] == said
-    assert len(said) == attempts - 1
+    status = launch.launch(Path(), {}, 1, 1, 0.0, said.append)
+    assert list(left) == []
+    return status, said
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Exception: The current node timed out during startup. Perhaps overloaded.",
+        "RuntimeError: Timed out waiting for file /tmp/ray/session_1/gcs_server_port_2",
+        "TimeoutError: Timed out after 60 seconds while waiting for node to startup.",
+        "RuntimeError: Failed to start GCS. Last 0 lines of error files:",
+        "RuntimeError: Failed to connect to GCS. Last 0 lines of error files:",
+        "RuntimeError: GCS cannot find the node with node ID 3f",
+        "RuntimeError: Failed to get node info for possible node ids: []",
+        "ConnectionError: Could not find any running Ray instance.",
+    ],
+)
+def test_a_ray_that_did_not_start_is_tried_once_more_whatever_it_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str
+) -> None:
+    log = tmp_path / "run.log"
+    frame = '  File ".../raybackend.py", line 128, in init_ray\n    ray.init(\n'
+    log.write_text(
+        f"fednano | server   LLM half\n{frame if 'Connection' in reason else ''}{reason}"
+    )
+    status, said = tried(monkeypatch, log, None)
+    assert status.completed
+    assert len(said) == 1 and "Ray did not start in time on this machine" in said[0]
+    status, said = tried(monkeypatch, log, log)
+    assert "Ray did not start in time on this machine" in status.details and len(said) == 1
+
+
+def test_flower_still_starts_ray_where_it_is_looked_for() -> None:
+    source = Path(importlib.util.find_spec("flwr").origin).parent  # type: ignore
+    backend = source / "server/superlink/fleet/vce/backend/raybackend.py"
+    _, _, function = backend.read_text("utf-8").partition("def init_ray(")
+    assert "ray.init(" in function.partition("\n    def ")[0]
+
+
+def test_a_ray_whose_process_was_ended_is_found_in_the_superlinks_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "run.log").write_text("")
+    (tmp_path / "superlink.log").write_text("E core_worker.cc: Failed to register worker to Raylet")
+    status, _ = tried(monkeypatch, tmp_path / "run.log", None)
+    assert status.completed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Exception: the model is broken",
+        # It was up, and was lost later: what was trained is not begun anew.
+        "fednano | round  0  loss –\nRuntimeError: Failed to connect to GCS.",
+    ],
+)
+def test_another_failure_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run.log").write_text(text)
+    status, said = tried(monkeypatch, tmp_path / "run.log")
+    assert said == [] and "Ray" not in status.details
+
+
+def test_a_full_folder_for_temporary_files_is_named_before_and_after(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 0))
+    with pytest.raises(OutputError, match=rf"no room in TMPDIR = {tmp_path}.*another folder"):
+        launch.launch(Path(), {}, 1, 1, 0.0, print)
+
+    @contextmanager
+    def link(folder: Path, environment: object) -> Iterator[None]:
+        yield None
+
+    failed = f"Simulation failed with exception: [Errno 28] {launch.NO_ROOM}"
+    monkeypatch.setattr(launch, "superlink", link)
+    monkeypatch.setattr(launch, "_follow", lambda *_: launch.RunStatus(1, "x", failed, None))
+    status = launch._attempt(tmp_path, {}, "", print, None)
+    assert status.details == f"no room in TMPDIR = {tmp_path}; set TMPDIR to another folder"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
+    assert "has room" in launch._attempt(tmp_path, {}, "", print, None).details
+
+
+# Listens on its port after a moment, as Flower does, or ends where that is taken.
+LISTENER = """
+import socket, sys, time
+time.sleep(0.3)
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    time.sleep(60)
+"""
+
+
+def test_another_program_on_the_port_is_not_taken_for_our_superlink(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def start(program: str, arguments: Sequence[str], folder: Path, variables: object, **_: object):
+        return subprocess.Popen([sys.executable, "-c", LISTENER, arguments[-1]], env=variables)
+
+    free = superlinks._free_port()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [other.getsockname()[1], free]
+        monkeypatch.setattr(superlinks, "_free_port", lambda: ports.pop(0))
+        monkeypatch.setattr(superlinks, "_start", start)
+        with superlink(tmp_path) as link:
+            assert link.port == free and link.process.poll() is None
+    assert ports == []
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_rays_files_are_never_where_those_of_all_users_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, long: bool
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    folder = tmp_path if long else Path(tempfile.mkdtemp(dir="/tmp"))
+    assert (len(str(folder)) > environment.LONGEST_RAY_FOLDER) == long
+    variables = {}
+
+    def started(_: Path, flags: object, given: dict[str, str], processes: Processes) -> object:
+        variables.update(given)
+        return SimpleNamespace(address="", process=SimpleNamespace(poll=print), started=[])
+
+    monkeypatch.setattr(superlinks, "_started", started)
+    with superlink(folder):
+        own = Path(variables["RAY_TMPDIR"])
+        assert len(str(own)) <= environment.LONGEST_RAY_FOLDER
+        assert own.stat().st_mode & 0o777 == 0o700 and own.is_dir()
+    assert own.exists() != long
+    if not long:
+        shutil.rmtree(folder)

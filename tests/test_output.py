@@ -61,3 +61,12 @@ def test_a_folder_where_a_disk_is_mounted_is_refused(
     with pytest.raises(OutputError, match=r"where a disk is mounted; give a new folder in it"):
         require_free(tmp_path)
     require_free(tmp_path / "new")
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for name in ("caf\udce9", "caf\udce9/new"):
+        with pytest.raises(OutputError, match="UTF-8"), new_folder(tmp_path / name):
+            pass
+    with new_folder(tmp_path / "café"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["café"]

@@ -5,6 +5,7 @@ status = launch(Path("."), {"seed": 1}, clients=5, client_cpus=1, client_gpus=0,
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -24,11 +25,28 @@ from fednano_flwr.command.project import with_code
 from fednano_flwr.command.signals import interrupts, no_interrupts
 from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
 from fednano_flwr.console import ALL_DONE, MARK
+from fednano_flwr.output import require_temporary_room
 from fednano_flwr.snapshot import VARIABLE
 
 COMPLETED = "finished:completed"
-# Ray gives its own daemon 30 s, which a machine that is busy or was just woken may exceed.
-RAY_DID_NOT_START = "The current node timed out during startup"
+# Ray gives its own daemons seconds to start, which a machine that is busy may exceed. It says so in
+# many ways; what all of them have in common is Flower's function in the traceback, unless the
+# process itself was ended.
+RAY_DID_NOT_START = (
+    "in init_ray",
+    "The current node timed out during startup",
+    "Timed out waiting for file",
+    "Timed out waiting for node info",
+    "while waiting for node to startup",
+    "GCS cannot",
+    "to start GCS",
+    "to connect to GCS",
+    "to get node info",
+    "to register worker to Raylet",
+    "Failed to connect to socket at address",
+)
+NO_ROOM = "No space left on device"
+FULL_BYTES = 8 * 2**20  # what a file that does not fit leaves free
 STATUS_SECONDS = 30.0  # the stream may end a moment before the run's status is final
 LOOK_SECONDS = 5.0
 
@@ -76,16 +94,31 @@ def launch(
 
     Raises:
         ConfigError: the machine lacks what one client needs.
+        OutputError: the folder for temporary files has no room.
         LaunchError: Flower did not start or refused the app.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; everything is ended and removed.
     """
     check_resources(clients, client_cpus, client_gpus)
     federation = federation_config(clients, client_cpus, client_gpus)
+    require_temporary_room()
     status = _attempt(app_dir, run_config, federation, on_line, watch)
-    if status.log is not None and RAY_DID_NOT_START in status.log.read_text(errors="replace"):
+    if _ray_did_not_start(status):
         on_line(f"{MARK}Ray did not start in time on this machine; trying once more")
         status = _attempt(app_dir, run_config, federation, on_line, watch)
+        if _ray_did_not_start(status):
+            reason = "Ray did not start in time on this machine, twice; end other programs"
+            return dataclasses.replace(status, details=reason)
     return status
+
+
+def _ray_did_not_start(status: RunStatus) -> bool:
+    """Whether a run failed since Ray was not up: then no round has begun."""
+    if status.completed or status.log is None or NO_ROOM in status.details:
+        return False
+    logs = [status.log, status.log.with_name("superlink.log")]  # the latter of what is not Python
+    text = "\n".join(log.read_text("utf-8", "replace") for log in logs if log.exists())
+    begun = re.search(re.escape(MARK) + r"round +\d", text)
+    return not begun and any(sign in text for sign in RAY_DID_NOT_START)
 
 
 def tail(log: Path, lines: int = 40) -> list[str]:
@@ -113,6 +146,8 @@ def _attempt(
             with superlink(folder, environment=variables) as link:
                 status = _follow(link, app_dir, run_config, federation, on_line)
             keep_logs = not status.completed
+            if NO_ROOM in status.details:
+                status = dataclasses.replace(status, details=_what_is_full(folder, status.details))
         except LaunchError:
             keep_logs = True
             raise
@@ -173,6 +208,17 @@ def _final_status(link: SuperLink, run_id: int) -> tuple[str, str]:
         if status.startswith("finished") or time.monotonic() > until:
             return status, details
         time.sleep(0.5)
+
+
+def _what_is_full(folder: Path, details: str) -> str:
+    """Where there is no room, if it is where this run has its temporary folder.
+
+    Args:
+        details: Flower's remark, which does not say.
+    """
+    if shutil.disk_usage(folder).free > FULL_BYTES:
+        return f"{details}; TMPDIR = {folder.parent} has room"
+    return f"no room in TMPDIR = {folder.parent}; set TMPDIR to another folder"
 
 
 def _remove(folder: Path, keep_logs: bool) -> None:

@@ -48,10 +48,18 @@ def config_of(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
     for text in overrides:
         given |= parse_override(text, cwd)
     config = RunConfig.parse(absolute_paths({**defaults(app), **given}, cwd))
+    _check_text(config)
     usual = RunConfig.parse(defaults(app))
     _check_strategy(config.strategy, usual.strategy)
     check_unread_privacy(config.privacy, usual.privacy)
     return config
+
+
+def _check_text(config: RunConfig) -> None:
+    """Refuse paths whose bytes are no UTF-8: what a run writes down is."""
+    for key, value in config.flat().items():
+        if isinstance(value, str) and value != value.encode(errors="replace").decode():
+            raise ConfigError(f"{key} = {value!r}: is not UTF-8; rename the file or folder")
 
 
 def _check_strategy(asked: Strategy, usual: Strategy) -> None:

@@ -7,16 +7,19 @@ SuperLink has its own `FLWR_HOME`, log and environment, and takes everything it 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from fednano_flwr.command.environment import HOME, LaunchError, bin_folder, environment_of
@@ -113,8 +116,11 @@ def superlink(
     made = [folder / name for name in ("empty", HOME, "ray")]
     for path in made:
         path.mkdir()
+    elsewhere = [] if "RAY_TMPDIR" in variables else [_short_folder(folder)]
+    for path in elsewhere:
+        variables["RAY_TMPDIR"] = str(path)
     flags = [*(["--simulation"] if simulation else []), *options]
-    watcher = Watcher(processes.run_id, made)
+    watcher = Watcher(processes.run_id, made + elsewhere)
     link: SuperLink | None = None
     try:
         link = _started(folder, flags, variables, processes)
@@ -126,14 +132,30 @@ def superlink(
         with no_interrupts():
             processes.end()
             watcher.dismiss()
+            for path in elsewhere:
+                shutil.rmtree(path, ignore_errors=True)
             for process in [link.process, *link.started] if link else []:
                 process.poll()  # takes its exit status, so that no zombie stays
+
+
+def _short_folder(folder: Path) -> Path:
+    """Where Ray's sockets go if a folder's path is too long for them: not where all users' are."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="fednano-ray-", dir="/tmp"))
+    except OSError as error:
+        raise LaunchError(
+            f"{folder} is too long for Ray's sockets, and /tmp cannot be used ({error}): set "
+            "TMPDIR to a folder whose path is shorter"
+        ) from None
 
 
 def _started(
     folder: Path, flags: Sequence[str], variables: dict[str, str], processes: Processes
 ) -> SuperLink:
-    """Start the SuperLink, on another port if the first was taken before it could have it."""
+    """Start the SuperLink, on another port if the first was taken before it could have it.
+
+    It is up when it listens itself: who only answers on the port may be another program.
+    """
     log = folder / "superlink.log"
     for _ in range(3):
         port = _free_port()
@@ -145,7 +167,7 @@ def _started(
             )
         until = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < until:
-            if _answers(port):
+            if _listens(process.pid, port):
                 return SuperLink(folder, port, variables, processes, process)
             time.sleep(0.1)
         processes.end()
@@ -169,7 +191,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _listens(pid: int, port: int) -> bool:
+    """Whether this process or one that it started listens on the port: another program may, too."""
+    with suppress(psutil.Error):
+        ours = psutil.Process(pid)
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for process in (ours, *ours.children(recursive=True))
+            for connection in process.net_connections("tcp")
+        )
+    return False  # it has ended meanwhile

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,7 +232,8 @@ def _check_code(app: Path) -> None:
     if own.exists() and own.resolve() != PACKAGE:
         raise ConfigError(
             f"{app} has code of its own, and this command would compare that of {PACKAGE.parent}. "
-            f"Install it (pip install -e {app}), or set PYTHONPATH={app}"
+            f"Install it ({shlex.join(['pip', 'install', '-e', str(app)])}), or set "
+            f"PYTHONPATH={shlex.quote(str(app))}"
         )
 
 

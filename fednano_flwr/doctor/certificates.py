@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import ssl
 import time
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_key_file(file: Path) -> list[Finding]:
     return [
         warning(
             f"llm.tls-key = {str(file)!r}: others of this machine may read it (mode {mode:04o})",
-            f"chmod 600 {file}",
+            shlex.join(["chmod", "600", str(file)]),
         )
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.output import TEMPORARY_BYTES, OutputError, require_temporary_room
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import Parts
@@ -59,11 +62,29 @@ def check_folder(key: str, folder: Path, needed: int, private: bool = False) -> 
             warning(
                 f"{name}: others of this machine may look into it (mode {mode:04o}); what lies "
                 "there tells of this client's data",
-                f"chmod 700 {folder}",
+                shlex.join(["chmod", "700", str(folder)]),
             )
         )
     how = "can be written to" if there == folder else f"can be made in {there}"
     return findings or [ok(f"{name} {how}; {human_bytes(free)} free")]
+
+
+def check_temporary() -> list[Finding]:
+    """Of temporary files: Flower's, Ray's, and features that the server's memory cannot hold."""
+    try:
+        folder = require_temporary_room()
+    except OutputError as error:
+        what, _, do = str(error).rpartition("; ")
+        return [problem(what, do)]
+    asked = os.environ.get("TMPDIR")
+    if asked and Path(asked).absolute() != folder.absolute():
+        return [
+            warning(
+                f"TMPDIR = {asked!r} cannot be written to; temporary files go to {folder}",
+                "make that folder, or set TMPDIR to another",
+            )
+        ]
+    return check_folder("TMPDIR", folder, TEMPORARY_BYTES)
 
 
 def nearest(path: Path) -> Path:

@@ -32,7 +32,7 @@ def checks(subject: Subject) -> Themes:
             ("resume", partial(settings.check_resume, config)),
         ],
         "model": [("the model", partial(model.check_half, its.name, "llm", its.revision))],
-        "folders": [("run.dir", run_dir)],
+        "folders": [("run.dir", run_dir), ("temporary files", folders.check_temporary)],
         "certificates": [
             ("the service's certificate", partial(certificates.check_service, config)),
             clock,

@@ -64,7 +64,6 @@ def write_bundle(
             tensors[TOKEN_IDS] = kept
         progress("writing", size, size)
         save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-        (folder / SINGLE).chmod(0o644)
         for file in small_files(checkpoint.folder):
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +87,7 @@ def write_bundle(
             "files": {file.relative_to(folder).as_posix(): describe_file(file) for file in written},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(folder / MANIFEST, folder / SINGLE)  # safetensors makes it its user's alone
     return EdgeBundle(str(out))
 
 

@@ -79,7 +79,7 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
         ("versions", "Python", "packages are in their ranges", "flower-superexec"),
         ("run config", "the run config of", "strategy fedavg-exact"),
         ("model", "hold the language model"),
-        ("folders", "run.dir"),
+        ("folders", "run.dir", "TMPDIR"),
         ("certificates", "llm.tls-cert is not set", "clock"),
         ("network", "any port that is free", "only clients on this machine"),
         ("machine", "llm.device", "llm.threads", "the language model in float32", "open files"),
@@ -118,7 +118,7 @@ def test_a_simulations_machine_is_looked_at_as_a_servers_and_as_a_clients(doctor
     said = findings(result, "ok")
     assert_said(said, "data", "looks like scienceqa")
     assert_said(said, "model", "hold the language model", "hold the client's half")
-    assert_said(said, "folders", "run.dir", "edge.state-dir", "edge.feature-dir")
+    assert_said(said, "folders", "run.dir", "TMPDIR", "edge.state-dir", "edge.feature-dir")
     assert "node config" not in said
     for change in ("dataset.path=/nowhere", "privacy.dp=server-fixed"):
         worse = doctor("-c", change, "--json")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fednano_flwr import output
 from fednano_flwr.config import RunConfig
 from fednano_flwr.doctor import folders
 from fednano_flwr.doctor.folders import (
     check_client_folders,
     check_folder,
     check_run_dir,
+    check_temporary,
     run_bytes,
 )
 from fednano_flwr.doctor.model import parts_of
@@ -44,6 +47,20 @@ def test_a_file_in_the_place_of_a_folder_is_a_problem(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_a_problem(tmp_path: Path) -> None:
     found = only(check_folder("run.dir", tmp_path, 10**18), "problem")
     assert "1000000000.0 GB" in found.what and "make room" in found.do
+
+
+def test_a_full_folder_for_temporary_files_is_named_and_so_is_one_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert str(tmp_path) in only(check_temporary(), "ok").what
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    found = only(check_temporary(), "warning")
+    assert "/nowhere" in found.what and str(tmp_path) in found.what
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 1000))
+    found = only(check_temporary(), "problem")
+    assert f"TMPDIR = {tmp_path}: 1.0 kB" in found.what and "set TMPDIR" in found.do
 
 
 def test_runs_need_room_for_their_checkpoints(config: Configured, tiny_model: Path) -> None:
