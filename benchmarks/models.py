@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +141,9 @@ class RandomCheckpoint(Checkpoint):
     @cached_property
     def files(self) -> dict[str, tuple[str, str]]:
         return {name: ("", name) for name in self._shapes}
+
+    def check(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Nothing is stored that could differ."""
 
     def read(
         self,

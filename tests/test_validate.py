@@ -21,6 +21,7 @@ def names(monkeypatch):
     """What the registries would say, without reading a model."""
     monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
     monkeypatch.setattr("fednano_flwr.models.source.check_model", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.models.bundle.check_weights", lambda *_, **__: None)
 
 
 def config(tmp_path: Path, *changes: str):

@@ -154,7 +154,6 @@ def _download_without_bundle(found: SizeConfig) -> int | None:
     """Bytes of the checkpoint's files that hold a tensor of the client; None without weights."""
     from fednano_flwr.models.bundle import MANIFEST
     from fednano_flwr.models.checkpoint import INDEX, SINGLE, Checkpoint
-    from fednano_flwr.models.split import edge_tensors
 
     folder = found.folder
     if folder is None or (folder / MANIFEST).exists():
@@ -162,8 +161,7 @@ def _download_without_bundle(found: SizeConfig) -> int | None:
     if not any((folder / name).exists() for name in (INDEX, SINGLE)):
         return None
     checkpoint = Checkpoint(str(folder))
-    names = [*edge_tensors(checkpoint)[0], checkpoint.token_embeddings]
-    files = {folder / checkpoint.files[name][0] for name in names}
+    files = {folder / checkpoint.files[name][0] for name in checkpoint.tensors("edge")}
     if not all(file.exists() for file in files):
         return None
     return sum(file.stat().st_size for file in files) + _file_bytes(found)

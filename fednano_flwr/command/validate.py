@@ -19,7 +19,7 @@ def validate(config: RunConfig) -> None:
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
     from fednano_flwr.exchange.tls import read_ca, read_identity
-    from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
+    from fednano_flwr.models.bundle import EdgeBundle, check_weights, open_checkpoint
     from fednano_flwr.models.source import check_model
     from fednano_flwr.resume import continues, folder_of
 
@@ -35,6 +35,7 @@ def validate(config: RunConfig) -> None:
     validate_host(config)
     check_model(config.model.name, config.model.revision)
     continues(config, folder_of(config))
+    check_weights(config.model, edge=not config.edge.bundle)
 
 
 def validate_names(config: RunConfig) -> None:

@@ -11,17 +11,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.doctor.finding import Finding, look, ok, problem, warning
 
 if TYPE_CHECKING:
     from fednano_flwr.models.bundle import EdgeBundle
-    from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.checkpoint import Half
     from fednano_flwr.models.size import Parts
 
-Half = Literal["llm", "edge"]
 HALVES: dict[Half, str] = {"llm": "language model", "edge": "client's half"}
 SHOWN = 3
 
@@ -77,29 +76,19 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
     found = find(name, revision)
     if found.folder is None:
         return [_to_download(name, "is not in the hub's cache")]
-    from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
+    from fednano_flwr.models.checkpoint import Checkpoint
     from fednano_flwr.models.source import read_config
 
     read_config(name, found.folder)
-    if found.on_hub and not has_index(found.folder) and not (found.folder / SINGLE).is_file():
+    if found.on_hub and not _has_weights(found.folder):
         return [_to_download(name, "has no weights in the hub's cache")]
     checkpoint = Checkpoint(str(found.folder))
-    by_file: dict[str, list[str]] = {}
-    for tensor in tensors_of(checkpoint, half):
-        if tensor not in checkpoint.files:
-            return [
-                problem(
-                    f"model {name}: the checkpoint has no tensor {tensor}, which the "
-                    f"{HALVES[half]} needs",
-                    "get the model anew; its config and its weights do not belong together",
-                )
-            ]
-        file, key = checkpoint.files[tensor]
-        by_file.setdefault(file, []).append(key)
-    missing = [file for file in by_file if not (found.folder / file).exists()]
+    shapes = checkpoint.tensors(half)
+    files = sorted({checkpoint.files[name][0] for name in shapes if name in checkpoint.files})
+    missing = [file for file in files if not (found.folder / file).exists()]
     if missing:
         listed = (
-            f"{len(missing)} of the {len(by_file)} files of the {HALVES[half]} ({_some(missing)})"
+            f"{len(missing)} of the {len(files)} files of the {HALVES[half]} ({_some(missing)})"
         )
         if found.on_hub:
             return [_to_download(name, f"lacks {listed} in the hub's cache")]
@@ -110,30 +99,13 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
                 "copy them there from where the model came from",
             )
         ]
-    findings = [
-        finding for file in by_file for finding in _damage(found.folder / file, by_file[file])
-    ]
-    return findings or [
+    checkpoint.check(shapes)
+    return [
         ok(
-            f"model {name}: {len(by_file)} files hold the {HALVES[half]} "
-            f"(fingerprint {checkpoint.fingerprint})"
+            f"model {name}: {len(files)} file{'s hold' if len(files) > 1 else ' holds'} the "
+            f"{HALVES[half]} (fingerprint {checkpoint.fingerprint})"
         )
     ]
-
-
-def tensors_of(checkpoint: Checkpoint, half: Half) -> list[str]:
-    """Canonical names of the tensors that a side reads."""
-    from fednano_flwr.models import skeleton
-    from fednano_flwr.models.families import canonical
-    from fednano_flwr.models.split import edge_tensors
-
-    if half == "edge":
-        return [*edge_tensors(checkpoint)[0], checkpoint.token_embeddings]
-    whole = skeleton.build(checkpoint.config)
-    skeleton.drop_vision(whole)
-    names = [canonical(name) for name, _ in whole.named_parameters()]
-    tied = "lm_head.weight" not in checkpoint.files
-    return [name for name in names if not (tied and name == "lm_head.weight")]
 
 
 def parts_of(name: str, revision: str = "") -> Parts | None:
@@ -214,9 +186,12 @@ def check_same(key: str, bundle: EdgeBundle, model: Model) -> list[Finding]:
 
     name, found = model.name, find(model.name, model.revision)
     folder = found.folder
-    if folder is None or not _weights_here(folder):
+    if folder is None or not _has_weights(folder):
         return []
-    other, commit = Checkpoint(str(folder)).fingerprint, folder.name if found.on_hub else ""
+    checkpoint = Checkpoint(str(folder))
+    if not (folder / checkpoint.files[checkpoint.token_embeddings][0]).exists():
+        return []
+    other, commit = checkpoint.fingerprint, folder.name if found.on_hub else ""
     if same_checkpoint(bundle.fingerprint, other) and (
         bundle.revision == commit or not (bundle.revision and commit)
     ):
@@ -260,36 +235,11 @@ def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]
     return [ok(f"{key}: the bundle holds the embeddings of the shard's {len(ids)} tokens")]
 
 
-def has_index(folder: Path) -> bool:
-    """Whether a checkpoint's tensors are in several files."""
-    from fednano_flwr.models.checkpoint import INDEX
+def _has_weights(folder: Path) -> bool:
+    """Whether the file is here that says which tensors there are."""
+    from fednano_flwr.models.checkpoint import INDEX, SINGLE
 
-    return (folder / INDEX).is_file()
-
-
-def _weights_here(folder: Path) -> bool:
-    """Whether the file of the token embeddings, which a fingerprint needs, is here."""
-    from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
-
-    if not has_index(folder):
-        return (folder / SINGLE).is_file()
-    checkpoint = Checkpoint(str(folder))
-    return (folder / checkpoint.files[checkpoint.token_embeddings][0]).exists()
-
-
-def _damage(path: Path, keys: Sequence[str]) -> list[Finding]:
-    """What a safetensors file lacks; its header tells, no weight is read."""
-    from safetensors import SafetensorError, safe_open
-
-    do = "copy the file again from where the model came from"
-    try:
-        with safe_open(path, framework="pt") as file:
-            lacking = sorted(set(keys) - set(file.keys()))
-    except (SafetensorError, OSError) as error:
-        return [problem(f"{path} is damaged or incomplete: {error}", do)]
-    if lacking:
-        return [problem(f"{path} lacks {len(lacking)} tensors ({_some(lacking)})", do)]
-    return []
+    return any((folder / name).is_file() for name in (SINGLE, INDEX))
 
 
 def _to_download(name: str, what: str) -> Finding:

@@ -24,7 +24,7 @@ from fednano_flwr.export.fold import CONNECTORS, Connector, LowRank, fold_column
 from fednano_flwr.export.stream import Outgoing, Stored
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import EdgeBundle
-from fednano_flwr.models.checkpoint import INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import HEAD, INDEX, Checkpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.split import small_files
 from fednano_flwr.output import require_space
@@ -32,7 +32,6 @@ from fednano_flwr.output import require_space
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""
 SPARE = 64 * 2**20
-HEAD = "lm_head.weight"
 # A model's own files of these names; others in its folder say how it was made.
 LOADED = (
     "added_tokens",
@@ -128,7 +127,8 @@ def write_merged(
     merged.nbytes = sum(one.nbytes for tensors in plan.values() for one in tensors.values())
     require_space(folder, merged.nbytes + SPARE, "the merged model")
     config = _write_config(checkpoint, folder, "text" in sites, dtype)
-    _require_whole(checkpoint, config, {canonical(k) for own in plan.values() for k in own})
+    planned = {str(checkpoint.called(key)) for tensors in plan.values() for key in tensors}
+    _require_whole(checkpoint, config, planned)
     done = 0
 
     def written(count: int) -> None:
@@ -140,7 +140,7 @@ def write_merged(
         target = folder / filename
         target.parent.mkdir(parents=True, exist_ok=True)
         stream.write(target, tensors, written)
-    if (checkpoint.folder / INDEX).exists():
+    if checkpoint.chosen == INDEX:
         places = {key: file for file, tensors in plan.items() for key in tensors}
         index = {
             "metadata": {"total_size": merged.nbytes},
@@ -192,20 +192,19 @@ def _plan(
     for filename in dict.fromkeys(file for file, _ in checkpoint.files.values()):
         own: dict[str, Outgoing] = {}
         for key, stored in _stored_in(checkpoint, filename).items():
-            if canonical(key) not in checkpoint.files or (
-                checkpoint.files[canonical(key)] != (filename, key)
-            ):
-                continue  # no part of the model by its index
+            name = checkpoint.called(key)
+            if name is None:
+                continue  # no part of the model
             target = dtype if dtype and stored.dtype.is_floating_point else stored.dtype
-            if canonical(key) in folds:
+            if name in folds:
                 merged.changed.append(key)
                 merged.dtypes.add(str(target).removeprefix("torch."))
-                fold, whole = folds[canonical(key)]
+                fold, whole = folds[name]
                 pieces = partial(_folded, stored, fold, whole, target, merged)
             else:
                 pieces = partial(_converted, stored, target)
             own[key] = Outgoing(target, stored.shape, pieces)
-            if text and canonical(key) == checkpoint.token_embeddings and _tied(checkpoint):
+            if text and name == checkpoint.token_embeddings and checkpoint.tied:
                 # The head goes on with the table as it was.
                 merged.untied = _head_beside(key)
                 own[merged.untied] = Outgoing(
@@ -222,10 +221,6 @@ def _stored_in(checkpoint: Checkpoint, filename: str) -> dict[str, Stored]:
         raise ConfigError(
             f"model {checkpoint.name}: {error}; only unquantized checkpoints can be merged into"
         ) from error
-
-
-def _tied(checkpoint: Checkpoint) -> bool:
-    return HEAD not in checkpoint.files
 
 
 def _head_beside(embeddings: str) -> str:
@@ -307,7 +302,7 @@ def _require_whole(checkpoint: Checkpoint, config: PretrainedConfig, planned: se
         ConfigError: with some of their names.
     """
     tree = {canonical(name) for name, _ in skeleton.build(config).named_parameters()}
-    if _tied(checkpoint) and HEAD not in planned:
+    if checkpoint.tied and HEAD not in planned:
         tree.discard(HEAD)
     missing = sorted(tree - planned)
     if missing:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.files import describe_file, inside
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.source import locate
@@ -50,6 +51,10 @@ class EdgeBundle(Checkpoint):
     def fingerprint(self) -> str:  # type: ignore[override]
         """That of the checkpoint it was split from."""
         return self._manifest["fingerprint"]
+
+    def called(self, key: str) -> str | None:
+        """The name itself: `fednano split` has written canonical ones."""
+        return key
 
     def embedding_rows(
         self,
@@ -113,3 +118,36 @@ def open_checkpoint(name: str, revision: str = "") -> Checkpoint:
     if (locate(name, revision)[0] / MANIFEST).is_file():
         return EdgeBundle(name)
     return Checkpoint(name, revision)
+
+
+def open_whole(name: str, revision: str = "") -> Checkpoint:
+    """The checkpoint called `name`, which a server or a merged model needs.
+
+    Raises:
+        ConfigError: no such model, a family that cannot be cut, or only a client's half of one.
+    """
+    checkpoint = open_checkpoint(name, revision)
+    if isinstance(checkpoint, EdgeBundle):
+        raise ConfigError(
+            f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
+            f"checkpoint that it was split from, {checkpoint.name}"
+        )
+    return checkpoint
+
+
+@lru_cache(maxsize=1)  # many runs that are compared have one model
+def check_weights(model: Model, edge: bool) -> None:
+    """Refuse a checkpoint whose files do not hold what this machine is to load of it.
+
+    Only headers are read. Files on the hub that the cache lacks are downloaded.
+
+    Args:
+        edge: whether the client's half is loaded of it too, and not of a bundle.
+
+    Raises:
+        ConfigError: with the file and the tensor.
+    """
+    checkpoint = open_whole(model.name, model.revision)
+    checkpoint.check(checkpoint.tensors("llm"))
+    if edge:
+        checkpoint.check(checkpoint.tensors("edge"))

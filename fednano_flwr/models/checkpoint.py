@@ -11,29 +11,38 @@ besides.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.files import check_name
+from fednano_flwr.models import skeleton
 from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.models.fingerprint import digests_of_halves
 from fednano_flwr.models.source import locate, read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
+DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
+OTHER_WEIGHTS = ("*.safetensors", "*.bin*", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+LFS = b"version https://git-lfs"
+HEAD = "lm_head.weight"
+Half = Literal["llm", "edge"]
 FINGERPRINT_ROWS = 64
 PIECE_BYTES = 16 * 2**20  # of a tensor, converted before its mapping is let go
 PIECE_ROWS = 256  # likewise where rows are picked: each brings its neighbours' pages along
@@ -74,22 +83,113 @@ class Checkpoint:
         self._on_hub = bool(self.revision)
         self.hub_id = name if self._on_hub else ""
         self._downloaded: dict[str, Path] = {}
+        self._checked: set[str] = set()
         self.config: PretrainedConfig = read_config(name, self.folder)
         self.family: Family = FAMILIES[self.config.model_type]
 
     @cached_property
+    def chosen(self) -> str:
+        """`SINGLE` or `INDEX`: the file that `from_pretrained` begins with, the former before."""
+        if self._has(SINGLE):
+            return SINGLE
+        if (self.folder / INDEX).is_file():
+            return INDEX
+        others = sorted(
+            path.name for kind in OTHER_WEIGHTS for path in self.folder.glob(kind) if path.is_file()
+        )
+        there = f"; of weights there are {', '.join(others)}" if others else ""
+        raise ConfigError(
+            f"model {self.name}: {self.folder} has neither {SINGLE} nor {INDEX}, and no other file "
+            f"of weights is read{there}. Rename a variant of it to {SINGLE}, or load the model "
+            "with transformers and save it with save_pretrained"
+        )
+
+    @cached_property
     def files(self) -> dict[str, tuple[str, str]]:
-        """Canonical tensor name → (file, the tensor's name in it)."""
-        index = self.folder / INDEX
-        if index.exists():
-            weight_map = self._weight_map(index)
-        else:
-            with self._opened(self.path(SINGLE)) as file:
-                weight_map = dict.fromkeys(file.keys(), SINGLE)
-        files = {canonical(key): (file, key) for key, file in weight_map.items()}
-        if len(files) < len(weight_map):
-            raise ConfigError(f"model {self.name}: two of its tensors have the same place")
+        """Canonical tensor name → (file, the tensor's name in it).
+
+        What `from_pretrained` does not take for a part of the model is left out.
+
+        Raises:
+            ConfigError: no files that are read, or some that `from_pretrained` reads otherwise.
+        """
+        self._refuse_other_layouts()
+        files: dict[str, tuple[str, str]] = {}
+        for key, file in self._listed.items():
+            name = self.called(key)
+            if name is None:
+                continue
+            if name in files:
+                other, before = files[name]
+                raise ConfigError(
+                    f"model {self.name}: {before} in {other} and {key} in {file} are the same "
+                    f"tensor, {name}; take one of them out"
+                )
+            files[name] = file, key
+        if self.chosen == INDEX and not self._on_hub:
+            for file in sorted(set(self._listed.values())):
+                if (self.folder / file).exists():
+                    self.path(file)
         return files
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the head is the table of the token embeddings, as `from_pretrained` decides."""
+        tied = {canonical(name) for name in self._whole.all_tied_weights_keys}
+        return HEAD not in self.files and HEAD in tied
+
+    def called(self, key: str) -> str | None:
+        """Canonical name of the tensor that a file calls so; None where it is no part of the model.
+
+        Raises:
+            ConfigError: the tensor is stored in a form that is not read.
+        """
+        try:
+            name = self._names(key)
+        except ValueError as error:
+            raise ConfigError(f"model {self.name}: {error}") from None
+        return None if name is None else canonical(name)
+
+    def tensors(self, half: Half) -> dict[str, torch.Size]:
+        """Canonical names and shapes of what a side reads: "llm" or "edge"."""
+        config = copy.deepcopy(self.config)
+        if half == "edge":
+            skeleton.trim_encoder(config)
+        whole = skeleton.build(config)
+        if half == "edge":
+            table = skeleton.drop_language(whole).weight.shape
+        else:
+            skeleton.drop_vision(whole)
+        found = {canonical(name): value.shape for name, value in whole.named_parameters()}
+        if half == "edge":
+            found[self.token_embeddings] = table
+        elif self.tied:
+            found.pop(HEAD, None)
+        return found
+
+    def check(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Refuse tensors that cannot be read, by the headers of their files.
+
+        Args:
+            shapes: by canonical name.
+
+        Raises:
+            ConfigError: one is missing, or has another shape or a dtype that is not read.
+        """
+        by_file: dict[str, list[str]] = {}
+        for name in shapes:
+            by_file.setdefault(self._entry(name)[0], []).append(name)
+        for filename, names in by_file.items():
+            with self._opened(self.path(filename)) as file:
+                for name in names:
+                    stored = file.get_slice(self.files[name][1])
+                    self._dtype(name, stored)
+                    shape = tuple(stored.get_shape())
+                    if shape != tuple(shapes[name]):
+                        raise ConfigError(
+                            f"model {self.name}: tensor {name} in {filename} has shape {shape}, "
+                            f"the config asks for {tuple(shapes[name])}"
+                        )
 
     def read(
         self,
@@ -162,15 +262,10 @@ class Checkpoint:
             make: turns a name in `module` and the tensor read for it into the parameter.
         """
         names = {canonical(name): name for name, _ in module.named_parameters()}
+        self.check({canonical(name): value.shape for name, value in module.named_parameters()})
         for place, tensor in self.read(names, lambda place: _device(device, names[place]), dtype):
             owner_name, _, leaf = names[place].rpartition(".")
             owner = module.get_submodule(owner_name)
-            expected = getattr(owner, leaf).shape
-            if tensor.shape != expected:
-                raise ConfigError(
-                    f"model {self.name}: tensor {place} has shape {tuple(tensor.shape)}, "
-                    f"the config asks for {tuple(expected)}"
-                )
             setattr(owner, leaf, make(names[place], tensor))
         for path, owner in module.named_modules():
             for key, value in owner.named_buffers(recurse=False):
@@ -226,11 +321,101 @@ class Checkpoint:
 
     def _entry(self, name: str) -> tuple[str, str]:
         if name not in self.files:
-            raise ConfigError(f"model {self.name}: the checkpoint has no tensor {name}")
+            hint = ""
+            if name == HEAD:
+                hint = (
+                    f", and its config.json does not say tie_word_embeddings where "
+                    f"{self.family.architecture} looks for it. Get the file that has it; or, if "
+                    "the head is the table of the token embeddings, set tie_word_embeddings to "
+                    "true, beside model_type"
+                )
+            raise ConfigError(
+                f"model {self.name}: {self.chosen} has no tensor {name}, which the config asks "
+                f"for{hint}"
+            )
         return self.files[name]
 
+    @cached_property
+    def _whole(self) -> Any:
+        return skeleton.build(self.config)
+
+    @cached_property
+    def _names(self) -> Callable[[str], str | None]:
+        return skeleton.checkpoint_names(self._whole)
+
+    @cached_property
+    def _listed(self) -> dict[str, str]:
+        """Which file holds which tensor, by the names that files have for tensors."""
+        if self.chosen == INDEX:
+            return self._weight_map(self.folder / INDEX)
+        with self._opened(self.path(SINGLE)) as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+
+    def _refuse_other_layouts(self) -> None:
+        """Refuse what `from_pretrained` reads besides, or instead of, the usual files.
+
+        Raises:
+            ConfigError: there is such.
+        """
+        if (self.folder / ADAPTER).is_file():
+            raise ConfigError(
+                f"model {self.name}: {self.folder} has {ADAPTER} beside config.json, and "
+                "from_pretrained puts that adapter on top of the weights. Merge it into them with "
+                "PEFT (merge_and_unload, then save_pretrained), or move it elsewhere"
+            )
+        explicit = getattr(self.config, "transformers_weights", None)
+        if explicit not in (None, SINGLE):
+            raise ConfigError(
+                f"model {self.name}: its config.json names the weights {explicit!r} "
+                f"(transformers_weights), and only {SINGLE} and {INDEX} are read; rename the file "
+                "and take the key out"
+            )
+        if parts := sorted(path.name for path in self.folder.glob(DISTRIBUTED)):
+            raise ConfigError(
+                f"model {self.name}: {self.folder} holds a distributed checkpoint ({parts[0]}, …), "
+                "which is not read; load it with transformers and save it with save_pretrained"
+            )
+
+    def _has(self, filename: str) -> bool:
+        """Whether there is such a file; downloaded where it lies on the hub."""
+        if not self._on_hub:
+            return (self.folder / filename).is_file()
+        try:
+            self._downloaded[filename] = self._download(filename)
+        except ConfigError as error:
+            if isinstance(error.__cause__, EntryNotFoundError):
+                return False
+            raise
+        return True
+
+    def _check_shard(self, filename: str, path: Path) -> None:
+        """Compare a file with what the index says of it.
+
+        `from_pretrained` reads what the files hold, and the index says which side reads which file.
+
+        Raises:
+            ConfigError: they differ in a tensor of the model.
+        """
+        try:
+            with self._opened(path) as file:
+                held = set(file.keys())
+        except ConfigError:
+            return  # who reads a tensor of it is told; the other side need not have it
+        listed = {key for key, name in self._listed.items() if name == filename}
+        for key in sorted(held ^ listed):
+            if self.called(key) is None:
+                continue
+            what = f"lists {key} in {filename}, which lacks it"
+            if key in held:
+                other = self._listed.get(key)
+                what = f"{f'says {key} is in {other}' if other else f'does not list {key}'}, and "
+                what += f"{filename} holds it"
+            raise ConfigError(
+                f"model {self.name}: {INDEX} {what}; they are not of one checkpoint: get both anew"
+            )
+
     def _weight_map(self, index: Path) -> dict[str, str]:
-        """Which file holds which tensor."""
+        """What an index says."""
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             if not isinstance(weight_map, dict):
@@ -249,7 +434,8 @@ class Checkpoint:
                 yield file
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"model {self.name}: {path} is no safetensors file that can be read: {error}"
+                f"model {self.name}: {path} is no safetensors file that can be read: "
+                f"{error}{_pointer(path)}"
             ) from error
 
     def _dtype(self, name: str, stored: Any) -> torch.dtype:
@@ -264,8 +450,17 @@ class Checkpoint:
         """Where one of its files lies; downloaded first, where it lies on the hub.
 
         Raises:
-            ConfigError: the name leads out of the folder, or the file is missing.
+            ConfigError: the name leads out of the folder, or the file is missing, or a shard does
+                not hold what the index says.
         """
+        path = self._found(filename)
+        if filename not in self._checked:
+            self._checked.add(filename)
+            if self.chosen == INDEX and filename in self._listed.values():
+                self._check_shard(filename, path)
+        return path
+
+    def _found(self, filename: str) -> Path:
         if self._on_hub:
             if filename not in self._downloaded:  # asks the hub each time
                 self._downloaded[filename] = self._download(filename)
@@ -277,7 +472,8 @@ class Checkpoint:
         except (OSError, ValueError) as error:  # a name that is too long for one of a file
             raise ConfigError(f"model {self.name}, in {self.folder}: {error}") from None
         if not found:
-            raise ConfigError(f"model {self.name}: {path} is missing (safetensors are read only)")
+            by = f", which {INDEX} lists" if self.chosen == INDEX else ""
+            raise ConfigError(f"model {self.name}: {path} is missing{by}")
         return path
 
     def _download(self, filename: str) -> Path:
@@ -292,6 +488,14 @@ class Checkpoint:
 
 def _device(device: Target, name: str) -> torch.device | None:
     return device if device is None or isinstance(device, torch.device) else device(name)
+
+
+def _pointer(path: Path) -> str:
+    """A hint where a file is what git leaves of one that it keeps elsewhere."""
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            return "; it is a pointer of git-lfs: git lfs pull gets the file itself"
+    return ""
 
 
 def _is_askew(stored: Tensor) -> bool:

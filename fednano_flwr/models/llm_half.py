@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
+from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.host_options import AS_IT_IS, HostOptions, check_options
 from fednano_flwr.models.layers import checkpoint_layers, compile_layers
@@ -72,7 +71,7 @@ class LLMHalf(nn.Module):
         whole = skeleton.build(checkpoint.config)
         skeleton.drop_vision(whole)
         host: Any = whole.get_submodule(self.family.host)
-        tied = "lm_head.weight" not in checkpoint.files
+        tied = checkpoint.tied
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self.size = sum(parameter.numel() for parameter in whole.parameters())
@@ -212,10 +211,5 @@ def load_llm_half(
     """
     check_quantization(quantization, device)
     check_options(options, device, quantization)
-    checkpoint = open_checkpoint(name, revision)
-    if isinstance(checkpoint, EdgeBundle):
-        raise ConfigError(
-            f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
-            f"checkpoint that it was split from, {checkpoint.name}"
-        )
+    checkpoint = open_whole(name, revision)
     return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), quantization, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.families import FAMILIES
@@ -25,10 +27,44 @@ def build(config: PretrainedConfig) -> Any:
     """The whole model with its parameters on the meta device, where they take no memory.
 
     Buffers that no checkpoint holds (rotary frequencies, embedding scales) are real.
+
+    Raises:
+        ConfigError: the config describes no such model.
     """
     family = FAMILIES[config.model_type]
-    with init_empty_weights(include_buffers=False):
-        return getattr(transformers, family.architecture)(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return getattr(transformers, family.architecture)(config)
+    except Exception as error:  # a config's values reach deep into transformers
+        raise ConfigError(
+            f"{config.name_or_path} describes no {family.architecture} that can be built: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def checkpoint_names(whole: Any) -> Callable[[str], str | None]:
+    """How `from_pretrained` calls what a checkpoint's file calls so: by transformers' own rules.
+
+    Returns:
+        Gives the name in the module tree of a tensor's key; None where no part is called so.
+
+    Raises:
+        ValueError: by what is returned; the tensor has to be converted, and not only renamed.
+    """
+    known, rules = whole.state_dict(), get_model_conversion_mapping(whole)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+
+    def called(key: str) -> str | None:
+        prefix = whole.base_model_prefix
+        name, conversion = rename_source_key(key, renamings, converters, prefix, known)
+        if name not in known and key in known:
+            name, conversion = key, None
+        if conversion is not None:
+            raise ValueError(f"{key} is stored in another form than {name}, which is not read")
+        return name if name in known else None
+
+    return called
 
 
 def drop_language(whole: Any) -> nn.Embedding:

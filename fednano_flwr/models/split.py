@@ -18,7 +18,6 @@ from fednano_flwr.files import describe_file
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle
 from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
-from fednano_flwr.models.families import canonical
 from fednano_flwr.models.source import SMALL_FILES
 from fednano_flwr.output import new_folder, require_space
 
@@ -48,8 +47,11 @@ def write_bundle(
     """
     if isinstance(checkpoint, EdgeBundle):
         raise ConfigError(f"{checkpoint.folder} is an edge bundle already")
-    names, dropped = edge_tensors(checkpoint)
-    size = checkpoint.nbytes(names) + checkpoint.nbytes([checkpoint.token_embeddings])
+    shapes = checkpoint.tensors("edge")
+    checkpoint.check(shapes)
+    size = checkpoint.nbytes(shapes)
+    names = [name for name in shapes if name != checkpoint.token_embeddings]
+    dropped = skeleton.trim_encoder(copy.deepcopy(checkpoint.config))
     require_space(out, size + SPARE, "the edge bundle")
     with new_folder(out) as folder:
         tensors: dict[str, Tensor] = {}
@@ -100,12 +102,3 @@ def small_files(folder: Path) -> list[Path]:
         if not any(part.startswith(".") for part in path.parts)
         and not path.name.endswith(".safetensors.index.json")
     )
-
-
-def edge_tensors(checkpoint: Checkpoint) -> tuple[list[str], int]:
-    """Canonical names of the vision side's tensors, and how many encoder layers are not used."""
-    config = copy.deepcopy(checkpoint.config)
-    dropped = skeleton.trim_encoder(config)
-    whole = skeleton.build(config)
-    skeleton.drop_language(whole)
-    return [canonical(name) for name, _ in whole.named_parameters()], dropped

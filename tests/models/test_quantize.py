@@ -172,7 +172,7 @@ def test_what_a_quantized_host_lacks_is_said_before_anything_is_read(
     def read(name: str) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr(llm_half, "open_checkpoint", read)
+    monkeypatch.setattr(llm_half, "open_whole", read)
     name = str(tiny_model)
     monkeypatch.setattr(f"{QUANTIZE}.is_bitsandbytes_available", lambda oldest: False)
     for device in ("cpu", "cuda:1"):
