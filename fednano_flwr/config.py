@@ -110,6 +110,7 @@ class Model:
 class Dataset:
     name: str
     path: str
+    revision: str
     tasks: str
     train_split: str
     test_split: str

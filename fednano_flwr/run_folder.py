@@ -142,6 +142,24 @@ class RunFolder:
         if differs:
             raise ConfigError(f"resume = {self.config.resume!r}: {self.path}: {differs}")
 
+    def set_dataset(self, commit: str) -> None:
+        """Note the commit on the hub of the run's data set; "" of a folder, or if it is not known.
+
+        Raises:
+            ConfigError: the run that is continued had another one.
+        """
+        self.dataset_revision = commit
+        if self.resumed is None:
+            return
+        file = self.path / "environment.json"
+        earlier = json.loads(file.read_text(encoding="utf-8")).get("dataset_revision", "")
+        if earlier and commit and earlier != commit:
+            raise ConfigError(
+                f"resume = {self.config.resume!r}: {self.path} had {self.config.dataset.path} at "
+                f"commit {earlier}, and dataset.revision = {self.config.dataset.revision!r} is "
+                f"{commit} now; begin another run, with dataset.revision set to a commit"
+            )
+
     def append(
         self,
         record: dict[str, Any],

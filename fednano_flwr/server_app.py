@@ -16,6 +16,7 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
+from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fednano_flwr.checkpoints import Checkpoint
@@ -29,6 +30,7 @@ from fednano_flwr.console import (
     say,
     traffic_line,
 )
+from fednano_flwr.data.registry import commit_of
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_state import to_config
@@ -102,6 +104,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
 
     Raises:
         ConfigError: a value of the run config cannot be used.
+        DataError: the data set, which clients read on this machine, cannot be downloaded.
         CheckpointError: the run's folder cannot be written, or not be continued.
         LockedError: another run writes to that folder.
         TooFewClientsError: too few clients are there, or replied.
@@ -117,6 +120,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     merges_ranks = getattr(strategy, "merges_ranks", False) and not private_run
     if private_run:
         new_accountant(config.privacy.delta)  # not there: said before a folder is taken
+    commit = commit_of(config.dataset, here=not isinstance(grid, HttpGrid))
     folder = RunFolder(config, run_id)
     if folder.finished:
         folder.close()
@@ -163,6 +167,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     ):
         info = host.describe()
         folder.set_model(info)
+        folder.set_dataset(commit)
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
         arrays = to_arrays(adapter_state(adapters))
         address = config.llm.address or bound

@@ -16,9 +16,11 @@ from fednano_flwr.edge.own_state import Earlier
 THETA = {"text.lora_A.weight": torch.ones(4, 6), "text.lora_B.weight": torch.zeros(6, 4)}
 
 
-def hub_cache(folder: Path, hub_id: str, commits: Mapping[str, Path], **refs: str) -> Path:
+def hub_cache(
+    folder: Path, hub_id: str, commits: Mapping[str, Path], kind: str = "models", **refs: str
+) -> Path:
     """The hub's cache with these commits of a model, and branches or tags that name them."""
-    cached = folder / f"models--{hub_id.replace('/', '--')}"
+    cached = folder / f"{kind}--{hub_id.replace('/', '--')}"
     for commit, files in commits.items():
         shutil.copytree(files, cached / "snapshots" / commit)
     for name, commit in refs.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -85,6 +86,16 @@ def test_the_fingerprint_is_that_of_the_questions_not_of_where_they_lie(
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_the_commit_of_a_data_set_from_the_hub_is_written_down(partition, tmp_path, monkeypatch):
+    questions = load_questions(run_config(ROOT, [], 3, tmp_path).dataset)
+    found = dataclasses.replace(questions, revision="a" * 40)
+    monkeypatch.setattr("fednano_flwr.data.registry.load_questions", lambda dataset: found)
+    assert partition("--out", "shards").exit_code == 0
+    for file in ("partition.json", "client-0/manifest.json"):
+        written = json.loads((tmp_path / "shards" / file).read_text())
+        assert (written["dataset_revision"], written["dataset"]["revision"]) == ("a" * 40, "")
+
+
 def test_the_map_alone_is_a_picture_and_no_shards(partition, tmp_path):
     result = partition("--out", "map", "--map-only")
     assert result.exit_code == 0
@@ -107,6 +118,7 @@ def test_questions_that_nobody_gets_are_counted(partition):
     ("arguments", "says"),
     [
         (["-c", "dataset.path=nowhere"], "there is no folder"),
+        (["-c", "dataset.revision=v1"], "a folder has no revision"),
         (["-c", "dataset.pth=x"], "Did you mean dataset.path?"),
         (["--clients", "61"], "305 training questions, and there are 60"),
         (["-c", "dataset.min-partition-size=21"], "63 training questions, and there are 60"),

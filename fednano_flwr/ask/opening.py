@@ -148,7 +148,12 @@ def settings_of(run: Run, config: Sequence[str], at_service: bool = False) -> Ru
     }
     if not at_service:
         own["privacy.embedding-noise"] = 0.0
-    return RunConfig.parse(run.config.flat() | own | absolute_paths(changes, Path.cwd()))
+    changes = absolute_paths(changes, Path.cwd())
+    if changes.get("dataset.path", run.config.dataset.path) != run.config.dataset.path:
+        own["dataset.revision"] = ""  # a copy of it elsewhere
+    elif commit := run.environment.get("dataset_revision"):
+        own["dataset.revision"] = commit
+    return RunConfig.parse(run.config.flat() | own | changes)
 
 
 def _check_model(run: Run, half: EdgeHalf) -> None:

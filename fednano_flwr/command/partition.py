@@ -74,6 +74,7 @@ def _facts(config: RunConfig, clients: int, questions: QuestionSet) -> dict[str,
         "seed": config.seed,
         "num_partitions": clients,
         "fingerprint": _fingerprint(questions),
+        "dataset_revision": questions.revision,
         "skipped": dict(questions.skipped),
     }
 

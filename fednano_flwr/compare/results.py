@@ -41,6 +41,7 @@ from fednano_flwr.compare.statistics import paired, spread
 from fednano_flwr.compare.store import Finished
 
 Results = dict[str, Any]
+HUB_COMMITS = ("model_revision", "dataset_revision")
 
 
 def summarize(
@@ -117,6 +118,7 @@ def environments(runs: Sequence[Finished]) -> dict[str, dict[str, int]]:
             f"GPUs: {', '.join(known.get('gpus') or []) or 'none'}",
             "Python": known.get("python"),
             **{f"package {name}": v for name, v in known.get("packages", {}).items()},
+            **{what: known[what] for what in HUB_COMMITS if known.get(what)},
         }
         if "code" in known:  # only what a comparison ran
             things["code"] = known["code"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,11 +61,13 @@ class HubScienceQA:
     Args:
         root: the folder that holds `data`; None where it has not been downloaded.
         origin: what the user called it.
+        revision: the commit on the hub; "" of a folder.
     """
 
     name: ClassVar[str] = "scienceqa"
     root: Path | None
     origin: str
+    revision: str = ""
 
     @property
     def place(self) -> str:
@@ -120,22 +123,46 @@ def is_hub_copy(folder: Path) -> bool:
     return any((folder / "data").glob("*.parquet"))
 
 
-def download() -> Path:
+def download(revision: str) -> Path:
     """The repository's folder in the hub's cache, downloaded if it is not there yet.
 
+    Args:
+        revision: branch, tag or commit; "" is the default branch.
+
+    Returns:
+        A folder that is called by the commit.
+
     Raises:
-        DataError: it is neither in the cache nor to be had.
+        DataError: it is neither in the cache nor to be had, or there is no such revision.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     try:
-        return Path(snapshot_download(HUB_ID, repo_type="dataset", allow_patterns="data/*.parquet"))
+        return _snapshot(revision, local=HF_HUB_OFFLINE)
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+        with suppress(Exception):  # of a commit, it asks the hub even for what is in the cache
+            return _snapshot(revision, local=True)
+        at, option = f" at dataset.revision = '{revision}'", f" --revision {revision}"
         raise DataError(
-            f"dataset.path = '{HUB_ID}' is not in this machine's Hugging Face cache and cannot be "
-            f"downloaded: {error}. Fetch it where there is a connection ('hf download --repo-type "
-            f"dataset {HUB_ID}'), or set dataset.path to a folder with a copy of it."
+            f"dataset.path = '{HUB_ID}'{at if revision else ''} is not in this machine's Hugging "
+            f"Face cache and cannot be downloaded: {error}. Fetch it where there is a connection "
+            f"('hf download --repo-type dataset {HUB_ID}{option if revision else ''}'), or set "
+            "dataset.path to a folder with a copy of it."
         ) from error
+
+
+def _snapshot(revision: str, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            HUB_ID,
+            repo_type="dataset",
+            revision=revision or None,
+            allow_patterns="data/*.parquet",
+            local_files_only=local,
+        )
+    )
 
 
 def _check_whole(files: Sequence[Path]) -> None:
@@ -233,7 +260,9 @@ def _rows(files: list[Path]) -> Iterator[dict[str, Any] | None]:
     for file in files:
         try:
             # As a stream: by default a whole row group, with all its pictures, would be in memory.
-            opened = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+            opened = parquet.ParquetFile(
+                file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+            )
             columns = [name for name in opened.schema_arrow.names if name in (*_COLUMNS, *OPTIONAL)]
             for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 for number in range(len(batch)):

@@ -68,6 +68,7 @@ class IconQA:
     """
 
     name: ClassVar[str] = "iconqa"
+    revision: ClassVar[str] = ""
     root: Path
     tasks: tuple[str, ...] = TASKS
 

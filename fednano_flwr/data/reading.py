@@ -46,11 +46,14 @@ class Reading(NamedTuple):
 class Source(Protocol):
     """A dataset that has been found; nothing but its layout has been looked at.
 
-    `identity` yields lines that change whenever a file that `read` depends on does.
+    `identity` yields lines that change whenever a file that `read` depends on does. `revision` is
+    its commit on the hub, "" of a folder.
     """
 
     name: ClassVar[str]
 
+    @property
+    def revision(self) -> str: ...
     @property
     def place(self) -> str: ...
     def check_split(self, split: str) -> None: ...

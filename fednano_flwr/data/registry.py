@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,9 +90,8 @@ def load_questions(dataset: Dataset) -> QuestionSet:
     train = splits[dataset.train_split].questions
     test = in_memory() if dataset.test_fraction else splits[dataset.test_split].questions
     _check_skipped(dataset, source, splits)
-    questions = QuestionSet(
-        dataset.name, train, test, sum((split.counts for split in splits.values()), Counter())
-    )
+    skipped = sum((split.counts for split in splits.values()), Counter[str]())
+    questions = QuestionSet(dataset.name, train, test, skipped, source.revision)
     if not train:
         raise DataError(
             f"{source.place} has no training question of {dataset.name} that can be used. "
@@ -104,12 +104,52 @@ def load_questions(dataset: Dataset) -> QuestionSet:
 def check_dataset(dataset: Dataset) -> None:
     """Refuse settings that cannot work, without reading the questions or downloading them.
 
+    Where nothing can be downloaded (`HF_HUB_OFFLINE`), a hub id has to be in the hub's cache.
+
     Raises:
-        DataError, ResourceError: as `load_questions`, for name, path, layout, tasks, splits and
-            partitioner.
+        DataError, ResourceError: as `load_questions`, for name, path, revision, layout, tasks,
+            splits and partitioner.
     """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     check_partitioner(dataset)
-    _split_names(_open(dataset, download=False), dataset)
+    _split_names(_open(dataset, download=HF_HUB_OFFLINE), dataset)
+
+
+def commit_of(dataset: Dataset, here: bool) -> str:
+    """The data set's commit on the hub; "" of a folder, or where it is not known.
+
+    Args:
+        here: whether clients read it on this machine, which then has it or downloads it; else it is
+            known only where `dataset.revision` is a commit.
+
+    Raises:
+        DataError: it cannot be downloaded.
+    """
+    if not _is_on_hub(dataset):
+        return ""
+    if here:
+        return hub.download(dataset.revision).name
+    return dataset.revision if re.fullmatch("[0-9a-f]{40}", dataset.revision) else ""
+
+
+def check_revision(dataset: Dataset) -> None:
+    """Refuse a revision of what has none.
+
+    Raises:
+        DataError: the data set is not on the hub.
+    """
+    if dataset.revision and not _is_on_hub(dataset):
+        raise DataError(
+            f"dataset.revision is '{dataset.revision}', and dataset.path '{dataset.path}' is not "
+            "on the hub: a folder has no revision. Leave dataset.revision empty, or set "
+            f"dataset.name to scienceqa and dataset.path to {hub.HUB_ID}."
+        )
+
+
+def _is_on_hub(dataset: Dataset) -> bool:
+    on_hub = dataset.name == "scienceqa" and dataset.path == hub.HUB_ID
+    return on_hub and not Path(dataset.path).is_dir()
 
 
 def _open(dataset: Dataset, download: bool) -> Source:
@@ -119,12 +159,14 @@ def _open(dataset: Dataset, download: bool) -> Source:
         raise DataError(
             f"dataset.name is '{dataset.name}': must be one of {known}. {OWN_QUESTIONS}"
         )
+    check_revision(dataset)
+    if _is_on_hub(dataset):
+        _tasks(dataset, ())
+        root = hub.download(dataset.revision) if download else None
+        return hub.HubScienceQA(root, hub.HUB_ID, "" if root is None else root.name)
     path = resolve("dataset.path", dataset.path)
     if path.is_dir():
         return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
-    if dataset.name == "scienceqa" and dataset.path == hub.HUB_ID:
-        _tasks(dataset, ())
-        return hub.HubScienceQA(hub.download() if download else None, hub.HUB_ID)
     what = f"{path} is a file" if path.exists() else f"there is no folder {path} on this machine"
     raise DataError(
         f"dataset.path is '{dataset.path}', and {what}. Get the dataset (docs/data.md says where), "

@@ -145,12 +145,16 @@ class Questions(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """What was read of a dataset, and how many questions were left out for which reason."""
+    """What was read of a dataset, and how many questions were left out for which reason.
+
+    `revision` is its commit on the hub, "" of a folder.
+    """
 
     name: str
     train: Questions
     test: Questions
     skipped: Counter[str] = field(default_factory=Counter)
+    revision: str = ""
 
 
 def _sample(row: Mapping[str, Any], root: Path, confined: bool) -> Sample:

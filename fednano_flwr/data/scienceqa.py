@@ -50,6 +50,7 @@ class ScienceQA:
     """
 
     name: ClassVar[str] = "scienceqa"
+    revision: ClassVar[str] = ""
     root: Path
 
     @property

@@ -85,11 +85,12 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
         ConfigError: its settings cannot be used, or it is not here.
     """
     from fednano_flwr.data.reading import OWN_QUESTIONS
-    from fednano_flwr.data.registry import DATASETS
+    from fednano_flwr.data.registry import DATASETS, check_revision
 
     if dataset.name not in DATASETS:
         known = f"there are {', '.join(sorted(DATASETS))}. {OWN_QUESTIONS}"
         return [problem(f"dataset.name = {dataset.name!r}: no such", known)]
+    check_revision(dataset)
     kind, _, rest = dataset.path.partition(":")
     if kind == "module":  # looking further would write it
         module = rest.partition("/")[0]

@@ -148,7 +148,9 @@ def _what(result: RunResult) -> list[str]:
         if result.which == "best"
         else "the last"
     )
-    data = f"{config['dataset.name']} ({label(str(config['dataset.path']))})"
+    commit = result.environment.get("dataset_revision")
+    revision = f", revision {commit}" if commit else ""
+    data = f"{config['dataset.name']} ({label(str(config['dataset.path']))}{revision})"
     lines = [
         f"Tuned with FedNano (arXiv 2506.14824) by fednano-flwr: {clients} "
         f"client{'' if clients == 1 else 's'}, strategy "

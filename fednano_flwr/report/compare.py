@@ -14,6 +14,7 @@ from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 
 FINGERPRINT = "model.fingerprint"
+DATA_COMMIT = "dataset.commit"
 MOST_LETTERS = 48
 """Of a group's label."""
 
@@ -65,14 +66,14 @@ class Group:
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
     """Groups in the order of their first runs, and the runs that repeat a seed of a group.
 
-    A config says where the model lies, its fingerprint what lay there; a run of a version that did
-    not record the latter is in no group with one that did. Of runs with one config, model and seed,
-    the one with the most rounds counts: they are no sample of seeds.
+    A config says where model and data set lie, fingerprint and commit what lay there; a run of a
+    version that did not record these is in no group with one that did. Of runs with one config,
+    model, data and seed, the one with the most rounds counts: they are no sample of seeds.
     """
-    by_key: dict[tuple[str, str], dict[int, Run]] = {}
+    by_key: dict[tuple[str, ...], dict[int, Run]] = {}
     repeated = []
     for run in runs:
-        key = digest_of(run.config, len(facts.clients(run))), _fingerprint(run)
+        key = digest_of(run.config, len(facts.clients(run))), _fingerprint(run), _data_commit(run)
         seeds = by_key.setdefault(key, {})
         other = seeds.setdefault(run.config.seed, run)
         if other is not run:
@@ -89,11 +90,12 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
 
 def differing(members: Sequence[Sequence[Run]]) -> dict[str, list[Any]]:
     """Keys of the run config that differ between groups, with a value a group; number of clients
-    and the model's fingerprint too."""
+    the model's fingerprint and the data set's commit too."""
     flats = [
         {
             "clients": len(facts.clients(runs[0])),
             FINGERPRINT: _fingerprint(runs[0]),
+            DATA_COMMIT: _data_commit(runs[0]),
             **runs[0].config.flat(),
         }
         for runs in members
@@ -130,6 +132,11 @@ def _fingerprint(run: Run) -> str:
     found = str((run.environment.get("model") or {}).get("fingerprint", "not recorded"))
     commit = run.environment.get("model_revision")
     return f"{found}, revision {commit[:12]}" if commit else found
+
+
+def _data_commit(run: Run) -> str:
+    """The data set's commit on the hub, "" where it has none."""
+    return str(run.environment.get("dataset_revision") or "")[:12]
 
 
 def _questions(run: Run) -> int | None:

@@ -140,7 +140,9 @@ def _headline(run: Run) -> list[tuple[str, str]]:
     config, model = run.config, run.environment.get("model") or {}
     clients = len(facts.clients(run))
     done, asked = facts.rounds_done(run), config.num_server_rounds
-    dataset = f"{config.dataset.name} ({config.dataset.path}), {config.dataset.partitioner}"
+    commit = run.environment.get("dataset_revision")
+    place = f"{config.dataset.path}, revision {commit[:12]}" if commit else config.dataset.path
+    dataset = f"{config.dataset.name} ({place}), {config.dataset.partitioner}"
     if config.dataset.partitioner == "dirichlet":
         dataset += f" α = {config.dataset.alpha:g}"
     return [

@@ -102,6 +102,8 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     other = plan.runs[-1]
     newer = {"commit": "def-dirty", "packages": {"torch": "3"}, "cpus": 64, "code": "34cd"}
     finished[plan.runs[0]].environment["code"] = "12ab"  # the other runs do not say
+    for what in ("model_revision", "dataset_revision"):
+        newer[what], finished[plan.runs[0]].environment[what] = "b1", "a1"
     finished[other] = a_run(other, 0.5, 0.6, **newer)
     results = summarize(plan, finished, {lost: "OSError: no room"}, "fednano compare x.toml")
     said = markdown(plan, results)
@@ -109,7 +111,9 @@ def test_what_is_missing_or_differs_is_said_under_the_table(
     assert "failed: fedavg-exact  alpha=0.1 seed 1: OSError: no room" in said
     assert "RUNS DIFFER in commit: abc (10 runs), def-dirty (1 runs)" in said
     assert "RUNS DIFFER in package torch: 2 (10 runs), 3 (1 runs)" in said
-    assert "RUNS DIFFER in code: 12ab (1 runs), 34cd (1 runs)" in said
+    for what in ("code: 12ab (1 runs), 34cd", "model_revision: a1 (1 runs), b1"):
+        assert f"RUNS DIFFER in {what} (1 runs)" in said
+    assert "RUNS DIFFER in dataset_revision: a1 (1 runs), b1 (1 runs)" in said
     assert "RUNS DIFFER in machine" in said and "uncommitted changes" in said
     assert results["paired"]["fedavg-exact-vs-fedavg@alpha=0.1"]["seeds"] == [0, 2]
     assert "`fednano compare x.toml`" in said

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from fednano_flwr.data import hub
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE
-from fednano_flwr.data.registry import check_dataset, load_questions
+from fednano_flwr.data.registry import check_dataset, commit_of, load_questions
 from fednano_flwr.data.sample import Picture, Sample
+from tests import files
 from tests.data.conftest import png, settings
+
+MAIN, V1 = "a" * 40, "b" * 40
 
 
 @pytest.fixture
@@ -108,20 +112,87 @@ def test_a_damaged_file_is_named(write_hub):
     assert str(file) in str(caught.value)
 
 
-def test_the_hub_id_reads_the_copy_in_the_hub_s_cache_without_a_connection(
-    write_hub, tmp_path, monkeypatch
-):
-    copy = write_hub(train=[{}], test=[{}])
-    repository = tmp_path / "hub" / "datasets--derek-thomas--ScienceQA"
-    snapshot = repository / "snapshots" / "0123456789"
-    snapshot.mkdir(parents=True)
-    (copy / "data").rename(snapshot / "data")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123456789")
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, offline: `main` is commit aa…, `v1` is bb…; each has its name to ask for."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    check_dataset(settings(path=hub.HUB_ID))
-    assert load_questions(settings(path=hub.HUB_ID)).train.uids == ["train-0"]
+    commits = {MAIN: tmp_path / "main", V1: tmp_path / "v1"}
+    for copy in commits.values():
+        rows = {"question": [copy.name], "choices": [["a", "b"]], "answer": [0]}
+        (copy / "data").mkdir(parents=True)
+        for split in ("train", "test"):
+            file = copy / "data" / f"{split}-00000-of-00001.parquet"
+            pyarrow.parquet.write_table(pyarrow.table(rows), file)
+    refs = {"main": MAIN, "v1": V1}
+    return files.hub_cache(tmp_path / "hub", hub.HUB_ID, commits, "datasets", **refs)
+
+
+@pytest.mark.parametrize(
+    ("revision", "ref", "commit"),
+    [("", "main", MAIN), ("main", "main", MAIN), ("v1", "v1", V1), (V1, "v1", V1)],
+)
+def test_the_hub_id_reads_a_revision_from_the_hub_s_cache_without_a_connection(
+    hub_cache, revision, ref, commit
+):
+    load_questions(settings(path=hub.HUB_ID))  # another revision's table is not taken
+    dataset = settings(path=hub.HUB_ID, revision=revision)
+    check_dataset(dataset)
+    found = load_questions(dataset)
+    assert [(sample.uid, sample.question) for sample in found.train] == [("train-0", ref)]
+    assert found.revision == commit_of(dataset, here=True) == commit
+
+
+def test_what_the_cache_has_is_read_where_the_connection_fails(hub_cache, monkeypatch):
+    whole = huggingface_hub.snapshot_download
+
+    def broken(*args, local_files_only, **options):
+        if not local_files_only:
+            raise OSError("no route to host")
+        return whole(*args, local_files_only=True, **options)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    assert load_questions(settings(path=hub.HUB_ID, revision=V1)).revision == V1
+    with pytest.raises(DataError, match="no route to host"):
+        load_questions(settings(path=hub.HUB_ID, revision="v2"))
+
+
+def test_a_revision_that_cannot_be_had_is_refused_before_anything_is_read(hub_cache):
+    for use in (check_dataset, load_questions):
+        with pytest.raises(DataError, match=r"dataset\.revision = 'v2'") as caught:
+            use(settings(path=hub.HUB_ID, revision="v2"))
+        assert f"dataset {hub.HUB_ID} --revision v2" in str(caught.value)
+
+
+def test_a_file_that_the_cache_lacks_is_refused_before_anything_is_read(hub_cache):
+    folder = hub_cache / "snapshots" / V1 / "data"
+    (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet is missing"):
+        check_dataset(settings(path=hub.HUB_ID, revision="v1"))
+
+
+def test_where_clients_are_elsewhere_the_commit_is_known_only_if_it_is_named(hub_cache, tmp_path):
+    for revision, commit in {"": "", "v1": "", V1: V1, "c" * 40: "c" * 40, "c" * 39: ""}.items():
+        assert commit_of(settings(path=hub.HUB_ID, revision=revision), here=False) == commit
+    with pytest.raises(DataError, match="'v2'"):
+        commit_of(settings(path=hub.HUB_ID, revision="v2"), here=True)
+    assert commit_of(settings(path=str(tmp_path)), here=True) == ""
+
+
+def test_a_folder_has_no_revision(write_hub, write_scienceqa, write_iconqa, tmp_path):
+    write_iconqa("train", "1")
+    write_scienceqa({"1": {}}, train=["1"], test=[])
+    for changes in (
+        {"path": str(tmp_path)},
+        {"path": str(tmp_path), "name": "iconqa"},
+        {"path": str(write_hub(train=[{}], test=[{}]))},
+        {"path": "module:fednano_demo.generate/scienceqa"},
+        {"path": hub.HUB_ID, "name": "iconqa"},
+    ):
+        for use in (check_dataset, load_questions):
+            with pytest.raises(DataError, match=r"dataset\.revision is 'v1'"):
+                use(settings(**changes, revision="v1"))
 
 
 def test_a_hub_id_that_cannot_be_had_says_what_to_do(tmp_path, monkeypatch):
@@ -259,6 +330,17 @@ def test_a_file_that_is_not_parquet_is_refused_before_anything_is_read(hub_files
         (path / "data" / "train-0-of-1.parquet").write_bytes(content)
         with pytest.raises(DataError, match=r"train-0-of-1\.parquet cannot be read as parquet"):
             check_dataset(settings(path=str(path)))
+
+
+def test_damage_that_only_a_checksum_shows_is_refused(hub_files):
+    path = hub_files("train-0-of-1.parquet")
+    file = path / "data" / "train-0-of-1.parquet"
+    table = pyarrow.parquet.read_table(file)
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pyarrow.parquet.write_table(table, file, write_page_checksum=True, **options)
+    file.write_bytes(file.read_bytes().replace(b"train-0-of-1", b"train-0-of-9"))
+    with pytest.raises(DataError, match=r"train-0-of-1\.parquet cannot be read"):
+        load_questions(settings(path=str(path)))
 
 
 def test_a_damaged_part_of_a_file_is_refused_by_its_name(hub_files):

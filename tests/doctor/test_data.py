@@ -98,5 +98,8 @@ def test_a_data_set_that_a_module_writes_is_not_written_by_looking(
         check_dataset(config(dataset__path="module:fednano_demo.generate/scienceqa").dataset)
     )
     assert not (tmp_path / "cache").exists()
+    pinned = config(dataset__path="module:fednano_demo.generate/scienceqa", dataset__revision="v1")
+    with pytest.raises(DataError, match=r"dataset\.revision"):
+        check_dataset(pinned.dataset)
     gone = config(dataset__path="module:no_such_module/x").dataset
     assert "not installed" in only(check_dataset(gone), "problem").what

@@ -94,6 +94,18 @@ def test_runs_of_other_models_at_the_same_place_are_no_seeds_of_one_another(tmp_
     assert "different models" in " ".join(compare.notes(groups, repeated))
 
 
+def test_runs_of_other_commits_of_a_data_set_are_no_seeds_of_one_another(tmp_path: Path) -> None:
+    records = [a_record(0, 0.4), a_record(1, 0.5)]
+    for k in range(4):
+        write(tmp_path / str(k), records, {"dataset_revision": f"{k % 2}" * 40}, seed=k)
+    groups, repeated = compare.group([read_run(tmp_path / str(k)) for k in range(4)])
+    assert [group.label for group in groups] == [
+        "fedavg-exact, dataset.commit = 000000000000",
+        "fedavg-exact, dataset.commit = 111111111111",
+    ]
+    assert "different questions" in " ".join(compare.notes(groups, repeated))
+
+
 def test_models_at_other_places_are_told_apart_by_these(tmp_path: Path) -> None:
     runs = [with_model(tmp_path / name, name, 0, model__name=name) for name in ("a", "b")]
     groups, _ = compare.group(runs)
