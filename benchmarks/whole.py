@@ -46,7 +46,7 @@ class WholeModel:
         pixels = question["pixel_values"].to(self.device, self.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output[0]
 
-    def position_ids(self, ids: Tensor, vision: VisionInputs) -> None:
+    def position_ids(self, ids: Tensor, prompt: int, vision: VisionInputs) -> None:
         """A LLaVA's positions are 0 to T-1."""
 
     def token_type_ids(self, ids: Tensor, prompt: int) -> None:

@@ -26,6 +26,7 @@ from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.node_config import NodeConfig
 from fednano_flwr.privacy.mods import clip_as_asked
+from fednano_flwr.reasons import by_reason
 from fednano_flwr.records import failed, from_arrays
 from fednano_flwr.upload_records import to_upload
 
@@ -80,13 +81,14 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
         "correct": result.correct,
         "train-examples": len(client.shard.train),
     }
+    left_out = {reason: ids for ids, reason in by_reason(client.shard.left_out)}
     return RecordDict(
         {
             "metrics": MetricRecord(metrics),
             "notes": ConfigRecord(
                 {
                     "skipped": json.dumps(client.shard.skipped),
-                    "unreadable": json.dumps(client.shard.unreadable),
+                    "unreadable": json.dumps(left_out),
                     "tally": json.dumps(result.tally),
                 }
             ),

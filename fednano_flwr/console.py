@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.scored import lost_clients, scorers
 
 # `fednano run` shows the lines with this mark and keeps the rest in its log.
 MARK = "fednano | "
 ALL_DONE = "all rounds are done"
 """How the reason begins of a run that is not well although its results are complete."""
-MOST_NAMES = 3
-"""Shown of those who share a reason."""
-Who = TypeVar("Who")
 
 
 def say(text: str = "") -> None:
@@ -58,29 +55,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
-
-
-def by_reason(failures: Iterable[tuple[Who, str]]) -> list[tuple[list[Who], str]]:
-    """Who failed for each reason; of reasons that differ in numbers alone the first counts.
-
-    Args:
-        failures: who failed, and why.
-    """
-    groups: dict[str, tuple[list[Who], str]] = {}
-    for who, reason in failures:
-        groups.setdefault(without_numbers(reason), ([], reason))[0].append(who)
-    return list(groups.values())
-
-
-def without_numbers(reason: str) -> str:
-    """The same text for reasons that differ in numbers alone."""
-    return re.sub(r"\d+(\.\d+)?", "#", reason)
-
-
-def first_few(who: Sequence[str]) -> str:
-    """The first few names: "client 0, client 1, client 2 and 37 more"."""
-    more = len(who) - MOST_NAMES
-    return ", ".join(who[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def lost_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

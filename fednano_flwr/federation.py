@@ -15,10 +15,10 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fednano_flwr.console import by_reason, first_few, without_numbers
 from fednano_flwr.patience import Patience
 from fednano_flwr.progress import NO_ROUND, Progress
 from fednano_flwr.pulling import pull
+from fednano_flwr.reasons import by_reason, first_few, without_numbers
 from fednano_flwr.records import failure_of, partition_of, record_bytes
 from fednano_flwr.seeds import Purpose, derive_seed
 

@@ -118,9 +118,10 @@ def check_evaluation(reply: Message) -> None:
     _check_metrics(reply, EVALUATE_METRICS)
     notes = reply.content.config_records["notes"]
     _check_keys("notes", set(notes), set(NOTES))
-    for key in ("skipped", "unreadable"):
-        if not all(_is_count(count) for count in _note(notes, key).values()):
-            raise ValueError(f"note {key} has a value that is no count")
+    if not all(map(_is_count, _note(notes, "skipped").values())):
+        raise ValueError("note skipped has a value that is no count")
+    if not all(map(_are_ids, _note(notes, "unreadable").values())):
+        raise ValueError("note unreadable has a value that is no list of questions' ids")
     tally = _note(notes, "tally")
     if len(tally) > MOST_KINDS or max(map(len, tally), default=0) > LONGEST_KIND:
         raise ValueError(
@@ -197,6 +198,10 @@ def _note(notes: ConfigRecord, key: str) -> dict[str, object]:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= LARGEST
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(uid, str) for uid in value)
 
 
 def _is_entry(entry: object) -> bool:

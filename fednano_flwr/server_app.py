@@ -49,6 +49,7 @@ from fednano_flwr.privacy.budget import new_accountant
 from fednano_flwr.privacy.checks import check_privacy
 from fednano_flwr.privacy.private import Private
 from fednano_flwr.progress import EVALUATION, TRAINING, Progress
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
 from fednano_flwr.replies import check_evaluation, check_merge, receive_update
 from fednano_flwr.run_folder import RunFolder
@@ -373,12 +374,15 @@ def _report_data(scored: Answers) -> None:
     """Say how many questions each client has, and what was left out for which reason."""
     sizes = []
     skipped: Counter[str] = Counter()  # of the whole data set: every client says the same
-    unreadable: Counter[str] = Counter()  # of a client's own shard
+    left_out: list[tuple[str, str]] = []  # of a client's own shard: id and reason
     for reply in scored.replies:
         sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
         notes = reply.content.config_records["notes"]
         skipped |= Counter(json.loads(str(notes["skipped"])))
-        unreadable += Counter(json.loads(str(notes["unreadable"])))
+        unreadable = json.loads(str(notes["unreadable"]))
+        left_out += [(uid, reason) for reason, ids in unreadable.items() for uid in ids]
     say(f"shards   {len(sizes)} clients with train+test questions: {', '.join(sizes)}")
-    for reason, count in sorted((skipped + unreadable).items()):
+    for reason, count in sorted(skipped.items()):
         say(f"skipped  {count} questions: {reason}")
+    for ids, reason in by_reason(left_out):
+        say(f"skipped  {len(ids)} questions: {reason} ({first_few(ids)})")

@@ -19,7 +19,7 @@ def train_reply(arrays: ArrayRecord, **changed: Any) -> Message:
 def evaluate_reply(tally: object = None, **changed: Any) -> Message:
     """An evaluate reply of 2 right answers to 3 questions; `changed` are metrics."""
     counted = {"all": [2, 3], "text only": [2, 3]} if tally is None else tally
-    notes = {"skipped": "{}", "unreadable": '{"no picture": 1}', "tally": json.dumps(counted)}
+    notes = {"skipped": "{}", "unreadable": '{"no picture": ["7"]}', "tally": json.dumps(counted)}
     content = RecordDict({"notes": ConfigRecord({**notes})})
     return _reply(content, {"num-examples": 3, "correct": 2, "train-examples": 7}, changed)
 

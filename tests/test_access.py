@@ -70,8 +70,8 @@ def test_a_changed_token_fails_its_client_only_and_no_token_is_ever_written(
     assert sorted(folder.rounds[1]["accuracy_per_client"]) == ["0", "2"]
     (why,) = folder.rounds[1]["failures"]["evaluate"].values()
     assert "HostRefusedError" in why and "the token is not the one of this node" in why
-    # Who failed in round 0 has no known partition yet, and is not asked to train.
-    assert len(set(grid.tokens)) == len(grid.tokens) == 3 + 2 + 3
+    # Who failed in round 0 has said which client it is, and is asked to train.
+    assert len(set(grid.tokens)) == len(grid.tokens) == 3 + 3 + 3
     said = capfd.readouterr()
     written = said.out + said.err + caplog.text
     for file in (path for path in folder.path.rglob("*") if path.is_file()):

@@ -171,7 +171,14 @@ def test_an_evaluate_replys_metrics_are_single_numbers_that_can_be(
 
 @pytest.mark.parametrize(
     "notes",
-    [{}, {"tally": "{"}, {"skipped": "[]"}, {"unreadable": '{"a": "b"}'}, {"tally": "[" * 10**5}],
+    [
+        {},
+        {"tally": "{"},
+        {"skipped": "[]"},
+        {"unreadable": '{"a": 1}'},
+        {"unreadable": '{"a": [1]}'},
+        {"tally": "[" * 10**5},
+    ],
 )
 def test_notes_that_cannot_be_read_are_refused(notes: dict[str, str]) -> None:
     reply = evaluate_reply()

@@ -157,7 +157,7 @@ class Asker:
         try:
             return self.tuned.encoder.unanswered(sample)
         except ValueError as error:
-            raise AskError(str(error)) from error
+            raise AskError(f"the question cannot be asked: {error}") from error
 
 
 def _sample(question: str, image: Path | str | None, choices: Sequence[str], hint: str) -> Sample:

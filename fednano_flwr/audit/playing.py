@@ -65,6 +65,7 @@ def play(
         with serve(recorder) as address:
             for partition, count in enumerate(_even(questions, clients)):
                 client = Client(config, Place(partition, clients))
+                client.keep_within(host.describe())
                 if not count or not client.shard.train:
                     continue
                 half = client.half
@@ -96,6 +97,7 @@ def _train(
         learning_rate=learning_rate(config, max(1, config.num_server_rounds)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        limits=client.limits,
     )
     for repeat in range(math.ceil(times / plan.local_epochs)):
         load_adapter_state(client.edge.adapters, sent)

@@ -68,8 +68,8 @@ def describe(bundle: EdgeBundle, out: Path) -> str:
 def _tokens(checkpoint: Checkpoint, shard: Path) -> list[int]:
     """Ids of the tokens that a shard's questions and answers use, ascending."""
     from fednano_flwr.data.shard import load_shard
-    from fednano_flwr.edge.questions import load_encoder, used_tokens
+    from fednano_flwr.edge.questions import encode_all, load_encoder, used_tokens
 
     part = load_shard(shard)
-    encode = load_encoder(checkpoint).encode
-    return used_tokens([encode(sample) for sample in (*part.train, *part.test)])
+    questions, _ = encode_all(load_encoder(checkpoint), (*part.train, *part.test))
+    return used_tokens(questions)  # a client leaves out the same questions

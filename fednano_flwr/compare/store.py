@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.compare.plan import Run
-from fednano_flwr.console import by_reason, first_few, lost_lines
+from fednano_flwr.console import lost_lines
 from fednano_flwr.folder_lock import FolderLock, LockedError
 from fednano_flwr.output import OutputError
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.results import read_rounds as _read_rounds
 
 PARTS = {

@@ -10,7 +10,8 @@ from typing import Any
 from fednano_flwr.compare.plan import Plan
 from fednano_flwr.compare.results import Results, pair_key, run_row
 from fednano_flwr.compare.store import Finished
-from fednano_flwr.console import by_reason, first_few, table
+from fednano_flwr.console import table
+from fednano_flwr.reasons import by_reason, first_few
 
 WIDTH = 140
 

@@ -31,14 +31,14 @@ from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.own_adapters import begin, keep
 from fednano_flwr.edge.own_state import Earlier, OwnState
-from fednano_flwr.edge.questions import Question
+from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.noise import noise_of
-from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMService
+from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
 from fednano_flwr.product import WRITINGS, cut_state
 from fednano_flwr.seeds import Purpose, derive_seed
 
@@ -73,6 +73,8 @@ class Client:
 
     Attributes:
         rank: of its adapters; wider ones that it is sent are cut to it.
+        shard: its questions; once a host is known, without those that the host refuses.
+        limits: of the host, once it is known.
 
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
@@ -91,6 +93,7 @@ class Client:
         bundle = place.edge_path or config.edge.bundle
         self.source = source = Model(bundle) if bundle else config.model
         self.shard = encoded_shard(source, config.dataset, config.seed, place)
+        self.limits = NO_LIMITS
         edge = lasting(config.edge)
         half = edge_half(source, edge)
         self.half = half
@@ -105,18 +108,33 @@ class Client:
             self.features,
         )
 
+    def keep_within(self, info: LLMInfo) -> None:
+        """Leave out the questions that a host would refuse, in training and in scoring.
+
+        Raises:
+            DataError: more are left out than `dataset.max-skipped` allows.
+        """
+        longest, answer = self.half.checkpoint.longest, self.config.max_answer_tokens
+        self.limits = Limits(info.max_tokens, longest, answer)
+        self.shard = self.shard.within(self.limits, self.config.dataset.max_skipped)
+
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Trained:
         """Train from `theta`, or from what the client has kept, as `work` says.
 
         Raises:
-            ValueError: no readable training question, or `theta` does not fit the adapters.
+            ValueError: no usable training question, or `theta` does not fit the adapters.
             ConfigError: the work takes questions that this client cannot read.
+            DataError: more questions are left out than `dataset.max-skipped` allows.
         """
+        self._check_data(work)
+        self.keep_within(service.describe())
         questions = self._questions(work)
         if not questions:
-            raise ValueError(f"partition {self.partition} has no readable training question")
+            raise ValueError(
+                f"partition {self.partition} has no training question that can be used"
+            )
         self._begin(theta, work, server_round)
         config, llm = self.config, self._llm(service)
         plan = TrainingPlan(
@@ -126,6 +144,7 @@ class Client:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             proximal_mu=work.proximal_mu,
+            limits=self.limits,
         )
         own = (config.seed, server_round, self.partition)
         seed = derive_seed(Purpose.TRAINING, *own)
@@ -134,7 +153,9 @@ class Client:
         if work.fisher in ("pass", "pass-model"):
             drawing = derive_seed(Purpose.DRAWN_ANSWERS, *own)
             drawn_with = None if work.fisher == "pass" else drawing
-            diagonal = fisher_diagonal(self.edge, llm, questions, config.batch_size, drawn_with)
+            diagonal = fisher_diagonal(
+                self.edge, llm, questions, config.batch_size, drawn_with, self.limits
+            )
         keep(self.edge.adapters, work, self.own_state(server_round))
         sent = adapter_state(self.edge.adapters) if work.uploads else {}
         fisher = None if diagonal is None else {name: diagonal[name] for name in sent}
@@ -156,10 +177,10 @@ class Client:
         begin(self.edge.adapters, theta, work, own, config.adapter, seed)
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
-    def _questions(self, work: LocalWork) -> Sequence[Question]:
-        """What to train on."""
+    def _check_data(self, work: LocalWork) -> None:
+        """Refuse work on all clients' questions that this client cannot read."""
         if work.data == "own":
-            return self.shard.train
+            return
         if self.place.data_path:
             raise ConfigError(
                 f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions, "
@@ -172,10 +193,14 @@ class Client:
                 f"strategy.name = {self.config.strategy.name!r} trains on all clients'; use "
                 'edge.vocabulary = "full"'
             )
+
+    def _questions(self, work: LocalWork) -> Sequence[Question]:
+        """What to train on."""
+        if work.data == "own":
+            return self.shard.train
         config = self.config
-        return encoded_union(
-            self.source, config.dataset, config.seed, self.place.num_partitions
-        ).train
+        union = encoded_union(self.source, config.dataset, config.seed, self.place.num_partitions)
+        return union.within(self.limits, config.dataset.max_skipped).train
 
     def _llm(self, service: LLMService) -> LLM:
         return exchange_of(self.config, service)
@@ -183,12 +208,17 @@ class Client:
     def evaluate(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Scored:
-        """Score the client's own test questions, with the adapters of `work` cut to its rank."""
+        """Score the client's own test questions, with the adapters of `work` cut to its rank.
+
+        Raises:
+            DataError: more questions are left out than `dataset.max-skipped` allows.
+        """
+        self.keep_within(service.describe())
         self._begin(theta, work, server_round + 1)  # with what this round's training has left
         config, llm = self.config, self._llm(service)
         questions = self.shard.test
         right = right_answers(
-            self.edge, llm, questions, config.batch_size, config.max_answer_tokens
+            self.edge, llm, questions, config.batch_size, config.max_answer_tokens, self.limits
         )
         samples = [question.sample for question in questions]
         return Scored(sum(right), len(right), tally(samples, right))

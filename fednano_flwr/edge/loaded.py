@@ -5,28 +5,34 @@ In deployment each message has a process of its own, so nothing may rely on find
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE
 from fednano_flwr.data.manifest import read_manifest
-from fednano_flwr.data.reading import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.sample import QuestionSet
 from fednano_flwr.data.shard import Shard, Shards, all_shards, load_shard, one_of
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features
 from fednano_flwr.edge.feature_keys import model_digest
 from fednano_flwr.edge.kept import kept
-from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder, used_tokens
+from fednano_flwr.edge.questions import (
+    Limits,
+    Question,
+    QuestionEncoder,
+    encode_all,
+    load_encoder,
+    used_tokens,
+)
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.resources import cache_folder
 
 SHARDS_KEPT = 8
@@ -36,15 +42,38 @@ FEATURES, CLIENTS = "features", "clients"
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A client's readable questions, tokenized, and those left out, counted by reason.
+    """A client's questions, tokenized, and those that were left out.
 
-    `skipped` are those of the whole data set, `unreadable` this shard's own.
+    Attributes:
+        skipped: those of the whole data set, counted by reason.
+        left_out: this shard's own, id and reason of each.
     """
 
     train: list[Question]
     test: list[Question]
     skipped: Counter[str]
-    unreadable: Counter[str]
+    left_out: list[tuple[str, str]]
+
+    def within(self, limits: Limits, max_skipped: float) -> EncodedShard:
+        """The same without the questions that the host would refuse.
+
+        Raises:
+            DataError: more than `max_skipped` of the shard's questions are left out.
+        """
+        refused = [
+            (question.sample.uid, reason)
+            for question in (*self.train, *self.test)
+            if (reason := limits.refusal(question))
+        ]
+        if not refused:
+            return self
+        train, test = (
+            [question for question in part if not limits.refusal(question)]
+            for part in (self.train, self.test)
+        )
+        return _checked(
+            EncodedShard(train, test, self.skipped, [*self.left_out, *refused]), max_skipped
+        )
 
 
 @dataclass(frozen=True)
@@ -160,34 +189,29 @@ def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: in
 def _encode(
     encoder: QuestionEncoder, part: Shard, skipped: Counter[str], max_skipped: float
 ) -> EncodedShard:
-    """Tokenize a shard; a picture that cannot be read leaves its question out.
+    """Tokenize a shard; a question that the model cannot take is left out.
 
     Raises:
-        DataError: more than `max_skipped` of the shard's questions cannot be read.
+        DataError: more than `max_skipped` of the shard's questions are left out.
     """
-    unreadable: Counter[str] = Counter()
-    train, test = (_readable(encoder, samples, unreadable) for samples in (part.train, part.test))
-    count = len(part.train) + len(part.test)
-    if unreadable.total() > max_skipped * count:
-        raise DataError(
-            f"{unreadable.total()} of this client's {count} questions cannot be read "
-            f"({describe_skipped(unreadable)}); dataset.max-skipped allows {max_skipped:.0%}"
+    train, left_out = encode_all(encoder, part.train)
+    test, more = encode_all(encoder, part.test)
+    return _checked(EncodedShard(train, test, skipped, [*left_out, *more]), max_skipped)
+
+
+def _checked(shard: EncodedShard, max_skipped: float) -> EncodedShard:
+    """The shard, of which a share of `max_skipped`, rounded up, may be left out."""
+    left_out = shard.left_out
+    count = len(shard.train) + len(shard.test) + len(left_out)
+    if len(left_out) > math.ceil(round(max_skipped * count, 6)):
+        reasons = "; ".join(
+            f"{len(ids)} {reason} ({first_few(ids)})" for ids, reason in by_reason(left_out)
         )
-    return EncodedShard(train, test, skipped, unreadable)
-
-
-def _readable(
-    encoder: QuestionEncoder, samples: Iterable[Sample], unreadable: Counter[str]
-) -> list[Question]:
-    questions = []
-    for sample in samples:
-        try:
-            questions.append(encoder.encode(sample))
-        except FileNotFoundError:
-            unreadable[MISSING_PICTURE] += 1
-        except DataError:
-            unreadable[UNDECODABLE_PICTURE] += 1
-    return questions
+        raise DataError(
+            f"{len(left_out)} of this client's {count} questions cannot be used: {reasons}; "
+            f"dataset.max-skipped allows {max_skipped:.0%}"
+        )
+    return shard
 
 
 @lru_cache(maxsize=1)

@@ -117,7 +117,7 @@ class NanoEdge(nn.Module):
             MissingRowError: its embedding is not among those that this client holds.
         """
         ids = torch.cat([question.ids, torch.tensor(ending, dtype=torch.int64)])
-        positions = self.frozen.position_ids(ids, question.geometry)
+        positions = self.frozen.position_ids(ids, len(question.ids), question.geometry)
         last = ids[-1:].to(self.frozen.device)
         frozen = FrozenBatch(
             hidden=self.tokens(last),
@@ -145,8 +145,9 @@ class NanoEdge(nn.Module):
         """Positions (axes, N) and types (N,) of all tokens, where the language model needs them."""
         positions, types = [], []
         for question, own in zip(questions, ids.split(sizes), strict=True):
-            positions.append(self.frozen.position_ids(own, question.geometry))
-            types.append(self.frozen.token_type_ids(own, len(question.ids)))
+            prompt = len(question.ids)
+            positions.append(self.frozen.position_ids(own, prompt, question.geometry))
+            types.append(self.frozen.token_type_ids(own, prompt))
         return _joined(positions), _joined(types)
 
     def _features(self, questions: Sequence[Question]) -> list[Feature]:

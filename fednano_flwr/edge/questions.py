@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.data.images import content_digest, open_image
-from fednano_flwr.data.prompts import LETTERS, answer_text
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
+from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
+from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.prompting import prompting_for
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -21,6 +25,23 @@ from fednano_flwr.models.processor import load_processor
 
 TEXT_TENSORS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 GEOMETRY = {"image_grid_thw"}
+PLACEHOLDERS = ("image_token", "boi_token", "video_token")
+"""What processors call the tokens that stand for pictures and videos."""
+LONGEST_REASON = 200
+
+
+class SampleError(DataError):
+    """One sample that this model cannot take; it is left out.
+
+    Args:
+        reason: for people and for counting: other samples have the same, but for its numbers.
+        detail: what else is known of this one.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        line = reason.splitlines()[0][:LONGEST_REASON]
+        self.reason = line.encode(errors="replace").decode()  # half characters cannot be sent
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,41 @@ class Question:
     geometry: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How much of questions the language model's host takes; 0 is no limit.
+
+    Attributes:
+        request: most tokens in one request.
+        sample: most tokens of one question with its answer, where positions have a learned table.
+        answer: tokens of a generated answer.
+    """
+
+    request: int = 0
+    sample: int = 0
+    answer: int = 0
+
+    def tokens(self, question: Question) -> int:
+        """The most tokens that are sent of a question, in training as in scoring.
+
+        The last token of an answer, given or generated, is not sent.
+        """
+        generated = 0 if question.options else self.answer
+        return len(question.ids) + max(len(question.answer), generated, 1) - 1
+
+    def refusal(self, question: Question) -> str:
+        """Why the host would refuse a question by itself; "" where it would not."""
+        tokens = self.tokens(question)
+        if self.sample and tokens > self.sample:
+            return f"its {tokens} tokens are more than the {self.sample} positions of the model"
+        if self.request and tokens > self.request:
+            return f"its {tokens} tokens are more than llm.max-tokens = {self.request}"
+        return ""
+
+
+NO_LIMITS = Limits()
+
+
 class QuestionEncoder:
     """Turns samples into questions with a model's own processor and prompt.
 
@@ -49,44 +105,68 @@ class QuestionEncoder:
         model_type: of the model's config.
         processor: of the model.
         ends: tokens that end a generated answer, beside the tokenizer's own.
+        vocabulary: number of tokens that the model has embeddings of.
+        picture: token that stands where a picture's features go, and needs no embedding.
 
     Raises:
         ConfigError: the processor lacks what prompts need.
     """
 
-    def __init__(self, model_type: str, processor: Any, ends: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        model_type: str,
+        processor: Any,
+        ends: Iterable[int] = (),
+        vocabulary: int = sys.maxsize,
+        picture: int | None = None,
+    ) -> None:
         self._processor = processor
+        self._vocabulary, self._picture = vocabulary, picture
         self.end: int = processor.tokenizer.eos_token_id
         self.ends = {self.end, *ends}
         self._prompting = prompting_for(model_type, processor)
         self._letters: dict[str, tuple[int, ...]] = {}
+        found = [getattr(processor, name, None) for name in PLACEHOLDERS]
+        if picture is not None:
+            found.append(processor.tokenizer.convert_ids_to_tokens(picture))
+        self._placeholders = sorted({str(getattr(t, "content", t)) for t in found if t})
 
     def encode(self, sample: Sample) -> Question:
         """Tokenize a sample; its pictures are only measured here, not encoded.
 
         Raises:
-            ValueError: an option letter is not a single token of this model.
+            SampleError: the sample cannot be used with this model.
         """
         question = self.unanswered(sample)
         answer: tuple[int, ...]
-        if sample.num_options:
-            answer = (question.options[LETTERS.index(answer_text(sample))],)
-        else:
-            written = self._prompting.write(sample)
-            answer = (*self._continuation(written, answer_text(sample)), self.end)
+        with _one_sample():
+            if sample.num_options:
+                answer = (question.options[LETTERS.index(answer_text(sample))],)
+            else:
+                written = self._prompting.write(sample)
+                answer = (*self._continuation(written, answer_text(sample)), self.end)
+        self._check_known(answer)
         return replace(question, answer=answer)
 
     def unanswered(self, sample: Sample) -> Question:
         """As `encode`, but for the answer, which need not be known: its tokens are ().
 
         Raises:
-            ValueError: an option letter is not a single token of this model.
+            SampleError: the sample cannot be used with this model.
         """
-        prompt = self._prompting.write(sample)
-        tensors = self._tensors(sample, prompt)
-        options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
+        if sample.num_options > len(LETTERS):
+            raise SampleError(f"{sample.num_options} options, and there are {len(LETTERS)} letters")
+        for token in self._placeholders:
+            if token in user_text(sample) + sample.free_answer:
+                raise SampleError(f"its text holds {token}, which this model reads as a picture")
+        with _one_sample():
+            prompt = self._prompting.write(sample)
+            tensors = self._tensors(sample, prompt)
+            options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
+        ids = tensors["input_ids"][0]
+        self._check_known({*ids.tolist()} - {self._picture})
         geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
-        return Question(sample, tensors["input_ids"][0], (), options, geometry)
+        return Question(sample, ids, (), options, geometry)
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
         """What the vision encoder takes of a sample that has pictures."""
@@ -109,6 +189,17 @@ class QuestionEncoder:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens."""
         return self._processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def _check_known(self, tokens: Collection[int]) -> None:
+        """
+        Raises:
+            SampleError: the tokenizer has a token that the model does not have.
+        """
+        if (largest := max(tokens)) >= self._vocabulary:
+            raise SampleError(
+                f"its token {largest} ({self.decode([largest])}) is not among the model's "
+                f"{self._vocabulary}"
+            )
 
     def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
         return self._prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
@@ -136,18 +227,57 @@ class QuestionEncoder:
         space = "" if ending[-1].isspace() else " "
         before = tokenizer(ending, add_special_tokens=False)["input_ids"]
         after = tokenizer(ending + space + text, add_special_tokens=False)["input_ids"]
-        if after[: len(before)] != before or len(after) == len(before):
-            raise ValueError(
+        if after == before:
+            raise SampleError("its answer has no token", f"the answer {text!r} has no token")
+        if after[: len(before)] != before:
+            raise SampleError(
+                "its answer changes how the prompt is tokenized",
                 f"{text!r} after {ending!r} changes how that is tokenized: this model's answers "
-                "cannot be told apart from its prompts"
+                "cannot be told apart from its prompts",
             )
         return tuple(after[len(before) :])
+
+
+@contextmanager
+def _one_sample() -> Iterator[None]:
+    """Whatever is wrong with one sample is its own error, with a reason."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except FileNotFoundError as error:
+        raise SampleError(MISSING_PICTURE, f"a picture is missing: {error.filename}") from error
+    except DataError as error:
+        raise SampleError(UNDECODABLE_PICTURE, str(error)) from error
+    except Exception as error:  # processors and tokenizers raise nearly anything
+        name = type(error).__name__
+        raise SampleError(f"the model's processor refuses it: {name}: {error}") from error
+
+
+def encode_all(
+    encoder: QuestionEncoder, samples: Iterable[Sample]
+) -> tuple[list[Question], list[tuple[str, str]]]:
+    """The samples that this model can take, tokenized; id and reason of each other one."""
+    questions, left_out = [], []
+    for sample in samples:
+        try:
+            questions.append(encoder.encode(sample))
+        except SampleError as error:
+            left_out.append((sample.uid, error.reason))
+    return questions, left_out
 
 
 def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
     """Encoder with the processor of a model, or of an edge bundle."""
     processor = load_processor(checkpoint.folder)
-    return QuestionEncoder(checkpoint.config.model_type, processor, _ends(checkpoint.folder))
+    config = checkpoint.config
+    return QuestionEncoder(
+        config.model_type,
+        processor,
+        _ends(checkpoint.folder),
+        config.get_text_config().vocab_size,
+        getattr(config, "image_token_id", None),
+    )
 
 
 def _ends(folder: Path) -> list[int]:

@@ -12,7 +12,7 @@ from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.questions import Question, last_positions
+from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, last_positions
 from fednano_flwr.edge.training import batches, check_logits
 from fednano_flwr.exchange.protocol import LLM
 
@@ -37,12 +37,16 @@ def right_answers(
     questions: Sequence[Question],
     batch_size: int,
     max_answer_tokens: int = 8,
+    limits: Limits = NO_LIMITS,
 ) -> list[bool]:
     """Whether each question is answered right.
 
     A question with options: the right one's letter has the highest logit among them, in one call.
     A free answer: greedy generation, cut after `max_answer_tokens`, is the right text, both
     normalised. The next batch is embedded while the host works on one.
+
+    Args:
+        limits: of the host.
 
     Raises:
         FloatingPointError: a logit is not finite.
@@ -55,7 +59,7 @@ def right_answers(
 
     edge.adapters.eval()
     correct: list[bool] = []
-    for batch, closed, free in ahead(batches(questions, batch_size), prepare):
+    for batch, closed, free in ahead(batches(questions, batch_size, limits), prepare):
         chosen = iter(_right_options(edge, llm, closed))
         answers = iter(generate(edge, llm, free.questions, max_answer_tokens, free.frozen))
         for question in batch:

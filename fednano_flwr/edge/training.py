@@ -16,6 +16,8 @@ from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.proximal import proximal_term
 from fednano_flwr.edge.questions import (
+    NO_LIMITS,
+    Limits,
     Question,
     last_positions,
     next_token_labels,
@@ -30,7 +32,11 @@ NAMED = 4
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Hyper-parameters of one round's local training; the names are the run config's."""
+    """Hyper-parameters of one round's local training; the names are the run config's.
+
+    Attributes:
+        limits: of the host.
+    """
 
     local_epochs: int
     batch_size: int
@@ -38,6 +44,7 @@ class TrainingPlan:
     weight_decay: float
     max_grad_norm: float
     proximal_mu: float = 0.0
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ def fisher_diagonal(
     questions: Sequence[Question],
     batch_size: int,
     drawn_with: int | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> dict[str, Tensor]:
     """Fisher diagonal: F = mean over batches of (∂ loss / ∂ θ)².
 
@@ -112,6 +120,7 @@ def fisher_diagonal(
     Args:
         drawn_with: None for the true answers; else a seed, and the answers are drawn from the
             model's own distribution over each question's options.
+        limits: of the host.
 
     Raises:
         ValueError: answers are to be drawn for a question without options.
@@ -122,7 +131,7 @@ def fisher_diagonal(
     generator = None if drawn_with is None else torch.Generator().manual_seed(drawn_with)
     edge.adapters.eval()
     steps = 0
-    for batch, frozen in embedded(edge, batches(questions, batch_size)):
+    for batch, frozen in embedded(edge, batches(questions, batch_size, limits)):
         edge.adapters.zero_grad(set_to_none=True)
         if generator is not None:
             batch = with_drawn_answers(edge, llm, batch, frozen, generator)
@@ -222,10 +231,24 @@ def _shuffled(
     """All epochs' batches, each epoch in an order of its own."""
     for _ in range(plan.local_epochs):
         order = torch.randperm(len(questions), generator=generator).tolist()
-        yield from batches([questions[i] for i in order], plan.batch_size)
+        yield from batches([questions[i] for i in order], plan.batch_size, plan.limits)
 
 
-def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Consecutive batches; the last one may be smaller."""
-    for start in range(0, len(questions), size):
-        yield list(questions[start : start + size])
+def batches(
+    questions: Sequence[Question], size: int, limits: Limits = NO_LIMITS
+) -> Iterator[list[Question]]:
+    """Consecutive batches of `size` questions; the last one, and long ones, may be smaller.
+
+    A batch ends before the question with which it would be too large for a request.
+    """
+    batch: list[Question] = []
+    tokens = 0
+    for question in questions:
+        own = limits.tokens(question)
+        if batch and (len(batch) == size or 0 < limits.request < tokens + own):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(question)
+        tokens += own
+    if batch:
+        yield batch

@@ -46,6 +46,8 @@ Half = Literal["llm", "edge"]
 FINGERPRINT_ROWS = 64
 PIECE_BYTES = 16 * 2**20  # of a tensor, converted before its mapping is let go
 PIECE_ROWS = 256  # likewise where rows are picked: each brings its neighbours' pages along
+LEARNED_POSITIONS = ("opt",)
+"""Language models whose positions are looked up in a table that ends."""
 ALIGNED = 16  # bytes; safetensors begins at a multiple of 8
 _DTYPES = {
     "F64": torch.float64,
@@ -293,6 +295,12 @@ class Checkpoint:
                 stored = file.get_slice(key)
                 total += math.prod(stored.get_shape()) * self._dtype(name, stored).itemsize
         return total
+
+    @property
+    def longest(self) -> int:
+        """Most tokens in a sample, where positions have a learned table; else 0."""
+        text = self.config.get_text_config()
+        return text.max_position_embeddings if text.model_type in LEARNED_POSITIONS else 0
 
     @cached_property
     def fingerprint(self) -> str:

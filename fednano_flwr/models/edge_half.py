@@ -86,18 +86,19 @@ class EdgeHalf(nn.Module):
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
 
-    def position_ids(self, ids: Tensor, vision: VisionInputs) -> Tensor | None:
+    def position_ids(self, ids: Tensor, prompt: int, vision: VisionInputs) -> Tensor | None:
         """(3, T) positions in time, height and width of one sample; None where they are 0 to T-1.
 
         Args:
             ids: (T,) tokens.
+            prompt: how many of them are the prompt; the others are an answer.
             vision: the sample's `image_grid_thw`, where it has pictures.
         """
         if self.family.rotary_axes == 1:
             return None
         positions, _ = self._vision.model.get_rope_index(
             ids[None],
-            mm_token_type_ids=(ids == self.image_token_id).int()[None],
+            mm_token_type_ids=self._pictures(ids, prompt).int()[None],
             image_grid_thw=vision.get("image_grid_thw"),
         )
         return positions[:, 0]
@@ -110,10 +111,14 @@ class EdgeHalf(nn.Module):
             prompt: how many of them are the prompt; the others are an answer.
         """
         if self.family.token_types == "image":
-            return (ids == self.image_token_id).long()
+            return self._pictures(ids, prompt).long()
         if self.family.token_types == "prefix":
             return (torch.arange(len(ids)) >= prompt).long()
         return None
+
+    def _pictures(self, ids: Tensor, prompt: int) -> Tensor:
+        """(T,) bool, where pictures' features go: never in an answer, whatever was generated."""
+        return (ids == self.image_token_id) & (torch.arange(len(ids)) < prompt)
 
 
 def image_token(checkpoint: Checkpoint) -> int:

@@ -18,9 +18,6 @@ from fednano_flwr.models.layers import checkpoint_layers, compile_layers
 from fednano_flwr.models.placement import Places, device_of, dispatch, place
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
-LEARNED = ("opt",)
-"""Language models whose positions are looked up in a table that ends."""
-
 
 class HeadAtRows(nn.Module):
     """The head, computed at some positions only: (B, T, d) in, (P, vocabulary) out."""
@@ -66,7 +63,7 @@ class LLMHalf(nn.Module):
         self.family = checkpoint.family
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
-        self.longest: int = text.max_position_embeddings if text.model_type in LEARNED else 0
+        self.longest = checkpoint.longest
         self.dtype = dtype
         whole = skeleton.build(checkpoint.config)
         skeleton.drop_vision(whole)

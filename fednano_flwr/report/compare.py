@@ -9,7 +9,8 @@ from typing import Any
 
 from fednano_flwr.compare.plan import NO_MATTER, digest_of
 from fednano_flwr.compare.statistics import Spread, spread
-from fednano_flwr.console import by_reason, first_few, lost_lines
+from fednano_flwr.console import lost_lines
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.report import facts
 from fednano_flwr.results import Run
 

@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fednano_flwr.console import by_reason, first_few, lost_lines
+from fednano_flwr.console import lost_lines
+from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.report import facts
 from fednano_flwr.report.canvas import Missing, Picture
 from fednano_flwr.results import Run

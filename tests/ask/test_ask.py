@@ -207,6 +207,7 @@ def test_adapters_of_another_model_are_refused_with_both_named(
     ("arguments", "status", "says"),
     [
         ((" ",), 2, "the question is empty"),
+        (("which <image> ?",), 2, "its text holds <image>"),
         (("--image", "missing.png", "w20"), 2, "image missing.png: there is no such file"),
         (("--image", "RUN/config.json", "w20"), 2, "cannot be read as a picture"),
         (("--choices", "w30", "w20"), 2, "1 choices; there can be 2 to 10"),

@@ -175,7 +175,8 @@ def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     config = RunConfig.parse(run_config(dataset__path=str(folder)))
     clients = [Client(config, Place(partition, 2)) for partition in range(2)]
     assert sum(len(client.shard.train) for client in clients) == 59
-    assert sum(client.shard.unreadable.total() for client in clients) == 1
+    left_out = [one for client in clients for one in client.shard.left_out]
+    assert left_out == [("0", "picture cannot be decoded")]
 
 
 def test_drawn_answers_follow_the_models_own_distribution(

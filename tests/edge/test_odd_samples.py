@@ -1,0 +1,328 @@
+"""One question that the model cannot take costs itself, and never its client."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fednano_flwr.audit.results import Asked, Subject, audit_one
+from fednano_flwr.command.partition import partition_to_folder
+from fednano_flwr.command.split import split
+from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.images import UNDECODABLE_PICTURE
+from fednano_flwr.data.reading import MISSING_PICTURE
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.edge.client import EXCHANGES, Client
+from fednano_flwr.edge.loaded import EncodedShard, Place, _checked
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import (
+    Limits,
+    Question,
+    QuestionEncoder,
+    SampleError,
+    encode_all,
+    load_encoder,
+    next_token_labels,
+    teacher_forced,
+)
+from fednano_flwr.edge.training import batches
+from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.in_process import run_in_process
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.llm_half import load_llm_half
+from tests import tiny_families
+from tests.models.test_families import picture
+
+Config = Callable[..., dict[str, Any]]
+PLAIN = Sample("plain", "w20 w21", "g", "s", ("w22", "w23"), answer=1)
+PICTURED = replace(PLAIN, image=picture(0, 24, 30))
+FREE = replace(PLAIN, choices=(), answer=None, free_answer="w22 w23")
+OWN = {  # what stands for a picture, or a video, in a family's prompts
+    "internvl": ["<IMG_CONTEXT>", "<video>"],
+    "qwen2_5_vl": ["<|image_pad|>", "<|video_pad|>"],
+    "gemma3": ["<start_of_image>", "<image_soft_token>"],
+    "llava_onevision": ["<image>", "<video>"],
+    "smolvlm": ["<image>", "<video>"],
+}
+OTHERS = (
+    "</s>",
+    "<s>",
+    "<pad>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<row_1_col_1>",
+    "{{ x }}",
+    "\0",
+)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_families.write(request.param, tmp_path_factory.mktemp("model") / request.param)
+
+
+def nano_edge(folder: Path) -> NanoEdge:
+    half = load_edge_half(str(folder))
+    adapters = build_adapters(half.hidden_size, Adapter(4, 8.0, 0.0, "image,text"), seed=0)
+    return NanoEdge(half, half.token_table(), adapters, load_encoder(half.checkpoint))
+
+
+def test_a_picture_token_that_was_typed_leaves_its_question_out_and_other_tokens_do_not(
+    folder: Path,
+) -> None:
+    edge = nano_edge(folder)
+    encoder, host = edge.encoder, FrozenLLM(load_llm_half(str(folder)))
+    for token in OWN.get(folder.name, ["<image>"]):
+        shown = (picture(1, 20, 20), picture(2, 20, 20))
+        odd = [
+            replace(PLAIN, question=f"w20 {token}"),
+            replace(PICTURED, question=f"w20{token}w21"),
+            replace(PLAIN, choices=("w22", token)),
+            replace(PLAIN, context=token),
+            replace(FREE, free_answer=token),
+            replace(PLAIN, choices=(), choice_images=shown, question=token),
+        ]
+        for sample in odd:
+            with pytest.raises(SampleError, match=re.escape(token)):
+                encoder.encode(sample)
+    fine = [replace(PICTURED, question=f"w20 {token} w21") for token in OTHERS]
+    fine += [replace(FREE, free_answer=f"w22 {token}") for token in OTHERS]
+    batch = [encoder.encode(sample) for sample in fine]
+    for kind, labels_at in (("embeddings", "server"), ("lowrank", "client")):
+        llm = EXCHANGES[kind](host, labels_at)
+        labels = next_token_labels(batch, IGNORE)
+        assert torch.isfinite(llm.loss(edge(batch, teacher_forced(batch)), labels))
+
+
+def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
+    """A model may generate it."""
+    edge = nano_edge(folder)
+    question = edge.encoder.unanswered(replace(FREE, image=PICTURED.image))
+    ending = (edge.frozen.image_token_id, 5)
+    batch, plain = (edge([question], [one]) for one in (ending, (6, 5)))
+    for one, other in ((batch.position_ids, plain.position_ids),):
+        assert one is None or torch.equal(one, other)
+    if batch.token_type_ids is not None:
+        assert torch.equal(batch.token_type_ids, plain.token_type_ids)
+    assert torch.equal(batch.is_image, plain.is_image)
+    last, _ = edge.next_token(question, ending), edge.next_token(question, ending[:1])
+    assert last.position_ids is None or torch.equal(last.position_ids, batch.position_ids[:, -1:])
+
+
+def file(image: Image.Image) -> Picture:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return Picture(data=out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        (replace(PLAIN, choices=tuple(f"w{k}" for k in range(27))), "27 options"),
+        (replace(PLAIN, question="w20 \ud800"), "refuses it: TypeError"),
+        (replace(PLAIN, choices=("\udfff", "w20")), "refuses it: TypeError"),
+        (replace(FREE, free_answer="\ud800"), "refuses it: TypeError"),
+        (replace(FREE, free_answer=""), "its answer has no token"),
+        (replace(FREE, free_answer=" \n"), "its answer has no token"),
+        (replace(FREE, free_answer="..."), "its answer has no token"),
+        (replace(PLAIN, image=Picture(data=b"")), UNDECODABLE_PICTURE),
+        (replace(PLAIN, image=Picture(Path("gone.png"))), MISSING_PICTURE),
+        (
+            replace(PICTURED, choices=(), choice_images=(PICTURED.pictures[0], Picture(Path("x")))),
+            MISSING_PICTURE,
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_with_its_id_and_a_reason(
+    encoder: QuestionEncoder, sample: Sample, reason: str
+) -> None:
+    odd = replace(sample, uid="odd")
+    questions, left_out = encode_all(encoder, [PLAIN, odd, PICTURED])
+    assert [question.sample.uid for question in questions] == ["plain", "plain"]
+    ((uid, why),) = left_out
+    assert uid == "odd" and reason in why
+    why.encode()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGBA"])
+def test_pictures_of_every_mode_and_of_one_pixel_can_be_used(
+    encoder: QuestionEncoder, mode: str
+) -> None:
+    for size in ((1, 1), (1, 300), (300, 1)):
+        questions, left_out = encode_all(
+            encoder, [replace(PLAIN, image=file(Image.new(mode, size)))]
+        )
+        assert questions and not left_out
+
+
+def test_a_token_that_the_model_has_no_embedding_of_leaves_its_question_out(
+    encoder: QuestionEncoder,
+) -> None:
+    small = QuestionEncoder("llava", encoder._processor, vocabulary=60, picture=2)
+    last = encoder._processor.tokenizer.convert_ids_to_tokens(60)
+    samples = [PICTURED, replace(PLAIN, question=last), replace(FREE, free_answer=last)]
+    questions, left_out = encode_all(small, samples)
+    assert len(questions) == 1 and len(left_out) == 2
+    assert all("not among the model's 60" in reason for _, reason in left_out)
+
+
+def test_a_question_is_refused_that_no_request_or_position_table_can_hold(
+    questions: list[Question],
+) -> None:
+    question = max(questions, key=lambda one: len(one.ids))
+    length = len(question.ids)
+    free = replace(question, options=(), answer=(5, 6, 7))
+    assert Limits().refusal(question) == "" == Limits(length, length, 90).refusal(question)
+    assert "llm.max-tokens = " in Limits(length - 1).refusal(question)
+    assert f"{length - 1} positions" in Limits(0, length - 1).refusal(question)
+    assert Limits(length + 2, 0, 3).refusal(free) == ""
+    assert f"its {length + 2} tokens" in Limits(length + 1, 0, 1).refusal(free)  # as it trains
+    assert f"its {length + 4} tokens" in Limits(length + 3, 0, 5).refusal(free)  # as it generates
+
+
+def test_a_batch_ends_before_it_is_too_large_for_a_request(questions: list[Question]) -> None:
+    whole = [len(batch) for batch in batches(questions, 5)]
+    assert whole == [5, 5, 2] == [len(batch) for batch in batches(questions, 5, Limits(10**6))]
+    limits = Limits(2 * max(map(Limits().tokens, questions)))
+    parts = list(batches(questions, 5, limits))
+    assert [one for part in parts for one in part] == questions
+    assert len(parts) > 3 and max(map(len, parts)) <= 5
+    assert max(sum(map(limits.tokens, part)) for part in parts) <= limits.request
+
+
+def test_a_client_may_leave_out_the_allowed_share_rounded_up(questions: list[Question]) -> None:
+    odd = [("7", "its 900 tokens are more"), ("8", "its 901 tokens are more")]
+    shard = EncodedShard(questions[:4], [], Counter(), odd[:1])
+    assert _checked(shard, 0.1) is shard
+    with pytest.raises(DataError, match=r"1 of this client's 5 .*allows 0%"):
+        _checked(shard, 0.0)
+    with pytest.raises(DataError, match=r"2 of .*: 2 its 900 tokens are more \(7, 8\); dataset"):
+        _checked(replace(shard, left_out=odd), 0.1)
+
+
+def change(data: Path, folder: Path, pid: str, **values: Any) -> Path:
+    """A copy of a data set with another question."""
+    shutil.copytree(data, folder)
+    problems = json.loads((folder / "problems.json").read_text())
+    problems[pid] |= values
+    (folder / "problems.json").write_text(json.dumps(problems))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "reason"),
+    [
+        ("llava", {"question": "Which tag shows a picture, <image> or w20?"}, "<image>"),
+        ("paligemma", {"hint": "<image> w20"}, "<image>"),
+        ("qwen2_5_vl", {}, "aspect ratio"),
+        ("blip-2", {"question": "w20 " * 2100}, "2048 positions"),
+        ("llava", {"question": "w20 " * 70000}, "llm.max-tokens = 65536"),
+    ],
+)
+def test_one_odd_question_costs_itself_and_not_its_client(
+    run_config: Config,
+    tiny_questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    values: dict[str, Any],
+    reason: str,
+) -> None:
+    data = change(tiny_questions, tmp_path / "data", "0", **values)
+    if family == "qwen2_5_vl":
+        flat = Image.fromarray(np.zeros((10, 3000, 3), np.uint8))
+        flat.save(data / "images" / "train" / "0" / "image.png")
+    model = tiny_families.write(family, tmp_path / family)
+    config = run_config(
+        model__name=str(model), dataset__path=str(data), num_server_rounds=1, local_epochs=1
+    )
+    rounds = run_in_process(RunConfig.parse(config), 3).rounds
+    assert [record["failures"] for record in rounds] == [{"train": {}, "evaluate": {}}] * 2
+    assert sum(rounds[1]["train_questions_per_client"].values()) == 59
+    assert sum(rounds[1]["test_questions_per_client"].values()) == 24
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "skipped  " in line]
+    assert "skipped  1 questions" in said and reason in said and said.endswith("(0)")
+
+
+@pytest.mark.parametrize("kind", ["embeddings", "lowrank"])
+@pytest.mark.parametrize("labels_at", ["server", "client"])
+@pytest.mark.parametrize("strategy", ["fednano", "centralized"])
+def test_training_and_scoring_leave_out_the_same_questions_whatever_crosses(
+    run_config: Config,
+    tiny_questions: Path,
+    tmp_path: Path,
+    kind: str,
+    labels_at: str,
+    strategy: str,
+) -> None:
+    data = change(tiny_questions, tmp_path / "data", "3", question="w20 " * 200)
+    change(data, tmp_path / "odd", "61", question="w20 " * 200)  # of the test split
+    flat = run_config(
+        dataset__path=str(tmp_path / "odd"),
+        exchange__kind=kind,
+        exchange__labels_at=labels_at,
+        strategy__name=strategy,
+        num_server_rounds=2,
+        local_epochs=1,
+        llm__max_tokens=100,  # a batch of 16 is sent in several
+    )
+    rounds = run_in_process(RunConfig.parse(flat), 2).rounds
+    for record in rounds:
+        assert record["failures"] == {"train": {}, "evaluate": {}}
+        assert sum(record["test_questions_per_client"].values()) == 23
+    assert [sum(r["train_questions_per_client"].values()) for r in rounds] == [0, 59, 59]
+
+
+def test_questions_with_a_free_answer_leave_room_for_what_is_generated(
+    run_config: Config, sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = run_config(
+        dataset__name="iconqa",
+        dataset__path=str(sample_data / "iconqa"),
+        dataset__tasks="fill_in_blank",
+        dataset__min_partition_size=1,
+        dataset__max_skipped=0.9,
+        num_server_rounds=1,
+        local_epochs=1,
+        min_available_nodes=1,
+        max_answer_tokens=20,
+        llm__max_tokens=53,
+    )
+    rounds = run_in_process(RunConfig.parse(flat), 1).rounds
+    assert [record["failures"] for record in rounds] == [{"train": {}, "evaluate": {}}] * 2
+    assert "are more than llm.max-tokens = 53" in capsys.readouterr().out
+    assert rounds[1]["train_questions_per_client"]["0"] > 0
+
+
+def test_a_bundle_for_a_shard_and_an_audit_leave_an_odd_question_out_too(
+    run_config: Config, tiny_model: Path, tiny_questions: Path, tmp_path: Path
+) -> None:
+    data = change(tiny_questions, tmp_path / "data", "1", question="<image>")
+    data = change(data, tmp_path / "odd", "3", question="w20 " * 200)
+    flat = run_config(dataset__path=str(data), llm__max_tokens=100)
+    config = RunConfig.parse(flat)
+    partition_to_folder(config, 1, tmp_path / "shards", map_only=False)
+    shard = tmp_path / "shards" / "client-0"
+    split(str(tiny_model), tmp_path / "bundle", shard, None)
+    own = flat | {"edge.bundle": str(tmp_path / "bundle"), "edge.vocabulary": "shard"}
+    client = Client(RunConfig.parse(own), Place(0, 1, data_path=str(shard)))
+    assert [uid for uid, _ in client.shard.left_out] == ["1"]
+    theta = adapter_state(build_adapters(48, config.adapter, seed=1))
+    row = audit_one(Subject("test", config, theta, 1, 1, 0.5, 0.25), Asked(60, 0, 1))
+    assert row["questions"] == 58
