@@ -33,10 +33,10 @@ from fednano_flwr.command.project import NAME, find_app
 from fednano_flwr.command.screen import Screen
 from fednano_flwr.command.signals import interrupts
 from fednano_flwr.command.streams import lasting_streams
-from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.config import ConfigError
 from fednano_flwr.exchange.proxies import spare_this_machine
 from fednano_flwr.output import OutputError
+from fednano_flwr.preflight import read_questions, validate
 from fednano_flwr.resume import NEVER, run_folder_of
 
 cli = typer.Typer(
@@ -112,7 +112,7 @@ def run(
         parsed = run_config(folder, config or [], clients, cwd)
         say_proxies()
         with interrupts(), Screen(verbose, terminal()) as screen:
-            validate(parsed)
+            validate(parsed, clients)
             read_questions(parsed.dataset, parsed.seed, clients)
             with run_folder_of(parsed) as results:
                 flat = parsed.flat()

@@ -29,6 +29,18 @@ UPLOAD_FISHERS = ("float32", "log8", "log4", "row")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
+SMALLEST, LARGEST = -(2**63), 2**63 - 1
+"""Whole numbers that TOML, Flower's messages and JSON readers carry."""
+LARGEST_FLOAT = 3.4028234663852886e38
+"""float32's."""
+MOST_SECONDS = 1e9
+"""Above it, some waits of Python and gRPC overflow."""
+MOST_THREADS = 1024
+MOST_RANK = 2**16
+"""Wider than any model's embeddings, of which no adapter needs more than the width."""
+_NO_HOST = set(" \t\r\n/@[]?#")
+
+
 class ConfigError(ValueError):
     """A run-config key is unknown, missing, or has a value that cannot be used."""
 
@@ -36,6 +48,15 @@ class ConfigError(ValueError):
 def _require(ok: bool, key: str, value: object, accepts: str) -> None:
     if not ok:
         raise ConfigError(f"{key} = {value!r}: must be {accepts}")
+
+
+def _seconds(key: str, value: float, or_zero: bool = False) -> None:
+    ok = (value > 0 or (or_zero and value == 0)) and value <= MOST_SECONDS
+    _require(ok, key, value, f"{'0 or more' if or_zero else 'above 0'}, at most {MOST_SECONDS:g}")
+
+
+def _threads(key: str, value: int) -> None:
+    _require(0 <= value <= MOST_THREADS, key, value, f"0 (torch's choice) to {MOST_THREADS}")
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -67,12 +88,34 @@ def host_and_port(text: str) -> tuple[str, int]:
         ValueError: it is not so.
     """
     host, colon, port = text.rpartition(":")
-    bare = host.strip("[]")
-    if not colon or not bare or not port.isdecimal() or not int(port) < 65536:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    digits = port.isascii() and port.isdecimal()
+    if not colon or not bare or not digits or not int(port) < 65536 or set(bare) & _NO_HOST:
         raise ValueError(f"{text!r}: give HOST:PORT, such as 192.0.2.7:9093 or [2001:db8::7]:9093")
-    if ":" in bare and not host.startswith("["):
+    if ":" in bare and bare == host:
         raise ValueError(f"{text!r}: put an IPv6 address in brackets, as in [2001:db8::7]:9093")
+    if bare != host and not _is_ipv6(bare):
+        raise ValueError(f"{text!r}: no IPv6 address is in the brackets; a name goes without")
     return bare, int(port)
+
+
+def address_to_dial(text: str) -> tuple[str, int]:
+    """The same of an address that somebody dials, whose port is never 0.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    host, port = host_and_port(text)
+    if not port:
+        raise ValueError(f"{text!r}: give HOST:PORT, with the port that is dialled")
+    return host, port
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
@@ -152,7 +195,7 @@ class Adapter:
     ranks: str = ""  # for adapters built by hand: a run config names it
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
+        _require(1 <= self.rank <= MOST_RANK, "adapter.rank", self.rank, f"1 to {MOST_RANK}")
         _require(
             all(rank.isdecimal() and 1 <= int(rank) <= self.rank for rank in self._ranks),
             "adapter.ranks",
@@ -223,10 +266,10 @@ class Strategy:
         _one_of("strategy.factors", self.factors, ("auto", "plain", "balanced"))
         _require(self.proximal_mu >= 0, "strategy.proximal-mu", self.proximal_mu, "0 or more")
         _require(
-            self.local_rank >= 0,
+            0 <= self.local_rank <= MOST_RANK,
             "strategy.local-rank",
             self.local_rank,
-            "0 (as adapter.rank) or more",
+            f"0 (as adapter.rank) to {MOST_RANK}",
         )
 
 
@@ -246,7 +289,7 @@ class Edge:
         check_device("edge.device", self.device)
         _one_of("edge.dtype", self.dtype, DTYPES)
         _one_of("edge.vocabulary", self.vocabulary, ("full", "shard"))
-        _require(self.threads >= 0, "edge.threads", self.threads, "0 (torch's choice) or more")
+        _threads("edge.threads", self.threads)
         _require(self.feature_cache_mb >= 0, "edge.feature-cache-mb", self.feature_cache_mb, "≥ 0")
         _require(self.feature_disk_mb >= 0, "edge.feature-disk-mb", self.feature_disk_mb, "≥ 0")
 
@@ -290,7 +333,6 @@ class LLM:
             "feature_memory_mb",
             "feature_disk_mb",
             "batch_tokens",
-            "batch_wait_ms",
             "node_requests_per_second",
             "node_sessions",
             "node_waiting",
@@ -299,7 +341,8 @@ class LLM:
         ):
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
-        for key in ("max_tokens", "max_waiting", "max_clients", "max_open_graphs"):
+        _require(1 <= self.max_tokens < 2**31, "llm.max-tokens", self.max_tokens, "1 to 2^31 - 1")
+        for key in ("max_waiting", "max_clients", "max_open_graphs"):
             value = getattr(self, key)
             _require(value >= 1, f"llm.{key.replace('_', '-')}", value, "at least 1")
         _require(
@@ -308,7 +351,8 @@ class LLM:
             self.max_message_mb,
             "0 (what llm.max-tokens tokens may need) to 2047",
         )
-        _require(self.graph_seconds > 0, "llm.graph-seconds", self.graph_seconds, "above 0")
+        _seconds("llm.graph-seconds", self.graph_seconds)
+        _seconds("llm.batch-wait-ms", self.batch_wait_ms, or_zero=True)
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         self._check_replicas()
@@ -318,7 +362,7 @@ class LLM:
             self.device_map,
             "empty (all on llm.device), or one of " + ", ".join(DEVICE_MAPS),
         )
-        _require(self.threads >= 0, "llm.threads", self.threads, "0 (torch's choice) or more")
+        _threads("llm.threads", self.threads)
         self._check_network()
         _require(0 <= self.port < 65536, "llm.port", self.port, "0 (a free one) to 65535")
 
@@ -337,6 +381,17 @@ class LLM:
             "for others set llm.tls-cert and llm.tls-key, or, on a network where everyone may "
             "read along, llm.insecure-beyond-loopback = true",
         )
+        _require(
+            not set(self.bind) & _NO_HOST and (":" not in self.bind or _is_ipv6(self.bind)),
+            "llm.bind",
+            self.bind,
+            "a host's name or IP address, without a port (that is llm.port) or brackets",
+        )
+        if self.address:
+            try:
+                address_to_dial(self.address)
+            except ValueError as error:
+                raise ConfigError(f"llm.address = {error}; it is what clients dial") from None
         _require(
             bool(self.address) or self.bind not in ("0.0.0.0", "::"),
             "llm.address",
@@ -387,8 +442,8 @@ class Exchange:
         _one_of("exchange.kind", self.kind, ("embeddings", "lowrank"))
         _one_of("exchange.labels-at", self.labels_at, ("server", "client"))
         _one_of("exchange.dtype", self.dtype, EXCHANGE_DTYPES)
-        _require(self.timeout > 0, "exchange.timeout", self.timeout, "above 0 seconds")
-        _require(self.retry_seconds >= 0, "exchange.retry-seconds", self.retry_seconds, "≥ 0")
+        _seconds("exchange.timeout", self.timeout)
+        _seconds("exchange.retry-seconds", self.retry_seconds, or_zero=True)
 
 
 @dataclass(frozen=True)
@@ -448,8 +503,8 @@ class Privacy:
                 "count of clipped updates uses up a part of the noise",
             )
         clip, noise = self.embedding_clip, self.embedding_noise
-        _require(0 <= clip < float("inf"), "privacy.embedding-clip", clip, "0 (off) or more")
-        _require(0 <= noise < float("inf"), "privacy.embedding-noise", noise, "0 (none) or more")
+        _require(clip >= 0, "privacy.embedding-clip", clip, "0 (off) or more")
+        _require(noise >= 0, "privacy.embedding-noise", noise, "0 (none) or more")
         _require(
             noise == 0 or clip > 0,
             "privacy.embedding-noise",
@@ -503,7 +558,7 @@ class RunConfig:
     privacy: Privacy
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed <= LARGEST, "seed", self.seed, "from 0 to 2^63 - 1")
         _require(self.num_server_rounds >= 0, "num-server-rounds", self.num_server_rounds, "≥ 0")
         for key in ("fraction_train", "fraction_evaluate"):
             value = getattr(self, key)
@@ -517,7 +572,9 @@ class RunConfig:
         ):
             value = getattr(self, key)
             _require(value >= 1, key.replace("_", "-"), value, "at least 1")
-        for key in ("round_timeout", "learning_rate", "max_grad_norm"):
+        _seconds("round-timeout", self.round_timeout)
+        _seconds("round-limit", self.round_limit)
+        for key in ("learning_rate", "max_grad_norm"):
             value = getattr(self, key)
             _require(value > 0, key.replace("_", "-"), value, "above 0")
         _require(
@@ -616,11 +673,30 @@ def _build(cls: type, prefix: str, flat: Mapping[str, Any]) -> Any:
 
 
 def _typed(key: str, kind: type, value: Any) -> Any:
+    """The value in its key's type.
+
+    Raises:
+        ConfigError: it has another type, is a number that cannot be computed with or sent, or a
+            text that no file's name and no message can hold.
+    """
+    if type(value) is int and kind in (int, float):
+        _require(SMALLEST <= value <= LARGEST, key, value, "from -2^63 to 2^63 - 1")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         raise ConfigError(f"{key} = {value!r}: must be of type {kind.__name__}")
+    if isinstance(value, float):
+        _require(abs(value) <= LARGEST_FLOAT, key, value, "a finite number that float32 can hold")
+    if isinstance(value, str):
+        _require(_is_text(value), key, value, "text that UTF-8 can hold, without a NUL")
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def _lookup(config: Any, key: str) -> Any:

@@ -66,6 +66,12 @@ def fresh_folder(parent: Path, prefix: str, suffix: str = "") -> Path:
     return folder
 
 
+def nearest(path: Path) -> Path:
+    """The path itself, or the nearest one above it that is there."""
+    path = path.expanduser().absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def describe_file(file: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file."""
     with file.open("rb") as opened:

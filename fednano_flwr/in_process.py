@@ -12,6 +12,7 @@ runs go side by side in processes of their own (`fednano compare`).
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,22 +24,35 @@ from flwr.supercore.task_identity import TaskIdentity
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.loaded import deal_questions, keep_shards
+from fednano_flwr.preflight import validate
 from fednano_flwr.run_folder import RunFolder
+
+_under_way = threading.Lock()
 
 
 def run_in_process(config: RunConfig, clients: int) -> RunFolder:
-    """Run a federation here and return its folder.
+    """Run a federation here and return its folder; one at a time in a process.
 
     Raises:
+        RuntimeError: another one is under way in this process.
         ConfigError, ResourceError, DataError: model or data are not as the config says.
         TooFewClientsError: too few clients could go on.
         LostClientsError: all rounds are done and written, and a client took no part in any.
     """
-    keep_shards(clients)
-    deal_questions(config, clients)
-    run_id = secrets.randbits(62) + 1
-    grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
-    folder = server_app.federate(grid, run_id, config)
+    if not _under_way.acquire(blocking=False):
+        raise RuntimeError(
+            "another run_in_process is under way in this process, and Flower's messages know one "
+            "run a process: start this one after it, or in a process of its own"
+        )
+    try:
+        validate(config, clients)
+        keep_shards(clients)
+        deal_questions(config, clients)
+        run_id = secrets.randbits(62) + 1
+        grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
+        folder = server_app.federate(grid, run_id, config)
+    finally:
+        _under_way.release()
     server_app.check_clients(folder)
     return folder
 

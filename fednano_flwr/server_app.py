@@ -42,11 +42,10 @@ from fednano_flwr.exchange.tls import read_identity
 from fednano_flwr.exchange.tokens import Tokens, owner
 from fednano_flwr.federation import Answers, Federation, LostClientsError, NodeView
 from fednano_flwr.llm.hosting import node_limits, open_host
-from fednano_flwr.llm.watching import check_metrics, watching
+from fednano_flwr.llm.watching import watching
 from fednano_flwr.metrics import round_record
 from fednano_flwr.patience import Patience
-from fednano_flwr.privacy.budget import new_accountant
-from fednano_flwr.privacy.checks import check_privacy
+from fednano_flwr.preflight import validate_clients, validate_server
 from fednano_flwr.privacy.private import Private
 from fednano_flwr.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.reasons import by_reason, first_few
@@ -58,7 +57,7 @@ from fednano_flwr.simulation import replace_dead_workers, worker_died
 from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
-from fednano_flwr.strategies.registry import check_ranks, described, make_strategy
+from fednano_flwr.strategies.registry import described, make_strategy
 from fednano_flwr.trackers.registry import open_trackers
 
 
@@ -111,16 +110,16 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         TooFewClientsError: too few clients are there, or replied.
         MergeError: the strategy fails, or makes numbers that are not finite.
     """
-    check_ranks(config)
-    check_privacy(config)
-    check_metrics(config.llm.metrics)
+    simulated = isinstance(grid, InMemoryGrid)
+    validate_server(config)
+    if simulated:
+        validate_clients(config)
+        replace_dead_workers()
     strategy = make_strategy(config.strategy)
     tokens, identity = Tokens(run_id), read_identity(config.llm)
     work, one = local_work_of(strategy), trains_one(strategy)
     private_run = config.privacy.dp != "none"
     merges_ranks = getattr(strategy, "merges_ranks", False) and not private_run
-    if private_run:
-        new_accountant(config.privacy.delta)  # not there: said before a folder is taken
     commit = commit_of(config.dataset, here=not isinstance(grid, HttpGrid))
     folder = RunFolder(config, run_id)
     if folder.finished:
@@ -131,8 +130,6 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     if private_run:
         strategy = private = Private(strategy, config.privacy, folder.path)
         say(private.describe(config.num_server_rounds + 1 - max(1, len(folder.rounds))))
-    if simulated := isinstance(grid, InMemoryGrid):
-        replace_dead_workers()
     activity = Activity()
     patience = Patience(
         config.round_timeout,

@@ -8,13 +8,16 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import fednano_flwr
+from fednano_flwr import in_process
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.results import read_rounds
@@ -89,6 +92,42 @@ def test_questions_that_cannot_be_dealt_are_refused_before_the_llm_is_loaded(
     config = RunConfig.parse(run_config(dataset__min_partition_size=50))
     with pytest.raises(DataError, match=r"dataset\.min-partition-size = 50"):
         fednano_flwr.run_in_process(config, 5)
+
+
+def test_pytorch_has_as_many_threads_after_the_api_as_before(
+    run_config: Callable[..., dict[str, Any]],
+) -> None:
+    torch.set_num_threads(2)
+    config = RunConfig.parse(run_config(num_server_rounds=1, local_epochs=1))
+    fednano_flwr.run_in_process(config, 2)
+    assert torch.get_num_threads() == 2
+    client = fednano_flwr.Client(config, fednano_flwr.Place(0, 2))
+    theta = fednano_flwr.adapter_state(client.edge.adapters)
+    with fednano_flwr.load_host(config.model.name, config.llm) as host:
+        assert torch.get_num_threads() == config.llm.threads == 1
+        client.evaluate(theta, host, 0, fednano_flwr.LocalWork())
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ConfigError):
+        fednano_flwr.load_host("nowhere/at/all", config.llm)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_second_run_in_a_process_is_refused_until_the_first_has_ended(
+    run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RunConfig.parse(run_config(num_server_rounds=0))
+    healthy, refused = in_process.server_app.federate, []
+
+    def federate(*args: Any) -> Any:
+        with ThreadPoolExecutor() as pool:
+            refused.append(pool.submit(fednano_flwr.run_in_process, config, 2).exception())
+        return healthy(*args)
+
+    monkeypatch.setattr(in_process.server_app, "federate", federate)
+    assert len(fednano_flwr.run_in_process(config, 2).rounds) == 1
+    assert isinstance(refused[0], RuntimeError) and "under way" in str(refused[0])
+    again = RunConfig.parse(run_config(num_server_rounds=0, run__name="again"))
+    assert len(fednano_flwr.run_in_process(again, 2).rounds) == 1
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:

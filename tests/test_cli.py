@@ -10,8 +10,8 @@ from fednano_flwr import cli
 from fednano_flwr.command import project, screen
 from fednano_flwr.command.environment import LaunchError
 from fednano_flwr.command.launch import COMPLETED, RunStatus
-from fednano_flwr.command.validate import read_questions
 from fednano_flwr.console import ALL_DONE
+from fednano_flwr.preflight import read_questions
 
 ROOT = Path(__file__).parents[1]
 

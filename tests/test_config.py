@@ -1,3 +1,5 @@
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +32,7 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "accepts"),
     [
-        ("adapter.rank", 0, "at least 1"),
+        ("adapter.rank", 0, "1 to 65536"),
         ("adapter.rank", "8", "type int"),
         ("adapter.rank", True, "type int"),
         ("adapter.ranks", "4,17", r"from 1 to adapter\.rank = 16"),
@@ -68,6 +70,70 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
     with pytest.raises(ConfigError, match=accepts) as refusal:
         RunConfig.parse({**defaults, key: value})
     assert key in str(refusal.value) and repr(value) in str(refusal.value)
+
+
+NEVER: dict[type, list[Any]] = {
+    float: [math.nan, math.inf, -math.inf, 1e39, 2**63, 10**400, "1", None, True],
+    int: [2**63, -(2**63) - 1, 10**400, 1.0, math.nan, "1", None, True],
+    str: ["a\0b", "\ud800", 1, 1.0, None, True, ["a"]],
+    bool: [0, 1.0, "true", None],
+}
+
+
+@pytest.mark.parametrize("key", key_types())
+def test_no_key_takes_what_cannot_be_computed_with_or_sent(
+    defaults: dict[str, Any], key: str
+) -> None:
+    """Whatever else is tried is taken or refused with the key; nothing else is raised."""
+    for value in NEVER[key_types()[key]]:
+        with pytest.raises(ConfigError, match=re.escape(key)):
+            RunConfig.parse({**defaults, key: value})
+    tried = {float: [-1.0, 0.0, 1e-320, 3e38], int: [-1, 0, 2**62], str: ["", " ", "é\n"]}
+    for value in tried.get(key_types()[key], []):
+        try:
+            RunConfig.parse({**defaults, key: value})
+        except ConfigError as error:
+            assert key in str(error)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost", "localhost:", ":8000", "::1:8000", "[::1]", "[::1:8000", "::1]:8000"),
+        *("h:0", "h:65536", "h:-1", "h:８０", "http://h:80", "a b:80", "[h]:80", "h:80/x", " "),
+    ],
+)
+def test_an_address_that_nobody_can_dial_is_refused(defaults: dict[str, Any], address: str) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.address = .*HOST:PORT|llm\.address = .*brackets"):
+        RunConfig.parse({**defaults, "llm.address": address})
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "192.0.2.7:9093", "[::1]:80", "a-b.c:65535"])
+def test_an_address_with_a_port_is_taken(defaults: dict[str, Any], address: str) -> None:
+    assert RunConfig.parse({**defaults, "llm.address": address}).llm.address == address
+
+
+@pytest.mark.parametrize("bind", ["localhost:80", "[::1]", "a b", "http://h"])
+def test_what_is_listened_at_has_no_port_and_no_brackets(
+    defaults: dict[str, Any], bind: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"llm\.bind = .*llm\.port|llm\.bind = .*loopback"):
+        RunConfig.parse({**defaults, "llm.bind": bind})
+    tls = {"llm.tls-cert": "c.pem", "llm.tls-key": "k.pem"}
+    with pytest.raises(ConfigError, match=r"llm\.bind = .*llm\.port"):
+        RunConfig.parse({**defaults, **tls, "llm.bind": bind})
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("round-timeout", "round-limit", "exchange.timeout", "exchange.retry-seconds"),
+        *("llm.graph-seconds", "llm.batch-wait-ms"),
+    ],
+)
+def test_seconds_are_such_as_can_be_waited_for(defaults: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key) + ".*at most 1e\\+09"):
+        RunConfig.parse({**defaults, "round-limit": 1e9, key: 1e10})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])

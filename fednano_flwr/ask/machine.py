@@ -1,11 +1,8 @@
-"""What asking takes of the machine that it runs on: devices and threads."""
+"""What asking takes of the machine that it runs on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Mapping
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.doctor.versions import check_device
@@ -25,13 +22,3 @@ def check_devices(wanted: Mapping[str, str], instead: str) -> None:
         for finding in check_device(key, device):
             if finding.level == "problem":
                 raise ConfigError(f"{finding.what}; give {instead} to use the CPU")
-
-
-@contextmanager
-def threads_restored() -> Iterator[None]:
-    """After the block PyTorch computes with as many threads as before."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fednano_flwr.ask import MAX_TOKENS
 from fednano_flwr.ask.here import Here, LastFeatures
-from fednano_flwr.ask.machine import check_devices, threads_restored
+from fednano_flwr.ask.machine import check_devices
 from fednano_flwr.ask.session import Asker
 from fednano_flwr.command.overrides import absolute_paths, parse_override
-from fednano_flwr.config import ConfigError, RunConfig, is_loopback
+from fednano_flwr.config import ConfigError, RunConfig, address_to_dial, is_loopback
 from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
 from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -25,6 +23,7 @@ from fednano_flwr.exchange.fixed_token import read_token
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.tls import read_ca
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.threads import threads
 from fednano_flwr.resources import cache_folder
 from fednano_flwr.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
 
@@ -91,9 +90,7 @@ def open_asker(
     check_devices(devices, " ".join(f"-c {key}=cpu" for key in devices))
     at = model_of(settings.model, found.environment, model)
     with ExitStack() as stack:
-        stack.enter_context(threads_restored())
-        if settings.edge.threads:
-            torch.set_num_threads(settings.edge.threads)
+        stack.enter_context(threads(settings.edge.threads))
         bundle = bundle or settings.edge.bundle
         half = load_edge_half(
             bundle or at.name,
@@ -206,10 +203,11 @@ def _remote(service: Service, config: RunConfig) -> RemoteLLM:
     Raises:
         ConfigError: token or CA cannot be read, or the token would be open to others.
     """
-    host, _, port = service.address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--llm {service.address}: must be HOST:PORT")
-    if not service.ca_cert and not is_loopback(host.strip("[]")):
+    try:
+        host, _ = address_to_dial(service.address)
+    except ValueError as error:
+        raise ConfigError(f"--llm {error}") from None
+    if not service.ca_cert and not is_loopback(host):
         raise ConfigError(
             f"--llm {service.address}: without --ca-cert the connection is not encrypted, and "
             "question and token would be open to whoever reads along; without TLS only this "

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.ask.machine import check_devices, threads_restored
+from fednano_flwr.ask.machine import check_devices
 from fednano_flwr.command.overrides import config_of
 from fednano_flwr.config import LLM, ConfigError
 from fednano_flwr.exchange.fixed_token import FixedToken, make_token, read_token
@@ -49,7 +48,7 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
     """
     own = [f"llm.{key}={value}" for key, value in given.items() if value is not None]
     if given.get("bind") in ANY and not any(o.startswith("llm.address") for o in overrides):
-        own.append(f"llm.address={socket.gethostname()}:{given.get('port') or 0}")
+        own.append("llm.address=localhost:1")  # the key is for clients of a run, not for those
     config = config_of(app, ["llm.threads=0", *overrides, *own], cwd).llm
     if config.replicas > 1:
         raise ConfigError(f"llm.replicas = {config.replicas}: `fednano serve` runs one")
@@ -81,7 +80,6 @@ def serving(
     tokens = FixedToken(read_token(token_file))
     # All who have the token are one node, so the bound of all answers under way is theirs.
     with (
-        threads_restored(),
         watching(config.metrics, say) as watch,
         load_host(model, config, config.max_open_graphs, watch, revision) as host,
     ):

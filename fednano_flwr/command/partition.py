@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.command.validate import validate_dataset
 from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes, table
 from fednano_flwr.data.reading import describe_skipped
 from fednano_flwr.data.sample import QuestionSet
 from fednano_flwr.data.shard import Shard, all_shards
 from fednano_flwr.output import new_folder, require_free, require_space
+from fednano_flwr.preflight import validate_dataset
 
 MAP, SUMMARY = "partition.png", "partition.json"
 ROOM_A_QUESTION = 4096

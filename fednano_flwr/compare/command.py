@@ -11,7 +11,6 @@ from fednano_flwr.command.environment import code_of
 from fednano_flwr.command.live import terminal
 from fednano_flwr.command.machine import cpus
 from fednano_flwr.command.project import PACKAGE
-from fednano_flwr.command.validate import read_questions, validate
 from fednano_flwr.compare.board import Board
 from fednano_flwr.compare.picture import draw
 from fednano_flwr.compare.plan import RUNS, Asked, Plan, Run, distinct_configs, make_plan
@@ -22,6 +21,7 @@ from fednano_flwr.compare.store import Finished, locked, note, read, read_rounds
 from fednano_flwr.compare.tables import console_table, markdown, runs_csv, table_csv
 from fednano_flwr.compare.worker import Outcome
 from fednano_flwr.config import ConfigError
+from fednano_flwr.preflight import read_questions, validate
 
 Say = Callable[[str], None]
 INCOMPLETE = "its results are not complete"
@@ -79,16 +79,13 @@ def check(plan: Plan) -> None:
     Raises:
         ConfigError: names the experiment and the key.
     """
-    from fednano_flwr.strategies.registry import make_strategy
-
     distinct, dealt = list(distinct_configs(plan.runs)), set()
     for run in plan.runs:
         at = f" with {run.setting.label}" if run.setting.label else ""
         unnamed = dataclasses.replace(run.config.run, name="")
         try:
             if run in distinct:
-                validate(dataclasses.replace(run.config, run=unnamed))
-                make_strategy(run.config.strategy)
+                validate(dataclasses.replace(run.config, run=unnamed), run.clients)
             if run.data not in dealt:
                 read_questions(run.config.dataset, run.seed, run.clients)
         except ConfigError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 from fednano_flwr.command.overrides import parse_override, run_config
 from fednano_flwr.command.project import PACKAGE, defaults
-from fednano_flwr.config import ConfigError, RunConfig, key_types
+from fednano_flwr.config import LARGEST, ConfigError, RunConfig, key_types
 
 RUNS = "runs"
 """Folder of all runs in `--out`; comparisons share them."""
@@ -46,6 +46,7 @@ NO_MATTER = (
 )
 """Keys that are not in a run's digest: the seed has its own place in the name, the others are
 places on this machine or elsewhere, or about runs that were stopped."""
+MOST_SEEDS = 1000
 ALIAS = "default"
 """What results call the experiment whose strategy is the app's default."""
 _SEEDS = re.compile(r"(\d+)(?:\.\.(\d+))?")
@@ -195,8 +196,11 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = _SEEDS.fullmatch(part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise ConfigError(f"--seeds {text}: give 0..4, or 0,1,2, or both joined by commas")
+        if first > last or last > LARGEST or last - first >= MOST_SEEDS:
+            raise ConfigError(
+                f"--seeds {text}: give 0..4, or 0,1,2, or both joined by commas; below 2^63, and "
+                f"at most {MOST_SEEDS} in a range"
+            )
         seeds |= dict.fromkeys(range(first, last + 1))
     return list(seeds)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config import ConfigError, RunConfig, address_to_dial
 from fednano_flwr.doctor.finding import Finding, Section, look
-from fednano_flwr.doctor.network import address
 from fednano_flwr.doctor.node import Node, read_node
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def role_of(asked: Asked) -> str:
     for option, text in (("--superlink", asked.superlink), ("--llm", asked.llm)):
         if text is not None:
             try:
-                address(text)
+                address_to_dial(text)
             except ValueError as error:
                 raise ConfigError(f"{option} {error}") from None
     if asked.role is None:

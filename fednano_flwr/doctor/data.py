@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.command.validate import validate_dataset
 from fednano_flwr.config import Dataset
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.preflight import validate_dataset
 
 LOOKED_AT = 100
 """Questions, spread over the shard, whose pictures are decoded."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fednano_flwr.config import RunConfig
 from fednano_flwr.console import human_bytes
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.files import nearest
 from fednano_flwr.output import TEMPORARY_BYTES, OutputError, require_temporary_room
 
 if TYPE_CHECKING:
@@ -85,12 +86,6 @@ def check_temporary() -> list[Finding]:
             )
         ]
     return check_folder("TMPDIR", folder, TEMPORARY_BYTES)
-
-
-def nearest(path: Path) -> Path:
-    """The path itself, or the nearest one above it that is there."""
-    path = path.expanduser().absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def check_client_folders(config: RunConfig) -> list[Finding]:

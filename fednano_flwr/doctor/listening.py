@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 
-from fednano_flwr.config import LLM, host_and_port, is_loopback
+from fednano_flwr.config import LLM, address_to_dial, host_and_port, is_loopback
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.doctor.network import address
 
 
 def check_listening(llm: LLM) -> list[Finding]:
@@ -92,7 +91,7 @@ def check_reach(llm: LLM) -> list[Finding]:
 def _check_address(llm: LLM) -> list[Finding]:
     name = f"llm.address = {llm.address!r}"
     try:
-        host, _ = address(llm.address)
+        host, _ = address_to_dial(llm.address)
     except ValueError as error:
         return [problem(f"llm.address = {error}", "it is what clients dial")]
     findings = []

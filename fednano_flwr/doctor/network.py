@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from fednano_flwr.config import host_and_port, is_loopback
+from fednano_flwr.config import address_to_dial, is_loopback
 from fednano_flwr.doctor import trust
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 from fednano_flwr.exchange.proxies import (
@@ -26,18 +26,6 @@ ONLY_IN_A_RUN = (
 )
 
 
-def address(text: str) -> tuple[str, int]:
-    """`host:port`, `[::1]:port` for IPv6, in two.
-
-    Raises:
-        ValueError: it is not so.
-    """
-    host, port = host_and_port(text)
-    if not port:
-        raise ValueError(f"{text!r}: give HOST:PORT, with the port that is dialled")
-    return host, port
-
-
 def check_llm(text: str, ca: bytes | None, ca_key: str) -> list[Finding]:
     """Whether a FedNano LLM service answers at `host:port`, and is the one that `ca` vouches for.
 
@@ -45,7 +33,7 @@ def check_llm(text: str, ca: bytes | None, ca_key: str) -> list[Finding]:
         ca: PEM of what clients trust; None where they speak without TLS.
         ca_key: that names its file.
     """
-    host, port = address(text)
+    host, port = address_to_dial(text)
     name = f"LLM service at {text}"
     if proxy := proxy_of(text, ca):
         return [ok(f"{name}: is asked through the proxy of {proxy}"), _called(text, ca, name)]
@@ -78,7 +66,7 @@ def check_llm(text: str, ca: bytes | None, ca_key: str) -> list[Finding]:
 
 def check_superlink(text: str) -> list[Finding]:
     """Whether a SuperLink's port can be reached, and whether it speaks TLS."""
-    host, port = address(text)
+    host, port = address_to_dial(text)
     name = f"SuperLink at {text}"
     named = {key: url for key, url in named_proxies().items() if key.lower() in HTTP}
     if named and not spares(host):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fednano_flwr.command.overrides import config_of
 from fednano_flwr.command.project import find_app
-from fednano_flwr.command.validate import validate_host, validate_names
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.preflight import validate_host, validate_names
 
 
 def read_settings(

@@ -6,6 +6,8 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,8 +41,12 @@ from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.noise import noise_of
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
+from fednano_flwr.models.threads import threads
 from fednano_flwr.product import WRITINGS, cut_state
 from fednano_flwr.seeds import Purpose, derive_seed
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,19 @@ class Scored:
     correct: int
     num_examples: int
     tally: Tally
+
+
+def _with_own_threads(
+    work: Callable[Concatenate[Client, Given], Result],
+) -> Callable[Concatenate[Client, Given], Result]:
+    """PyTorch computes with `edge.threads` while the client works, and no longer."""
+
+    @wraps(work)
+    def limited(client: Client, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with threads(client.config.edge.threads):
+            return work(client, *args, **kwargs)
+
+    return limited
 
 
 class Client:
@@ -83,15 +102,18 @@ class Client:
     def __init__(
         self, config: RunConfig, place: Place, run: int = 0, earlier: Sequence[Earlier] = ()
     ) -> None:
-        if config.edge.threads:
-            torch.set_num_threads(config.edge.threads)
         self.config = config
         self.place = place
         self.partition = place.partition
         self.rank = place.rank or config.adapter.rank_of(place.partition)
         self._run, self._earlier = str(run), earlier
         bundle = place.edge_path or config.edge.bundle
-        self.source = source = Model(bundle) if bundle else config.model
+        self.source = Model(bundle) if bundle else config.model
+        with threads(config.edge.threads):
+            self._load()
+
+    def _load(self) -> None:
+        config, place, source = self.config, self.place, self.source
         self.shard = encoded_shard(source, config.dataset, config.seed, place)
         self.limits = NO_LIMITS
         edge = lasting(config.edge)
@@ -118,6 +140,7 @@ class Client:
         self.limits = Limits(info.max_tokens, longest, answer)
         self.shard = self.shard.within(self.limits, self.config.dataset.max_skipped)
 
+    @_with_own_threads
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Trained:
@@ -205,6 +228,7 @@ class Client:
     def _llm(self, service: LLMService) -> LLM:
         return exchange_of(self.config, service)
 
+    @_with_own_threads
     def evaluate(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Scored:

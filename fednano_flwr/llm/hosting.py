@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-
-import torch
 
 from fednano_flwr.config import LLM, Model
 from fednano_flwr.exchange.limits import NodeLimits
@@ -19,6 +17,7 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.host_options import host_options
 from fednano_flwr.models.llm_half import load_llm_half
+from fednano_flwr.models.threads import threads
 
 RAY_STARTS_WITHIN = 60.0
 """Seconds that Flower's simulation may take to start Ray."""
@@ -41,30 +40,31 @@ def load_host(
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    half = load_llm_half(
-        model, config.device, config.dtype, config.quantization, host_options(config), revision
-    )
-    features = FeatureStore(
-        config.feature_memory_mb * 2**20,
-        config.feature_disk_mb * 2**20,
-        config.node_features,
-        config.max_tokens * half.hidden_size * half.dtype.itemsize,
-    )
-    graphs = Graphs(config.max_open_graphs, config.graph_seconds)
-    caches = Caches(
-        config.max_open_graphs, config.graph_seconds, answers_of_owner, config.max_tokens
-    )
-    host = FrozenLLM(half, config.max_tokens, features, graphs, caches)
-    return QueuedLLM(
-        host,
-        config.batch_tokens,
-        config.batch_wait_ms / 1000,
-        config.max_waiting,
-        config.node_waiting,
-        watch,
-    )
+    with ExitStack() as stack:
+        stack.enter_context(threads(config.threads))  # until the host is closed
+        half = load_llm_half(
+            model, config.device, config.dtype, config.quantization, host_options(config), revision
+        )
+        features = FeatureStore(
+            config.feature_memory_mb * 2**20,
+            config.feature_disk_mb * 2**20,
+            config.node_features,
+            config.max_tokens * half.hidden_size * half.dtype.itemsize,
+        )
+        graphs = Graphs(config.max_open_graphs, config.graph_seconds)
+        caches = Caches(
+            config.max_open_graphs, config.graph_seconds, answers_of_owner, config.max_tokens
+        )
+        host = FrozenLLM(half, config.max_tokens, features, graphs, caches)
+        return QueuedLLM(
+            host,
+            config.batch_tokens,
+            config.batch_wait_ms / 1000,
+            config.max_waiting,
+            config.node_waiting,
+            watch,
+            stack.pop_all().close,
+        )
 
 
 def node_limits(config: LLM) -> NodeLimits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,7 @@ class QueuedLLM(JobService):
         max_waiting: requests that may wait; more are refused for the moment.
         owner_waiting: as many of one owner; 0 for no limit.
         watch: is told of each pass, and can ask how things stand.
+        at_end: is called when the host has been closed.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class QueuedLLM(JobService):
         max_waiting: int = 256,
         owner_waiting: int = 8,
         watch: Watch = UNWATCHED,
+        at_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._host = host
+        self._at_end = at_end
         self._batch_tokens, self._batch_wait = batch_tokens, batch_wait
         self._max_waiting, self._owner_waiting = max_waiting, owner_waiting
         self._queue = FairQueue(batch_tokens)
@@ -82,6 +85,7 @@ class QueuedLLM(JobService):
             self._changed.notify_all()
         self._worker.join()
         self._host.features.close()
+        self._at_end()
 
     def describe(self) -> LLMInfo:
         return self._host.describe()

@@ -11,6 +11,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
@@ -43,6 +44,9 @@ FLOWER = (
 )
 INSTEAD = {"FedProx": "fedprox"}
 """This project's, for those of Flower's that need a client that takes part."""
+WRONG, SELECTED = "num_malicious_nodes", "num_nodes_to_select"
+STANDS = {"Krum": 2, "MultiKrum": 2, "Bulyan": 4}
+"""Of n replies, f = `num_malicious_nodes` may be wrong where n ≥ this · f + 3."""
 # What the run decides itself: every strategy gets all the nodes it is shown.
 ALL_NODES: dict[str, Any] = {
     "fraction_train": 1.0,
@@ -76,9 +80,14 @@ def check_strategy(name: str, args: str = "") -> None:
             f"{', '.join(OWN)}. Flower's: {', '.join(FLOWER)}"
         )
     accepted = _flower_arguments(name)
-    for key in parse_args(args):
+    for key, value in parse_args(args).items():
         if key not in accepted:
             raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
+        least = 1 if key == SELECTED else 0
+        if isinstance(accepted[key], int) and not (isinstance(value, int) and value >= least):
+            raise ConfigError(
+                f"strategy.args: {key} = {value}: must be a whole number, {least} or more"
+            )
 
 
 def check_unread(config: Strategy, usual: Strategy) -> None:
@@ -181,6 +190,21 @@ def refusal(name: str) -> str:
     )
 
 
+def check_replies(config: Strategy, replies: int) -> None:
+    """Refuse more wrong clients than a strategy stands among so many replies.
+
+    Raises:
+        ConfigError: with the number of replies that it needs.
+    """
+    wrong = int(parse_args(config.args).get(WRONG, 0)) if config.name in STANDS else 0
+    needed = STANDS.get(config.name, 0) * wrong + 3
+    if (wrong or config.name == "Bulyan") and replies < needed:
+        raise ConfigError(
+            f"strategy.name = {config.name!r}, strategy.args = {config.args!r}: {WRONG} = {wrong} "
+            f"needs {needed} clients that train in a round, and there are {replies}"
+        )
+
+
 def make_strategy(config: Strategy) -> FlowerStrategy:
     """The strategy that the run config names.
 
@@ -190,14 +214,17 @@ def make_strategy(config: Strategy) -> FlowerStrategy:
     check_strategy(config.name, config.args)
     if config.name in OWN:
         return _own_class(config.name)(config)
-    return _flower_class(config.name)(**ALL_NODES, **parse_args(config.args))
+    try:
+        return _flower_class(config.name)(**ALL_NODES, **parse_args(config.args))
+    except ValueError as error:
+        raise ConfigError(f"strategy.args = {config.args!r}: {config.name}: {error}") from None
 
 
 def parse_args(text: str) -> dict[str, float]:
     """`"eta=0.01, tau=0.001"` as a dictionary.
 
     Raises:
-        ConfigError: not of that form.
+        ConfigError: not of that form, or not finite.
     """
     arguments: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -208,6 +235,8 @@ def parse_args(text: str) -> dict[str, float]:
             raise ConfigError(
                 f"strategy.args = {text!r}: must be numbers as in eta=0.01,tau=0.001"
             ) from None
+        if not isfinite(arguments[key.strip()]):
+            raise ConfigError(f"strategy.args = {text!r}: {key.strip()} must be a finite number")
     return arguments
 
 
@@ -220,11 +249,11 @@ def _flower_class(name: str) -> Any:
     return getattr(importlib.import_module("flwr.serverapp.strategy"), name)
 
 
-def _flower_arguments(name: str) -> list[str]:
-    """Numeric arguments of one of Flower's strategies beyond those the run sets itself."""
+def _flower_arguments(name: str) -> dict[str, float]:
+    """Numeric arguments of one of Flower's strategies, but for those the run sets; defaults."""
     parameters = inspect.signature(_flower_class(name)).parameters.values()
-    return [
-        p.name
+    return {
+        p.name: p.default
         for p in parameters
         if p.name not in ALL_NODES and isinstance(p.default, (int, float))
-    ]
+    }

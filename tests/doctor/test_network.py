@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 import pytest
 
+from fednano_flwr.config import address_to_dial
 from fednano_flwr.doctor import network
 from fednano_flwr.doctor.finding import Finding
-from fednano_flwr.doctor.network import address, check_llm, check_proxies, check_superlink
+from fednano_flwr.doctor.network import check_llm, check_proxies, check_superlink
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.proxies import GRPC, HTTP
 from fednano_flwr.exchange.server import serve
@@ -241,9 +242,9 @@ def test_a_superlink_is_found_with_tls_and_without(ca: Certificate, tmp_path: Pa
 @pytest.mark.parametrize("text", ["host", "host:", ":9000", "host:0", "host:70000", "::1:9000"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"give HOST:PORT|put an IPv6 address in brackets"):
-        address(text)
+        address_to_dial(text)
 
 
 def test_an_ipv6_address_is_taken_out_of_its_brackets() -> None:
-    assert address("[::1]:9000") == ("::1", 9000)
+    assert address_to_dial("[::1]:9000") == ("::1", 9000)
     assert levels(check_llm(f"[::1]:{closed_port().rpartition(':')[2]}", None, KEY)) != ["ok"]

@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
-from fednano_flwr.command.validate import validate_host
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.client import Caller, RemoteLLM
@@ -36,6 +35,7 @@ from fednano_flwr.llm.prometheus import PREFIX, STANDING
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.models.llm_half import LLMHalf
+from fednano_flwr.preflight import validate_host
 from fednano_flwr.results import load_run
 from tests.batches import answered_at_the_end as batch
 from tests.conftest import REPOSITORY

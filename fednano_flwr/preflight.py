@@ -1,0 +1,177 @@
+"""What can be known of a run before anything is started or loaded.
+
+`fednano run` and `fednano compare` ask before they start Flower or a worker, `run_in_process` and
+the ServerApp before they load a model: the same questions in all four.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from fednano_flwr.config import ConfigError, Dataset, RunConfig
+from fednano_flwr.files import nearest
+from fednano_flwr.resources import ResourceError
+
+
+def validate(config: RunConfig, clients: int) -> None:
+    """Check a run whose server and clients are all on this machine.
+
+    A data set that a module writes (`module:NAME`) is written here, once for all clients.
+
+    Args:
+        clients: how many there are.
+
+    Raises:
+        ConfigError: it cannot go well; names the key, and says what there is.
+    """
+    from fednano_flwr.strategies.registry import check_replies
+
+    from fednano_flwr.models.bundle import check_weights
+
+    validate_clients(config)
+    validate_server(config)
+    check_weights(config.model, edge=not config.edge.bundle)
+    training = max(1, round(config.fraction_train * clients))
+    check_replies(config.strategy, max(training, config.min_replies))
+
+
+def validate_server(config: RunConfig) -> None:
+    """Check what the server's machine has to have: model, devices, certificates, a folder.
+
+    Also that the run is there, or is not, as `resume` says.
+
+    Raises:
+        ConfigError: otherwise; names the key, and says what there is.
+    """
+    # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
+    from fednano_flwr.exchange.tls import read_identity
+    from fednano_flwr.models.source import check_model
+    from fednano_flwr.resume import continues, folder_of
+
+    read_identity(config.llm)
+    validate_names(config)
+    validate_host(config)
+    check_model(config.model.name, config.model.revision)
+    folder = folder_of(config)
+    continues(config, folder)
+    _check_writable("run.dir", folder)
+
+
+def validate_clients(config: RunConfig) -> None:
+    """Check what clients have to have that are on this machine: data, device, folders.
+
+    Raises:
+        ConfigError: otherwise; names the key, and says what there is.
+    """
+    from fednano_flwr.exchange.tls import read_ca
+    from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
+
+    edge = config.edge
+    if edge.bundle and not isinstance(open_checkpoint(edge.bundle), EdgeBundle):
+        raise ConfigError(
+            f"edge.bundle = {edge.bundle!r}: is no edge bundle; `fednano split` writes one"
+        )
+    if config.exchange.ca_cert:
+        read_ca("exchange.ca-cert", config.exchange.ca_cert)
+    validate_dataset(config.dataset)
+    _check_device("edge.device", edge.device)
+    for key, folder in (("edge.state-dir", edge.state_dir), ("edge.feature-dir", edge.feature_dir)):
+        if folder:
+            _check_writable(key, Path(folder))
+
+
+def validate_names(config: RunConfig) -> None:
+    """Check that strategy, ranks, privacy and trackers are such that there are, and go together.
+
+    Raises:
+        ConfigError: otherwise; the message says what there is.
+    """
+    from fednano_flwr.privacy.budget import new_accountant
+    from fednano_flwr.privacy.checks import check_privacy
+    from fednano_flwr.strategies.registry import check_ranks, make_strategy
+    from fednano_flwr.trackers.registry import tracker_classes
+
+    make_strategy(config.strategy)
+    check_ranks(config)
+    check_privacy(config)
+    if config.privacy.dp != "none":
+        new_accountant(config.privacy.delta)
+    tracker_classes(config.run.trackers)
+
+
+def validate_host(config: RunConfig) -> None:
+    """Check that the host can run on this machine as it is asked to.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from fednano_flwr.llm.watching import check_metrics
+    from fednano_flwr.models.host_options import check_options, host_options
+    from fednano_flwr.models.quantize import check_quantization
+
+    check_quantization(config.llm.quantization, config.llm.device)
+    check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
+    check_metrics(config.llm.metrics)
+    _check_device("llm.device", config.llm.device)
+
+
+def _check_device(key: str, name: str) -> None:
+    """Refuse a device that PyTorch does not have here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{key} = {name!r}: {str(error).splitlines()[0]}") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"{key} = {name!r}: PyTorch {torch.__version__} finds {count} GPUs here; "
+            '`fednano doctor` says why, and "cpu" goes without'
+        )
+
+
+def _check_writable(key: str, folder: Path) -> None:
+    """Refuse a folder that is not there and cannot be made, or cannot be written to."""
+    try:
+        there = nearest(folder)
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{key}: the folder {folder} cannot be written to: {why}; set {key} to another"
+        ) from None
+
+
+def validate_dataset(dataset: Dataset) -> None:
+    """Check what `dataset.*` names, without reading or downloading the questions.
+
+    Raises:
+        ConfigError: it is not there or does not fit; the message says what there is.
+    """
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.data.registry import check_dataset
+
+    try:
+        check_dataset(dataset)
+    except (DataError, ResourceError) as error:
+        raise ConfigError(str(error)) from None
+
+
+def read_questions(dataset: Dataset, seed: int, clients: int) -> None:
+    """Read the data set once for all clients of this machine, which then find its table.
+
+    Raises:
+        ConfigError: it cannot be read, too many of its questions cannot, or they cannot be dealt to
+            so many clients.
+    """
+    from fednano_flwr.data.errors import DataError
+    from fednano_flwr.data.registry import load_questions
+    from fednano_flwr.data.shard import all_shards
+
+    try:
+        all_shards(load_questions(dataset), dataset, seed, clients)
+    except (DataError, ResourceError) as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fednano_flwr import client_app, preflight
+from fednano_flwr.cli import cli
+from fednano_flwr.command import overrides
+from fednano_flwr.config import ConfigError
+from fednano_flwr.in_process import run_in_process
+from fednano_flwr.server_app import federate
+from tests.certificates import authority, certificate
+from tests.local_grid import LocalGrid
+
+ROOT = Path(__file__).parents[1]
+
+
+def refuse(*_: Any) -> None:
+    raise ConfigError("there is no such thing")
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """What the registries would say, without reading a model."""
+    monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.models.source.check_model", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.models.bundle.check_weights", lambda *_, **__: None)
+
+
+def config(tmp_path: Path, *changes: str):
+    """A run config with a data set that has no questions: nothing may read them yet."""
+    (tmp_path / "problems.json").write_text("{}")
+    (tmp_path / "pid_splits.json").write_text('{"train": [], "test": []}')
+    changes = (f"dataset.path={tmp_path}", *changes)
+    return overrides.run_config(ROOT, changes, clients=5, cwd=tmp_path)
+
+
+def test_names_and_folders_that_exist_pass(names, tmp_path):
+    preflight.validate(config(tmp_path), 5)
+
+
+def test_an_unknown_data_set_lists_those_there_are(names, tmp_path):
+    with pytest.raises(ConfigError, match="must be one of iconqa, scienceqa"):
+        preflight.validate(config(tmp_path, "dataset.name=iconqe"), 5)
+
+
+def test_a_missing_data_folder_is_named(names, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
+        preflight.validate(config(tmp_path, "dataset.path=nowhere"), 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("dataset.test-split=minitest", "should list question ids under 'minitest'"),
+        ("dataset.tasks=choose_img", "for scienceqa it must be all"),
+        ("dataset.partitioner=Dirichlet", "must be one of dirichlet, iid"),
+    ],
+)
+def test_data_settings_that_do_not_fit_the_data_are_refused(names, tmp_path, change, says):
+    with pytest.raises(ConfigError, match=says):
+        preflight.validate(config(tmp_path, change), 5)
+
+
+def test_a_hub_id_is_not_downloaded_by_checking_it(names, tmp_path, monkeypatch):
+    monkeypatch.setattr("fednano_flwr.data.hub.download", refuse)
+    preflight.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"), 5)
+
+
+def test_a_data_module_that_is_not_installed_is_named(names, tmp_path):
+    with pytest.raises(ConfigError, match="no_such_module is not installed"):
+        preflight.validate(config(tmp_path, "dataset.path=module:no_such_module/x"), 5)
+
+
+def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    preflight.validate(config(tmp_path, "run.name=first"), 5)
+    (tmp_path / "runs" / "first" / "config.json").touch()
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        preflight.validate(config(tmp_path, "run.name=first"), 5)
+
+
+@pytest.mark.parametrize(
+    "seam", ["strategies.registry.check_strategy", "models.source.check_model"]
+)
+def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
+    monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
+    with pytest.raises(ConfigError, match="no such thing"):
+        preflight.validate(config(tmp_path), 5)
+
+
+def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, tmp_path):
+    ca = authority()
+    ca.write(tmp_path / "ca")
+    certificate(ca).write(tmp_path / "own")
+    changes = [
+        "llm.tls-cert=own/cert.pem",
+        "llm.tls-key=own/key.pem",
+        "exchange.ca-cert=ca/cert.pem",
+    ]
+    made = config(tmp_path, *changes)
+    assert made.llm.tls_key == str(tmp_path / "own" / "key.pem")
+    preflight.validate(made, 5)
+    with pytest.raises(ConfigError, match=r"llm\.tls-key = .*is not the key of"):
+        preflight.validate(config(tmp_path, *changes, "llm.tls-key=ca/key.pem"), 5)
+    with pytest.raises(ConfigError, match=r"exchange\.ca-cert = .*cannot be read"):
+        preflight.validate(config(tmp_path, *changes, "exchange.ca-cert=ca/none.pem"), 5)
+
+
+REFUSED = {
+    "beta": (["strategy.name=FedTrimmedAvg", "strategy.args=beta=0.7"], r"strategy\.args.*beta"),
+    "no number": (["strategy.name=FedAdam", "strategy.args=eta=nan"], r"strategy\.args.*eta"),
+    "infinite": (["strategy.name=FedAvgM", "strategy.args=server_momentum=inf"], "server_mom"),
+    "too many": (
+        ["strategy.name=Krum", "strategy.args=num_malicious_nodes=5"],
+        "13 clients.*are 3",
+    ),
+    "a fraction": (["strategy.name=Krum", "strategy.args=num_malicious_nodes=0.5"], "0.5.*whole"),
+    "none of them": (
+        ["strategy.name=MultiKrum", "strategy.args=num_nodes_to_select=0"],
+        "1 or more",
+    ),
+    "too few": (
+        ["strategy.name=Bulyan", "strategy.args=num_malicious_nodes=1"],
+        "7 clients.*are 3",
+    ),
+    "address": (["llm.address=localhost"], r"llm\.address.*HOST:PORT"),
+    "no device": (["llm.device=x"], r"llm\.device = 'x'"),
+    "no GPU": (["edge.device=cuda:63"], r"edge\.device = 'cuda:63'"),
+    "folder": (["run.dir=file/runs"], r"run\.dir.*file.*cannot be written"),
+    "state": (["edge.state-dir=file/state"], r"edge\.state-dir.*cannot be written"),
+    "features": (["edge.feature-dir=/proc/features"], r"edge\.feature-dir.*cannot be written"),
+    "tracker": (["run.trackers=mlflow"], "mlflow"),
+}
+COMPARE_SETS = ("run.dir", "llm.address", "edge.state-dir")
+CLIENTS_OWN = ("edge.", "num_malicious")
+
+
+@pytest.fixture
+def tiny(run_config, tmp_path, monkeypatch) -> list[str]:
+    """`-c` of a run on tiny inputs, in a folder of its own that also has a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # not installed
+    monkeypatch.setattr("fednano_flwr.models.llm_half.load_llm_half", refuse)
+    flat = run_config()
+    return [f"{key}={flat[key]}" for key in ("model.name", "dataset.path", "dataset.alpha")]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp_path, monkeypatch):
+    """The same by the command, a comparison, in one process and by the ServerApp."""
+    changes, says = REFUSED[name]
+    given = [part for text in (*tiny, *changes) for part in ("-c", text)]
+    monkeypatch.setattr("fednano_flwr.cli.launch", refuse)
+    result = CliRunner().invoke(cli, ["run", "--clients", "3", "--app", str(ROOT), *given])
+    assert result.exit_code == 2 and re.search(says, result.stderr), result.output
+    if not changes[0].startswith(COMPARE_SETS):
+        (tmp_path / "own.toml").write_text("")
+        command = ["compare", "own.toml", "--seeds", "0", "--clients", "3", "--app", str(ROOT)]
+        result = CliRunner().invoke(cli, [*command, *given])
+        assert result.exit_code == 2 and re.search(says, result.stderr), result.output
+    assert not (tmp_path / "runs" / "compare").exists()
+    try:
+        parsed = overrides.run_config(ROOT, [*tiny, *changes], clients=3, cwd=tmp_path)
+    except ConfigError:
+        return
+    with pytest.raises(ConfigError, match=says):
+        run_in_process(parsed, 3)
+    if not any(part in text for part in CLIENTS_OWN for text in changes):
+        with pytest.raises(ConfigError, match=says):
+            federate(LocalGrid(client_app.app, parsed.flat(), 3), 1, parsed)
+
+
+def test_a_strategy_that_stands_so_many_wrong_clients_passes(names, tmp_path):
+    for strategy, wrong, clients in (("Krum", 1, 5), ("MultiKrum", 0, 2), ("Bulyan", 1, 7)):
+        args = [f"strategy.name={strategy}", f"strategy.args=num_malicious_nodes={wrong}"]
+        preflight.validate(config(tmp_path, *args), clients)
+
+
+def test_seeds_beyond_64_bits_are_refused_by_the_key(tiny, tmp_path):
+    given = [part for text in tiny for part in ("-c", text)]
+    seed = "99999999999999999999"
+    run = ["run", "--app", str(ROOT), *given, "-c", f"seed={seed}"]
+    (tmp_path / "own.toml").write_text("")
+    compared = ["compare", "own.toml", "--app", str(ROOT), *given, "--seeds", seed]
+    for command in (run, compared):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 2 and re.search("seeds?.*2\\^63", result.stderr), result.output
+
+
+def test_where_nothing_is_wrong_nothing_is_left(names, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    preflight.validate(config(tmp_path, "run.dir=a/b", "edge.state-dir=c"), 5)
+    assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} <= {
+        "problems.json",
+        "pid_splits.json",
+    }
