@@ -112,7 +112,7 @@ def run(
         parsed = run_config(folder, config or [], clients, cwd)
         say_proxies()
         with interrupts(), Screen(verbose, terminal()) as screen:
-            validate(parsed, clients)
+            validate(parsed)
             read_questions(parsed.dataset, parsed.seed, clients)
             with run_folder_of(parsed) as results:
                 flat = parsed.flat()

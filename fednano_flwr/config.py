@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from math import isfinite
 from typing import Any, get_type_hints
 
 from fednano_flwr.files import is_folder_name
@@ -31,8 +32,6 @@ SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 SMALLEST, LARGEST = -(2**63), 2**63 - 1
 """Whole numbers that TOML, Flower's messages and JSON readers carry."""
-LARGEST_FLOAT = 3.4028234663852886e38
-"""float32's."""
 MOST_SECONDS = 1e9
 """Above it, some waits of Python and gRPC overflow."""
 MOST_THREADS = 1024
@@ -195,7 +194,8 @@ class Adapter:
     ranks: str = ""  # for adapters built by hand: a run config names it
 
     def __post_init__(self) -> None:
-        _require(1 <= self.rank <= MOST_RANK, "adapter.rank", self.rank, f"1 to {MOST_RANK}")
+        _require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")
+        _require(self.rank <= MOST_RANK, "adapter.rank", self.rank, f"at most {MOST_RANK}")
         _require(
             all(rank.isdecimal() and 1 <= int(rank) <= self.rank for rank in self._ranks),
             "adapter.ranks",
@@ -387,11 +387,6 @@ class LLM:
             self.bind,
             "a host's name or IP address, without a port (that is llm.port) or brackets",
         )
-        if self.address:
-            try:
-                address_to_dial(self.address)
-            except ValueError as error:
-                raise ConfigError(f"llm.address = {error}; it is what clients dial") from None
         _require(
             bool(self.address) or self.bind not in ("0.0.0.0", "::"),
             "llm.address",
@@ -686,7 +681,7 @@ def _typed(key: str, kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise ConfigError(f"{key} = {value!r}: must be of type {kind.__name__}")
     if isinstance(value, float):
-        _require(abs(value) <= LARGEST_FLOAT, key, value, "a finite number that float32 can hold")
+        _require(isfinite(value), key, value, "a finite number")
     if isinstance(value, str):
         _require(_is_text(value), key, value, "text that UTF-8 can hold, without a NUL")
     return value

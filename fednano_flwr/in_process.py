@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.loaded import deal_questions, keep_shards
-from fednano_flwr.preflight import validate
+from fednano_flwr.preflight import validate, validate_number
 from fednano_flwr.run_folder import RunFolder
 
 _under_way = threading.Lock()
@@ -45,7 +45,8 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
             "run a process: start this one after it, or in a process of its own"
         )
     try:
-        validate(config, clients)
+        validate(config)
+        validate_number(config, clients)
         keep_shards(clients)
         deal_questions(config, clients)
         run_id = secrets.randbits(62) + 1

@@ -9,31 +9,25 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from fednano_flwr.config import ConfigError, Dataset, RunConfig
+from fednano_flwr.config import ConfigError, Dataset, RunConfig, address_to_dial
 from fednano_flwr.files import nearest
 from fednano_flwr.resources import ResourceError
+from fednano_flwr.strategies.registry import check_replies
 
 
-def validate(config: RunConfig, clients: int) -> None:
+def validate(config: RunConfig) -> None:
     """Check a run whose server and clients are all on this machine.
 
     A data set that a module writes (`module:NAME`) is written here, once for all clients.
 
-    Args:
-        clients: how many there are.
-
     Raises:
         ConfigError: it cannot go well; names the key, and says what there is.
     """
-    from fednano_flwr.strategies.registry import check_replies
-
     from fednano_flwr.models.bundle import check_weights
 
     validate_clients(config)
     validate_server(config)
     check_weights(config.model, edge=not config.edge.bundle)
-    training = max(1, round(config.fraction_train * clients))
-    check_replies(config.strategy, max(training, config.min_replies))
 
 
 def validate_server(config: RunConfig) -> None:
@@ -50,6 +44,11 @@ def validate_server(config: RunConfig) -> None:
     from fednano_flwr.resume import continues, folder_of
 
     read_identity(config.llm)
+    if config.llm.address:
+        try:
+            address_to_dial(config.llm.address)
+        except ValueError as error:
+            raise ConfigError(f"llm.address = {error}; it is what clients dial") from None
     validate_names(config)
     validate_host(config)
     check_model(config.model.name, config.model.revision)
@@ -79,6 +78,22 @@ def validate_clients(config: RunConfig) -> None:
     for key, folder in (("edge.state-dir", edge.state_dir), ("edge.feature-dir", edge.feature_dir)):
         if folder:
             _check_writable(key, Path(folder))
+
+
+def validate_number(config: RunConfig, clients: int) -> None:
+    """Check that so many clients are enough for what the config asks for.
+
+    Raises:
+        ConfigError: they are not; names the key.
+    """
+    training = max(1, round(config.fraction_train * clients))
+    for key, there in (("min-available-nodes", clients), ("min-replies", training)):
+        if config.flat()[key] > there:
+            raise ConfigError(
+                f"{key} = {config.flat()[key]}: with --clients {clients} and fraction-train = "
+                f"{config.fraction_train:g} there are never more than {there}; raise --clients"
+            )
+    check_replies(config.strategy, training)
 
 
 def validate_names(config: RunConfig) -> None:

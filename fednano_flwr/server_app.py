@@ -20,7 +20,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fednano_flwr.checkpoints import Checkpoint
-from fednano_flwr.config import Adapter, Dataset, RunConfig
+from fednano_flwr.config import Adapter, ConfigError, Dataset, RunConfig
 from fednano_flwr.console import (
     ALL_DONE,
     closing_table,
@@ -57,7 +57,7 @@ from fednano_flwr.simulation import replace_dead_workers, worker_died
 from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
-from fednano_flwr.strategies.registry import described, make_strategy
+from fednano_flwr.strategies.registry import check_replies, described, make_strategy
 from fednano_flwr.trackers.registry import open_trackers
 
 
@@ -275,6 +275,10 @@ def _merge(
     Raises:
         MergeError: the strategy fails, or makes numbers that are not finite.
     """
+    try:
+        check_replies(config.strategy, len(trained.replies))
+    except ConfigError as error:  # of clients that nobody has counted before, or some failed
+        say(f"warning  round {server_round}: {error}")
     try:
         merged, _ = strategy.aggregate_train(server_round, trained.replies)
         # Some of Flower's strategies compute in float64 and would send that.

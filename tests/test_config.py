@@ -32,7 +32,8 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "accepts"),
     [
-        ("adapter.rank", 0, "1 to 65536"),
+        ("adapter.rank", 0, "at least 1"),
+        ("adapter.rank", 2**17, "at most 65536"),
         ("adapter.rank", "8", "type int"),
         ("adapter.rank", True, "type int"),
         ("adapter.ranks", "4,17", r"from 1 to adapter\.rank = 16"),
@@ -73,7 +74,7 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_accepted(
 
 
 NEVER: dict[type, list[Any]] = {
-    float: [math.nan, math.inf, -math.inf, 1e39, 2**63, 10**400, "1", None, True],
+    float: [math.nan, math.inf, -math.inf, 2**63, 10**400, "1", None, True],
     int: [2**63, -(2**63) - 1, 10**400, 1.0, math.nan, "1", None, True],
     str: ["a\0b", "\ud800", 1, 1.0, None, True, ["a"]],
     bool: [0, 1.0, "true", None],
@@ -94,23 +95,6 @@ def test_no_key_takes_what_cannot_be_computed_with_or_sent(
             RunConfig.parse({**defaults, key: value})
         except ConfigError as error:
             assert key in str(error)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        *("localhost", "localhost:", ":8000", "::1:8000", "[::1]", "[::1:8000", "::1]:8000"),
-        *("h:0", "h:65536", "h:-1", "h:８０", "http://h:80", "a b:80", "[h]:80", "h:80/x", " "),
-    ],
-)
-def test_an_address_that_nobody_can_dial_is_refused(defaults: dict[str, Any], address: str) -> None:
-    with pytest.raises(ConfigError, match=r"llm\.address = .*HOST:PORT|llm\.address = .*brackets"):
-        RunConfig.parse({**defaults, "llm.address": address})
-
-
-@pytest.mark.parametrize("address", ["localhost:1", "192.0.2.7:9093", "[::1]:80", "a-b.c:65535"])
-def test_an_address_with_a_port_is_taken(defaults: dict[str, Any], address: str) -> None:
-    assert RunConfig.parse({**defaults, "llm.address": address}).llm.address == address
 
 
 @pytest.mark.parametrize("bind", ["localhost:80", "[::1]", "a b", "http://h"])

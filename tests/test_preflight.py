@@ -41,17 +41,17 @@ def config(tmp_path: Path, *changes: str):
 
 
 def test_names_and_folders_that_exist_pass(names, tmp_path):
-    preflight.validate(config(tmp_path), 5)
+    preflight.validate(config(tmp_path))
 
 
 def test_an_unknown_data_set_lists_those_there_are(names, tmp_path):
     with pytest.raises(ConfigError, match="must be one of iconqa, scienceqa"):
-        preflight.validate(config(tmp_path, "dataset.name=iconqe"), 5)
+        preflight.validate(config(tmp_path, "dataset.name=iconqe"))
 
 
 def test_a_missing_data_folder_is_named(names, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no folder .*nowhere"):
-        preflight.validate(config(tmp_path, "dataset.path=nowhere"), 5)
+        preflight.validate(config(tmp_path, "dataset.path=nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -64,25 +64,25 @@ def test_a_missing_data_folder_is_named(names, tmp_path):
 )
 def test_data_settings_that_do_not_fit_the_data_are_refused(names, tmp_path, change, says):
     with pytest.raises(ConfigError, match=says):
-        preflight.validate(config(tmp_path, change), 5)
+        preflight.validate(config(tmp_path, change))
 
 
 def test_a_hub_id_is_not_downloaded_by_checking_it(names, tmp_path, monkeypatch):
     monkeypatch.setattr("fednano_flwr.data.hub.download", refuse)
-    preflight.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"), 5)
+    preflight.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"))
 
 
 def test_a_data_module_that_is_not_installed_is_named(names, tmp_path):
     with pytest.raises(ConfigError, match="no_such_module is not installed"):
-        preflight.validate(config(tmp_path, "dataset.path=module:no_such_module/x"), 5)
+        preflight.validate(config(tmp_path, "dataset.path=module:no_such_module/x"))
 
 
 def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    preflight.validate(config(tmp_path, "run.name=first"), 5)
+    preflight.validate(config(tmp_path, "run.name=first"))
     (tmp_path / "runs" / "first" / "config.json").touch()
     with pytest.raises(ConfigError, match="holds an earlier run"):
-        preflight.validate(config(tmp_path, "run.name=first"), 5)
+        preflight.validate(config(tmp_path, "run.name=first"))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
 def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
     monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
     with pytest.raises(ConfigError, match="no such thing"):
-        preflight.validate(config(tmp_path), 5)
+        preflight.validate(config(tmp_path))
 
 
 def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, tmp_path):
@@ -105,11 +105,11 @@ def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, 
     ]
     made = config(tmp_path, *changes)
     assert made.llm.tls_key == str(tmp_path / "own" / "key.pem")
-    preflight.validate(made, 5)
+    preflight.validate(made)
     with pytest.raises(ConfigError, match=r"llm\.tls-key = .*is not the key of"):
-        preflight.validate(config(tmp_path, *changes, "llm.tls-key=ca/key.pem"), 5)
+        preflight.validate(config(tmp_path, *changes, "llm.tls-key=ca/key.pem"))
     with pytest.raises(ConfigError, match=r"exchange\.ca-cert = .*cannot be read"):
-        preflight.validate(config(tmp_path, *changes, "exchange.ca-cert=ca/none.pem"), 5)
+        preflight.validate(config(tmp_path, *changes, "exchange.ca-cert=ca/none.pem"))
 
 
 REFUSED = {
@@ -177,10 +177,12 @@ def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp
             federate(LocalGrid(client_app.app, parsed.flat(), 3), 1, parsed)
 
 
-def test_a_strategy_that_stands_so_many_wrong_clients_passes(names, tmp_path):
+def test_a_strategy_that_stands_so_many_wrong_clients_passes(tmp_path):
     for strategy, wrong, clients in (("Krum", 1, 5), ("MultiKrum", 0, 2), ("Bulyan", 1, 7)):
         args = [f"strategy.name={strategy}", f"strategy.args=num_malicious_nodes={wrong}"]
-        preflight.validate(config(tmp_path, *args), clients)
+        overrides.run_config(ROOT, args, clients, tmp_path)
+    with pytest.raises(ConfigError, match=r"Bulyan.* 3 clients .* 2"):
+        overrides.run_config(ROOT, ["strategy.name=Bulyan"], 2, tmp_path)
 
 
 def test_seeds_beyond_64_bits_are_refused_by_the_key(tiny, tmp_path):
@@ -194,9 +196,27 @@ def test_seeds_beyond_64_bits_are_refused_by_the_key(tiny, tmp_path):
         assert result.exit_code == 2 and re.search("seeds?.*2\\^63", result.stderr), result.output
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost", "localhost:", ":8000", "::1:8000", "[::1]", "[::1:8000", "::1]:8000"),
+        *("h:0", "h:65536", "h:-1", "h:８０", "http://h:80", "a b:80", "[h]:80", "h:80/x", " "),
+    ],
+)
+def test_an_address_that_nobody_can_dial_is_refused(names, tmp_path, address):
+    asked = config(tmp_path, f'llm.address="{address}"')
+    with pytest.raises(ConfigError, match=r"llm\.address = .*(HOST:PORT|brackets)"):
+        preflight.validate_server(asked)
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "192.0.2.7:9093", "[::1]:80", "a-b.c:65535"])
+def test_an_address_with_a_port_is_taken(names, tmp_path, address):
+    preflight.validate_server(config(tmp_path, f'llm.address="{address}"'))
+
+
 def test_where_nothing_is_wrong_nothing_is_left(names, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    preflight.validate(config(tmp_path, "run.dir=a/b", "edge.state-dir=c"), 5)
+    preflight.validate(config(tmp_path, "run.dir=a/b", "edge.state-dir=c"))
     assert {path.name for path in set(tmp_path.rglob("*")) - set(before)} <= {
         "problems.json",
         "pid_splits.json",

@@ -155,3 +155,12 @@ def test_a_strategy_that_merges_nothing_leaves_the_adapters_and_says_so(
     folder = run(flat, LocalGrid, 3)
     assert distance(folder, flat) == 0
     assert "round 1: Bulyan merged nothing; the adapters stay" in capsys.readouterr().out
+
+
+def test_fewer_replies_than_a_strategy_needs_are_said_each_round(
+    run_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = {"strategy__name": "Krum", "strategy__args": "num_malicious_nodes=1"}
+    run(run_config(num_server_rounds=1, local_epochs=1, **args), LocalGrid, 2)
+    assert "round 1: strategy.name = 'Krum'" in (said := capsys.readouterr().out)
+    assert "needs 5 clients that train in a round, and there are 2" in said

@@ -206,7 +206,7 @@ def _remote(service: Service, config: RunConfig) -> RemoteLLM:
     try:
         host, _ = address_to_dial(service.address)
     except ValueError as error:
-        raise ConfigError(f"--llm {error}") from None
+        raise ConfigError(f"--llm {service.address}: must be HOST:PORT: {error}") from None
     if not service.ca_cert and not is_loopback(host):
         raise ConfigError(
             f"--llm {service.address}: without --ca-cert the connection is not encrypted, and "

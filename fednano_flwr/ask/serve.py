@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
     """
     own = [f"llm.{key}={value}" for key, value in given.items() if value is not None]
     if given.get("bind") in ANY and not any(o.startswith("llm.address") for o in overrides):
-        own.append("llm.address=localhost:1")  # the key is for clients of a run, not for those
+        own.append(f"llm.address={socket.gethostname()}:{given.get('port') or 0}")
     config = config_of(app, ["llm.threads=0", *overrides, *own], cwd).llm
     if config.replicas > 1:
         raise ConfigError(f"llm.replicas = {config.replicas}: `fednano serve` runs one")

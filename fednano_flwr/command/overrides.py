@@ -12,6 +12,7 @@ from typing import Any
 from fednano_flwr.command.project import defaults, flatten, read_toml
 from fednano_flwr.config import ConfigError, RunConfig, Strategy, check_keys, key_types
 from fednano_flwr.data.hub import HUB_ID
+from fednano_flwr.preflight import validate_number
 from fednano_flwr.privacy.checks import check_unread_privacy
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
@@ -28,13 +29,7 @@ def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> 
         ConfigError: a key or value that cannot be used; it names them.
     """
     config = config_of(app, [f"min-available-nodes={clients}", *overrides], cwd)
-    asked = max(1, round(config.fraction_train * clients))
-    for key, there in (("min-available-nodes", clients), ("min-replies", asked)):
-        if config.flat()[key] > there:
-            raise ConfigError(
-                f"{key} = {config.flat()[key]}: with --clients {clients} and fraction-train = "
-                f"{config.fraction_train:g} there are never more than {there}; raise --clients"
-            )
+    validate_number(config, clients)
     return config
 
 

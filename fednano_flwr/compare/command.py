@@ -85,7 +85,7 @@ def check(plan: Plan) -> None:
         unnamed = dataclasses.replace(run.config.run, name="")
         try:
             if run in distinct:
-                validate(dataclasses.replace(run.config, run=unnamed), run.clients)
+                validate(dataclasses.replace(run.config, run=unnamed))
             if run.data not in dealt:
                 read_questions(run.config.dataset, run.seed, run.clients)
         except ConfigError as error:

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import is_bitsandbytes_available
 
-from fednano_flwr import client_app, server_app
-from fednano_flwr.command import validate
+from fednano_flwr import client_app, preflight, server_app
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.llm import hosting
@@ -250,6 +249,6 @@ def test_a_run_that_asks_for_what_this_machine_lacks_is_not_started(
     flat = run_config(dataset__alpha=1.0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU on this machine"):
-        validate.validate(RunConfig.parse(flat | {"llm.device-map": "auto"}))
+        preflight.validate(RunConfig.parse(flat | {"llm.device-map": "auto"}))
     with pytest.raises(ConfigError, match=r"llm\.device-map = 'even': must be empty .*balanced"):
         RunConfig.parse(flat | {"llm.device-map": "even"})

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 from transformers.utils import is_bitsandbytes_available
 
-from fednano_flwr import client_app, server_app
-from fednano_flwr.command import validate
+from fednano_flwr import client_app, preflight, server_app
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
@@ -190,13 +189,13 @@ def test_a_run_that_asks_for_what_is_missing_is_not_started(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = run_config(dataset__alpha=1.0)
-    validate.validate(RunConfig.parse(flat))
+    preflight.validate(RunConfig.parse(flat))
     monkeypatch.setattr(
         "fednano_flwr.models.quantize.is_bitsandbytes_available", lambda oldest: False
     )
-    validate.validate(RunConfig.parse(flat))
+    preflight.validate(RunConfig.parse(flat))
     with pytest.raises(ConfigError, match=r"bitsandbytes, .* missing"):
-        validate.validate(RunConfig.parse(flat | {"llm.quantization": "4bit"}))
+        preflight.validate(RunConfig.parse(flat | {"llm.quantization": "4bit"}))
 
 
 def test_a_checkpoint_that_is_stored_quantized_is_refused(tiny_model: Path, tmp_path: Path) -> None:
