@@ -9,10 +9,9 @@ the machine's speed drifts. Prints a table (ratios to the whole model) and write
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = load_encoder(Checkpoint(options.model))
     tokens = frozen.token_table()
     edge = NanoEdge(frozen, tokens, adapters, encoder)
-    folder = tempfile.TemporaryDirectory(prefix="fednano-bench-")
-    picture = Path(folder.name) / "picture.png"
-    Image.effect_noise((48, 48), 64).convert("RGB").save(picture)
+    picture = io.BytesIO()
+    Image.effect_noise((48, 48), 64).convert("RGB").save(picture, "PNG")
     sample = Sample(
         "s",
         "how many icons are there",
@@ -78,12 +76,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         subject="counting",
         choices=("1", "2", "3"),
         answer=0,
-        image=Picture(picture),
+        image=Picture(data=picture.getvalue()),
     )
     batch = [encoder.encode(sample)] * options.batch
     labels = next_token_labels(batch, IGNORE)
     edge(batch)  # fills the feature cache: the encoder is the same in all variants
-    folder.cleanup()
     host = FrozenLLM(half)
 
     def whole() -> None:

@@ -42,6 +42,7 @@ def stub(hidden_size: int, dtype: torch.dtype) -> LLMHalf:
         model="stub",
         fingerprint="",
         hub_id="",
+        revision="",
         hidden_size=hidden_size,
         vocabulary=VOCABULARY,
         size=head.numel(),

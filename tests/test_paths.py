@@ -91,7 +91,7 @@ def test_a_checkpoints_index_with_a_name_that_no_file_can_have_is_refused(model:
     key = next(iter(json.loads((model / INDEX).read_text())["weight_map"]))
     rewrite(model / INDEX, lambda index: index["weight_map"].__setitem__(key, "é" * 200))
     checkpoint = Checkpoint(str(model))
-    with pytest.raises(ConfigError, match="File name too long"):
+    with pytest.raises(ConfigError, match=f"{INDEX} says.*é"):
         list(checkpoint.read(checkpoint.files))
 
 
