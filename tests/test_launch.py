@@ -256,16 +256,19 @@ def tried(
 def test_a_ray_that_did_not_start_is_tried_once_more_whatever_it_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str
 ) -> None:
-    log = tmp_path / "run.log"
+    folder = tmp_path / "fednano-1"
+    folder.mkdir()
+    log = folder / "run.log"
     frame = '  File ".../raybackend.py", line 128, in init_ray\n    ray.init(\n'
     log.write_text(
         f"fednano | server   LLM half\n{frame if 'Connection' in reason else ''}{reason}"
     )
-    status, said = tried(monkeypatch, log, None)
-    assert status.completed
-    assert len(said) == 1 and "Ray did not start in time on this machine" in said[0]
     status, said = tried(monkeypatch, log, log)
     assert "Ray did not start in time on this machine" in status.details and len(said) == 1
+    assert log.exists()
+    status, said = tried(monkeypatch, log, None)
+    assert status.completed and not folder.exists()
+    assert len(said) == 1 and "Ray did not start in time on this machine" in said[0]
 
 
 def test_flower_still_starts_ray_where_it_is_looked_for() -> None:
@@ -278,9 +281,11 @@ def test_flower_still_starts_ray_where_it_is_looked_for() -> None:
 def test_a_ray_whose_process_was_ended_is_found_in_the_superlinks_log(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "run.log").write_text("")
-    (tmp_path / "superlink.log").write_text("E core_worker.cc: Failed to register worker to Raylet")
-    status, _ = tried(monkeypatch, tmp_path / "run.log", None)
+    folder = tmp_path / "fednano-1"
+    folder.mkdir()
+    (folder / "run.log").write_text("")
+    (folder / "superlink.log").write_text("E core_worker.cc: Failed to register worker to Raylet")
+    status, _ = tried(monkeypatch, folder / "run.log", None)
     assert status.completed
 
 

@@ -104,10 +104,13 @@ def launch(
     status = _attempt(app_dir, run_config, federation, on_line, watch)
     if _ray_did_not_start(status):
         on_line(f"{MARK}Ray did not start in time on this machine; trying once more")
+        first = status
         status = _attempt(app_dir, run_config, federation, on_line, watch)
         if _ray_did_not_start(status):
             reason = "Ray did not start in time on this machine, twice; end other programs"
             return dataclasses.replace(status, details=reason)
+        if first.log is not None:  # what became of it is known now
+            shutil.rmtree(first.log.parent, ignore_errors=True)
     return status
 
 
