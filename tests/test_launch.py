@@ -140,6 +140,8 @@ def test_a_second_ctrl_c_does_not_disturb_the_cleaning_up():
     [
         (2, 5, 0, "--client-cpus 5: this machine has 4"),
         (2, 1, 1.5, "--client-gpus 1.5"),
+        (2, 1, float("nan"), "--client-gpus nan"),
+        (2, 1, float("inf"), "--client-gpus inf"),
         (2, 1, 3, "PyTorch sees 2 GPUs"),
         (0, 1, 0, "--clients 0"),
     ],

@@ -32,8 +32,8 @@ def check_resources(clients: int, client_cpus: int, client_gpus: float) -> None:
     for option, value, least in (("--clients", clients, 1), ("--client-cpus", client_cpus, 1)):
         if value < least:
             raise ConfigError(f"{option} {value}: must be at least {least}")
-    if client_gpus < 0:
-        raise ConfigError(f"--client-gpus {client_gpus}: must be 0 or more")
+    if not 0 <= client_gpus < float("inf"):  # NaN is neither
+        raise ConfigError(f"--client-gpus {client_gpus}: must be 0 or more, and finite")
     if client_cpus > cpus():
         raise ConfigError(
             f"--client-cpus {client_cpus}: this machine has {cpus()}, so not even one client could "
