@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
 from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
@@ -281,12 +282,22 @@ def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
 
 
 def _ends(folder: Path) -> list[int]:
-    """End tokens by the model's generation config, where it has one: chats may end otherwise."""
+    """End tokens by the model's generation config, where it has one: chats may end otherwise.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     file = folder / "generation_config.json"
-    found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
-    if found is None:
+    if not file.is_file():
         return []
-    return found if isinstance(found, list) else [found]
+    try:
+        found = json.loads(file.read_text("utf-8")).get("eos_token_id")
+        ends = [] if found is None else found if isinstance(found, list) else [found]
+        if not all(type(token) is int for token in ends):
+            raise ValueError(f"eos_token_id is {found!r}, and not one or several whole numbers")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be used: {error}") from error
+    return ends
 
 
 def used_tokens(questions: Sequence[Question]) -> list[int]:

@@ -129,18 +129,31 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
         raise ConfigError(
             f"model {name!r}: {file} is no config of the family {kind}: {says}"
         ) from error
-    if any(hasattr(part, "quantization_config") for part in (config, config.get_text_config())):
-        raise ConfigError(
-            f"model {name!r}: its weights are stored quantized, and only unquantized ones "
-            "are read; take the model it was made from, and set llm.quantization"
-        )
+    for part in (config, config.get_text_config()):
+        if quantized := getattr(part, "quantization_config", None):
+            method = quantized.get("quant_method", "") if isinstance(quantized, Mapping) else ""
+            raise ConfigError(
+                f"model {name!r}: {file} has a quantization_config ({method or quantized}), so its "
+                "weights are stored quantized, and only unquantized ones are read; take the model "
+                "it was made from, and set llm.quantization"
+            )
     if not getattr(config, "use_decoder_only_language_model", True):
         raise ConfigError(
             f"model {name!r}: its language model ({config.text_config.model_type}) is an "
             "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
             "Vicuna or OPT"
         )
+    _set_how_it_runs(config)
     return config
+
+
+def _set_how_it_runs(config: PretrainedConfig) -> None:
+    """Leave how a model runs to this program: a config says it of where the model was tuned."""
+    for part in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        if part is not None:
+            part.output_attentions = part.output_hidden_states = False
+            part.return_dict = True
+            part._attn_implementation = part._experts_implementation = None  # transformers' choice
 
 
 def _check_format(name: str, file: Path, kind: str, written: Mapping[str, Any]) -> None:
