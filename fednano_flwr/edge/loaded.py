@@ -205,7 +205,7 @@ def _checked(shard: EncodedShard, max_skipped: float) -> EncodedShard:
     count = len(shard.train) + len(shard.test) + len(left_out)
     if len(left_out) > math.ceil(round(max_skipped * count, 6)):
         reasons = "; ".join(
-            f"{len(ids)} {reason} ({first_few(ids)})" for ids, reason in by_reason(left_out)
+            f"{len(ids)}: {reason} ({first_few(ids)})" for ids, reason in by_reason(left_out)
         )
         raise DataError(
             f"{len(left_out)} of this client's {count} questions cannot be used: {reasons}; "

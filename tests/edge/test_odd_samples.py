@@ -212,7 +212,7 @@ def test_a_client_may_leave_out_the_allowed_share_rounded_up(questions: list[Que
     assert _checked(shard, 0.1) is shard
     with pytest.raises(DataError, match=r"1 of this client's 5 .*allows 0%"):
         _checked(shard, 0.0)
-    with pytest.raises(DataError, match=r"2 of .*: 2 its 900 tokens are more \(7, 8\); dataset"):
+    with pytest.raises(DataError, match=r"2 of .*: 2: its 900 tokens are more \(7, 8\); dataset"):
         _checked(replace(shard, left_out=odd), 0.1)
 
 
