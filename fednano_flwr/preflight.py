@@ -33,12 +33,15 @@ def validate(config: RunConfig) -> None:
 def validate_server(config: RunConfig) -> None:
     """Check what the server's machine has to have: model, devices, certificates, a folder.
 
+    The model's processor need not be there, but has to fit the model where it is.
+
     Also that the run is there, or is not, as `resume` says.
 
     Raises:
         ConfigError: otherwise; names the key, and says what there is.
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
+    from fednano_flwr.edge.loaded import check_processor_here
     from fednano_flwr.exchange.tls import read_identity
     from fednano_flwr.models.source import check_model
     from fednano_flwr.resume import continues, folder_of
@@ -52,17 +55,19 @@ def validate_server(config: RunConfig) -> None:
     validate_names(config)
     validate_host(config)
     check_model(config.model.name, config.model.revision)
+    check_processor_here(config.model)
     folder = folder_of(config)
     continues(config, folder)
     _check_writable("run.dir", folder)
 
 
 def validate_clients(config: RunConfig) -> None:
-    """Check what clients have to have that are on this machine: data, device, folders.
+    """Check what clients have to have that are on this machine: processor, data, device, folders.
 
     Raises:
         ConfigError: otherwise; names the key, and says what there is.
     """
+    from fednano_flwr.edge.loaded import encoder, source_of
     from fednano_flwr.exchange.tls import read_ca
     from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
 
@@ -78,6 +83,7 @@ def validate_clients(config: RunConfig) -> None:
     for key, folder in (("edge.state-dir", edge.state_dir), ("edge.feature-dir", edge.feature_dir)):
         if folder:
             _check_writable(key, Path(folder))
+    encoder(source_of(config))
 
 
 def validate_number(config: RunConfig, clients: int) -> None:

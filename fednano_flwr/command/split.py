@@ -11,8 +11,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from fednano_flwr.console import human_bytes
 
 if TYPE_CHECKING:
+    from fednano_flwr.edge.questions import QuestionEncoder
     from fednano_flwr.models.bundle import EdgeBundle
-    from fednano_flwr.models.checkpoint import Checkpoint
 
 
 def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision: str = "") -> str:
@@ -25,18 +25,20 @@ def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision
         revision: branch, tag or commit of a model on the hub.
 
     Raises:
-        ConfigError: the model cannot be cut, or lacks a tensor.
+        ConfigError: the model cannot be cut, lacks a tensor, or its processor does not fit it.
         DataError: `shard` is no shard.
         OutputError: `out` cannot be written.
     """
     # Imported here: they bring torch, which `fednano --help` must not wait for.
     import torch
 
+    from fednano_flwr.edge.questions import load_encoder
     from fednano_flwr.models.bundle import open_checkpoint
     from fednano_flwr.models.split import write_bundle
 
     checkpoint = open_checkpoint(model, revision)
-    ids = _tokens(checkpoint, shard) if shard else None
+    encoder = load_encoder(checkpoint)
+    ids = _tokens(encoder, shard) if shard else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("reading")
@@ -65,11 +67,11 @@ def describe(bundle: EdgeBundle, out: Path) -> str:
     )
 
 
-def _tokens(checkpoint: Checkpoint, shard: Path) -> list[int]:
+def _tokens(encoder: QuestionEncoder, shard: Path) -> list[int]:
     """Ids of the tokens that a shard's questions and answers use, ascending."""
     from fednano_flwr.data.shard import load_shard
-    from fednano_flwr.edge.questions import encode_all, load_encoder, used_tokens
+    from fednano_flwr.edge.questions import encode_all, used_tokens
 
     part = load_shard(shard)
-    questions, _ = encode_all(load_encoder(checkpoint), (*part.train, *part.test))
+    questions, _ = encode_all(encoder, (*part.train, *part.test))
     return used_tokens(questions)  # a client leaves out the same questions

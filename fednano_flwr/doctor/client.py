@@ -58,6 +58,9 @@ def checks(subject: Subject) -> Themes:
                 partial(model.check_half, its.name, "edge", its.revision),
             )
         )
+        themes["model"].append(
+            ("the processor", partial(model.check_processor, its.name, its.revision))
+        )
     if device:
         themes["machine"].append((device_key, partial(versions.check_device, device_key, device)))
     if config is None:

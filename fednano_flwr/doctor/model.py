@@ -77,11 +77,19 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
     if found.folder is None:
         return [_to_download(name, "is not in the hub's cache")]
     from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.processor import has_processor
     from fednano_flwr.models.source import read_config
 
     read_config(name, found.folder)
     if found.on_hub and not _has_weights(found.folder):
         return [_to_download(name, "has no weights in the hub's cache")]
+    if half == "edge" and not has_processor(found.folder):
+        return [
+            problem(
+                f"model {name}: {found.folder} has no processor, which the {HALVES[half]} needs",
+                "copy its tokenizer and processor files there from where the model came from",
+            )
+        ]
     checkpoint = Checkpoint(str(found.folder))
     shapes = checkpoint.tensors(half)
     files = sorted({checkpoint.files[name][0] for name in shapes if name in checkpoint.files})
@@ -106,6 +114,23 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
             f"{HALVES[half]} (fingerprint {checkpoint.fingerprint})"
         )
     ]
+
+
+def check_processor(name: str, revision: str = "") -> list[Finding]:
+    """Whether processor, tokenizer and config of a model fit together, where they are here.
+
+    Raises:
+        ConfigError: they do not, or cannot be read.
+    """
+    from fednano_flwr.edge.questions import load_encoder
+    from fednano_flwr.models.bundle import open_checkpoint
+    from fednano_flwr.models.processor import has_processor
+
+    folder = find(name, revision).folder
+    if folder is None or not has_processor(folder):
+        return []
+    load_encoder(open_checkpoint(str(folder)))
+    return [ok(f"model {name}: processor, tokenizer and config fit together")]
 
 
 def parts_of(name: str, revision: str = "") -> Parts | None:
@@ -153,6 +178,7 @@ def check_edge_path(
             f"{bundle.fingerprint})"
         )
     ]
+    findings += look("the bundle's processor", lambda: check_processor(path))
     if model is not None:
         findings += look("the bundle's model", lambda: check_same(key, bundle, model))
     if shard is not None:

@@ -31,7 +31,10 @@ def checks(subject: Subject) -> Themes:
             ("the host's options", partial(settings.check_host_options, config)),
             ("resume", partial(settings.check_resume, config)),
         ],
-        "model": [("the model", partial(model.check_half, its.name, "llm", its.revision))],
+        "model": [
+            ("the model", partial(model.check_half, its.name, "llm", its.revision)),
+            ("the processor", partial(model.check_processor, its.name, its.revision)),
+        ],
         "folders": [("run.dir", run_dir), ("temporary files", folders.check_temporary)],
         "certificates": [
             ("the service's certificate", partial(certificates.check_service, config)),

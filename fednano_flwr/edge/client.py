@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import ConfigError, Model, RunConfig
+from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.feature_cache import (
     FeatureLevels,
@@ -26,6 +26,7 @@ from fednano_flwr.edge.loaded import (
     features_in_memory,
     features_on_disk,
     lasting,
+    source_of,
     state_folder,
     token_table,
 )
@@ -107,8 +108,7 @@ class Client:
         self.partition = place.partition
         self.rank = place.rank or config.adapter.rank_of(place.partition)
         self._run, self._earlier = str(run), earlier
-        bundle = place.edge_path or config.edge.bundle
-        self.source = Model(bundle) if bundle else config.model
+        self.source = source_of(config, place.edge_path)
         with threads(config.edge.threads):
             self._load()
 

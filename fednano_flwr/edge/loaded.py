@@ -31,6 +31,8 @@ from fednano_flwr.edge.questions import (
 )
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.processor import has_processor
+from fednano_flwr.models.source import locate
 from fednano_flwr.models.token_table import TokenTable
 from fednano_flwr.reasons import by_reason, first_few
 from fednano_flwr.resources import cache_folder
@@ -99,6 +101,26 @@ def keep_shards(clients: int) -> None:
     """Keep the shards of so many clients, for a process that serves them all in turn."""
     for part in (encoded_shard, token_table):
         part.keep(max(SHARDS_KEPT, clients))
+
+
+def source_of(config: RunConfig, edge_path: str = "") -> Model:
+    """What a client's half and its processor are read from.
+
+    Args:
+        edge_path: the node's own edge bundle.
+    """
+    bundle = edge_path or config.edge.bundle
+    return Model(bundle) if bundle else config.model
+
+
+def check_processor_here(model: Model) -> None:
+    """Refuse a model whose processor does not fit it, where a server has one that clients lack.
+
+    Raises:
+        ConfigError: there is no such model, or its processor, tokenizer and config do not fit.
+    """
+    if has_processor(locate(model.name, model.revision)[0]):
+        encoder(model)
 
 
 def deal_questions(config: RunConfig, clients: int) -> None:

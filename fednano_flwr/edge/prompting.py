@@ -15,6 +15,11 @@ from fednano_flwr.data.prompts import IMAGE, conversation, user_content
 from fednano_flwr.data.sample import Sample
 
 QFORMER_TOKENS = 512
+WHOLE = {"truncation": False, "padding": False}
+"""Said to a tokenizer each time: one may have been saved with a length to cut or to pad to."""
+
+ON_DAY = "{{% macro strftime_now(format) %}}{}{{% endmacro %}}"
+"""Before a chat template: what it is given for the date."""
 
 
 class Prompting(Protocol):
@@ -38,14 +43,23 @@ class ChatPrompting:
 
     Some templates (LLaVA-1.5's) write all pictures first. An option's picture has to stand beside
     its letter, so there the text itself holds the picture's token.
+
+    Raises:
+        ConfigError: there is no template, or there are several and none is the default.
     """
 
     def __init__(self, processor: Any) -> None:
-        if not (processor.chat_template or getattr(processor.tokenizer, "chat_template", None)):
+        # Tools for tuning save the template with the tokenizer, in tokenizer_config.json.
+        found = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+        template = found.get("default") if isinstance(found, dict) else found
+        if not template:
+            several = f" called default, of {', '.join(found)}" if found else ""
             raise ConfigError(
-                f"{type(processor).__name__}: the model's folder has no chat template "
-                "(chat_template.jinja), so there is no telling how its prompts look"
+                f"{type(processor).__name__}: the model's folder has no chat template{several} "
+                "(chat_template.jinja, or chat_template in tokenizer_config.json), so there is no "
+                "telling how its prompts look"
             )
+        self._template: str = template
         self._processor = processor
 
     def write(self, sample: Sample) -> str:
@@ -53,6 +67,11 @@ class ChatPrompting:
         if sample.choice_images and not self._keeps_order:
             turns = [{"role": "user", "content": self._in_text(user_content(sample))}]
         return self._filled(turns)
+
+    def writes_date(self, sample: Sample) -> bool:
+        """Whether a prompt is another one on another day."""
+        days = {ON_DAY.format(day) + self._template for day in ("today", "tomorrow")}
+        return len({self._filled(conversation(sample), template) for template in days}) > 1
 
     @cached_property
     def _keeps_order(self) -> bool:
@@ -69,26 +88,38 @@ class ChatPrompting:
         text = "".join(part.get("text", self._processor.image_token) for part in rest)
         return [*leading, {"type": "text", "text": text}]
 
-    def _filled(self, turns: list[dict[str, Any]]) -> str:
+    def _filled(self, turns: list[dict[str, Any]], template: str = "") -> str:
         return self._processor.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=False
+            turns, template or self._template, add_generation_prompt=True, tokenize=False
         )
 
     def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
         more: dict[str, Any] = {"images": [pictures]} if pictures else {}
+        options: dict[str, Any] = dict(WHOLE)
         first = self._processor.tokenizer.bos_token
         if first and prompt.startswith(first):  # the template wrote it; once is enough
-            more["add_special_tokens"] = False
-        return dict(self._processor(text=[prompt], return_tensors="pt", **more))
+            options["add_special_tokens"] = False
+        return dict(
+            self._processor(text=[prompt], return_tensors="pt", text_kwargs=options, **more)
+        )
 
     def encoder_ids(self, sample: Sample) -> list[int]:
         return []
 
 
 class PrefixPrompting:
-    """PaliGemma: pictures, text and a line's end; there is no template."""
+    """PaliGemma: pictures, text and a line's end; there is no template.
+
+    Raises:
+        ConfigError: the tokenizer does not say how a text begins.
+    """
 
     def __init__(self, processor: Any) -> None:
+        if not processor.tokenizer.bos_token:
+            raise ConfigError(
+                f"{type(processor).__name__}: tokenizer_config.json has no bos_token, with which "
+                "its prompts begin"
+            )
         self._processor = processor
 
     def write(self, sample: Sample) -> str:
@@ -97,12 +128,11 @@ class PrefixPrompting:
 
     def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
         if pictures:  # the processor adds the line's end itself
-            text = prompt.removesuffix("\n")
-            return dict(self._processor(text=[text], images=[pictures], return_tensors="pt"))
+            more = {"images": [pictures], "return_tensors": "pt", "text_kwargs": dict(WHOLE)}
+            return dict(self._processor(text=[prompt.removesuffix("\n")], **more))
         tokenizer = self._processor.tokenizer
-        return dict(
-            tokenizer([tokenizer.bos_token + prompt], add_special_tokens=False, return_tensors="pt")
-        )
+        text, options = tokenizer.bos_token + prompt, {"return_tensors": "pt", **WHOLE}
+        return dict(tokenizer([text], add_special_tokens=False, **options))
 
     def encoder_ids(self, sample: Sample) -> list[int]:
         return []
@@ -117,7 +147,7 @@ class QFormerPrompting:
     """
 
     def __init__(self, processor: Any) -> None:
-        if not processor.num_query_tokens:
+        if not getattr(processor, "num_query_tokens", None):
             raise ConfigError(
                 f"{type(processor).__name__}: processor_config.json has no num_query_tokens, so "
                 "there is no telling how many tokens a picture takes"
@@ -134,7 +164,7 @@ class QFormerPrompting:
         tokenizer, queries = self._processor.tokenizer, self._processor.num_query_tokens
         text = prompt.removeprefix(self._image)
         shown = text.replace(self._image, self._image * queries)
-        ids = tokenizer([shown], return_tensors="pt")["input_ids"]
+        ids = tokenizer([shown], return_tensors="pt", **WHOLE)["input_ids"]
         if text != prompt:
             first = torch.full((1, queries), tokenizer.convert_tokens_to_ids(self._image))
             ids = torch.cat([first, ids], dim=1)
@@ -156,7 +186,10 @@ class QFormerPrompting:
     def _read(self, prompt: str) -> list[int]:
         """What InstructBLIP's Q-Former reads of a prompt."""
         return self._processor.qformer_tokenizer(
-            prompt.replace(self._image, ""), truncation=True, max_length=QFORMER_TOKENS
+            prompt.replace(self._image, ""),
+            truncation=True,
+            max_length=QFORMER_TOKENS,
+            padding=False,
         )["input_ids"]
 
 

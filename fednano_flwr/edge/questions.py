@@ -20,7 +20,8 @@ from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_i
 from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.prompting import prompting_for
+from fednano_flwr.edge.processor_check import check_processor
+from fednano_flwr.edge.prompting import WHOLE, prompting_for
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.processor import load_processor
 
@@ -197,9 +198,9 @@ class QuestionEncoder:
             SampleError: the tokenizer has a token that the model does not have.
         """
         if (largest := max(tokens)) >= self._vocabulary:
+            written = self._processor.tokenizer.convert_ids_to_tokens(largest)
             raise SampleError(
-                f"its token {largest} ({self.decode([largest])}) is not among the model's "
-                f"{self._vocabulary}"
+                f"its token {largest} ({written}) is not among the model's {self._vocabulary}"
             )
 
     def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
@@ -226,8 +227,8 @@ class QuestionEncoder:
         """Tokens of `text` as they follow this prompt's last line."""
         tokenizer, ending = self._processor.tokenizer, prompt[-16:]
         space = "" if ending[-1].isspace() else " "
-        before = tokenizer(ending, add_special_tokens=False)["input_ids"]
-        after = tokenizer(ending + space + text, add_special_tokens=False)["input_ids"]
+        before = tokenizer(ending, add_special_tokens=False, **WHOLE)["input_ids"]
+        after = tokenizer(ending + space + text, add_special_tokens=False, **WHOLE)["input_ids"]
         if after == before:
             raise SampleError("its answer has no token", f"the answer {text!r} has no token")
         if after[: len(before)] != before:
@@ -269,16 +270,22 @@ def encode_all(
 
 
 def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
-    """Encoder with the processor of a model, or of an edge bundle."""
+    """Encoder with the processor of a model, or of an edge bundle.
+
+    Raises:
+        ConfigError: processor, tokenizer and config are not there or do not fit together.
+    """
     processor = load_processor(checkpoint.folder)
     config = checkpoint.config
-    return QuestionEncoder(
+    encoder = QuestionEncoder(
         config.model_type,
         processor,
         _ends(checkpoint.folder),
         config.get_text_config().vocab_size,
         getattr(config, "image_token_id", None),
     )
+    check_processor(checkpoint, processor, encoder)
+    return encoder
 
 
 def _ends(folder: Path) -> list[int]:

@@ -25,6 +25,7 @@ class Family:
             "" (nothing: causal), "image" (a picture's tokens see each other) or "prefix" (all
             tokens of the prompt see each other).
         rotary_axes: 3 where positions are those of a token in time, height and width.
+        other_processors: classes in transformers that fit beside its own.
         one_size: whether pictures are all scaled to one size, and so become equally many tokens.
     """
 
@@ -33,16 +34,29 @@ class Family:
     host: str = ""
     token_types: str = ""
     rotary_axes: int = 1
+    other_processors: tuple[str, ...] = ()
     one_size: bool = False
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """Classes in transformers of the processors that fit."""
+        own = self.architecture.removesuffix("ForConditionalGeneration") + "Processor"
+        return (own, *self.other_processors)
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llava": Family("LlavaForConditionalGeneration", one_size=True),
+    "llava": Family(
+        "LlavaForConditionalGeneration", other_processors=("PixtralProcessor",), one_size=True
+    ),
     "llava_next": Family("LlavaNextForConditionalGeneration"),
     "llava_onevision": Family("LlavaOnevisionForConditionalGeneration"),
     "internvl": Family("InternVLForConditionalGeneration"),
     "smolvlm": Family("SmolVLMForConditionalGeneration", language="model.text_model"),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", rotary_axes=3),
+    "qwen2_5_vl": Family(
+        "Qwen2_5_VLForConditionalGeneration",
+        rotary_axes=3,
+        other_processors=("Qwen2VLProcessor",),
+    ),
     "paligemma": Family("PaliGemmaForConditionalGeneration", token_types="prefix", one_size=True),
     "gemma3": Family("Gemma3ForConditionalGeneration", token_types="image", one_size=True),
     "instructblip": Family(

@@ -8,6 +8,13 @@ from typing import Any
 
 from fednano_flwr.config import ConfigError
 
+FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a model's folder has a file of a processor: a server's may hold the LLM alone."""
+    return any((folder / file).is_file() for file in FILES)
+
 
 def load_processor(folder: Path) -> Any:
     """The processor saved in a model's folder.
@@ -27,9 +34,16 @@ def load_processor(folder: Path) -> Any:
         if known and "video_processor" in whole.get_attributes():
             kind = _without_videos(whole)
             return kind.from_pretrained(folder, video_processor=None, trust_remote_code=False)
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a file's values reach deep into transformers and tokenizers
-        raise ConfigError(f"the processor in {folder} cannot be loaded: {error}") from error
+        says = " ".join(str(error).split())
+        raise ConfigError(f"the processor in {folder} cannot be loaded: {says}") from error
+    if not (hasattr(found, "tokenizer") and hasattr(found, "image_processor")):
+        raise ConfigError(
+            f"the processor in {folder} is only a {type(found).__name__}: one of "
+            f"{', '.join(FILES)} is missing"
+        )
+    return found
 
 
 def _without_videos(whole: Any) -> Any:
@@ -46,7 +60,7 @@ class VideosNotTaken:
 
 def _class_name(folder: Path) -> str:
     """The processor class that one of the folder's files names, or ""."""
-    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+    for file in FILES:
         path = folder / file
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))

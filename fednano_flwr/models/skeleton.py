@@ -131,7 +131,7 @@ def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Te
     if unknown:
         raise ConfigError(
             f"the processor makes {', '.join(sorted(unknown))} of a picture, which "
-            f"{type(whole).__name__} does not read: the processor is another family's"
+            f"{type(whole).__name__} does not read; take the processor that it was saved with"
         )
     return {name: value for name, value in pictures.items() if name in known}
 

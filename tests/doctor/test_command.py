@@ -78,7 +78,7 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
     for words in (
         ("versions", "Python", "packages are in their ranges", "flower-superexec"),
         ("run config", "the run config of", "strategy fedavg-exact"),
-        ("model", "hold the language model"),
+        ("model", "hold the language model", "fit together"),
         ("folders", "run.dir", "TMPDIR"),
         ("certificates", "llm.tls-cert is not set", "clock"),
         ("network", "any port that is free", "only clients on this machine"),
@@ -102,7 +102,7 @@ def test_a_client_that_has_all_it_needs_is_well_and_left_as_it_was(
         ("run config", "the run config of", "strategy fedavg-exact"),
         ("node config", "adapters have rank 2 of 4"),
         ("data", "training and"),
-        ("model", "files as written", "was split from", "embeddings of all tokens"),
+        ("model", "files as written", "fit together", "was split from", "embeddings of all tokens"),
         ("folders", "edge.state-dir", "edge.feature-dir"),
         ("certificates", "without TLS", "clock"),
         ("machine", "device = 'cpu'", "edge.threads", "the client's half in float32"),
@@ -117,7 +117,7 @@ def test_a_simulations_machine_is_looked_at_as_a_servers_and_as_a_clients(doctor
     assert json.loads(result.stdout)["role"] == "simulation"
     said = findings(result, "ok")
     assert_said(said, "data", "looks like scienceqa")
-    assert_said(said, "model", "hold the language model", "hold the client's half")
+    assert_said(said, "model", "hold the language model", "fit together", "hold the client's half")
     assert_said(said, "folders", "run.dir", "TMPDIR", "edge.state-dir", "edge.feature-dir")
     assert "node config" not in said
     for change in ("dataset.path=/nowhere", "privacy.dp=server-fixed"):
@@ -131,7 +131,7 @@ def test_a_client_that_reads_the_data_set_and_the_checkpoint_is_well(doctor: Doc
     said = findings(result, "ok")
     assert_said(said, "node config", "partition 0 of 2")
     assert_said(said, "data", "looks like scienceqa")
-    assert_said(said, "model", "hold the client's half")
+    assert_said(said, "model", "hold the client's half", "fit together")
     assert_said(said, "machine", "edge.device = 'cpu'", "edge.threads", "the client's half")
 
 

@@ -1,0 +1,317 @@
+"""Processor, tokenizer and config that do not fit together, found before anything is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from flwr.serverapp import Grid
+
+from fednano_flwr import preflight
+from fednano_flwr.command.split import split
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.doctor.model import check_half, check_processor
+from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.loaded import Place
+from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.in_process import run_in_process
+from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.server_app import federate
+from tests import tiny_families
+from tests.models.test_families import SAMPLES
+
+Change = Callable[[Path], None]
+BEGIN = {"id": "<s>", "ids": [3], "tokens": ["<s>"]}
+END = {"id": "</s>", "ids": [2], "tokens": ["</s>"]}
+PROMPT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of each family, written when it is asked for."""
+    written: dict[str, Path] = {}
+
+    def of(family: str) -> Path:
+        if family not in written:
+            folder = tmp_path_factory.mktemp("model") / family
+            written[family] = tiny_families.write(family, folder)
+        return written[family]
+
+    return of
+
+
+def edit(file: str, **changes: Any) -> Change:
+    """Set keys of a JSON file, of an object in it with `object__key`; ... takes one out."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        for key, value in changes.items():
+            *path, last = key.split("__")
+            owner = content
+            for name in path:
+                owner = owner[name]
+            if value is ...:
+                del owner[last]
+            else:
+                owner[last] = value
+        (folder / file).write_text(json.dumps(content))
+
+    return change
+
+
+def template(text: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text(text)
+
+    return change
+
+
+def around(*pieces: dict[str, Any]) -> Change:
+    """What the tokenizer writes before and after a text."""
+    special = [piece for piece in pieces if piece is not PROMPT]
+    return edit(
+        "tokenizer.json",
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [
+                p if p is PROMPT else {"SpecialToken": {"id": p["id"], "type_id": 0}}
+                for p in pieces
+            ],
+            "pair": [],
+            "special_tokens": {piece["id"]: piece for piece in special},
+        },
+    )
+
+
+def both(*changes: Change) -> Change:
+    def change(folder: Path) -> None:
+        for each in changes:
+            each(folder)
+
+    return change
+
+
+WRITTEN = tiny_families.template("<image>")
+PROCESSOR, TOKENIZER, CONFIG = "processor_config.json", "tokenizer_config.json", "config.json"
+UNFIT: dict[str, tuple[str, Change, str]] = {
+    "patch size missing": (
+        "llava",
+        edit(PROCESSOR, patch_size=...),
+        r"processor_config\.json.*patch_size is missing \(8 there\)",
+    ),
+    "class token forgotten": (
+        "llava",
+        edit(PROCESSOR, num_additional_image_tokens=...),
+        r"gives 9 .*asks for 8.*processor_config\.json.*num_additional_image_tokens is missing",
+    ),
+    "another selection of features": (
+        "llava",
+        edit(PROCESSOR, vision_feature_select_strategy="full"),
+        r"processor_config\.json.*vision_feature_select_strategy = 'full' \('default' there\)",
+    ),
+    "another number of places": (
+        "internvl",
+        edit(PROCESSOR, image_seq_length=5),
+        r"image_seq_length = 5",
+    ),
+    "another number of queries": (
+        "blip-2",
+        edit(PROCESSOR, num_query_tokens=6),
+        r"gives 4 .*asks for 6.*num_query_tokens = 6 \(4 there\)",
+    ),
+    "another image token": (
+        "llava",
+        edit(CONFIG, image_token_index=60, image_token_id=60),
+        r"image_token_id \(image_token_index\) 60 of config\.json.*<image>, 2",
+    ),
+    "pictures of another size": (
+        "llava",
+        edit(PROCESSOR, image_processor__crop_size={"height": 32, "width": 32}),
+        r"vision_config.*processor_config\.json.*32\*32",
+    ),
+    "pictures cut into other pieces": (
+        "llava_onevision",
+        edit(PROCESSOR, image_processor__image_grid_pinpoints=[[24, 24], [24, 96]]),
+        r"image_grid_pinpoints = \[\[24, 24\], \[24, 96\]\] \(\[\[24, 24\], \[24, 48\]",
+    ),
+    "no beginning": ("paligemma", edit(TOKENIZER, bos_token=...), r"tokenizer_config.*bos_token"),
+    "another family's processor": (
+        "qwen2_5_vl",
+        edit(PROCESSOR, processor_class="LlavaProcessor"),
+        r"processor_class is LlavaProcessor.*Qwen2_5_VLProcessor",
+    ),
+    "a table of another vocabulary": (
+        "llava_next",
+        edit(CONFIG, text_config__vocab_size=70),
+        r"96 tokens.*70 rows",
+    ),
+    "no end": ("llava", edit(TOKENIZER, eos_token=...), r"tokenizer_config\.json.*eos_token"),
+    "an end beyond the table": (
+        "llava",
+        edit(TOKENIZER, eos_token="<|end|>"),
+        r"eos_token in tokenizer_config\.json, <\|end\|>, is token 64.*64 rows",
+    ),
+    "ends that are no tokens": (
+        "llava",
+        edit("generation_config.json", eos_token_id=["</s>"]),
+        r"generation_config\.json.*eos_token_id",
+    ),
+    "a word of the template beyond the table": (
+        "llava",
+        both(
+            template(WRITTEN + "<|assistant|>"),
+            edit(TOKENIZER, extra_special_tokens={"image_token": "<image>", "a": "<|assistant|>"}),
+        ),
+        r"token 64 \(<\|assistant\|>\) is not among the model's 64",
+    ),
+    "an end after the prompt": ("llava_next", around(BEGIN, PROMPT, END), r"</s>.*add_eos_token"),
+    "a beginning that is written twice": (
+        "llava_next",
+        both(template("\n<s> " + WRITTEN), around(BEGIN, PROMPT)),
+        r"<s> twice.*bos_token",
+    ),
+    "no template": (
+        "llava",
+        lambda folder: (folder / "chat_template.jinja").unlink(),
+        r"no chat template.*tokenizer_config\.json",
+    ),
+    "a template for plain text": (
+        "llava",
+        template("{% for m in messages %}USER: {{ m['content'] }} ASSISTANT:{% endfor %}"),
+        "plain text",
+    ),
+    "a template that leaves pictures out": (
+        "llava",
+        template(tiny_families.template("")),
+        "<image> 1 times",
+    ),
+    "a template that fails": ("llava", template("{{ raise_exception('no turns') }}"), "no turns"),
+    "a template with today's date": (
+        "llava",
+        template("{{ strftime_now('%d %b %Y') }} " + WRITTEN),
+        "strftime_now",
+    ),
+    "the Q-Former's tokenizer missing": (
+        "instructblip",
+        lambda folder: (folder / "qformer_tokenizer" / "tokenizer.json").unlink(),
+        r"qformer_tokenizer/tokenizer\.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_what_does_not_fit_is_refused_with_file_and_key(
+    models: Callable[[str], Path], tmp_path: Path, what: str
+) -> None:
+    family, change, says = UNFIT[what]
+    folder = shutil.copytree(models(family), tmp_path / "model")
+    change(folder)
+    with pytest.raises(ConfigError, match=f"(?s){says}"):
+        load_encoder(Checkpoint(str(folder)))
+
+
+@pytest.fixture
+def unfit(tiny_model: Path, tmp_path: Path) -> Path:
+    folder = shutil.copytree(tiny_model, tmp_path / "unfit")
+    edit(PROCESSOR, num_additional_image_tokens=...)(folder)
+    return folder
+
+
+def test_everybody_refuses_it_before_a_weight_is_read(
+    unfit: Path, tmp_path: Path, run_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weights(*args: object, **kwargs: object) -> Any:
+        raise AssertionError("a weight is read")
+
+    for name in ("read", "rows", "fill"):
+        monkeypatch.setattr(Checkpoint, name, weights)
+    config = RunConfig.parse(run_config(model__name=str(unfit)))
+    by_all = {
+        "fednano run": lambda: preflight.validate(config),
+        "the ServerApp": lambda: federate(cast(Grid, None), 1, config),
+        "a run in this process": lambda: run_in_process(config, 2),
+        "a client": lambda: Client(config, Place()),
+        "doctor": lambda: check_processor(str(unfit)),
+        "split": lambda: split(str(unfit), tmp_path / "bundle", shard=None, dtype=None),
+    }
+    for who, refuse in by_all.items():
+        with pytest.raises(ConfigError) as error:
+            refuse()
+        assert "num_additional_image_tokens is missing" in str(error.value), who
+    left = {path.name for path in tmp_path.iterdir()} - {"unfit", "features", "state"}
+    assert not left, left  # no run folder, no bundle
+
+
+def test_a_server_may_hold_a_model_without_its_processor_and_a_client_not(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    for file in ("processor_config.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert check_processor(str(folder)) == []
+    assert [finding.level for finding in check_half(str(folder), "llm")] == ["ok"]
+    (finding,) = check_half(str(folder), "edge")
+    assert finding.level == "problem" and "processor" in finding.what
+
+
+SAVED: dict[str, Change] = {
+    "cut": edit(
+        "tokenizer.json",
+        truncation={
+            "direction": "Right",
+            "max_length": 16,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+    ),
+    "cut, by its config": edit(TOKENIZER, truncation=True, max_length=16),
+    "padded": edit(TOKENIZER, padding="max_length", max_length=128),
+    "padded on the left": edit(
+        TOKENIZER, padding="max_length", max_length=128, padding_side="left"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_tokenizer_saved_with_a_length_changes_no_prompt(
+    models: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    long = Sample("l", "w20 " * 40, "g", "s", free_answer="w21")
+    samples = (SAMPLES[0], SAMPLES[2], long)
+    expected = [load_encoder(Checkpoint(str(models(family)))).encode(s) for s in samples]
+    for name, change in SAVED.items():
+        folder = shutil.copytree(models(family), tmp_path / name)
+        change(folder)
+        encoder = load_encoder(Checkpoint(str(folder)))
+        for sample, question in zip(samples, expected, strict=True):
+            found = encoder.encode(sample)
+            assert torch.equal(found.ids, question.ids) and found.answer == question.answer, name
+    assert len(expected[2].ids) > 40
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl", "gemma3"])
+def test_a_template_that_is_only_the_tokenizers_is_the_models(
+    models: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    folder = shutil.copytree(models(family), tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    edit(TOKENIZER, chat_template=file.read_text())(folder)
+    file.unlink()
+    encoders = [load_encoder(Checkpoint(str(place))) for place in (folder, models(family))]
+    for sample in SAMPLES[:3]:
+        moved, expected = (encoder.encode(sample).ids for encoder in encoders)
+        assert torch.equal(moved, expected)
+
+
+def test_a_date_that_is_only_written_for_tools_is_none(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    text = (folder / "chat_template.jinja").read_text()
+    template("{% if tools %}{{ strftime_now('%d') }}{% endif %}" + text)(folder)
+    load_encoder(Checkpoint(str(folder)))
