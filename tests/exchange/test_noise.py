@@ -182,7 +182,7 @@ def test_a_config_with_noise_gets_it(parsed: Callable[..., RunConfig], llm_half:
                 "privacy__embedding_clip": 1.0,
                 "privacy__embedding_noise": float("nan"),
             },
-            "0 \\(none\\) or more",
+            "privacy.embedding-noise = nan",
         ),
     ],
 )

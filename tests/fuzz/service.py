@@ -38,6 +38,7 @@ def stub() -> LLMHalf:
         model="stub",
         fingerprint="f",
         hub_id="",
+        revision="",
         hidden_size=SIZE,
         vocabulary=VOCABULARY,
         size=head.numel(),

@@ -224,10 +224,10 @@ def test_what_cannot_be_had_is_said_before_anything_is_read(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def read(name: str) -> None:
+    def read(*args: Any) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr(llm_half, "open_checkpoint", read)
+    monkeypatch.setattr(llm_half, "open_whole", read)
     monkeypatch.setattr(llm_half, "check_quantization", lambda *args: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(f"{OPTIONS}.importlib.util.find_spec", lambda name: None)

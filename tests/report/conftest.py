@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from fednano_flwr.cli import cli
 from tests.report.made_up import a_record, a_run, write
 
-EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$\\frac$\ud800\x00"
-"""A text that must stay one, on a page and in a figure."""
+MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$\\frac$"
+EVIL = MARKUP + "\ud800\x00"
+"""A text that must stay one, on a page and in a figure; a run config's values may be MARKUP only."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
         [a_record(0, 0.4, 12), a_record(1, 0.5, 12, **after)],
         {EVIL: EVIL},
         num_server_rounds=5,
-        model__name=EVIL,
-        dataset__path=EVIL,
+        model__name=MARKUP,
+        dataset__path=MARKUP,
         strategy__name="fedavg",
     )
     folders = [str(path) for path in (plain.path, second.path, evil)]
