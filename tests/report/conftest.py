@@ -11,7 +11,7 @@ from tests.report.made_up import a_record, a_run, write
 
 MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$\\frac$"
 EVIL = MARKUP + "\ud800\x00"
-"""A text that must stay one, on a page and in a figure; a run config's values may be MARKUP only."""
+"""A text that must stay one, on a page and in a figure. Values of a run config may be MARKUP."""
 
 
 @dataclass(frozen=True)
