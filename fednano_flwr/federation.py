@@ -99,6 +99,7 @@ class Federation:
         self._progress = progress
         self._worker_died = worker_died
         self.partitions: dict[int, int] = {}
+        self._asked_in: dict[int, int] = {}  # node: round in which it was last asked who it is
 
     def wait_for_nodes(self, count: int, key: str) -> None:
         """Wait until `count` nodes are connected; `key` is what asks for so many.
@@ -160,8 +161,13 @@ class Federation:
     def _met(self, server_round: int) -> list[int]:
         """The connected nodes; those that came late or failed so far were asked for partitions."""
         connected = list(self.everyone().get_node_ids())
-        unknown = [node for node in connected if node not in self.partitions]
+        unknown = [
+            node
+            for node in connected
+            if node not in self.partitions and self._asked_in.get(node) != server_round
+        ]
         if unknown:
+            self._asked_in |= dict.fromkeys(unknown, server_round)
             self._progress.enter(server_round, NO_ROUND)
             self._introduce(unknown, least=0, within=min(MEET_SECONDS, self._patience.timeout))
         return connected

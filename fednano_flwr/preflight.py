@@ -1,7 +1,7 @@
 """What can be known of a run before anything is started or loaded.
 
-`fednano run` and `fednano compare` ask before they start Flower or a worker, `run_in_process` and
-the ServerApp before they load a model: the same questions in all four.
+`fednano run` and `fednano compare` check before they start Flower or a worker, `run_in_process` and
+the ServerApp before they load a model. The ServerApp of a deployment checks its own side alone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from fednano_flwr.resources import ResourceError
 from fednano_flwr.strategies.registry import check_replies
 
 
-def validate(config: RunConfig) -> None:
+def validate(config: RunConfig, weights: bool = True) -> None:
     """Check a run whose server and clients are all on this machine.
 
     A data set that a module writes (`module:NAME`) is written here, once for all clients.
+
+    Args:
+        weights: also compare the model's files with its config, which downloads those of a hub
+            model that are not in this machine's cache.
 
     Raises:
         ConfigError: it cannot go well; names the key, and says what there is.
@@ -27,7 +31,8 @@ def validate(config: RunConfig) -> None:
 
     validate_clients(config)
     validate_server(config)
-    check_weights(config.model, edge=not config.edge.bundle)
+    if weights:
+        check_weights(config.model, edge=not config.edge.bundle)
 
 
 def validate_server(config: RunConfig) -> None:
@@ -145,6 +150,10 @@ def _check_device(key: str, name: str) -> None:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"{key} = {name!r}: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        module = getattr(torch, device.type, None)
+        if not getattr(module, "is_available", lambda: False)():
+            raise ConfigError(f"{key} = {name!r}: PyTorch {torch.__version__} has none here")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 MOST_NAMES = 3
@@ -11,21 +11,24 @@ MOST_NAMES = 3
 Who = TypeVar("Who")
 
 
-def by_reason(failures: Iterable[tuple[Who, str]]) -> list[tuple[list[Who], str]]:
-    """Who failed for each reason; of reasons that differ in numbers alone the first counts.
-
-    Args:
-        failures: who failed, and why.
-    """
-    groups: dict[str, tuple[list[Who], str]] = {}
-    for who, reason in failures:
-        groups.setdefault(without_numbers(reason), ([], reason))[0].append(who)
-    return list(groups.values())
-
-
 def without_numbers(reason: str) -> str:
     """The same text for reasons that differ in numbers alone."""
     return re.sub(r"\d+(\.\d+)?", "#", reason)
+
+
+def by_reason(
+    failures: Iterable[tuple[Who, str]], key: Callable[[str], str] = without_numbers
+) -> list[tuple[list[Who], str]]:
+    """Who failed for each reason; of reasons with the same key the first is shown.
+
+    Args:
+        failures: who failed, and why.
+        key: `str` where the numbers of a reason matter, as those of the clients that it names.
+    """
+    groups: dict[str, tuple[list[Who], str]] = {}
+    for who, reason in failures:
+        groups.setdefault(key(reason), ([], reason))[0].append(who)
+    return list(groups.values())
 
 
 def first_few(who: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fednano_flwr.checkpoints import Memory
 from fednano_flwr.config import Bounds
-from fednano_flwr.edge.scoring import ALL
+from fednano_flwr.edge.scoring import ALL, LONGEST_KIND, MOST_KINDS
 from fednano_flwr.privacy.bounds import check_clipped, check_norms, clipped
 from fednano_flwr.product import DOWN, shapes_at
 from fednano_flwr.records import FISHER, THETA, from_arrays, metric, to_arrays
@@ -53,8 +53,6 @@ NOTES = ("skipped", "unreadable", "tally")
 LARGEST = torch.finfo(torch.float32).max
 """No metric is above it, so that sums over clients and questions stay finite."""
 NO_BOUNDS = Bounds(0, 0, 0)
-MOST_KINDS, LONGEST_KIND = 2000, 200
-"""Of questions in a reply: each has its lines in tables and its figures at trackers."""
 PARTS = (THETA, FISHER, PACKED + THETA, PACKED + FISHER)
 
 

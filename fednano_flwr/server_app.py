@@ -103,6 +103,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         screen: file in which a screen looks up where the run is; without one, lines say it.
 
     Raises:
+        WorkerDiedError: a simulation's worker died twice at one client's message.
         ConfigError: a value of the run config cannot be used.
         DataError: the data set, which clients read on this machine, cannot be downloaded.
         CheckpointError: the run's folder cannot be written, or not be continued.

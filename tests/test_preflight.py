@@ -131,6 +131,8 @@ REFUSED = {
     ),
     "address": (["llm.address=localhost"], r"llm\.address.*HOST:PORT"),
     "no device": (["llm.device=x"], r"llm\.device = 'x'"),
+    "no device of this kind": (["llm.device=mps"], r"llm\.device = 'mps'"),
+    "a device that computes nothing": (["edge.device=meta"], r"edge\.device = 'meta'"),
     "no GPU": (["edge.device=cuda:63"], r"edge\.device = 'cuda:63'"),
     "folder": (["run.dir=file/runs"], r"run\.dir.*file.*cannot be written"),
     "state": (["edge.state-dir=file/state"], r"edge\.state-dir.*cannot be written"),

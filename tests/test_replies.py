@@ -16,6 +16,16 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig, Upload
 from fednano_flwr.console import kinds_table
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.scoring import (
+    ALL,
+    KINDS,
+    MOST_KINDS,
+    OTHER_SUBJECTS,
+    TEXT_ONLY,
+    WITH_PICTURE,
+    tally,
+)
 from fednano_flwr.records import partition_of, to_arrays, to_update
 from fednano_flwr.replies import COST, check_evaluation, receive_update
 from fednano_flwr.upload_records import to_upload
@@ -287,3 +297,19 @@ def test_a_subject_in_brackets_is_printed_as_it_is() -> None:
     kinds = {"[/bold]": {"accuracy": 0.5, "questions": 2}}
     record = {"round": 1, "accuracy_by": kinds, "accuracy_per_client": {}}
     assert "[/bold]" in kinds_table(record, record, record)
+
+
+@pytest.mark.parametrize("subject", [*KINDS, "s" * 300])
+def test_a_subject_of_any_name_is_counted_and_changes_no_other_row(subject: str) -> None:
+    samples = [Sample(str(i), "q", "g", subject, ("x", "y"), answer=0) for i in range(3)]
+    counts = tally(samples, [True, True, False])
+    assert counts[ALL] == counts[TEXT_ONLY] == [2, 3] and WITH_PICTURE not in counts
+    assert len(counts) == 3
+    check_evaluation(evaluate_reply(counts))
+
+
+def test_more_subjects_than_a_table_takes_are_counted_together() -> None:
+    samples = [Sample(str(i), "q", "g", f"subject {i}", ("x",), answer=0) for i in range(2500)]
+    counts = tally(samples, [True] * 2500)
+    assert sum(entry[1] for entry in counts.values()) == 3 * 2500
+    assert len(counts) <= MOST_KINDS and counts[OTHER_SUBJECTS][0] > 0

@@ -148,7 +148,7 @@ def _attempt(
         try:
             with superlink(folder, environment=variables) as link:
                 status = _follow(link, app_dir, run_config, federation, on_line)
-            keep_logs = not status.completed
+            keep_logs = not (status.completed or status.lost_clients)
             if NO_ROOM in status.details:
                 status = dataclasses.replace(status, details=_what_is_full(folder, status.details))
         except LaunchError:

@@ -48,7 +48,7 @@ def compare(
         KeyboardInterrupt: nothing is left running, and finished runs are kept.
     """
     plan = make_plan(app, asked, cwd)
-    check(plan)
+    check(plan, weights=not dry_run)
     workers = workers or side_by_side(plan)
     if dry_run:
         finished, left = _look(plan, workers, say)
@@ -73,8 +73,11 @@ def side_by_side(plan: Plan) -> int:
     return cpus() if devices == {"cpu"} else 1
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, weights: bool = True) -> None:
     """Check models, data, its dealing and strategies of all runs, before any of them starts.
+
+    Args:
+        weights: as in `validate`.
 
     Raises:
         ConfigError: names the experiment and the key.
@@ -85,7 +88,7 @@ def check(plan: Plan) -> None:
         unnamed = dataclasses.replace(run.config.run, name="")
         try:
             if run in distinct:
-                validate(dataclasses.replace(run.config, run=unnamed))
+                validate(dataclasses.replace(run.config, run=unnamed), weights)
             if run.data not in dealt:
                 read_questions(run.config.dataset, run.seed, run.clients)
         except ConfigError as error:

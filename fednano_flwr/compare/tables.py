@@ -90,7 +90,8 @@ def remarks(plan: Plan, results: Results) -> list[str]:
             f"OTHER DATA OR MODEL: {name} differs from {plan.baseline} in what it is trained and "
             "scored on, so their difference is not that of two methods at the same questions"
         )
-    for runs, reason in by_reason((one["run"], one["reason"]) for one in results["failed"]):
+    failed = ((one["run"], one["reason"]) for one in results["failed"])
+    for runs, reason in by_reason(failed, key=str):
         lines.append(f"failed: {first_few(runs)}: {reason}")
     by_run: dict[str, list[tuple[str, str]]] = {}
     for one in results["client_failures"]:
@@ -100,7 +101,7 @@ def remarks(plan: Plan, results: Results) -> list[str]:
         (run, "; ".join(f"{first_few(who)}: {reason}" for who, reason in by_reason(found)))
         for run, found in by_run.items()
     ]
-    for runs, failures in by_reason(said):
+    for runs, failures in by_reason(said, key=str):
         lines.append(f"CLIENTS FAILED, and {first_few(runs)} went on without them: {failures}")
     for thing, values in results["environment"].items():
         if len(values) > 1:

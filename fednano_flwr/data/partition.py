@@ -208,8 +208,16 @@ class Dirichlet:
             raise ValueError(
                 f"alpha has {len(self.alpha)} values for {self.num_partitions} clients"
             )
-        if not np.all(np.array(self.alpha, dtype=float) > 0):
-            raise ValueError(f"alpha = {self.alpha}: must be above 0")
+        alphas = np.broadcast_to(np.array(self.alpha), self.num_partitions)
+        number = alphas.dtype.kind in "iuf"  # not true, false or text
+        if not number or not np.all(alphas > 0) or not np.isfinite(alphas.astype(float).sum()):
+            raise ValueError(f"alpha = {self.alpha}: must be a finite number above 0")
+        for name in ("self_balancing", "shuffle"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} = {getattr(self, name)}: must be true or false")
+        for name in ("min_partition_size", "seed"):
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be a whole number")
         groups: dict[str, list[int]] = {}
         for index, group in enumerate(columns[self.partition_by]):
             groups.setdefault(group, []).append(index)

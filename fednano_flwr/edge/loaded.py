@@ -141,7 +141,7 @@ def state_folder(edge: Edge) -> Path:
     return Path(edge.state_dir).expanduser() if edge.state_dir else cache_folder() / CLIENTS
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # a bundle's and the model's of a simulation
 def encoder(source: Model) -> QuestionEncoder:
     return load_encoder(open_checkpoint(source.name, source.revision))
 

@@ -245,7 +245,7 @@ def _one_sample() -> Iterator[None]:
     """Whatever is wrong with one sample is its own error, with a reason."""
     try:
         yield
-    except SampleError:
+    except (SampleError, MemoryError):  # a machine without memory says nothing of the sample
         raise
     except FileNotFoundError as error:
         raise SampleError(MISSING_PICTURE, f"a picture is missing: {error.filename}") from error

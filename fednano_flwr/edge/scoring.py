@@ -18,6 +18,10 @@ from fednano_flwr.exchange.protocol import LLM
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
 KINDS = (ALL, WITH_PICTURE, TEXT_ONLY)
+OTHER_SUBJECTS = "other subjects"
+MOST_KINDS, LONGEST_KIND = 2000, 200
+"""Entries of a tally, and characters of an entry's name: each has its lines in tables and its
+figures at trackers."""
 Tally = dict[str, list[int]]
 """Right answers and questions, by what they have in common."""
 
@@ -127,11 +131,19 @@ def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:
     """Right answers and questions: all, with and without pictures, by subject (or skill)."""
     counts: Tally = {}
     for sample, right in zip(samples, correct, strict=True):
-        for key in (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, sample.subject):
+        subject = _subject(sample.subject)
+        if subject not in counts and len(counts) >= MOST_KINDS - len(KINDS):
+            subject = OTHER_SUBJECTS
+        for key in (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, subject):
             entry = counts.setdefault(key, [0, 0])
             entry[0] += right
             entry[1] += 1
     return counts
+
+
+def _subject(name: str) -> str:
+    """The entry of a subject: never one of `KINDS`, and no longer than the server takes."""
+    return (f"subject {name}" if name in KINDS else name)[:LONGEST_KIND]
 
 
 def merged(tallies: Sequence[Mapping[str, Sequence[int]]]) -> Tally:

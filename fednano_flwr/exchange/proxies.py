@@ -21,6 +21,8 @@ from fednano_flwr.config import ConfigError, host_and_port, is_loopback
 
 GRPC = ("grpc_proxy", "https_proxy", "http_proxy")
 """What gRPC follows, the first that is set; in lower case only."""
+NO_GRPC = "no_grpc_proxy"
+"""What gRPC reads instead of `no_proxy` where it is set."""
 HTTP = ("https_proxy", "http_proxy", "all_proxy")
 """What Python's HTTP clients follow, in lower or upper case."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -59,19 +61,30 @@ def proxies_in_words() -> str:
 
 
 def spare_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Add this machine's own addresses to `no_proxy`, for all programs that see it."""
+    """Add this machine's own addresses to `no_proxy`, for all programs that see it.
+
+    Also to `no_grpc_proxy` where it is set, which gRPC reads instead, or where `no_proxy` is "*",
+    which means all machines only while it stands alone, and which gRPC does not know.
+    """
     if not named_proxies(environment):
         return  # on a system whose settings name a proxy, `no_proxy` alone would hide it
-    spared = _no_proxy(environment).split(",")
-    own = [name for name in (*LOOPBACK, *sorted(_own_addresses())) if name not in spared]
-    text = ",".join([*filter(None, spared), *own])
-    environment["no_proxy"] = environment["NO_PROXY"] = text
+    everywhere = _no_proxy(environment).strip() == "*"
+    if not everywhere:
+        text = _with_own(_no_proxy(environment))
+        environment["no_proxy"] = environment["NO_PROXY"] = text
+    if everywhere or environment.get(NO_GRPC):
+        environment[NO_GRPC] = _with_own(environment.get(NO_GRPC, ""))
+
+
+def _with_own(spared: str) -> str:
+    listed = spared.split(",")
+    own = [name for name in (*LOOPBACK, *sorted(_own_addresses())) if name not in listed]
+    return ",".join([*filter(None, listed), *own])
 
 
 def spares(host: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `no_proxy` names a host, itself, its domain or its network."""
-    entries = [entry.strip().lower() for entry in _no_proxy(environment).split(",")]
-    return any(_names(entry, host.lower()) for entry in entries if entry)
+    return _is_listed(host, _no_proxy(environment))
 
 
 def proxy_of(address: str, ca: bytes | None) -> str:
@@ -88,7 +101,7 @@ def proxy_of(address: str, ca: bytes | None) -> str:
         host, _ = host_and_port(address)
     except ValueError:  # a name that only gRPC can resolve
         host = address
-    if spares(host) or _is_own(host):
+    if spares(host) or _is_listed(host, os.environ.get(NO_GRPC, "")) or _is_own(host):
         return ""
     return f"{name} = {named_proxies()[name]}"
 
@@ -105,6 +118,11 @@ def open_channel(
     if ca is None:
         return grpc.insecure_channel(address, [*options, followed])
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca), [*options, followed])
+
+
+def _is_listed(host: str, text: str) -> bool:
+    entries = [entry.strip().lower() for entry in text.split(",")]
+    return any(_names(entry, host.lower()) for entry in entries if entry)
 
 
 def _names(entry: str, host: str) -> bool:

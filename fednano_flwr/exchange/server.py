@@ -40,8 +40,8 @@ STATUSES = {
 LARGEST = 2**31 - 1
 """Bytes of any message of gRPC's."""
 LONGEST_NAME = 100
-NO_REVISION = "none (from a folder)"
 """Characters of what a client calls its model that a refusal repeats."""
+NO_REVISION = "none (from a folder)"
 
 
 class Servicer:

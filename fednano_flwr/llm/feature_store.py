@@ -136,7 +136,9 @@ class FeatureStore:
         except (OSError, SafetensorError, KeyError):
             features = None  # somebody cleared the folder: it is sent again
         with self._lock:
-            if name in self._disk:  # not forgotten meanwhile, nor fetched by another thread
+            if name in self._memory:  # another thread has fetched it meanwhile
+                return self._memory.use(name)
+            if name in self._disk:  # not forgotten meanwhile
                 self._forget(name)
                 if features is not None:
                     self._keep(name, features)

@@ -90,8 +90,10 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
 
 
 def differing(members: Sequence[Sequence[Run]]) -> dict[str, list[Any]]:
-    """Keys of the run config that differ between groups, with a value a group; number of clients
-    the model's fingerprint and the data set's commit too."""
+    """Keys of the run config that differ between groups, with a value a group.
+
+    The number of clients, the model's fingerprint and the data set's commit count as keys too.
+    """
     flats = [
         {
             "clients": len(facts.clients(runs[0])),
@@ -164,7 +166,7 @@ def notes(groups: Sequence[Group], repeated: Sequence[Run]) -> list[str]:
     """What a reader of the comparison has to know."""
     runs = [run for one in groups for run in one.runs]
     lost = ((run.path.name, line) for run in runs for line in lost_lines(run.rounds))
-    found = [f"{first_few(of)}: {line}." for of, line in by_reason(lost)]
+    found = [f"{first_few(of)}: {line}." for of, line in by_reason(lost, key=str)]
     keys = differing([one.runs for one in groups])
     data = [key for key in keys if key.startswith(("dataset.", "clients"))]
     if data:

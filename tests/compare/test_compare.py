@@ -22,6 +22,7 @@ from fednano_flwr.compare.store import clear
 from fednano_flwr.compare.worker import outcome_of
 from fednano_flwr.config import RunConfig
 from fednano_flwr.in_process import run_in_process
+from fednano_flwr.models import bundle
 from tests.conftest import REPOSITORY
 
 Config = Callable[..., dict[str, Any]]
@@ -113,9 +114,13 @@ def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_other
     assert "round  1  loss" in log.read_text()
 
 
-def test_a_dry_run_lists_the_runs_and_writes_nothing(
-    compare: Callable[..., Result], tmp_path: Path
+def test_a_dry_run_lists_the_runs_and_writes_and_downloads_nothing(
+    compare: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def download(*args: Any, **keys: Any) -> None:
+        raise AssertionError("weights are looked at")
+
+    monkeypatch.setattr(bundle, "check_weights", download)
     said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "3", "--dry-run", "--out", "out")
     assert said.exit_code == 0, said.output
     assert "to do     fedavg  seed 3" in said.output and "an unknown time" in said.output

@@ -170,6 +170,16 @@ def test_a_reason_that_clients_and_runs_share_is_said_once(
     assert "and 9 more went on without them" in said and "and 2 more: OSError" in said
 
 
+def test_runs_that_lost_other_clients_are_not_taken_for_one(
+    plan: Plan, finished: dict[Run, Finished]
+) -> None:
+    for number, one in enumerate(finished.values()):
+        one.records[1]["failures"] = {"train": {f"client {number}": "gone"}, "evaluate": {}}
+    said = markdown(plan, summarize(plan, finished, {}, "fednano compare"))
+    for number in range(len(finished)):
+        assert said.count(f"client {number} (train of round 1): gone") == 1
+
+
 def test_a_round_that_not_all_clients_scored_is_neither_the_best_nor_in_the_line(
     tmp_path: Path, drawn: dict[str, Any]
 ) -> None:

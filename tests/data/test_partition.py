@@ -249,6 +249,23 @@ def test_a_partitioner_or_argument_that_cannot_be_used_is_refused(name, args, sa
         check_partitioner(settings(partitioner=name, partitioner_args=args))
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("self_balancing=no", "self_balancing = no: must be true or false"),
+        ("shuffle=1", "shuffle = 1: must be true or false"),
+        ("alpha=true", "alpha = True: must be a finite number"),
+        ("alpha=1e400", "alpha = inf: must be a finite number"),
+        ("alpha=1e308", "must be a finite number"),
+        ("seed=true", "seed = True: must be a whole number"),
+        ("min_partition_size=1.5", "min_partition_size = 1.5: must be a whole number"),
+    ],
+)
+def test_an_argument_of_dirichlet_of_another_kind_is_refused(args, says):
+    with pytest.raises(DataError, match=says):
+        deal(partitioner_args=args)
+
+
 def test_arguments_are_numbers_truth_values_text_and_lists():
     assert parse_args("a=1, b=0.5,c=true,d=first-deterministic,e=1;2.5;x,") == {
         "a": 1,

@@ -166,6 +166,22 @@ def test_programs_that_are_started_spare_this_machine_too(
     assert variables == before
 
 
+def test_grpcs_own_variable_spares_this_machine_too() -> None:
+    variables = {"http_proxy": "http://p:1", "no_grpc_proxy": "internal.example"}
+    spare_this_machine(variables)
+    listed = variables["no_grpc_proxy"].split(",")
+    assert listed[0] == "internal.example" and {"127.0.0.1", "localhost"} <= set(listed)
+
+
+def test_a_star_that_spares_all_machines_stays_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"http_proxy": "http://p:1", "no_proxy": "*"}
+    spare_this_machine(variables)
+    assert variables["no_proxy"] == "*" and "127.0.0.1" in variables["no_grpc_proxy"]
+    for name, value in {"https_proxy": "http://p:1", "no_grpc_proxy": "elsewhere.example"}.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of("elsewhere.example:1", b"ca") == "" != proxy_of("other.example:1", b"ca")
+
+
 def test_without_a_proxy_the_environment_stays_as_it_is() -> None:
     variables = {"PATH": "", "no_proxy": "a"}
     spare_this_machine(variables)
