@@ -37,7 +37,7 @@ $(VENV)/.app $(VENV)/.installed: pyproject.toml constraints.txt
 
 proto:  ## regenerate the gRPC code; needs grpcio-tools 1.71
 	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
-		fednano_flwr/exchange/fednano.proto
+		fednano_flwr/exchange/wire/fednano.proto
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

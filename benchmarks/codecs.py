@@ -24,14 +24,14 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, add_changes, integers, options_of, table, write_json
 from benchmarks.runs import fednano_run
-from fednano_flwr.command import project
-from fednano_flwr.config import RunConfig
+from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.base import int8
+from fednano_flwr.config import RunConfig, project
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder, next_token_labels, teacher_forced
-from fednano_flwr.exchange import codec, int8
 from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.wire import codec
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.runs import process
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
@@ -21,6 +20,7 @@ from fednano_flwr.exchange.protocol import (
     LowRankInputs,
     adapted,
 )
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 
 START_SECONDS = 0.3  # for all processes to hear of a measurement before it begins
 

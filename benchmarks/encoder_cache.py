@@ -27,9 +27,9 @@ from torch import Tensor
 
 from benchmarks.models import CLIP_LARGE, Shape, write_llava
 from benchmarks.report import name_of, options_of, table, write_json
+from fednano_flwr.adapters.site import build_adapters
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.adapters import build_adapters
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
 from fednano_flwr.edge.feature_keys import model_digest
 from fednano_flwr.edge.nano_edge import NanoEdge

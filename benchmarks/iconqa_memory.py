@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
     """Load, split and go through client 0's pictures in this process, and say what it took."""
-    from fednano_flwr.command.project import PACKAGE, defaults
     from fednano_flwr.config import RunConfig
+    from fednano_flwr.config.project import PACKAGE, defaults
     from fednano_flwr.data.images import first_defect
     from fednano_flwr.data.registry import load_questions
     from fednano_flwr.data.shard import load_shard, shard

@@ -32,7 +32,7 @@ from benchmarks.report import (
     table,
     write_json,
 )
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import options_of, table, write_json
-from fednano_flwr.compare.plan import RUNS
+from fednano_flwr.analysis.experiments.plan import RUNS
 
 PREFIX = "base_model.model."
 SITES = ("image", "text")

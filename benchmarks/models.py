@@ -20,11 +20,11 @@ from transformers import (
     PretrainedConfig,
 )
 
+from fednano_flwr.base.resources import resolve
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import Checkpoint, Target
 from fednano_flwr.models.families import FAMILIES, canonical
 from fednano_flwr.models.llm_half import LLMHalf
-from fednano_flwr.resources import resolve
 
 DEMO = "package:fednano_demo/model"  # whose tokenizer and prompt are used
 SPREAD = 0.02  # standard deviation of random weights

@@ -43,10 +43,10 @@ from benchmarks.report import (
 from benchmarks.runs import fednano_run
 from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
-from fednano_flwr.command.machine import cpus
-from fednano_flwr.command.overrides import run_config
+from fednano_flwr.adapters.site import build_adapters
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.adapters import build_adapters
+from fednano_flwr.config.machine import cpus
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.loaded import EncodedShard, Place
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -54,7 +54,7 @@ from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.seeds import Purpose, derive_seed
+from fednano_flwr.preflight import run_config
 
 FIRST_STEADY = 2  # round 0 encodes test pictures, round 1 those to train on
 TARGET = 1.15

@@ -30,19 +30,18 @@ from benchmarks.report import (
     write_json,
 )
 from benchmarks.runs import process
-from fednano_flwr.command import project
-from fednano_flwr.command.machine import cpus
-from fednano_flwr.config import RunConfig
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.config import RunConfig, project
+from fednano_flwr.config.machine import cpus
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge import training
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.prefetch import ahead
 from fednano_flwr.edge.questions import Question, load_encoder
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import LLM, AdaptedBatch
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half

@@ -135,7 +135,7 @@ def write_json(options: argparse.Namespace, **results: Any) -> dict[str, Any]:
 
     `setting` are the options but for where things lie, or what `results` has under that name.
     """
-    from fednano_flwr.run_folder import environment
+    from fednano_flwr.runs.folder import environment
 
     setting = {key: value for key, value in vars(options).items() if key not in PLACES}
     record = {"setting": setting, "environment": environment()} | results

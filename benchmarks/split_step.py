@@ -27,16 +27,16 @@ from benchmarks.report import (
     waiting_for,
     write_json,
 )
+from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import last_positions, load_encoder, next_token_labels
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, LLM
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import options_of, table, write_json
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf

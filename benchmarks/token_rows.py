@@ -20,10 +20,10 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.report import options_of, table, write_json
-from fednano_flwr.data.iconqa import IconQA, find_root
 from fednano_flwr.data.prompts import answer_text, user_text
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.scienceqa import make_sample
+from fednano_flwr.data.sources.iconqa import IconQA, find_root
+from fednano_flwr.data.sources.scienceqa import make_sample
 
 SIZES = (100, 200, 400, 800, 1600)
 PLACEHOLDER = 1  # row of the token that stands for a picture

@@ -20,15 +20,16 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, add_changes, in_turns, options_of, spread, table, write_json
 from fednano_flwr import client_app, server_app
-from fednano_flwr.command.overrides import run_config
+from fednano_flwr.adapters import pack_delta as delta
+from fednano_flwr.adapters import pack_fisher as fishers
+from fednano_flwr.adapters import pack_update as update
+from fednano_flwr.adapters.packing import State, flatten, shapes_of
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.config import SITES, Adapter, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.exchange.int8 import BLOCK
 from fednano_flwr.in_process import InProcessGrid
-from fednano_flwr.records import FISHER, from_arrays
-from fednano_flwr.upload import delta, update
-from fednano_flwr.upload import fisher as fishers
-from fednano_flwr.upload.packing import State, flatten, shapes_of
+from fednano_flwr.preflight import run_config
+from fednano_flwr.rounds.records import FISHER, from_arrays
 
 Update = tuple[State, State, State]  # adapters sent, trained, Fisher diagonals
 

@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fednano_flwr.command.project import default_config
+    from fednano_flwr.adapters.site import adapter_state
     from fednano_flwr.config import RunConfig
-    from fednano_flwr.edge.adapters import adapter_state
+    from fednano_flwr.config.project import default_config
     from fednano_flwr.edge.client import Client
     from fednano_flwr.edge.loaded import Place
     from fednano_flwr.edge.local_work import LocalWork
     from fednano_flwr.edge.nano_edge import NanoEdge
-    from fednano_flwr.exchange.server import serve
+    from fednano_flwr.exchange.wire.server import serve
     from fednano_flwr.in_process import run_in_process
     from fednano_flwr.llm.hosting import load_host
-    from fednano_flwr.results import Run, load_run
+    from fednano_flwr.runs.results import Run, load_run
     from fednano_flwr.strategies.merge import fisher_merge, weighted_mean
 
 __all__ = [
@@ -43,18 +43,18 @@ __all__ = [
 _MODULES = {
     "Client": "edge.client",
     "LocalWork": "edge.local_work",
-    "LostClientsError": "federation",
+    "LostClientsError": "rounds.federation",
     "NanoEdge": "edge.nano_edge",
     "Place": "edge.loaded",
-    "Run": "results",
+    "Run": "runs.results",
     "RunConfig": "config",
-    "adapter_state": "edge.adapters",
-    "default_config": "command.project",
+    "adapter_state": "adapters.site",
+    "default_config": "config.project",
     "fisher_merge": "strategies.merge",
     "load_host": "llm.hosting",
-    "load_run": "results",
+    "load_run": "runs.results",
     "run_in_process": "in_process",
-    "serve": "exchange.server",
+    "serve": "exchange.wire.server",
     "weighted_mean": "strategies.merge",
 }
 

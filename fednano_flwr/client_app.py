@@ -16,19 +16,19 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.base.reasons import by_reason
+from fednano_flwr.config import ConfigError, RunConfig, lineage
+from fednano_flwr.config.node import NodeConfig
 from fednano_flwr.data.manifest import read_manifest
-from fednano_flwr.edge import own_state
 from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.tls import read_ca
-from fednano_flwr.node_config import NodeConfig
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.privacy.mods import clip_as_asked
-from fednano_flwr.reasons import by_reason
-from fednano_flwr.records import failed, from_arrays
-from fednano_flwr.upload_records import to_upload
+from fednano_flwr.rounds.records import failed, from_arrays
+from fednano_flwr.rounds.uploads import to_upload
+from fednano_flwr.strategies.registry import check_node_rank
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -104,7 +104,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
         config = node.applied_to(RunConfig.parse(context.run_config))
         place = _place(node, config)
         partition = place.partition
-        earlier = own_state.from_config(message.content.config_records["config"])
+        earlier = lineage.from_config(message.content.config_records["config"])
         client = Client(config, place, context.run_id, earlier)
         half = client.half
         with _llm(config, node, message, context) as llm:
@@ -192,5 +192,7 @@ def _place(node: NodeConfig, config: RunConfig) -> Place:
         DataError: its `data-path` is no shard.
     """
     rank = node.rank_in(config)
+    if rank:
+        check_node_rank(rank, config)
     shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
     return Place(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)

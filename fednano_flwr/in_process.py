@@ -25,7 +25,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.loaded import deal_questions, keep_shards
 from fednano_flwr.preflight import validate, validate_number
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.folder import RunFolder
 
 _under_way = threading.Lock()
 

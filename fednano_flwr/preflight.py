@@ -7,12 +7,40 @@ the ServerApp before they load a model. The ServerApp of a deployment checks its
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from fednano_flwr.base.files import nearest
+from fednano_flwr.base.resources import ResourceError
 from fednano_flwr.config import ConfigError, Dataset, RunConfig, address_to_dial
-from fednano_flwr.files import nearest
-from fednano_flwr.resources import ResourceError
-from fednano_flwr.strategies.registry import check_replies
+from fednano_flwr.config.overrides import parse_config
+from fednano_flwr.config.project import defaults
+from fednano_flwr.privacy.checks import check_unread_privacy
+from fednano_flwr.strategies.registry import check_replies, check_unread
+
+
+def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> RunConfig:
+    """`config_of` for a number of clients, which is also that of the nodes to wait for.
+
+    Raises:
+        ConfigError: a key or value that cannot be used; it names them.
+    """
+    config = config_of(app, [f"min-available-nodes={clients}", *overrides], cwd)
+    validate_number(config, clients)
+    return config
+
+
+def config_of(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
+    """The app's run config with `overrides` over it; refuses changes that nothing would read.
+
+    Raises:
+        ConfigError: a key or value that cannot be used; it names them.
+    """
+    config = parse_config(app, overrides, cwd)
+    usual = RunConfig.parse(defaults(app))
+    check_unread(config.strategy, usual.strategy)
+    check_unread_privacy(config.privacy, usual.privacy)
+    return config
 
 
 def validate(config: RunConfig, weights: bool = True) -> None:
@@ -47,9 +75,9 @@ def validate_server(config: RunConfig) -> None:
     """
     # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
     from fednano_flwr.edge.loaded import check_processor_here
-    from fednano_flwr.exchange.tls import read_identity
+    from fednano_flwr.exchange.wire.tls import read_identity
     from fednano_flwr.models.source import check_model
-    from fednano_flwr.resume import continues, folder_of
+    from fednano_flwr.runs.resume import continues, folder_of
 
     read_identity(config.llm)
     if config.llm.address:
@@ -73,8 +101,9 @@ def validate_clients(config: RunConfig) -> None:
         ConfigError: otherwise; names the key, and says what there is.
     """
     from fednano_flwr.edge.loaded import encoder, source_of
-    from fednano_flwr.exchange.tls import read_ca
+    from fednano_flwr.exchange.wire.tls import read_ca
     from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
+    from fednano_flwr.models.device import describe_device
 
     edge = config.edge
     if edge.bundle and not isinstance(open_checkpoint(edge.bundle), EdgeBundle):
@@ -84,7 +113,7 @@ def validate_clients(config: RunConfig) -> None:
     if config.exchange.ca_cert:
         read_ca("exchange.ca-cert", config.exchange.ca_cert)
     validate_dataset(config.dataset)
-    _check_device("edge.device", edge.device)
+    describe_device("edge.device", edge.device)
     for key, folder in (("edge.state-dir", edge.state_dir), ("edge.feature-dir", edge.feature_dir)):
         if folder:
             _check_writable(key, Path(folder))
@@ -133,33 +162,14 @@ def validate_host(config: RunConfig) -> None:
         ConfigError: it cannot.
     """
     from fednano_flwr.llm.watching import check_metrics
+    from fednano_flwr.models.device import describe_device
     from fednano_flwr.models.host_options import check_options, host_options
     from fednano_flwr.models.quantize import check_quantization
 
     check_quantization(config.llm.quantization, config.llm.device)
     check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
     check_metrics(config.llm.metrics)
-    _check_device("llm.device", config.llm.device)
-
-
-def _check_device(key: str, name: str) -> None:
-    """Refuse a device that PyTorch does not have here."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{key} = {name!r}: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        module = getattr(torch, device.type, None)
-        if not getattr(module, "is_available", lambda: False)():
-            raise ConfigError(f"{key} = {name!r}: PyTorch {torch.__version__} has none here")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"{key} = {name!r}: PyTorch {torch.__version__} finds {count} GPUs here; "
-            '`fednano doctor` says why, and "cpu" goes without'
-        )
+    describe_device("llm.device", config.llm.device)
 
 
 def _check_writable(key: str, folder: Path) -> None:

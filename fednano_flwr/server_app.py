@@ -19,42 +19,41 @@ from flwr.serverapp.strategy import Strategy
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fednano_flwr.checkpoints import Checkpoint
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.base.console import ALL_DONE, say
+from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.base.seeds import Purpose
 from fednano_flwr.config import Adapter, ConfigError, Dataset, RunConfig
-from fednano_flwr.console import (
-    ALL_DONE,
+from fednano_flwr.config.lineage import to_config
+from fednano_flwr.config.proxies import spare_this_machine
+from fednano_flwr.data.registry import commit_of
+from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.wire.activity import Activity
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tls import read_identity
+from fednano_flwr.exchange.wire.tokens import Tokens, owner
+from fednano_flwr.llm.hosting import node_limits, open_host
+from fednano_flwr.llm.watching import watching
+from fednano_flwr.preflight import validate_clients, validate_server
+from fednano_flwr.privacy.private import Private
+from fednano_flwr.rounds.federation import Answers, Federation, LostClientsError, NodeView
+from fednano_flwr.rounds.metrics import round_record
+from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
+from fednano_flwr.rounds.records import from_arrays, metric, to_arrays, with_tokens
+from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
+from fednano_flwr.rounds.snapshot import VARIABLE
+from fednano_flwr.rounds.timeouts import Patience
+from fednano_flwr.rounds.workers import replace_dead_workers, worker_died
+from fednano_flwr.runs.checkpoint import Checkpoint
+from fednano_flwr.runs.folder import RunFolder
+from fednano_flwr.runs.summary import (
     closing_table,
     kinds_table,
     lost_lines,
     round_line,
-    say,
     traffic_line,
 )
-from fednano_flwr.data.registry import commit_of
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.edge.own_state import to_config
-from fednano_flwr.exchange.activity import Activity
-from fednano_flwr.exchange.protocol import LLMInfo
-from fednano_flwr.exchange.proxies import spare_this_machine
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tls import read_identity
-from fednano_flwr.exchange.tokens import Tokens, owner
-from fednano_flwr.federation import Answers, Federation, LostClientsError, NodeView
-from fednano_flwr.llm.hosting import node_limits, open_host
-from fednano_flwr.llm.watching import watching
-from fednano_flwr.metrics import round_record
-from fednano_flwr.patience import Patience
-from fednano_flwr.preflight import validate_clients, validate_server
-from fednano_flwr.privacy.private import Private
-from fednano_flwr.progress import EVALUATION, TRAINING, Progress
-from fednano_flwr.reasons import by_reason, first_few
-from fednano_flwr.records import from_arrays, metric, to_arrays, with_tokens
-from fednano_flwr.replies import check_evaluation, check_merge, receive_update
-from fednano_flwr.run_folder import RunFolder
-from fednano_flwr.seeds import Purpose
-from fednano_flwr.simulation import replace_dead_workers, worker_died
-from fednano_flwr.snapshot import VARIABLE
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import check_replies, described, make_strategy

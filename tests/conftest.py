@@ -9,8 +9,7 @@ import jinja2
 import pytest
 import torch
 
-from fednano_flwr.command import project
-from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.config import Dataset, RunConfig, project
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half

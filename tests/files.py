@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fednano_flwr import checkpoints
-from fednano_flwr.checkpoints import Checkpoint, Memory
-from fednano_flwr.edge.own_state import Earlier
+from fednano_flwr.config.lineage import PreviousRun
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs.checkpoint import Checkpoint, Memory
 
 THETA = {"text.lora_A.weight": torch.ones(4, 6), "text.lora_B.weight": torch.zeros(6, 4)}
 
@@ -39,7 +39,7 @@ def checkpoint_in(folder: Path) -> Path:
             best_round=2,
             best=THETA,
             hidden_size=6,
-            runs=[Earlier("1", 3)],
+            runs=[PreviousRun("1", 3)],
             config="digest",
             packages={},
             memory=Memory({"m_t.0": np.ones(3)}, {"m_t": {"kind": "list"}}),

@@ -9,8 +9,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from fednano_flwr import federation
 from fednano_flwr.in_process import InProcessGrid
+from fednano_flwr.rounds import federation
 
 federation.POLL_SECONDS = 0.01  # replies are there at once
 

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fednano_flwr.replies import COST
+from fednano_flwr.rounds.replies import COST
 
 
 def train_reply(arrays: ArrayRecord, **changed: Any) -> Message:

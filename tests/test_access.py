@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.tokens import Tokens
-from fednano_flwr.records import with_tokens
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.exchange.wire.tokens import Tokens
+from fednano_flwr.rounds.records import with_tokens
+from fednano_flwr.runs.folder import RunFolder
 from tests.certificates import authority, certificate
 from tests.local_grid import LocalGrid
 

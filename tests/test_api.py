@@ -20,7 +20,7 @@ import fednano_flwr
 from fednano_flwr import in_process
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.results import read_rounds
+from fednano_flwr.runs.results import read_rounds
 from tests.conftest import REPOSITORY
 
 EXAMPLE = REPOSITORY / "examples" / "two_clients.py"
@@ -58,7 +58,7 @@ def test_the_example_is_short_and_on_the_page_and_trains(
     assert code[code.index("import ") :] in PAGE
     flat = run_config(learning_rate=0.01)
     monkeypatch.setattr(
-        "fednano_flwr.command.project.default_config",
+        "fednano_flwr.config.project.default_config",
         lambda changes: RunConfig.parse(flat | {**changes, "local-epochs": 3}),
     )
     example = runpy.run_path(str(EXAMPLE))

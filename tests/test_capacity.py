@@ -35,9 +35,9 @@ from benchmarks.capacity.sizes import (
     step_traffic,
     training_messages,
 )
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.records import record_bytes, to_arrays
+from fednano_flwr.rounds.records import record_bytes, to_arrays
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

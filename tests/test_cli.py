@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
-from fednano_flwr.command import project, screen
-from fednano_flwr.command.environment import LaunchError
-from fednano_flwr.command.launch import COMPLETED, RunStatus
-from fednano_flwr.console import ALL_DONE
+from fednano_flwr.base.console import ALL_DONE
+from fednano_flwr.cli import app as cli
+from fednano_flwr.cli import screen
+from fednano_flwr.config import project
+from fednano_flwr.launcher.environment import LaunchError
+from fednano_flwr.launcher.launch import COMPLETED, RunStatus
 from fednano_flwr.preflight import read_questions
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
-from fednano_flwr.command.overrides import parse_override, run_config
+from fednano_flwr.cli import app as cli
 from fednano_flwr.config import RunConfig
+from fednano_flwr.config.overrides import parse_override
 from fednano_flwr.data.partition import check_partitioner
+from fednano_flwr.preflight import run_config
 from fednano_flwr.strategies.registry import check_ranks, check_strategy
 
 ROOT = Path(__file__).parents[1]

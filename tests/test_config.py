@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import EXCHANGE_DTYPES, ConfigError, RunConfig, key_types
-from fednano_flwr.exchange import codec
+from fednano_flwr.exchange.wire import codec
 
 
 def test_the_defaults_are_valid_and_complete(defaults: dict[str, Any]) -> None:

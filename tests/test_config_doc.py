@@ -6,8 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from fednano_flwr.command.project import defaults
 from fednano_flwr.config import key_types
+from fednano_flwr.config.project import defaults
 
 ROOT = Path(__file__).parents[1]
 ROW = re.compile(r"\| `([^`]+)` \| (\w+) \| `([^`]+)` \| (.+) \|")

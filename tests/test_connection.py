@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 from tests.proxy import Proxy, free_port, proxy
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr import checkpoints
-from fednano_flwr.checkpoints import CheckpointError
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
@@ -23,6 +21,8 @@ from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
 from fednano_flwr.models.checkpoint import INDEX, Checkpoint
 from fednano_flwr.models.processor import load_processor
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs.checkpoint import CheckpointError
 from tests.files import checkpoint_in
 
 NO_OBJECTS = ["", "[", "[]", "{}", "null", "[" * 100_000]

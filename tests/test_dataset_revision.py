@@ -13,15 +13,15 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
+from fednano_flwr.analysis.report.facts import read_run
+from fednano_flwr.analysis.report.page import _headline
 from fednano_flwr.ask.opening import settings_of
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.data.hub import HUB_ID
 from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.sources.hub import HUB_ID
 from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process
-from fednano_flwr.report.facts import read_run
-from fednano_flwr.report.page import _headline
-from fednano_flwr.results import load_run
+from fednano_flwr.runs.results import load_run
 from tests.files import hub_cache
 
 OLD, NEW = "a" * 40, "b" * 40

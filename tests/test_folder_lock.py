@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr import client_app, folder_lock, server_app
-from fednano_flwr.compare.store import clear
+from fednano_flwr import client_app, server_app
+from fednano_flwr.analysis.experiments.store import clear
+from fednano_flwr.base import lock as folder_lock
+from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
+from fednano_flwr.base.output import OutputError
 from fednano_flwr.config import RunConfig
-from fednano_flwr.folder_lock import LOCK, FolderLock, LockedError
-from fednano_flwr.output import OutputError
 from tests.conftest import REPOSITORY
 from tests.local_grid import LocalGrid
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
-from fednano_flwr.checkpoints import CheckpointError
 from fednano_flwr.config import RunConfig
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.checkpoint import CheckpointError
+from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 
 Config = Callable[..., dict[str, Any]]

@@ -18,15 +18,16 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from fednano_flwr.command import environment, launch, machine
-from fednano_flwr.command import superlink as superlinks
-from fednano_flwr.command.environment import LaunchError, bin_folder, commit_of, environment_of
-from fednano_flwr.command.processes import MARK, Processes, Watcher
-from fednano_flwr.command.signals import interrupts, no_interrupts
-from fednano_flwr.command.superlink import superlink
-from fednano_flwr.config import ConfigError
-from fednano_flwr.output import OutputError
-from fednano_flwr.snapshot import VARIABLE
+from fednano_flwr.base.output import OutputError
+from fednano_flwr.base.signals import interrupts, no_interrupts
+from fednano_flwr.base.version import commit_of
+from fednano_flwr.config import ConfigError, machine
+from fednano_flwr.launcher import environment, launch
+from fednano_flwr.launcher import superlink as superlinks
+from fednano_flwr.launcher.environment import LaunchError, bin_folder, environment_of
+from fednano_flwr.launcher.processes import MARK, Processes, Watcher
+from fednano_flwr.launcher.superlink import superlink
+from fednano_flwr.rounds.snapshot import VARIABLE
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # Starts a child in a session of its own that does not listen to SIGTERM, and ends.
@@ -98,7 +99,7 @@ def test_the_watcher_ends_the_run_when_its_owner_is_killed(tmp_path):
     pid = orphan("run-e")
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from fednano_flwr.command.processes import Watcher\n"
+        "from fednano_flwr.launcher.processes import Watcher\n"
         "Watcher('run-e', [Path(sys.argv[1])]); print('ready', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
@@ -151,7 +152,7 @@ def test_what_ray_could_never_schedule_is_refused_before_anything_starts(
 ):
     monkeypatch.setattr(machine, "cpus", lambda: 4)
     monkeypatch.setattr(machine, "gpus", lambda: 2)
-    monkeypatch.setattr("fednano_flwr.command.launch.superlink", None)
+    monkeypatch.setattr("fednano_flwr.launcher.launch.superlink", None)
     with pytest.raises(ConfigError, match=says):
         launch.launch(tmp_path, {}, clients, cpus, gpus, print)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.federation import Answers
-from fednano_flwr.metrics import round_record
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.federation import Answers
+from fednano_flwr.rounds.metrics import round_record
+from fednano_flwr.runs.folder import RunFolder
 from tests.replies import evaluate_reply
 
 

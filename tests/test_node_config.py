@@ -12,8 +12,8 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fednano_flwr import client_app
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.node import KEYS, NodeConfig
 from fednano_flwr.in_process import InProcessGrid
-from fednano_flwr.node_config import KEYS, NodeConfig
 
 DOC = Path(__file__).parents[1] / "docs" / "config.md"
 Config = Callable[..., dict[str, Any]]

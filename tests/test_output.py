@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.output import OutputError, new_folder, require_free
+from fednano_flwr.base.output import OutputError, new_folder, require_free
 
 
 def test_a_new_folder_is_there_only_at_the_end(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.command import overrides, project
-from fednano_flwr.config import ConfigError
+from fednano_flwr import preflight
+from fednano_flwr.config import ConfigError, overrides, project
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +53,6 @@ def test_an_app_without_a_run_config_is_refused(tmp_path):
 def test_a_strategys_key_that_it_does_not_use_is_refused() -> None:
     rate = "strategy.server-rate=1.5"
     with pytest.raises(ConfigError, match=r"strategy\.server-rate = 1\.5: fedavg does not use it"):
-        overrides.run_config(ROOT, [rate, "strategy.name=fedavg"], 2, ROOT)
-    used = overrides.run_config(ROOT, [rate, "strategy.name=fedavg-exact"], 2, ROOT)
+        preflight.run_config(ROOT, [rate, "strategy.name=fedavg"], 2, ROOT)
+    used = preflight.run_config(ROOT, [rate, "strategy.name=fedavg-exact"], 2, ROOT)
     assert used.strategy.server_rate == 1.5

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.command.environment import bin_folder
+from fednano_flwr.launcher.environment import bin_folder
 from tests.conftest import REPOSITORY
 
 MOST_BYTES = 10 * 2**20  # of a bundle, at Flower's
 CODE = (
     "import fednano_flwr, fednano_demo, sys; from pathlib import Path; "
-    "from fednano_flwr.command.project import defaults, find_app, with_code; "
+    "from fednano_flwr.config.project import defaults, find_app, with_code; "
     "here = Path(sys.argv[1]); app = find_app(None, here); "
     "assert Path(fednano_flwr.__file__).is_relative_to(here), fednano_flwr.__file__; "
     "assert Path(fednano_demo.__file__).is_relative_to(here), fednano_demo.__file__; "

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
-from fednano_flwr.command import partition as command
-from fednano_flwr.command.overrides import run_config
+from fednano_flwr.cli import app as cli
+from fednano_flwr.cli import partition as command
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import all_shards, load_shard
+from fednano_flwr.preflight import run_config
 from tests.signals import interruptible
 
 ROOT = Path(__file__).parents[1]
@@ -190,7 +190,7 @@ def test_a_process_that_is_told_to_stop_cleans_up(tiny_questions, tmp_path, numb
     slow = (
         "import time, fednano_flwr.data.shard_folder as s; "
         "s.write_shard = lambda *a: print('writing', flush=True) or time.sleep(60); "
-        "import fednano_flwr.cli as c; c.main()"
+        "import fednano_flwr.cli.app as c; c.main()"
     )
     arguments = ["partition", "--app", str(ROOT), "-c", f"dataset.path={tiny_questions}"]
     process = subprocess.Popen(

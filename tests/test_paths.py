@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr import checkpoints
-from fednano_flwr.checkpoints import CheckpointError
+from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
 from fednano_flwr.data.manifest import TRAIN_FILE
 from fednano_flwr.data.reading import UNNAMED_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.scienceqa import ScienceQA
 from fednano_flwr.data.shard import Shard, load_shard
 from fednano_flwr.data.shard_folder import write_shard
+from fednano_flwr.data.sources.scienceqa import ScienceQA
 from fednano_flwr.data.table import in_memory, write_table
-from fednano_flwr.files import describe_file, inside
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
 from fednano_flwr.models.checkpoint import INDEX, Checkpoint
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs.checkpoint import CheckpointError
 from tests.files import checkpoint_in
 
 LEADING_OUT = ["../outside", "a/../../outside", "/etc/passwd", "C:\\x", "..\\outside", "C:/x"]

@@ -13,11 +13,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from fednano_flwr import federation, progress
-from fednano_flwr.federation import Answers, Federation, TooFewClientsError, WorkerDiedError
-from fednano_flwr.patience import Patience
-from fednano_flwr.progress import Progress
-from fednano_flwr.simulation import worker_died
+from fednano_flwr.rounds import federation, progress
+from fednano_flwr.rounds.federation import Answers, Federation, TooFewClientsError, WorkerDiedError
+from fednano_flwr.rounds.progress import Progress
+from fednano_flwr.rounds.timeouts import Patience
+from fednano_flwr.rounds.workers import worker_died
 from tests.replies import train_reply
 
 TIMEOUT, LIMIT = 60.0, 1000.0

@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fednano_flwr import client_app, preflight
-from fednano_flwr.cli import cli
-from fednano_flwr.command import overrides
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.server_app import federate
@@ -37,7 +36,7 @@ def config(tmp_path: Path, *changes: str):
     (tmp_path / "problems.json").write_text("{}")
     (tmp_path / "pid_splits.json").write_text('{"train": [], "test": []}')
     changes = (f"dataset.path={tmp_path}", *changes)
-    return overrides.run_config(ROOT, changes, clients=5, cwd=tmp_path)
+    return preflight.run_config(ROOT, changes, clients=5, cwd=tmp_path)
 
 
 def test_names_and_folders_that_exist_pass(names, tmp_path):
@@ -68,7 +67,7 @@ def test_data_settings_that_do_not_fit_the_data_are_refused(names, tmp_path, cha
 
 
 def test_a_hub_id_is_not_downloaded_by_checking_it(names, tmp_path, monkeypatch):
-    monkeypatch.setattr("fednano_flwr.data.hub.download", refuse)
+    monkeypatch.setattr("fednano_flwr.data.sources.hub.download", refuse)
     preflight.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"))
 
 
@@ -159,7 +158,7 @@ def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp
     """The same by the command, a comparison, in one process and by the ServerApp."""
     changes, says = REFUSED[name]
     given = [part for text in (*tiny, *changes) for part in ("-c", text)]
-    monkeypatch.setattr("fednano_flwr.cli.launch", refuse)
+    monkeypatch.setattr("fednano_flwr.cli.app.launch", refuse)
     result = CliRunner().invoke(cli, ["run", "--clients", "3", "--app", str(ROOT), *given])
     assert result.exit_code == 2 and re.search(says, result.stderr), result.output
     if not changes[0].startswith(COMPARE_SETS):
@@ -169,7 +168,7 @@ def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp
         assert result.exit_code == 2 and re.search(says, result.stderr), result.output
     assert not (tmp_path / "runs" / "compare").exists()
     try:
-        parsed = overrides.run_config(ROOT, [*tiny, *changes], clients=3, cwd=tmp_path)
+        parsed = preflight.run_config(ROOT, [*tiny, *changes], clients=3, cwd=tmp_path)
     except ConfigError:
         return
     with pytest.raises(ConfigError, match=says):
@@ -182,9 +181,9 @@ def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp
 def test_a_strategy_that_stands_so_many_wrong_clients_passes(tmp_path):
     for strategy, wrong, clients in (("Krum", 1, 5), ("MultiKrum", 0, 2), ("Bulyan", 1, 7)):
         args = [f"strategy.name={strategy}", f"strategy.args=num_malicious_nodes={wrong}"]
-        overrides.run_config(ROOT, args, clients, tmp_path)
+        preflight.run_config(ROOT, args, clients, tmp_path)
     with pytest.raises(ConfigError, match=r"Bulyan.* 3 clients .* 2"):
-        overrides.run_config(ROOT, ["strategy.name=Bulyan"], 2, tmp_path)
+        preflight.run_config(ROOT, ["strategy.name=Bulyan"], 2, tmp_path)
 
 
 def test_seeds_beyond_64_bits_are_refused_by_the_key(tiny, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fednano_flwr import progress as of_progress
-from fednano_flwr.progress import EVALUATION, TRAINING, Progress
-from fednano_flwr.snapshot import Snapshot, read, write
+from fednano_flwr.rounds import progress as of_progress
+from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
+from fednano_flwr.rounds.snapshot import Snapshot, read, write
 
 
 class Told:

@@ -10,13 +10,13 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
+from fednano_flwr.adapters.product import adapters_of
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.federation import TooFewClientsError
-from fednano_flwr.product import adapters_of
-from fednano_flwr.records import from_arrays, to_arrays
-from fednano_flwr.replies import receive_update
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.federation import TooFewClientsError
+from fednano_flwr.rounds.records import from_arrays, to_arrays
+from fednano_flwr.rounds.replies import receive_update
+from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.fedavg_exact import FedAvgExact
 from tests.replies import train_reply
 from tests.test_rounds import adapters, run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.console import kinds_table
+from fednano_flwr.runs.summary import kinds_table
 from tests import tiny_families
 from tests.test_rounds import run
 

@@ -15,7 +15,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig, Upload
-from fednano_flwr.console import kinds_table
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.scoring import (
     ALL,
@@ -26,9 +25,10 @@ from fednano_flwr.edge.scoring import (
     WITH_PICTURE,
     tally,
 )
-from fednano_flwr.records import partition_of, to_arrays, to_update
-from fednano_flwr.replies import COST, check_evaluation, receive_update
-from fednano_flwr.upload_records import to_upload
+from fednano_flwr.rounds.records import partition_of, to_arrays, to_update
+from fednano_flwr.rounds.replies import COST, check_evaluation, receive_update
+from fednano_flwr.rounds.uploads import to_upload
+from fednano_flwr.runs.summary import kinds_table
 from tests.local_grid import LocalGrid
 from tests.replies import evaluate_reply, train_reply
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.resources import ResourceError, resolve
+from fednano_flwr.base.resources import ResourceError, resolve
 
 GENERATOR = """
 import pathlib

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.compare.tables import difference, points
+from fednano_flwr.analysis.experiments.tables import difference, points
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": True, "docs/merging.md": True, "docs/upload.md": False}

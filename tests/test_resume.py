@@ -14,11 +14,12 @@ import torch
 from flwr.serverapp.strategy import FedAvgM
 from safetensors.torch import load_file
 
-from fednano_flwr import checkpoints, client_app, server_app
-from fednano_flwr.checkpoints import CheckpointError
+from fednano_flwr import client_app, server_app
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.records import from_arrays, to_arrays
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.records import from_arrays, to_arrays
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs.checkpoint import CheckpointError
+from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.server_app import MergeError
 from tests.local_grid import LocalGrid
 from tests.outcome import adapters, assert_same, assert_same_outcome, half_written, lines

@@ -12,12 +12,12 @@ from flwr.app import Array, ArrayRecord, Message
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, Bounds, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.privacy.bounds import clipped, norm
-from fednano_flwr.records import to_arrays, to_update
-from fednano_flwr.replies import receive_update
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.bounds import clipped, norm
+from fednano_flwr.rounds.records import to_arrays, to_update
+from fednano_flwr.rounds.replies import receive_update
+from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 from tests.replies import train_reply
 

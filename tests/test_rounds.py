@@ -12,19 +12,20 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 
-from fednano_flwr import client_app, progress, server_app, snapshot
-from fednano_flwr.command.partition import partition_to_folder
-from fednano_flwr.command.split import split
+from fednano_flwr import client_app, server_app
+from fednano_flwr.base.console import ALL_DONE, human_bytes
+from fednano_flwr.cli.partition import partition_to_folder
+from fednano_flwr.cli.split import split
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import ALL_DONE, human_bytes
 from fednano_flwr.edge import loaded
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.server import Servicer
-from fednano_flwr.federation import LostClientsError, TooFewClientsError
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.server import Servicer
 from fednano_flwr.in_process import run_in_process
-from fednano_flwr.run_folder import RunFolder
-from fednano_flwr.scored import lost_clients
-from fednano_flwr.snapshot import Snapshot
+from fednano_flwr.rounds import progress, snapshot
+from fednano_flwr.rounds.federation import LostClientsError, TooFewClientsError
+from fednano_flwr.rounds.snapshot import Snapshot
+from fednano_flwr.runs.comparable import lost_clients
+from fednano_flwr.runs.folder import RunFolder
 from tests import tiny
 from tests.local_grid import LocalGrid
 
@@ -223,7 +224,7 @@ def test_of_clients_that_are_left_so_many_train_as_have_to_reply(run_config: Con
 def test_a_client_that_was_not_there_in_round_0_trains_as_well(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, late: str, strategy: str
 ) -> None:
-    monkeypatch.setattr("fednano_flwr.federation.MEET_SECONDS", 1.0)
+    monkeypatch.setattr("fednano_flwr.rounds.federation.MEET_SECONDS", 1.0)
     flat = run_config(
         fraction_train=0.99,
         fraction_evaluate=0.34,
@@ -485,7 +486,7 @@ def test_a_client_without_test_questions_is_left_out_of_the_mean(
 def test_a_long_round_says_how_far_it_is(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fednano_flwr.progress.SILENT_SECONDS", 0.5)
+    monkeypatch.setattr("fednano_flwr.rounds.progress.SILENT_SECONDS", 0.5)
     run(run_config(round_timeout=2.0, num_server_rounds=0), gone=[2])
     said = capsys.readouterr().out
     assert re.search(
@@ -535,7 +536,7 @@ def test_a_run_says_where_it_is_and_counts_what_its_metrics_say(
             return asked(self, *args)
 
         monkeypatch.setattr(Servicer, name, introduce)
-    monkeypatch.setattr("fednano_flwr.progress.write", write)
+    monkeypatch.setattr("fednano_flwr.rounds.progress.write", write)
     file = tmp_path / "progress.json"
     flat = run_config(exchange__kind="embeddings")  # no call only keeps features
     grid = LocalGrid(client_app.app, flat, 3)

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr import resume, server_app
-from fednano_flwr.command.overrides import config_of
+from fednano_flwr import server_app
+from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.doctor.folders import check_folder
-from fednano_flwr.exchange.fixed_token import read_token
-from fednano_flwr.folder_lock import LOCK, FolderLock, LockedError
-from fednano_flwr.resume import folder_of, run_folder_of
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.exchange.wire.fixed_token import read_token
+from fednano_flwr.preflight import config_of
+from fednano_flwr.runs import resume
+from fednano_flwr.runs.folder import RunFolder
+from fednano_flwr.runs.resume import folder_of, run_folder_of
 from tests.conftest import REPOSITORY
 
 Config = Callable[..., dict[str, Any]]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr import scored
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import closing_table, kinds_table, lost_lines
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs.folder import RunFolder
+from fednano_flwr.runs.summary import closing_table, kinds_table, lost_lines
 
 Config = Callable[..., dict[str, Any]]
 WIDTH = 48

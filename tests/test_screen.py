@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fednano_flwr.command import live, screen
-from fednano_flwr.command.live import clock_time, fitting, terminal
-from fednano_flwr.command.screen import Screen, view
-from fednano_flwr.snapshot import Snapshot, write
+from fednano_flwr.base import live
+from fednano_flwr.base.live import clock_time, fitting, terminal
+from fednano_flwr.cli import screen
+from fednano_flwr.cli.screen import Screen, view
+from fednano_flwr.rounds.snapshot import Snapshot, write
 from tests.conftest import REPOSITORY
 from tests.processes.screen import line
 from tests.terminal import Terminal

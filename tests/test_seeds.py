@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import fednano_flwr
-from fednano_flwr.seeds import Purpose, derive_seed
+from fednano_flwr.base.seeds import Purpose, derive_seed
 
 PACKAGE = Path(fednano_flwr.__file__).parent
 SEEDED = ("default_rng", "manual_seed", "Random", "SeedSequence", "RandomState", "seed")

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.command.partition import partition_to_folder
+from fednano_flwr.base.lock import LOCK, FolderLock
+from fednano_flwr.base.output import new_folder
+from fednano_flwr.base.resources import ResourceError, cache_folder, resolve
+from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.exchange.fixed_token import make_token, read_token
+from fednano_flwr.exchange.wire.fixed_token import make_token, read_token
 from fednano_flwr.export.command import export
-from fednano_flwr.folder_lock import LOCK, FolderLock
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.split import write_bundle
-from fednano_flwr.output import new_folder
-from fednano_flwr.resources import ResourceError, cache_folder, resolve
 from tests.export.made_up import write_run
 
 Config = Callable[..., dict[str, Any]]

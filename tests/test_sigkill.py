@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr import checkpoints
+from fednano_flwr.runs import checkpoint as checkpoints
 from tests.conftest import REPOSITORY
 from tests.outcome import assert_same, assert_same_outcome, half_written
 

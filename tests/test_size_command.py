@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
+from fednano_flwr.cli import app as cli
 from fednano_flwr.models.families import FAMILIES
 from tests.tiny import write_checkpoint
 from tests.tiny_families import write

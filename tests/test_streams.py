@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr import console
-from fednano_flwr.command.environment import environment_of
+from fednano_flwr.base import console
+from fednano_flwr.launcher.environment import environment_of
 
 PACKAGE = Path(console.__file__).parent
 FULL = Path("/dev/full")
 # A command that says something, works, says more and ends as it does without a reader.
 COMMAND = """
 import sys, pathlib, typer
-from fednano_flwr import cli, console
+from fednano_flwr.base import console
+from fednano_flwr.cli import app as cli
 from rich.console import Console
 
 @cli.cli.command("works")

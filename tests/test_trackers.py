@@ -15,7 +15,7 @@ import pytest
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.in_process import run_in_process
-from fednano_flwr.results import load_run
+from fednano_flwr.runs.results import load_run
 from fednano_flwr.trackers import registry
 from fednano_flwr.trackers.base import scalars
 from fednano_flwr.trackers.registry import Trackers, open_trackers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.command.environment import bin_folder
+from fednano_flwr.launcher.environment import bin_folder
 from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "deploy" / "systemd"

@@ -19,13 +19,12 @@ from benchmarks.capacity import model as paper
 from benchmarks.report import ROOT
 from benchmarks.runs import fednano_run
 from fednano_demo.generate import write_dataset
-from fednano_flwr.command import machine, project
-from fednano_flwr.config import RunConfig
+from fednano_flwr.config import RunConfig, machine, project
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import all_shards
 from fednano_flwr.edge.questions import load_encoder, teacher_forced
-from fednano_flwr.federation import POLL_SECONDS
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.rounds.federation import POLL_SECONDS
 
 ROUNDS = 2  # the first sends the training questions' features, the second sends none
 TRAIN, TEST = 10, 5  # questions a client

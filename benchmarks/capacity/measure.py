@@ -22,10 +22,9 @@ from benchmarks import step_traffic
 from benchmarks.capacity import sizes
 from benchmarks.report import ROOT, in_turns, memory
 from benchmarks.runs import process
-from fednano_flwr.command import project
-from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.config import Adapter, RunConfig, project
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     last_positions,
@@ -40,7 +39,7 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
-from fednano_flwr.records import to_arrays, to_update
+from fednano_flwr.rounds.records import to_arrays, to_update
 from fednano_flwr.strategies.fednano import FedNano
 
 EXCHANGES: dict[str, type[EmbeddingsExchange] | type[LowRankExchange]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.folder import RunFolder
 
 KB, MB = 1e3, 1e6
 

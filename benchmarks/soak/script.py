@@ -32,8 +32,7 @@ from benchmarks.soak.clients import PipeGrid, serve_messages
 from benchmarks.soak.flat import MEMORY, complaints, growth, series, steps
 from fednano_demo.generate import write_dataset
 from fednano_flwr import server_app
-from fednano_flwr.command import project
-from fednano_flwr.config import RunConfig
+from fednano_flwr.config import RunConfig, project
 from tests.certificates import authority, certificate
 
 KB_A_ROUND, MB_IN_ALL = 5.0, 5.0

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.adapters.site import build_adapters, load_adapter_state
 from fednano_flwr.ask import MAX_TOKENS
 from fednano_flwr.ask.here import Here, LastFeatures
-from fednano_flwr.ask.machine import check_devices
 from fednano_flwr.ask.session import Asker
-from fednano_flwr.command.overrides import absolute_paths, parse_override
+from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, RunConfig, address_to_dial, is_loopback
-from fednano_flwr.edge.adapters import build_adapters, load_adapter_state
+from fednano_flwr.config.overrides import absolute_paths, parse_override
 from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
-from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.fixed_token import read_token
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.tls import read_ca
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.fixed_token import read_token
+from fednano_flwr.exchange.wire.tls import read_ca
+from fednano_flwr.models.device import describe_device
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.threads import threads
-from fednano_flwr.resources import cache_folder
-from fednano_flwr.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
+from fednano_flwr.runs.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
 
 RETRY_SECONDS = 5.0
 """How long somebody who waits for an answer is left in hope that a lost service comes back."""
@@ -87,7 +87,8 @@ def open_asker(
     devices = {"edge.device": settings.edge.device}
     if service is None:
         devices["llm.device"] = settings.llm.device
-    check_devices(devices, " ".join(f"-c {key}=cpu" for key in devices))
+    for key, device in devices.items():
+        describe_device(key, device, f"give {' '.join(f'-c {key}=cpu' for key in devices)}")
     at = model_of(settings.model, found.environment, model)
     with ExitStack() as stack:
         stack.enter_context(threads(settings.edge.threads))

@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.ask.machine import check_devices
-from fednano_flwr.command.overrides import config_of
 from fednano_flwr.config import LLM, ConfigError
-from fednano_flwr.exchange.fixed_token import FixedToken, make_token, read_token
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tls import read_identity
+from fednano_flwr.exchange.wire.fixed_token import FixedToken, make_token, read_token
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.llm.hosting import load_host, node_limits
 from fednano_flwr.llm.watching import watching
+from fednano_flwr.preflight import config_of
 
 ANY = ("0.0.0.0", "::")
 
@@ -75,7 +74,9 @@ def serving(
         ConfigError: model, device, certificate or token cannot be used.
         OSError: the port, or that of the metrics, is taken.
     """
-    check_devices({"llm.device": config.device}, "--device cpu")
+    from fednano_flwr.models.device import describe_device
+
+    describe_device("llm.device", config.device, "give --device cpu to use the CPU")
     identity = read_identity(config)
     made = make_token(token_file)
     tokens = FixedToken(read_token(token_file))

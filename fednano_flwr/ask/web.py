@@ -16,11 +16,11 @@ from fednano_flwr.ask.command import as_table
 from fednano_flwr.ask.examples import right_answer
 from fednano_flwr.ask.session import Answer, Asker, AskError
 from fednano_flwr.config import ConfigError
+from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
-from fednano_flwr.exchange.proxies import spare_this_machine
 from fednano_flwr.models.token_table import MissingRowError
 
 HERE = "127.0.0.1"

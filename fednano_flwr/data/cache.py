@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import Reading, Source, sample_defect
 from fednano_flwr.data.sample import Questions, Sample
 from fednano_flwr.data.table import read_table, write_table
-from fednano_flwr.resources import cache_folder
 
 FORMAT = 2
 """Of the tables and of what is read into them; raise it with every change of either."""

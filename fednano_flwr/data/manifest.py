@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import read_json_object
-from fednano_flwr.files import describe_file, inside
 
 FORMAT = 1
 KIND = "fednano-shard"

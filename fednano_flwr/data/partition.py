@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.proportions import largest_remainder
-from fednano_flwr.seeds import Purpose, derive_seed
 
 SHORT_NAMES = {"dirichlet": "DirichletPartitioner", "iid": "IidPartitioner"}
 DRAWS = 11

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from fednano_flwr.seeds import Purpose, derive_seed
+from fednano_flwr.base.seeds import Purpose, derive_seed
 
 
 def proportional_partitions(

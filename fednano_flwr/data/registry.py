@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import Dataset
-from fednano_flwr.data import hub, iconqa, scienceqa
 from fednano_flwr.data.cache import Split, read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.partition import check_partitioner
 from fednano_flwr.data.reading import OWN_QUESTIONS, Source, describe_skipped, names_in
 from fednano_flwr.data.sample import QuestionSet
+from fednano_flwr.data.sources import hub, iconqa, scienceqa
 from fednano_flwr.data.table import in_memory
-from fednano_flwr.resources import resolve
 
 EXAMPLES_SHOWN = 5
 """Ids that an error names for each reason why questions were left out."""

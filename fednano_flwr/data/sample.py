@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from fednano_flwr.base.files import inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.files import inside
 
 if TYPE_CHECKING:
     from datasets import Dataset

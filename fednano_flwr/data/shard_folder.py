@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from fednano_flwr.base.files import describe_file
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, write_manifest
 from fednano_flwr.data.sample import Picture, Questions, Sample
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.data.table import write_table
-from fednano_flwr.files import describe_file
 
 IMAGES = "images"
 

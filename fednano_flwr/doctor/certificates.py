@@ -21,7 +21,7 @@ def check_service(config: RunConfig) -> list[Finding]:
     Raises:
         ConfigError: the files cannot be used.
     """
-    from fednano_flwr.exchange.tls import read_ca, read_identity
+    from fednano_flwr.exchange.wire.tls import read_ca, read_identity
 
     llm, ca_path = config.llm, config.exchange.ca_cert
     identity = read_identity(llm)
@@ -80,7 +80,7 @@ def check_ca(key: str, path: str) -> list[Finding]:
     Raises:
         ConfigError: the file cannot be used.
     """
-    from fednano_flwr.exchange.tls import read_ca
+    from fednano_flwr.exchange.wire.tls import read_ca
 
     if path:
         return trust.check_dates(key, path, read_ca(key, path))

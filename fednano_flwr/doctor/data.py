@@ -55,7 +55,7 @@ def check_shard(folder: Path) -> list[Finding]:
 
 def check_files(folder: Path, manifest: Mapping[str, Any]) -> list[Finding]:
     """The files of a shard that are missing or not what was written, counted."""
-    from fednano_flwr.files import describe_file
+    from fednano_flwr.base.files import describe_file
 
     missing, damaged = [], []
     for name, expected in manifest["files"].items():

@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fednano_flwr.base.console import human_bytes
+from fednano_flwr.base.files import nearest
+from fednano_flwr.base.output import TEMPORARY_BYTES, OutputError, require_temporary_room
 from fednano_flwr.config import RunConfig
-from fednano_flwr.console import human_bytes
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.files import nearest
-from fednano_flwr.output import TEMPORARY_BYTES, OutputError, require_temporary_room
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import Parts
@@ -90,8 +90,8 @@ def check_temporary() -> list[Finding]:
 
 def check_client_folders(config: RunConfig) -> list[Finding]:
     """Of what a client keeps for itself, and of image features."""
+    from fednano_flwr.base.resources import cache_folder
     from fednano_flwr.edge.loaded import CLIENTS, FEATURES
-    from fednano_flwr.resources import cache_folder
 
     edge, cache = config.edge, cache_folder()
     state = Path(edge.state_dir).expanduser() if edge.state_dir else cache / CLIENTS

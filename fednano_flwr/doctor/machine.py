@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fednano_flwr.base.console import human_bytes
 from fednano_flwr.config import SITES, RunConfig
-from fednano_flwr.console import human_bytes
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
 if TYPE_CHECKING:

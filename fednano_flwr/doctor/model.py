@@ -47,8 +47,8 @@ def find(name: str, revision: str = "") -> Found:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    from fednano_flwr.base.resources import ResourceError, resolve
     from fednano_flwr.models.source import locate
-    from fednano_flwr.resources import ResourceError, resolve
 
     try:
         folder = resolve("model.name", name)

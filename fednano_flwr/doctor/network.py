@@ -6,9 +6,7 @@ import socket
 import ssl
 
 from fednano_flwr.config import address_to_dial, is_loopback
-from fednano_flwr.doctor import trust
-from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.exchange.proxies import (
+from fednano_flwr.config.proxies import (
     HTTP,
     LOOPBACK,
     named_proxies,
@@ -17,6 +15,8 @@ from fednano_flwr.exchange.proxies import (
     proxy_of,
     spares,
 )
+from fednano_flwr.doctor import trust
+from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
 SECONDS = 5.0
 """That a connection, a handshake and a call may take each."""
@@ -190,9 +190,9 @@ def _called(text: str, ca: bytes | None, name: str) -> Finding:
     """Call the service without a token: a run's refuses that, and says so."""
     import grpc
 
-    from fednano_flwr.exchange import fednano_pb2 as pb
-    from fednano_flwr.exchange.fednano_pb2_grpc import LLMStub
     from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
+    from fednano_flwr.exchange.wire import fednano_pb2 as pb
+    from fednano_flwr.exchange.wire.fednano_pb2_grpc import LLMStub
 
     request = pb.DescribeRequest(header=pb.Header(protocol=PROTOCOL_VERSION))
     with open_channel(text, ca) as channel:

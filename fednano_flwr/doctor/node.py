@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.node import KEYS, NodeConfig
 from fednano_flwr.doctor.finding import Finding, ok, problem
-from fednano_flwr.node_config import KEYS, NodeConfig
 
 TYPES: Mapping[str, type] = {
     key: int if key in ("adapter-rank", "partition-id", "num-partitions") else str for key in KEYS

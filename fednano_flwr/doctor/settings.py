@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fednano_flwr.command.overrides import config_of
-from fednano_flwr.command.project import find_app
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.project import find_app
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.preflight import validate_host, validate_names
+from fednano_flwr.preflight import config_of, validate_host, validate_names
 
 
 def read_settings(
@@ -70,7 +69,7 @@ def check_resume(config: RunConfig) -> list[Finding]:
     Raises:
         ConfigError: it is not so.
     """
-    from fednano_flwr.resume import NEVER, continues, folder_of
+    from fednano_flwr.runs.resume import NEVER, continues, folder_of
 
     folder = folder_of(config)
     if continues(config, folder):

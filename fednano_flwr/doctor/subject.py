@@ -52,14 +52,14 @@ def dialled(subject: Subject, ca_key: str, ca_path: str) -> list[tuple[str, Chec
 
 def threads(key: str, count: int) -> tuple[str, Check]:
     """The check of a number of threads."""
-    from fednano_flwr.command.machine import cpus
+    from fednano_flwr.config.machine import cpus
 
     return "processors", lambda: machine.check_threads(key, count, cpus())
 
 
 def _check_llm(address: str, ca_key: str, ca_path: str) -> list[Finding]:
     """As `network.check_llm`, with the CA's file."""
-    from fednano_flwr.exchange.tls import read_ca
+    from fednano_flwr.exchange.wire.tls import read_ca
 
     try:
         ca = read_ca(ca_key, ca_path) if ca_path else None

@@ -12,7 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fednano_flwr.command.project import NAME
+from fednano_flwr.config import ConfigError
+from fednano_flwr.config.project import NAME
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
 HELPER = "flower-superexec"
@@ -101,39 +102,10 @@ def check_device(key: str, device: str) -> list[Finding]:
     Args:
         key: that names it, for findings.
     """
-    import torch
+    from fednano_flwr.models.device import describe_device
 
-    wanted = f"{key} = {device!r}"
     try:
-        asked = torch.device(device)
-    except RuntimeError as error:
-        return [problem(f"{wanted}: {str(error).splitlines()[0]}", 'use "cpu", "cuda" or "cuda:0"')]
-    if asked.type == "cpu":
-        return [ok(f"{wanted} (PyTorch {torch.__version__})")]
-    instead = f'set {key} to "cpu", or start on a machine that has one'
-    if asked.type != "cuda":
-        module = getattr(torch, asked.type, None)
-        if module is None or not getattr(module, "is_available", lambda: False)():
-            return [problem(f"{wanted}: PyTorch {torch.__version__} finds no such device", instead)]
-        return [ok(wanted)]
-    built = torch.version.hip and f"ROCm {torch.version.hip}"
-    built = built or (torch.version.cuda and f"CUDA {torch.version.cuda}")
-    if built is None:
-        return [
-            problem(
-                f"{wanted}: PyTorch {torch.__version__} is built without CUDA and ROCm",
-                f"install a PyTorch for this GPU (https://pytorch.org/get-started), or {instead}",
-            )
-        ]
-    count = torch.cuda.device_count()
-    if not count:
-        return [
-            problem(
-                f"{wanted}: PyTorch {torch.__version__} for {built} finds no GPU",
-                f"look whether the driver works (nvidia-smi, rocm-smi), or {instead}",
-            )
-        ]
-    index = asked.index or 0
-    if index >= count:
-        return [problem(f"{wanted}: there are {count} GPUs, from cuda:0", instead)]
-    return [ok(f"{wanted}: {torch.cuda.get_device_name(index)} ({built})")]
+        return [ok(f"{key} = {device!r} ({describe_device(key, device)})")]
+    except ConfigError as error:
+        what, _, do = str(error).partition("; ")
+        return [problem(what, do)]

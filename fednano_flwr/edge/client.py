@@ -12,8 +12,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from fednano_flwr.adapters.product import WRITINGS, cut_state
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
+from fednano_flwr.config.lineage import PreviousRun
 from fednano_flwr.edge.feature_cache import (
     FeatureLevels,
 )
@@ -30,10 +33,10 @@ from fednano_flwr.edge.loaded import (
     state_folder,
     token_table,
 )
+from fednano_flwr.edge.local_state import OwnState
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.own_adapters import begin, keep
-from fednano_flwr.edge.own_state import Earlier, OwnState
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
@@ -43,8 +46,6 @@ from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.noise import noise_of
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
 from fednano_flwr.models.threads import threads
-from fednano_flwr.product import WRITINGS, cut_state
-from fednano_flwr.seeds import Purpose, derive_seed
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -101,7 +102,7 @@ class Client:
     """
 
     def __init__(
-        self, config: RunConfig, place: Place, run: int = 0, earlier: Sequence[Earlier] = ()
+        self, config: RunConfig, place: Place, run: int = 0, earlier: Sequence[PreviousRun] = ()
     ) -> None:
         self.config = config
         self.place = place

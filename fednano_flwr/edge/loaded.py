@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import read_manifest
@@ -20,7 +22,7 @@ from fednano_flwr.data.shard import Shard, Shards, all_shards, load_shard, one_o
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features
 from fednano_flwr.edge.feature_keys import model_digest
-from fednano_flwr.edge.kept import kept
+from fednano_flwr.edge.process_cache import kept
 from fednano_flwr.edge.questions import (
     Limits,
     Question,
@@ -34,8 +36,6 @@ from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.processor import has_processor
 from fednano_flwr.models.source import locate
 from fednano_flwr.models.token_table import TokenTable
-from fednano_flwr.reasons import by_reason, first_few
-from fednano_flwr.resources import cache_folder
 
 SHARDS_KEPT = 8
 FEATURES, CLIENTS = "features", "clients"

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from fednano_flwr.edge.adapters import low_rank
+from fednano_flwr.adapters.site import low_rank
 from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, QuestionEncoder, lengths
 from fednano_flwr.exchange.protocol import AdaptedBatch, Feature

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from peft import PeftModel
 from torch import Tensor
 
+from fednano_flwr.adapters.site import LOCAL, adapter_state, add_adapter, load_adapter_state
 from fednano_flwr.config import Adapter
-from fednano_flwr.edge.adapters import LOCAL, adapter_state, add_adapter, load_adapter_state
+from fednano_flwr.edge.local_state import OwnState
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.edge.own_state import OwnState
 
 OWN_KEPT, LOCAL_KEPT = "own-adapters", "local-adapter"
 

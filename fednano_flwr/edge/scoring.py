@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.ahead import ahead
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.prefetch import ahead
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, last_positions
 from fednano_flwr.edge.training import batches, check_logits
 from fednano_flwr.exchange.protocol import LLM

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fednano_flwr.edge.adapters import named_trainable
-from fednano_flwr.edge.ahead import ahead
+from fednano_flwr.adapters.site import named_trainable
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.prefetch import ahead
 from fednano_flwr.edge.proximal import proximal_term
 from fednano_flwr.edge.questions import (
     NO_LIMITS,
@@ -24,7 +25,6 @@ from fednano_flwr.edge.questions import (
     teacher_forced,
 )
 from fednano_flwr.exchange.protocol import IGNORE, LLM, NOT_FINITE_ADVICE
-from fednano_flwr.seeds import Purpose, derive_seed
 
 NAMED = 4
 """Questions of a batch that an error names, at most."""

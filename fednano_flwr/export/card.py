@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from fednano_flwr import scored
-from fednano_flwr.console import human_bytes
+from fednano_flwr.base.console import human_bytes
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.export import snippets
 from fednano_flwr.export.license import UNKNOWN, License
 from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
-from fednano_flwr.results import caveats
+from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs.results import caveats
 
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
 SECTIONS = ("strategy", "adapter", "dataset", "upload", "privacy", "bounds")

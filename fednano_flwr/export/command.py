@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fednano_flwr.base.console import human_bytes
 from fednano_flwr.config import ConfigError, Model
-from fednano_flwr.console import human_bytes
-from fednano_flwr.results import model_of, other_model
+from fednano_flwr.runs.results import model_of, other_model
 
 if TYPE_CHECKING:
     from fednano_flwr.export.license import License
@@ -38,8 +38,8 @@ def export(run: Path, form: str, which: str, out: Path, model: str, dtype: str |
     if dtype and form == "peft":
         raise ConfigError("--dtype is for --format merged: adapters are always float32")
     # Imported here: they bring torch, which `fednano --help` must not wait for.
+    from fednano_flwr.base.output import require_free
     from fednano_flwr.export.result import read_run
-    from fednano_flwr.output import require_free
 
     require_free(out)
     result = read_run(run, which)
@@ -52,9 +52,9 @@ def export(run: Path, form: str, which: str, out: Path, model: str, dtype: str |
 
 
 def _export_adapters(result: RunResult, out: Path, model: str) -> str:
+    from fednano_flwr.base.output import new_folder
     from fednano_flwr.export.card import adapters_card
     from fednano_flwr.export.peft_format import write_adapters
-    from fednano_flwr.output import new_folder
 
     checkpoint = _open(result, model) if model else None
     license = _license(result, checkpoint)
@@ -70,9 +70,9 @@ def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) 
     import torch
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
+    from fednano_flwr.base.output import new_folder
     from fednano_flwr.export.card import merged_card
     from fednano_flwr.export.merged import write_merged
-    from fednano_flwr.output import new_folder
 
     checkpoint = _open(result, model)
     license = _license(result, checkpoint)
@@ -161,8 +161,8 @@ def _family(result: RunResult) -> str:
 
 def _license(result: RunResult, checkpoint: Checkpoint | None) -> License:
     """Of the run's model, by its folder where it is on this machine, or by the hub."""
+    from fednano_flwr.base.resources import ResourceError, resolve
     from fednano_flwr.export.license import find_license
-    from fednano_flwr.resources import ResourceError, resolve
 
     commit = _model(result).revision
     if checkpoint is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from fednano_flwr.base.output import require_space
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export import stream
 from fednano_flwr.export.fold import CONNECTORS, Connector, LowRank, fold_columns, fold_rows
@@ -27,7 +28,6 @@ from fednano_flwr.models.bundle import EdgeBundle
 from fednano_flwr.models.checkpoint import HEAD, INDEX, Checkpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.split import small_files
-from fednano_flwr.output import require_space
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""

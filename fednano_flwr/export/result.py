@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export.fold import LowRank
-from fednano_flwr.results import read_rounds, to_this_version
+from fednano_flwr.runs.results import read_rounds, to_this_version
 
 WHICH = ("best", "last")
 SITES = ("image", "text")

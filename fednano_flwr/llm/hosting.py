@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from fednano_flwr.config import LLM, Model
-from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.watch import UNWATCHED, Watch
+from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
 from fednano_flwr.llm.caches import OF_OWNER, Caches
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs

@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from fednano_flwr.exchange.answers import RefusalError
-from fednano_flwr.exchange.limits import SpentError
 from fednano_flwr.exchange.protocol import FeaturesMissingError, GoneError, HostBusyError
-from fednano_flwr.exchange.tokens import TokenError
-from fednano_flwr.exchange.watch import Waiting
+from fednano_flwr.exchange.wire.dispatch import RefusalError
+from fednano_flwr.exchange.wire.limits import SpentError
+from fednano_flwr.exchange.wire.tokens import TokenError
+from fednano_flwr.exchange.wire.watch import Waiting
 from fednano_flwr.llm.host import HostMemoryError
 
 PREFIX = "fednano_llm_"

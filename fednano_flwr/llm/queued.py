@@ -19,7 +19,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
 )
-from fednano_flwr.exchange.watch import UNWATCHED, Harmless, Watch
+from fednano_flwr.exchange.wire.watch import UNWATCHED, Harmless, Watch
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task

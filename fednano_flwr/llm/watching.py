@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from fednano_flwr.config import ConfigError, host_and_port
-from fednano_flwr.exchange.watch import UNWATCHED, Watch
+from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
 
 KEY = "llm.metrics"
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.config import ConfigError, Model
-from fednano_flwr.files import describe_file, inside
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.source import locate
 

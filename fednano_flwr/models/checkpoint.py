@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from fednano_flwr.base.files import check_name
 from fednano_flwr.config import ConfigError
-from fednano_flwr.files import check_name
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.models.fingerprint import digests_of_halves

@@ -13,9 +13,9 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
+from fednano_flwr.base.resources import ResourceError, resolve
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.families import FAMILIES, LLAVA_FORMAT, REFUSED
-from fednano_flwr.resources import ResourceError, resolve
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 TEXT = "text_config"

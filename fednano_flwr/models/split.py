@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fednano_flwr.base.files import describe_file
+from fednano_flwr.base.output import new_folder, require_space
 from fednano_flwr.config import ConfigError
-from fednano_flwr.files import describe_file
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle
 from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
 from fednano_flwr.models.source import SMALL_FILES
-from fednano_flwr.output import new_folder, require_space
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""

@@ -11,10 +11,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.config import Strategy
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.records import from_arrays, to_arrays, to_update
-from fednano_flwr.strategies.merge import State, Update
+from fednano_flwr.rounds.records import from_arrays, to_arrays, to_update
 
 
 class AdapterStrategy(FedAvg):

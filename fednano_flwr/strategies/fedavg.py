@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from fednano_flwr.product import rebalanced
+from fednano_flwr.adapters.product import rebalanced
+from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import State, Update, weighted_mean
+from fednano_flwr.strategies.merge import weighted_mean
 
 
 class AdapterFedAvg(AdapterStrategy):

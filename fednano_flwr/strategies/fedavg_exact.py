@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from fednano_flwr.product import (
+from fednano_flwr.adapters.product import (
     WRITINGS,
     Factors,
     Spectrum,
@@ -15,8 +15,9 @@ from fednano_flwr.product import (
     state_of,
     sum_of_products,
 )
+from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import State, Update, extrapolation, mean_factors
+from fednano_flwr.strategies.merge import extrapolation, mean_factors
 
 Adapters = Mapping[str, Factors]
 

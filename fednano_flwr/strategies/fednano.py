@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from fednano_flwr.product import rebalanced
+from fednano_flwr.adapters.product import rebalanced
+from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import (
-    State,
-    Update,
-    fisher_merge,
-    fisher_notes,
-    fisher_weights,
-)
+from fednano_flwr.strategies.merge import fisher_merge, fisher_notes, fisher_weights
 
 
 class FedNano(AdapterStrategy):

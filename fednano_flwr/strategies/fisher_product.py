@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fednano_flwr.product import (
+from fednano_flwr.adapters.product import (
     WRITINGS,
     Factors,
     adapters_of,
@@ -16,8 +16,9 @@ from fednano_flwr.product import (
     spectrum,
     state_of,
 )
+from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.strategies.fednano import FedNano
-from fednano_flwr.strategies.merge import State, Update, mean_by_precision, mean_factors
+from fednano_flwr.strategies.merge import mean_by_precision, mean_factors
 
 
 def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from fednano_flwr.checkpoints import Memory
-from fednano_flwr.privacy.private import Private
+from fednano_flwr.runs.checkpoint import Memory
 from fednano_flwr.strategies.base import AdapterStrategy
 
 FLOWERS: Mapping[str, tuple[str, ...]] = {
@@ -58,8 +57,9 @@ def restore(strategy: Strategy, memory: Memory) -> None:
 
 
 def _attributes(strategy: Strategy) -> tuple[str, ...]:
-    if isinstance(strategy, Private):  # what it has spent is in a file of its own
-        return ("clip_norm", *(f"named.{name}" for name in _attributes(strategy.named)))
+    named = getattr(strategy, "named", None)
+    if isinstance(named, Strategy):  # differential privacy around it; its spending has a file
+        return ("clip_norm", *(f"named.{name}" for name in _attributes(named)))
     if isinstance(strategy, AdapterStrategy):
         return strategy.remembers
     return FLOWERS.get(type(strategy).__name__, ())

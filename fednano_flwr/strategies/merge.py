@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.product import Factors
+from fednano_flwr.adapters.product import Factors
+from fednano_flwr.adapters.update import State
 
-State = dict[str, Tensor]
 STILL = 1e-6
 """A mean change shorter than this share of the clients' own is none."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """One client's reply.
-
-    Attributes:
-        partition: of the client; replies are merged in its order.
-        theta: adapter parameters after local training, by name.
-        fisher: Fisher diagonals by the same names, where the strategy asked for them.
-        num_examples: questions trained on.
-    """
-
-    partition: int
-    theta: State
-    fisher: State | None
-    num_examples: int
 
 
 def weighted_mean(thetas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

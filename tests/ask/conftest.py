@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fednano_flwr.ask.opening import Service
-from fednano_flwr.command.split import split
+from fednano_flwr.cli.split import split
 from tests.conftest import REPOSITORY
 from tests.export.made_up import write_run
 

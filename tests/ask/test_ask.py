@@ -14,13 +14,13 @@ from fednano_flwr.ask import opening
 from fednano_flwr.ask.opening import Service, open_asker
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.ask.session import Asker, _sample
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.fixed_token import make_token, read_token
 from fednano_flwr.exchange.generation import Generated
 from fednano_flwr.exchange.protocol import CacheGoneError, HostRefusedError
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.fixed_token import make_token, read_token
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import tiny

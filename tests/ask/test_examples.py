@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from fednano_flwr.ask.examples import RIGHT, shared_questions, show, spread
 from fednano_flwr.ask.opening import open_asker, settings_of
 from fednano_flwr.ask.session import Answer, AskError
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.table import in_memory
-from fednano_flwr.results import load_run
+from fednano_flwr.runs.results import load_run
 from tests.ask.conftest import Asked
 
 

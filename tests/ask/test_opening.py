@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fednano_flwr.ask.here import PICTURES, Here, LastFeatures
 from fednano_flwr.ask.opening import Service, open_asker
 from fednano_flwr.ask.serve import llm_config, serving
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.exchange.protocol import HostBusyError, HostRefusedError, HostUnreachableError
 from tests.ask.conftest import Asked

@@ -18,7 +18,7 @@ from fednano_flwr.ask.opening import open_asker
 from fednano_flwr.ask.session import AskError
 from fednano_flwr.ask.web import both, given, page, showing
 from fednano_flwr.config import ConfigError
-from fednano_flwr.results import load_run
+from fednano_flwr.runs.results import load_run
 from tests.ask.conftest import Asked
 from tests.browser import chromium
 

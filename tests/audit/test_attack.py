@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fednano_flwr.audit.attack import (
+from benchmarks.audit.attack import (
     Shares,
     answers_of_gradient,
     candidates,
@@ -18,7 +18,7 @@ from fednano_flwr.audit.attack import (
     nearest,
     shares,
 )
-from fednano_flwr.product import Factors
+from fednano_flwr.adapters.product import Factors
 
 TABLE = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
 

@@ -11,24 +11,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fednano_flwr.audit.attack import candidates
-from fednano_flwr.audit.command import audit, from_folder
-from fednano_flwr.audit.results import Asked, Subject, audit_one, text_factors, times_sent
-from fednano_flwr.audit.tables import COLUMNS, console_table, markdown
-from fednano_flwr.cli import cli
+from benchmarks.audit.__main__ import cli
+from benchmarks.audit.attack import candidates
+from benchmarks.audit.command import audit, from_folder
+from benchmarks.audit.results import AuditOptions, Subject, audit_one, text_factors, times_sent
+from benchmarks.audit.tables import COLUMNS, console_table, markdown
+from fednano_flwr.adapters.site import adapter_state, build_adapters, load_adapter_state
 from fednano_flwr.config import Adapter, ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.adapters import adapter_state, build_adapters, load_adapter_state
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.edge_half import EdgeHalf
 
 Config = Callable[..., dict[str, Any]]
-ASKED = Asked(questions=12, seed=0, observations=2)
+ASKED = AuditOptions(questions=12, seed=0, observations=2)
 
 
-def audited(flat: dict[str, Any], asked: Asked = ASKED) -> dict[str, Any]:
+def audited(flat: dict[str, Any], asked: AuditOptions = ASKED) -> dict[str, Any]:
     """With adapters that change something: B is not zero."""
     config = RunConfig.parse(flat)
     theta = adapter_state(build_adapters(48, config.adapter, seed=1))
@@ -65,7 +65,7 @@ def test_much_noise_hides_text_from_one_look_and_less_from_many(run_config: Conf
     hidden = audited(run_config(**noisy, privacy__embedding_noise=50.0))
     assert hidden["read_once"]["all"] < 0.1 and hidden["read_often"]["all"] < 0.1
     some = run_config(**noisy, privacy__embedding_noise=0.5)
-    row = audited(some, Asked(questions=12, seed=0, observations=12))
+    row = audited(some, AuditOptions(questions=12, seed=0, observations=12))
     assert row["observations"] == [12, 12]
     assert row["read_once"]["content"] + 0.2 < row["read_often"]["content"]
     assert row["answers"] == 1.0  # noise on embeddings does nothing for them
@@ -73,7 +73,7 @@ def test_much_noise_hides_text_from_one_look_and_less_from_many(run_config: Conf
 
 def test_the_same_seed_plays_the_same_questions(run_config: Config) -> None:
     first, again, other = (
-        audited(run_config(), Asked(6, seed, 1))["text_tokens"] for seed in (0, 0, 5)
+        audited(run_config(), AuditOptions(6, seed, 1))["text_tokens"] for seed in (0, 0, 5)
     )
     assert first == again != other
 
@@ -99,7 +99,7 @@ def test_a_runs_folder_is_audited_with_its_own_adapters_and_accuracy(
     subject = from_folder(folder.path)
     assert subject.clients == 3 and subject.accuracy == folder.rounds[-1]["accuracy"]
     out = tmp_path / "new" / "audit.json"
-    arguments = ["audit", str(folder.path), "--questions", "9", "--out", str(out)]
+    arguments = [str(folder.path), "--questions", "9", "--out", str(out)]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     (row,) = json.loads(out.read_text())["rows"]
@@ -112,7 +112,7 @@ def test_what_is_no_run_is_refused_before_anything_is_played(
 ) -> None:
     with pytest.raises(ConfigError, match="is no run's folder"):
         audit([tmp_path], ASKED, 3, None, tmp_path, "", print)
-    done = CliRunner().invoke(cli, ["audit", str(tmp_path / "there-is-none.json")])
+    done = CliRunner().invoke(cli, [str(tmp_path / "there-is-none.json")])
     assert done.exit_code == 2 and "ends in .toml" in done.output
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.audit.tables import COLUMNS, markdown
-from fednano_flwr.command.overrides import parse_override
+from benchmarks.audit.tables import COLUMNS, markdown
+from fednano_flwr.config.overrides import parse_override
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "results/privacy/audit-demo.json"

@@ -8,8 +8,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fednano_flwr.compare.plan import Run
-from fednano_flwr.compare.worker import Outcome
+from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.worker import Outcome
 
 
 def work(pipe: Connection, scratch: Path, commit: str | None) -> None:

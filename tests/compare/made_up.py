@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.compare.plan import Asked, Plan, Run, make_plan
-from fednano_flwr.compare.store import Finished
+from fednano_flwr.analysis.experiments.plan import Asked, Plan, Run, make_plan
+from fednano_flwr.analysis.experiments.store import Finished
 from tests.conftest import REPOSITORY
 
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from fednano_flwr.compare import board as of_board
-from fednano_flwr.compare import pool
-from fednano_flwr.compare.board import Board
-from fednano_flwr.compare.plan import Run
-from fednano_flwr.compare.pool import run_all
-from fednano_flwr.compare.worker import Outcome
+from fednano_flwr.analysis.experiments import board as of_board
+from fednano_flwr.analysis.experiments import pool
+from fednano_flwr.analysis.experiments.board import Board
+from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.pool import run_all
+from fednano_flwr.analysis.experiments.worker import Outcome
 from tests.compare import idle, made_up
 from tests.terminal import Terminal
 

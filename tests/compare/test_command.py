@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.command.environment import code_of
-from fednano_flwr.command.project import PACKAGE
-from fednano_flwr.compare import command
-from fednano_flwr.compare.plan import Run
-from fednano_flwr.compare.pool import OnEnd, OnStart
-from fednano_flwr.compare.store import read
-from fednano_flwr.compare.worker import Outcome
+from fednano_flwr.analysis.experiments import command
+from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.pool import OnEnd, OnStart
+from fednano_flwr.analysis.experiments.store import read
+from fednano_flwr.analysis.experiments.worker import Outcome
+from fednano_flwr.base.version import code_of
+from fednano_flwr.config.project import PACKAGE
 from tests.compare.made_up import a_plan, write_run
 
 

@@ -15,11 +15,11 @@ from click.testing import Result
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
-from fednano_flwr.compare import command, pool
-from fednano_flwr.compare.plan import OURS, Run
-from fednano_flwr.compare.store import clear
-from fednano_flwr.compare.worker import outcome_of
+from fednano_flwr.analysis.experiments import command, pool
+from fednano_flwr.analysis.experiments.plan import OURS, Run
+from fednano_flwr.analysis.experiments.store import clear
+from fednano_flwr.analysis.experiments.worker import outcome_of
+from fednano_flwr.cli import app as cli
 from fednano_flwr.config import RunConfig
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models import bundle
@@ -158,7 +158,7 @@ def test_an_interrupt_exits_with_130_and_says_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fednano_flwr.compare.command.run_all", interrupted)
+    monkeypatch.setattr("fednano_flwr.analysis.experiments.command.run_all", interrupted)
     said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "0", "--out", "out")
     assert said.exit_code == 130
     assert "the same command goes on from here" in said.output

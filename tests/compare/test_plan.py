@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.compare.plan import Asked, Plan, make_plan, parse_seeds, parse_vary
+from fednano_flwr.analysis.experiments.plan import Asked, Plan, make_plan, parse_seeds, parse_vary
 from fednano_flwr.config import ConfigError
 from tests.conftest import REPOSITORY
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fednano_flwr.compare import pool
-from fednano_flwr.compare.plan import Plan, Run
-from fednano_flwr.compare.pool import run_all
-from fednano_flwr.compare.progress import duration, seconds_left
-from fednano_flwr.compare.store import clear, locked
-from fednano_flwr.compare.worker import Outcome
-from fednano_flwr.output import OutputError
+from fednano_flwr.analysis.experiments import pool
+from fednano_flwr.analysis.experiments.plan import Plan, Run
+from fednano_flwr.analysis.experiments.pool import run_all
+from fednano_flwr.analysis.experiments.progress import duration, seconds_left
+from fednano_flwr.analysis.experiments.store import clear, locked
+from fednano_flwr.analysis.experiments.worker import Outcome
+from fednano_flwr.base.output import OutputError
 from tests.compare import idle, made_up
 
 

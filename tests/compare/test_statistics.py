@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fednano_flwr.compare.statistics import paired, spread
+from fednano_flwr.analysis.statistics import paired, spread
 
 
 def test_the_interval_of_three_values_is_students_with_two_degrees_of_freedom() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.compare.plan import Run
-from fednano_flwr.compare.store import read, read_rounds
+from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.store import read, read_rounds
 from tests.compare.made_up import a_plan, write_run
 
 

@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.compare.picture import draw
-from fednano_flwr.compare.plan import Plan, Run
-from fednano_flwr.compare.results import Results, summarize
-from fednano_flwr.compare.store import Finished
-from fednano_flwr.compare.tables import cells, console_table, markdown, runs_csv, table_csv
+from fednano_flwr.analysis.experiments.picture import draw
+from fednano_flwr.analysis.experiments.plan import Plan, Run
+from fednano_flwr.analysis.experiments.results import Results, summarize
+from fednano_flwr.analysis.experiments.store import Finished
+from fednano_flwr.analysis.experiments.tables import (
+    cells,
+    console_table,
+    markdown,
+    runs_csv,
+    table_csv,
+)
 from tests.compare.made_up import a_plan, a_run
 
 GAINS = {"fedavg": (0.0, 0.0, 0.0), "fedavg-exact": (0.01, 0.02, 0.03)}

@@ -10,8 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fednano_flwr.command import project
-from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.config import Dataset, RunConfig, project
 
 Writer = Callable[..., Path]
 DEFAULTS = RunConfig.parse(project.defaults(Path(__file__).parents[2])).dataset

@@ -9,7 +9,7 @@ from fednano_flwr.data.cache import read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.scienceqa import ScienceQA
+from fednano_flwr.data.sources.scienceqa import ScienceQA
 
 
 @pytest.fixture

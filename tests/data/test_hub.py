@@ -9,11 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fednano_flwr.data import hub
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.registry import check_dataset, commit_of, load_questions
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sources import hub
 from tests import files
 from tests.data.conftest import png, settings
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.data import iconqa
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.iconqa import TASKS, IconQA, find_root
 from fednano_flwr.data.reading import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sources import iconqa
+from fednano_flwr.data.sources.iconqa import TASKS, IconQA, find_root
 from tests.data.conftest import settings
 
 

@@ -16,7 +16,7 @@ from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.reading import Reading
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import QuestionSet, Sample
-from fednano_flwr.data.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
+from fednano_flwr.data.sources.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
 from fednano_flwr.data.table import write_table
 from tests.data.conftest import settings
 

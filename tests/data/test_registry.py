@@ -2,12 +2,12 @@ from collections import Counter
 
 import pytest
 
-from fednano_flwr.data import hub
+from fednano_flwr.base.resources import ResourceError
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.iconqa import LAYOUT
 from fednano_flwr.data.reading import MISSING_PICTURE, OWN_QUESTIONS, describe_skipped
 from fednano_flwr.data.registry import DATASETS, LAYOUTS, check_dataset, load_questions
-from fednano_flwr.resources import ResourceError
+from fednano_flwr.data.sources import hub
+from fednano_flwr.data.sources.iconqa import LAYOUT
 from tests.data.conftest import settings
 
 

@@ -3,12 +3,12 @@ from collections import Counter
 
 import pytest
 
-from fednano_flwr.data import scienceqa
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.scienceqa import ScienceQA
+from fednano_flwr.data.sources import scienceqa
+from fednano_flwr.data.sources.scienceqa import ScienceQA
 from tests.data.conftest import settings
 
 

@@ -16,12 +16,11 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
-from fednano_flwr.command import project
-from fednano_flwr.command.environment import bin_folder
-from fednano_flwr.config import ConfigError
+from fednano_flwr.cli import app as cli
+from fednano_flwr.config import ConfigError, project
 from fednano_flwr.doctor.finding import Section, look, ok, problem, warning
 from fednano_flwr.doctor.report import show, summary
+from fednano_flwr.launcher.environment import bin_folder
 from tests.certificates import authority, certificate
 
 ROOT = Path(__file__).parents[2]

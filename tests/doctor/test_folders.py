@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr import output
+from fednano_flwr.base import output
 from fednano_flwr.config import RunConfig
 from fednano_flwr.doctor import folders
 from fednano_flwr.doctor.folders import (

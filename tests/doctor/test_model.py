@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from fednano_flwr.command.split import split
+from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.doctor.model import check_edge_path, check_half, parts_of, rows_of
 from fednano_flwr.models.checkpoint import INDEX, Checkpoint

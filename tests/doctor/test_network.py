@@ -15,14 +15,14 @@ import grpc
 import pytest
 
 from fednano_flwr.config import address_to_dial
+from fednano_flwr.config.proxies import GRPC, HTTP
 from fednano_flwr.doctor import network
 from fednano_flwr.doctor.finding import Finding
 from fednano_flwr.doctor.network import check_llm, check_proxies, check_superlink
 from fednano_flwr.exchange.protocol import LLMInfo
-from fednano_flwr.exchange.proxies import GRPC, HTTP
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tls import Identity
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tls import Identity
+from fednano_flwr.exchange.wire.tokens import Tokens
 from tests.certificates import Certificate, authority, certificate
 from tests.doctor.found import levels, only, well
 

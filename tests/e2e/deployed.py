@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import tomli_w
 
-from fednano_flwr.command.environment import bin_folder
-from fednano_flwr.command.superlink import CONNECTION, SuperLink, superlink
+from fednano_flwr.launcher.environment import bin_folder
+from fednano_flwr.launcher.superlink import CONNECTION, SuperLink, superlink
 from tests.certificates import authority, certificate
 from tests.conftest import REPOSITORY
 from tests.proxy import free_port

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.command.environment import environment_of
-from fednano_flwr.command.processes import Processes, Watcher
+from fednano_flwr.launcher.environment import environment_of
+from fednano_flwr.launcher.processes import Processes, Watcher
 from tests.conftest import REPOSITORY
 
 SERVER_ADDRESS = "10.77.255.1"

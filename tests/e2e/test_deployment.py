@@ -25,8 +25,8 @@ import tomli_w
 import torch
 from safetensors.torch import load_file
 
-from fednano_flwr.command.project import flatten, read_toml
 from fednano_flwr.config import RunConfig
+from fednano_flwr.config.project import flatten, read_toml
 from fednano_flwr.in_process import run_in_process
 from tests.conftest import REPOSITORY
 from tests.e2e import page
@@ -52,7 +52,16 @@ def simulate(config: dict[str, Any], folder: Path, name: str, **changes: Any) ->
     """A simulation of what was deployed; the run's folder is returned."""
     file = folder / f"{name}.toml"
     file.write_text(tomli_w.dumps({**config, **renamed(folder, name), **changes}))
-    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "-c", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "fednano_flwr.cli",
+        "run",
+        "--clients",
+        "2",
+        "-c",
+        str(file),
+    ]
     environment = os.environ | {"FEDNANO_CACHE": str(folder / f"{name}-cache")}
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=600

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app
-from fednano_flwr.command.processes import Processes
-from fednano_flwr.command.project import defaults
 from fednano_flwr.config import RunConfig
+from fednano_flwr.config.project import defaults
 from fednano_flwr.in_process import InProcessGrid
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.launcher.processes import Processes
+from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.server_app import federate
 from tests.conftest import REPOSITORY
 from tests.e2e.deployed import Deployment, Run, deployment, wait_for

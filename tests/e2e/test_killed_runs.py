@@ -17,7 +17,7 @@ import psutil
 import pytest
 import tomli_w
 
-from fednano_flwr import checkpoints
+from fednano_flwr.runs import checkpoint as checkpoints
 from tests.outcome import assert_same_outcome, half_written
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -33,7 +33,15 @@ class Command:
     def __init__(self, flat: dict[str, Any], temporary: Path) -> None:
         self.folder = Path(flat["run.dir"]) / flat["run.name"]
         self._mark = uuid.uuid4().hex
-        command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "2", "--verbose"]
+        command = [
+            sys.executable,
+            "-m",
+            "fednano_flwr.cli",
+            "run",
+            "--clients",
+            "2",
+            "--verbose",
+        ]
         config = temporary / f"{self._mark}.toml"
         config.write_text(tomli_w.dumps(flat), encoding="utf-8")
         command += ["-c", str(config)]

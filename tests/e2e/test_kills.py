@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.folder import RunFolder
 from tests.conftest import REPOSITORY, tiny_config
 from tests.e2e.machines import free_ports
 from tests.local_grid import LocalGrid

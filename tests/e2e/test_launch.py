@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 # The command, without the check of names: the toy app trains nothing.
 COMMAND = (
-    "from fednano_flwr import cli; cli.validate = lambda config: None; "
+    "from fednano_flwr.cli import app as cli; cli.validate = lambda config: None; "
     "cli.read_questions = lambda *_: None; cli.main()"
 )
 LONGEST = 240.0  # seconds that a command may take; 20 on two idle cores

@@ -5,8 +5,7 @@ import pytest
 import torch
 from peft import PeftConfig
 
-from fednano_flwr.config import Adapter
-from fednano_flwr.edge.adapters import (
+from fednano_flwr.adapters.site import (
     LOCAL,
     adapter_state,
     add_adapter,
@@ -15,6 +14,7 @@ from fednano_flwr.edge.adapters import (
     low_rank,
     named_trainable,
 )
+from fednano_flwr.config import Adapter
 
 CONFIG = Adapter(rank=2, alpha=6.0, dropout=0.0, sites="image,text")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from fednano_flwr.edge.ahead import ahead
+from fednano_flwr.edge.prefetch import ahead
 
 PATIENCE = 30.0
 """Seconds until something that must happen counts as not happening; never waited for in full."""

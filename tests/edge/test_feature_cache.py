@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import loaded
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
 from fednano_flwr.edge.feature_keys import model_digest

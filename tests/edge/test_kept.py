@@ -8,7 +8,7 @@ import pytest
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge import loaded
-from fednano_flwr.edge.kept import Kept
+from fednano_flwr.edge.process_cache import Kept
 from fednano_flwr.in_process import run_in_process
 
 

@@ -17,9 +17,9 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import generate, right_answers
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import GeneratingLLM, HostRefusedError, LLMInputs
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import NextTokensJob
 from fednano_flwr.models.edge_half import EdgeHalf

@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fednano_flwr.audit.results import Asked, Subject, audit_one
-from fednano_flwr.command.partition import partition_to_folder
-from fednano_flwr.command.split import split
+from benchmarks.audit.results import AuditOptions, Subject, audit_one
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.cli.partition import partition_to_folder
+from fednano_flwr.cli.split import split
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.client import EXCHANGES, Client
 from fednano_flwr.edge.loaded import EncodedShard, Place, _checked
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -324,5 +324,5 @@ def test_a_bundle_for_a_shard_and_an_audit_leave_an_odd_question_out_too(
     client = Client(RunConfig.parse(own), Place(0, 1, data_path=str(shard)))
     assert [uid for uid, _ in client.shard.left_out] == ["1"]
     theta = adapter_state(build_adapters(48, config.adapter, seed=1))
-    row = audit_one(Subject("test", config, theta, 1, 1, 0.5, 0.25), Asked(60, 0, 1))
+    row = audit_one(Subject("test", config, theta, 1, 1, 0.5, 0.25), AuditOptions(60, 0, 1))
     assert row["questions"] == 58

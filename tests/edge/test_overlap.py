@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import scoring, training
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder
 from fednano_flwr.edge.scoring import right_answers
@@ -27,7 +28,6 @@ from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
-from fednano_flwr.seeds import Purpose, derive_seed
 
 PLAN = TrainingPlan(2, 2, 0.01, 0.0, 1.0)
 PATIENCE = 30.0

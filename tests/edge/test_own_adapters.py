@@ -4,11 +4,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from fednano_flwr.adapters.site import LOCAL, adapter_state, build_adapters, load_adapter_state
 from fednano_flwr.config import Adapter
-from fednano_flwr.edge.adapters import LOCAL, adapter_state, build_adapters, load_adapter_state
+from fednano_flwr.edge.local_state import OwnState
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.own_adapters import begin, keep
-from fednano_flwr.edge.own_state import OwnState
 
 CONFIG = Adapter(rank=4, alpha=6.0, dropout=0.0, sites="image,text")
 SENT = {key: value + 1 for key, value in adapter_state(build_adapters(8, CONFIG, 0)).items()}

@@ -4,13 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.edge.own_state import (
-    Earlier,
-    OwnState,
-    StateError,
-    from_config,
-    to_config,
-)
+from fednano_flwr.config.lineage import PreviousRun, from_config, to_config
+from fednano_flwr.edge.local_state import OwnState, StateError
 
 
 def test_what_was_kept_comes_back_under_its_own_name(tmp_path: Path) -> None:
@@ -70,7 +65,7 @@ def test_a_resumed_run_finds_what_its_earlier_runs_kept_up_to_where_they_count(
 
 
 def test_a_message_says_which_runs_are_continued() -> None:
-    earlier = [Earlier("17446744073709551615", 2), Earlier("5", -1)]
+    earlier = [PreviousRun("17446744073709551615", 2), PreviousRun("5", -1)]
     assert from_config(to_config(earlier)) == earlier
     assert to_config([]) == {} and from_config({}) == []
 

@@ -13,7 +13,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fednano_flwr import preflight
-from fednano_flwr.command.split import split
+from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.doctor.model import check_half, check_processor

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fednano_flwr.edge.adapters import adapter_state, named_trainable
+from fednano_flwr.adapters.site import adapter_state, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.proximal import proximal_term
 from fednano_flwr.edge.questions import Question

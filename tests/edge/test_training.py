@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters, named_trainable
+from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Adapter, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters, named_trainable
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache
 from fednano_flwr.edge.loaded import Place
@@ -25,7 +26,6 @@ from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
-from fednano_flwr.seeds import Purpose, derive_seed
 
 PLAN = TrainingPlan(
     local_epochs=2, batch_size=5, learning_rate=0.01, weight_decay=0.0, max_grad_norm=1.0

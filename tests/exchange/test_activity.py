@@ -10,9 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.activity import Activity, is_progress, is_step
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     FeaturesMissingError,
     HostBusyError,
@@ -20,8 +17,11 @@ from fednano_flwr.exchange.protocol import (
     HostUnreachableError,
     LLMInfo,
 )
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.activity import Activity, is_progress, is_step
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tokens import Tokens
 from tests.batches import answered_at_the_end as batch
 
 RUN, NODE = 5, 7

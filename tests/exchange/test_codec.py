@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.questions import QuestionEncoder, next_token_labels
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import RemoteLLM
-from fednano_flwr.exchange.int8 import BLOCK
 from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError, LLMInputs
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 

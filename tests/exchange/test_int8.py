@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import int8
-from fednano_flwr.exchange.int8 import BLOCK, THRESHOLD, dequantize, quantize
+from fednano_flwr.base import int8
+from fednano_flwr.base.int8 import BLOCK, THRESHOLD, dequantize, quantize
 
 
 def normal(rows: int = 40, width: int = 1024, seed: int = 0) -> Tensor:

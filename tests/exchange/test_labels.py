@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.labels import step_in_two, stepper
 from fednano_flwr.exchange.protocol import IGNORE, LLMInputs
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 

@@ -10,10 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.limits import BURST_SECONDS, Meter, NodeLimits, SpentError
 from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     Feature,
@@ -24,9 +20,13 @@ from fednano_flwr.exchange.protocol import (
     LLMInfo,
     LowRankInputs,
 )
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.session import METHOD, Session
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.limits import BURST_SECONDS, Meter, NodeLimits, SpentError
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.session import METHOD, Session
+from fednano_flwr.exchange.wire.tokens import Tokens
 from tests.batches import answered_at_the_end as batch
 
 RUN, GREEDY, OTHER = 5, 7, 8

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, Dataset
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, last_positions, next_token_labels
-from fednano_flwr.exchange import client
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, FeaturesMissingError, HostRefusedError
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire import client
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf

@@ -8,13 +8,13 @@ import grpc
 import pytest
 import torch
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.answers import Answers
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, HostRefusedError, LLMInputs
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.session import METHOD
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.dispatch import Answers
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.session import METHOD
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch

@@ -13,11 +13,8 @@ from contextlib import suppress
 import httpx
 import pytest
 
-from fednano_flwr.config import ConfigError
-from fednano_flwr.exchange import proxies
-from fednano_flwr.exchange.client import Caller, RemoteLLM
-from fednano_flwr.exchange.protocol import HostUnreachableError, LLMInfo
-from fednano_flwr.exchange.proxies import (
+from fednano_flwr.config import ConfigError, proxies
+from fednano_flwr.config.proxies import (
     GRPC,
     HTTP,
     named_proxies,
@@ -26,8 +23,10 @@ from fednano_flwr.exchange.proxies import (
     spare_this_machine,
     spares,
 )
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tls import Identity
+from fednano_flwr.exchange.protocol import HostUnreachableError, LLMInfo
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tls import Identity
 from tests.certificates import authority, certificate
 
 VARIABLES = {*GRPC, *HTTP, "no_proxy", "no_grpc_proxy"}

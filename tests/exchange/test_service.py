@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     HostRefusedError,
     HostUnreachableError,
     LLMInfo,
 )
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 
+from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, Dataset
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     Question,
@@ -17,10 +17,10 @@ from fednano_flwr.edge.questions import (
     last_positions,
     next_token_labels,
 )
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import IGNORE
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError, LLMInfo
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.session import METHOD
-from fednano_flwr.exchange.tokens import TokenError, Tokens
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.session import METHOD
+from fednano_flwr.exchange.wire.tokens import TokenError, Tokens
 from tests.batches import answered_at_the_end as batch
 
 RUN, NODE = 5, 7

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.runs.folder import RunFolder
 
 
 def random_adapters(width: int, adapter: Adapter, seed: int = 3) -> Any:

@@ -21,9 +21,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 from typer.testing import CliRunner
 
-from fednano_flwr import cli
+from fednano_flwr.adapters.site import AdapterSites
+from fednano_flwr.cli import app as cli
 from fednano_flwr.data.sample import Picture
-from fednano_flwr.edge.adapters import AdapterSites
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import last_positions, load_encoder

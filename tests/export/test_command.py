@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from fednano_flwr import cli, client_app, server_app
+from fednano_flwr import client_app, server_app
+from fednano_flwr.cli import app as cli
 from fednano_flwr.config import RunConfig
 from fednano_flwr.export import stream
 from fednano_flwr.export.fold import CONNECTORS, LowRank, fold_rows

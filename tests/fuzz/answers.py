@@ -10,9 +10,6 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.answers import Answers
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
@@ -24,6 +21,9 @@ from fednano_flwr.exchange.protocol import (
     HostUnreachableError,
     LLMInputs,
 )
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.dispatch import Answers
 from fednano_flwr.llm.host import FrozenLLM
 from tests.fuzz.messages import fill, mutant, seeds, spoil
 from tests.fuzz.running import Tally, run

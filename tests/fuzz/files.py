@@ -14,8 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 from PIL import Image
 
-from fednano_flwr import checkpoints
-from fednano_flwr.checkpoints import CheckpointError
+from fednano_flwr.base.files import describe_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
@@ -25,10 +24,11 @@ from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.shard import Shard, load_shard
 from fednano_flwr.data.shard_folder import write_shard
 from fednano_flwr.data.table import in_memory
-from fednano_flwr.files import describe_file
 from fednano_flwr.models.bundle import MANIFEST, open_checkpoint
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs.checkpoint import CheckpointError
 from tests.files import checkpoint_in
 from tests.fuzz.messages import mutant, seeds
 from tests.fuzz.running import Tally, run

@@ -12,9 +12,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
 VICTIMS_KEY = b"the victim's"
 OWN_KEYS = (b"a", b"b", b"c" * 32)

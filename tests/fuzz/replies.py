@@ -14,9 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from hypothesis import strategies as st
 
 from fednano_flwr.config import Upload
-from fednano_flwr.records import from_arrays, to_arrays
-from fednano_flwr.replies import check_evaluation, receive_update
-from fednano_flwr.upload_records import to_upload
+from fednano_flwr.rounds.records import from_arrays, to_arrays
+from fednano_flwr.rounds.replies import check_evaluation, receive_update
+from fednano_flwr.rounds.uploads import to_upload
 from tests.fuzz.messages import mutant, seeds
 from tests.fuzz.running import Tally, run
 from tests.replies import evaluate_reply, train_reply

@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange import codec
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.answers import Answers
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.dispatch import Answers
 from fednano_flwr.llm.caches import OF_OWNER
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.graphs import Graphs

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fednano_flwr.exchange import fednano_pb2 as pb
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.fuzz.messages import KINDS, calls, draws, good
 from tests.fuzz.running import Tally, no_leak, run

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
@@ -16,7 +15,8 @@ from fednano_flwr.exchange.protocol import (
     LLMInputs,
     LowRankInputs,
 )
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.caches import Caches
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM

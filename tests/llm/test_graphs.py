@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.labels import step_in_two
 from fednano_flwr.exchange.protocol import (
     IGNORE,
@@ -21,7 +20,8 @@ from fednano_flwr.exchange.protocol import (
     HostUnreachableError,
     LLMInputs,
 )
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.graphs import Graph, Graphs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM

@@ -21,13 +21,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange import fednano_pb2 as pb
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.limits import NodeLimits
 from fednano_flwr.exchange.protocol import Feature, HostRefusedError
-from fednano_flwr.exchange.server import serve
-from fednano_flwr.exchange.tokens import Tokens
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
@@ -36,7 +36,7 @@ from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.preflight import validate_host
-from fednano_flwr.results import load_run
+from fednano_flwr.runs.results import load_run
 from tests.batches import answered_at_the_end as batch
 from tests.conftest import REPOSITORY
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.client import Caller, RemoteLLM
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     FeaturesMissingError,
@@ -23,7 +22,8 @@ from fednano_flwr.exchange.protocol import (
     LLMInputs,
     LowRankInputs,
 )
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm import queued as queued_module
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fednano_flwr.base.output import OutputError
 from fednano_flwr.config import ConfigError
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import HostRefusedError
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import split as splitting
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle, open_checkpoint
@@ -24,7 +25,6 @@ from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.split import write_bundle
 from fednano_flwr.models.token_table import MissingRowError
-from fednano_flwr.output import OutputError
 from tests import tiny_families
 from tests.models.test_families import SAMPLES
 from tests.tiny import write_checkpoint
@@ -179,7 +179,7 @@ def test_too_small_a_disk_is_noticed_first_with_both_sizes(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("fednano_flwr.output.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("fednano_flwr.base.output.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match=r"takes about 67\.\d MB.* 1\.0 kB free"):
         write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())

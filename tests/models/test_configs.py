@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from fednano_flwr.adapters.site import build_adapters
 from fednano_flwr.config import Adapter, ConfigError, Model
-from fednano_flwr.edge.adapters import build_adapters
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
 from fednano_flwr.edge.scoring import generate

@@ -17,9 +17,9 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
+from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
@@ -30,9 +30,9 @@ from fednano_flwr.edge.questions import (
     teacher_forced,
 )
 from fednano_flwr.edge.scoring import generate
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models import skeleton

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import HostRefusedError
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import fingerprint as module
 from fednano_flwr.models.bundle import MANIFEST
@@ -23,7 +23,7 @@ from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.split import write_bundle
-from fednano_flwr.results import other_model
+from fednano_flwr.runs.results import other_model
 from tests.tiny import write_checkpoint
 
 PARTS = {

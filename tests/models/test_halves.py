@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from fednano_flwr.command.split import split
+from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError
 from fednano_flwr.doctor.model import check_half
 from fednano_flwr.models.checkpoint import Checkpoint

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.checkpoint import HEAD, INDEX, SINGLE, Checkpoint
 from fednano_flwr.models.families import canonical

@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fednano_flwr.ask.opening import open_asker
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError, Model, RunConfig
 from fednano_flwr.doctor.model import check_edge_path, check_half
-from fednano_flwr.exchange.client import RemoteLLM
 from fednano_flwr.exchange.protocol import HostRefusedError
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.host import FrozenLLM

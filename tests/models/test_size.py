@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.adapters import build_adapters, named_trainable
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import Checkpoint

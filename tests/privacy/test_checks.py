@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.command.overrides import run_config as from_command_line
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.preflight import run_config as from_command_line
 from fednano_flwr.privacy.checks import SERVER_STEPS, UNIFORM, check_privacy
 from fednano_flwr.strategies.registry import FLOWER, OWN, check_node_rank, check_ranks
 

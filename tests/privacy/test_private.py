@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg, FedAvgM, Strategy
 
 from fednano_flwr.config import Privacy, RunConfig
-from fednano_flwr.federation import NodeView
 from fednano_flwr.privacy.private import Private
+from fednano_flwr.rounds.federation import NodeView
 from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import ALL_NODES
 from tests.replies import train_reply

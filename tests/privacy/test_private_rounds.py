@@ -16,12 +16,12 @@ from flwr.supercore.differential_privacy import compute_clip_model_update
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, ConfigError, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.privacy import mods
-from fednano_flwr.privacy.bounds import check_clipped
 from fednano_flwr.privacy.budget import epsilon_of
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.bounds import check_clipped
+from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 from tests.replies import train_reply
 

@@ -9,12 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from fednano_flwr.adapters.site import adapter_state
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.adapters import adapter_state
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.exchange.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from fednano_flwr.folder_lock import FolderLock, LockedError
+from fednano_flwr.base.lock import FolderLock, LockedError
 
 
 def main() -> None:

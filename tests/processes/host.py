@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fednano_flwr.exchange.server import serve
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import load_llm_half

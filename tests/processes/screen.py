@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from fednano_flwr.command.live import terminal
-from fednano_flwr.command.screen import Screen
-from fednano_flwr.command.signals import interrupts
-from fednano_flwr.snapshot import Snapshot, write
+from fednano_flwr.base.live import terminal
+from fednano_flwr.base.signals import interrupts
+from fednano_flwr.cli.screen import Screen
+from fednano_flwr.rounds.snapshot import Snapshot, write
 
 
 def line(number: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fednano_flwr.cli import cli
+from fednano_flwr.cli.app import cli
 from tests.report.made_up import a_record, a_run, write
 
 MARKUP = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$\\frac$"

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.command.project import default_config
-from fednano_flwr.report.facts import read_run
-from fednano_flwr.results import Run
+from fednano_flwr.analysis.report.facts import read_run
+from fednano_flwr.config.project import default_config
+from fednano_flwr.runs.results import Run
 
 NO_DATA = {"dataset.path": "/nowhere/scienceqa"}
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import pytest
 from typer.testing import CliRunner
 
-from fednano_flwr.cli import cli
-from fednano_flwr.report.command import _folders
+from fednano_flwr.analysis.report.command import _folders
+from fednano_flwr.cli.app import cli
 from tests.report.conftest import Reports
 from tests.report.made_up import a_record, a_run, write
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.report import compare
-from fednano_flwr.report.canvas import Picture
-from fednano_flwr.report.comparison_page import COLUMNS, _row
-from fednano_flwr.report.facts import read_run
-from fednano_flwr.report.figures.side_by_side import curves, ends
-from fednano_flwr.results import Run
+from fednano_flwr.analysis.report import compare
+from fednano_flwr.analysis.report.canvas import Picture
+from fednano_flwr.analysis.report.comparison_page import COLUMNS, _row
+from fednano_flwr.analysis.report.facts import read_run
+from fednano_flwr.analysis.report.figures.side_by_side import curves, ends
+from fednano_flwr.runs.results import Run
 from tests.report.made_up import a_record, a_run, write
 
 ONE_START = {"packages": {"torch": "2"}, "commit": "b"}

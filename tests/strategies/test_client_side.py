@@ -10,17 +10,17 @@ from flwr.app import Message
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
-from fednano_flwr.command.partition import partition_to_folder
+from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Questions
 from fednano_flwr.data.shard import Shard, Shards
 from fednano_flwr.edge import loaded
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.records import to_arrays
-from fednano_flwr.run_folder import RunFolder
+from fednano_flwr.rounds.records import to_arrays
+from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
 from fednano_flwr.strategies.registry import make_strategy
 from tests.local_grid import LocalGrid

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.strategies.registry import FLOWER, OWN
 

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr.config import RunConfig
-from fednano_flwr.federation import NodeView
+from fednano_flwr.rounds.federation import NodeView
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.memory import FLOWERS, remember, restore
 from fednano_flwr.strategies.registry import FLOWER, make_strategy

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fednano_flwr.config import RunConfig
-from fednano_flwr.product import (
+from fednano_flwr.adapters.product import (
     DOWN,
     UP,
     Factors,
@@ -30,9 +29,11 @@ from fednano_flwr.product import (
     spectrum,
     state_of,
 )
+from fednano_flwr.adapters.update import Update
+from fednano_flwr.config import RunConfig
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.fisher_product import merged_product, product_fisher
-from fednano_flwr.strategies.merge import Update, fisher_merge
+from fednano_flwr.strategies.merge import fisher_merge
 from fednano_flwr.strategies.registry import make_strategy
 
 WIDTH = 12

@@ -8,15 +8,15 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fednano_flwr.adapters.product import DOWN, UP
+from fednano_flwr.adapters.update import Update
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
-from fednano_flwr.federation import Federation
-from fednano_flwr.patience import Patience
-from fednano_flwr.product import DOWN, UP
-from fednano_flwr.progress import Progress
-from fednano_flwr.records import from_arrays, to_arrays
+from fednano_flwr.rounds.federation import Federation
+from fednano_flwr.rounds.progress import Progress
+from fednano_flwr.rounds.records import from_arrays, to_arrays
+from fednano_flwr.rounds.timeouts import Patience
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.fednano import FedNano
-from fednano_flwr.strategies.merge import Update
 from fednano_flwr.strategies.registry import (
     FLOWER,
     OWN,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednano_flwr.upload import delta
-from fednano_flwr.upload.packing import pack_nibbles, unpack_nibbles
+from fednano_flwr.adapters import pack_delta as delta
+from fednano_flwr.adapters.packing import pack_nibbles, unpack_nibbles
 
 
 def scales_of(data: torch.Tensor, count: int, bits: int) -> torch.Tensor:

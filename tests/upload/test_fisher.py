@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednano_flwr.product import Factors
+from fednano_flwr.adapters import pack_fisher as fisher
+from fednano_flwr.adapters.product import Factors
 from fednano_flwr.strategies.fisher_product import product_fisher
-from fednano_flwr.upload import fisher
 
 A, B = "image.lora_A.weight", "image.lora_B.weight"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednano_flwr.upload.packing import flatten
-from fednano_flwr.upload.update import (
+from fednano_flwr.adapters.pack_update import (
     pack_adapters,
     pack_fisher,
     unpack_adapters,
     unpack_fisher,
 )
+from fednano_flwr.adapters.packing import flatten
 
 State = dict[str, torch.Tensor]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import upload
-from fednano_flwr.upload import delta, fisher
+from fednano_flwr.adapters import pack_delta as delta
+from fednano_flwr.adapters import pack_fisher as fisher
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = (ROOT / "docs" / "upload.md").read_text(encoding="utf-8")

@@ -13,10 +13,10 @@ from flwr.app import Array, ArrayRecord
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fednano_flwr.config import UPLOAD_ADAPTERS, UPLOAD_FISHERS, Upload
-from fednano_flwr.edge.own_state import OwnState
-from fednano_flwr.records import FISHER, from_arrays, to_arrays
-from fednano_flwr.replies import receive_update
-from fednano_flwr.upload_records import RESIDUAL, to_upload
+from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.rounds.records import FISHER, from_arrays, to_arrays
+from fednano_flwr.rounds.replies import receive_update
+from fednano_flwr.rounds.uploads import RESIDUAL, to_upload
 from tests.replies import train_reply as reply
 
 A, B = "text.lora_A.weight", "text.lora_B.weight"

@@ -10,11 +10,11 @@ from flwr.app import Array, Message
 from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
+from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig
-from fednano_flwr.edge.adapters import adapter_state, build_adapters
-from fednano_flwr.edge.own_state import OwnState
-from fednano_flwr.run_folder import RunFolder
-from fednano_flwr.upload_records import RESIDUAL
+from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.rounds.uploads import RESIDUAL
+from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 
 Config = Callable[..., dict[str, Any]]

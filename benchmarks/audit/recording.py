@@ -1,0 +1,183 @@
+"""What the host received of a client's training, beside what the client had.
+
+A `Recorder` sits before the language model, behind the wire; a `Witness` before the exchange, at
+the client. Calls come one at a time, so what one saw last belongs to what the other did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.audit.attack import answers_of_gradient
+from fednano_flwr.exchange.generation import Generated, NewToken
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    LLM,
+    AdaptedBatch,
+    Feature,
+    Gradient,
+    Inputs,
+    LLMInfo,
+    LLMInputs,
+    LLMService,
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One training step as the host sees it.
+
+    Attributes:
+        inputs: decoded from the wire.
+        answers: tokens (P,) as the host reads them: the labels that it was sent, or what the
+            gradient with respect to the logits shows.
+    """
+
+    inputs: Inputs
+    answers: Tensor
+
+
+class Recorder:
+    """An `LLMService` that remembers the last training step it answered."""
+
+    def __init__(self, service: LLMService) -> None:
+        self._service = service
+        self._first_half: Inputs | None = None
+        self._seen: Seen | None = None
+
+    def take(self) -> Seen:
+        """The last step, once."""
+        assert self._seen is not None, "no step has arrived"
+        seen, self._seen = self._seen, None
+        return seen
+
+    def describe(self) -> LLMInfo:
+        return self._service.describe()
+
+    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
+        answer = self._service.step(inputs, labels, owner)
+        self._seen = Seen(inputs, labels[labels != IGNORE].clone())
+        return answer
+
+    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
+        answer = self._service.forward(inputs, positions, owner)
+        self._first_half = inputs
+        return answer
+
+    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
+        answer = self._service.backward(graph, gradient, owner)
+        assert self._first_half is not None
+        self._seen = Seen(self._first_half, answers_of_gradient(gradient))
+        return answer
+
+    def score(
+        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
+    ) -> Tensor:
+        return self._service.score(inputs, positions, candidates, owner)
+
+    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
+        return self._service.next_tokens(inputs, positions, owner)
+
+    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
+        return self._service.prefill(inputs, owner)
+
+    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+        return self._service.decode(cache, token, owner)
+
+    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
+        self._service.keep_features(features, owner)
+
+
+@dataclass
+class Prompt:
+    """One question's text, and what the host received of it.
+
+    Attributes:
+        tokens: (n,) what it is.
+        answers: (m,) tokens of its right answer.
+        image_rows: how many rows of image features came with it.
+        read_answers: (m,) as the host read them at first.
+        received: (n, d) rows of the first time; or token ids (n,), where those are sent.
+        total: sum of what was received `count` times.
+    """
+
+    tokens: Tensor
+    answers: Tensor
+    image_rows: int
+    read_answers: Tensor
+    received: Tensor
+    total: Tensor
+    count: int = 1
+
+    @property
+    def mean(self) -> Tensor:
+        """What is left of all observations; token ids stay what they are."""
+        return self.total / self.count if self.total.is_floating_point() else self.received
+
+
+@dataclass
+class Ledger:
+    """A client's prompts, each with up to `most` observations.
+
+    The host is granted that it tells which of them are of one question: lengths, shapes and, at
+    last, the rows themselves say so.
+    """
+
+    most: int
+    prompts: dict[tuple[object, ...], Prompt] = field(default_factory=dict)
+
+    def note(self, batch: AdaptedBatch, labels: Tensor, seen: Seen) -> None:
+        """Add a step: what the client had, and what the host saw of it."""
+        ids, is_image = batch.token_ids.cpu(), batch.is_image.cpu()
+        rows = _text_rows(seen.inputs, is_image)
+        texts = (~is_image).split(batch.lengths)
+        counts = [int(text.sum()) for text in texts]
+        known = [own[own != IGNORE] for own in labels.cpu().split(batch.lengths)]
+        answers = seen.answers.cpu().split([len(own) for own in known])
+        features = iter(batch.features)
+        for own, text, received, right, read in zip(
+            ids.split(batch.lengths), texts, rows.split(counts), known, answers, strict=True
+        ):
+            pictured = not bool(text.all())
+            key = (next(features).key if pictured else b"", *own.tolist(), *right.tolist())
+            self._add(key, Prompt(own[text], right, int((~text).sum()), read, received, received))
+
+    def _add(self, key: tuple[object, ...], seen: Prompt) -> None:
+        known = self.prompts.setdefault(key, seen)
+        if known is not seen and known.count < self.most:
+            known.total = known.total + seen.received
+            known.count += 1
+
+
+def _text_rows(inputs: Inputs, is_image: Tensor) -> Tensor:
+    """What arrived of the text: rows (n, d), or token ids (n,)."""
+    if isinstance(inputs, LLMInputs):
+        return inputs.embeds[~is_image].float()
+    return inputs.token_ids
+
+
+class Witness:
+    """An `LLM` that notes each training step of a client, and what a recorder saw of it."""
+
+    def __init__(self, llm: LLM, recorder: Recorder, ledger: Ledger) -> None:
+        self._llm, self._recorder, self._ledger = llm, recorder, ledger
+
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        loss = self._llm.loss(batch, labels)
+        self._ledger.note(batch, labels, self._recorder.take())
+        return loss
+
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        return self._llm.score(batch, positions, candidates)
+
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        return self._llm.next_tokens(batch, positions)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after another; an empty list of tokens where there are none."""
+    return torch.cat(list(parts)) if parts else torch.empty(0, dtype=torch.int64)

@@ -1,0 +1,150 @@
+"""NanoAdapters: the only parameters that are trained, sent and merged.
+
+h' = h + s · B(A h), A: (r, d), B: (d, r), s = alpha / r, B = 0 at the start (FedNano,
+arXiv 2506.14824). PEFT's LoRA drives them: it sits on two identity layers, so its handling of
+trainable parameters, state dicts, saving and several named adapters works unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils import set_peft_model_state_dict
+from torch import Tensor, nn
+
+from fednano_flwr.base.seeds import Purpose, derive_seed
+from fednano_flwr.config import Adapter
+
+GLOBAL, LOCAL = "default", "local"
+"""Names of adapters in PEFT: the one that every client has, and one that a client may add."""
+
+
+class AdapterSite(nn.Linear):
+    """A place for a LoRA: the identity on d features, owning no d × d weight."""
+
+    def __init__(self, features: int) -> None:
+        nn.Module.__init__(self)
+        self.in_features = self.out_features = features
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.bias = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class AdapterSites(nn.Module):
+    """The two places of the cut: the connector's output and the token embeddings."""
+
+    def __init__(self, hidden_size: int, model: str | None) -> None:
+        super().__init__()
+        self.name_or_path = model  # PEFT writes it into the adapter's config
+        self.image_adapter = AdapterSite(hidden_size)
+        self.text_adapter = AdapterSite(hidden_size)
+
+
+def build_adapters(
+    hidden_size: int, config: Adapter, seed: int, model: str | None = None
+) -> PeftModel:
+    """Fresh NanoAdapters in float32; the same seed gives the same A (B is zero).
+
+    Args:
+        hidden_size: d, the LLM's embedding size.
+        config: rank, alpha, dropout and which of the two sites have an adapter.
+        seed: of A's initial values.
+        model: written into PEFT's config as the base model's name.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(Purpose.ADAPTERS, seed))
+        sites = AdapterSites(hidden_size, model)
+        return get_peft_model(sites, _lora(config))  # type: ignore[arg-type]
+
+
+def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> None:
+    """Put a fresh adapter beside those there are, on the same sites; all are active and trained.
+
+    h' = h + Σ s · B(A h) over the adapters. One of that name is left as it is.
+    """
+    if name not in adapters.peft_config:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapters.add_adapter(name, _lora(config))
+    base: Any = adapters.base_model
+    base.set_adapter(list(adapters.peft_config))
+
+
+def _lora(config: Adapter) -> LoraConfig:
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a float is fine
+        lora_dropout=config.dropout,
+        target_modules=[f"{site}_adapter" for site in config.site_names],
+    )
+
+
+def adapter_state(adapters: PeftModel, name: str = GLOBAL) -> dict[str, Tensor]:
+    """Copies of one adapter's parameters on the CPU, by PEFT's names, sorted."""
+    state = get_peft_model_state_dict(adapters, adapter_name=name)
+    return {key: state[key].detach().cpu().clone() for key in sorted(state)}
+
+
+def load_adapter_state(
+    adapters: PeftModel, state: Mapping[str, Tensor], name: str = GLOBAL
+) -> None:
+    """Set one adapter's parameters.
+
+    Raises:
+        ValueError: names or shapes are not those of `adapters`.
+    """
+    own = get_peft_model_state_dict(adapters, adapter_name=name)
+    if set(own) != set(state):
+        raise ValueError(f"adapter has parameters {sorted(own)}, got {sorted(state)}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise ValueError(f"{key} has shape {tuple(own[key].shape)}, got {tuple(value.shape)}")
+    set_peft_model_state_dict(adapters, dict(state), adapter_name=name)
+
+
+def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
+    """Trainable parameters of all adapters, sorted by name.
+
+    Those of the global adapter have the names that `adapter_state` uses, others their adapter's
+    name in theirs.
+    """
+    trainable = {
+        name.replace(f".{GLOBAL}.", "."): parameter
+        for name, parameter in adapters.named_parameters()
+        if parameter.requires_grad
+    }
+    return dict(sorted(trainable.items()))
+
+
+def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two factors that a site's adapters add at `hidden`: h' = h + z Bᵀ with z = s · A h.
+
+    Several active adapters lie side by side along the rank.
+
+    Args:
+        site: "image" or "text".
+        hidden: (n, d) frozen embeddings.
+
+    Returns:
+        z (n, R) and B (d, R), both in float32 and differentiable; None where there is no adapter.
+    """
+    layer: Any = getattr(adapters.base_model.model, f"{site}_adapter")
+    if not isinstance(layer, LoraLayer):
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if not names:
+        return None
+    z, b = [], []
+    for name in names:
+        down: Any = layer.lora_A[name]
+        up: Any = layer.lora_B[name]
+        moved = layer.lora_dropout[name](hidden.to(down.weight.dtype))
+        z.append(layer.scaling[name] * down(moved))
+        b.append(up.weight)
+    return torch.cat(z, dim=1), torch.cat(b, dim=1)

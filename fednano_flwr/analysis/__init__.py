@@ -1,0 +1,1 @@
+"""One run, several runs, experiments over seeds: statistics, figures, pages."""

@@ -1,0 +1,77 @@
+"""`fednano split`: write the client's half of a model as an edge bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+from fednano_flwr.base.console import human_bytes
+
+if TYPE_CHECKING:
+    from fednano_flwr.edge.questions import QuestionEncoder
+    from fednano_flwr.models.bundle import EdgeBundle
+
+
+def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision: str = "") -> str:
+    """Write the bundle and say in words what it holds.
+
+    Args:
+        model: hub id, folder or `package:NAME/SUB`.
+        shard: a folder that `fednano partition` wrote; only its tokens' embeddings are kept.
+        dtype: to store the tensors in; None keeps the checkpoint's.
+        revision: branch, tag or commit of a model on the hub.
+
+    Raises:
+        ConfigError: the model cannot be cut, lacks a tensor, or its processor does not fit it.
+        DataError: `shard` is no shard.
+        OutputError: `out` cannot be written.
+    """
+    # Imported here: they bring torch, which `fednano --help` must not wait for.
+    import torch
+
+    from fednano_flwr.edge.questions import load_encoder
+    from fednano_flwr.models.bundle import open_checkpoint
+    from fednano_flwr.models.split import write_bundle
+
+    checkpoint = open_checkpoint(model, revision)
+    encoder = load_encoder(checkpoint)
+    ids = _tokens(encoder, shard) if shard else None
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("reading")
+        bundle = write_bundle(
+            checkpoint,
+            out,
+            ids,
+            getattr(torch, dtype) if dtype else None,
+            lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total
+            ),
+        )
+    return describe(bundle, out)
+
+
+def describe(bundle: EdgeBundle, out: Path) -> str:
+    """What a bundle holds, in two lines."""
+    manifest = json.loads((out / "edge_bundle.json").read_text(encoding="utf-8"))
+    rows, layers = manifest["token_rows"], manifest["encoder_layers_dropped"]
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    return (
+        f"edge bundle of {bundle.name} (fingerprint {bundle.fingerprint}) in {out}\n"
+        f"{manifest['parameters']:,} parameters, {human_bytes(size)} with processor and tokenizer; "
+        f"embeddings of {rows['kept']:,} of {rows['of']:,} tokens; "
+        f"{layers} unused encoder layer{'' if layers == 1 else 's'} left out"
+    )
+
+
+def _tokens(encoder: QuestionEncoder, shard: Path) -> list[int]:
+    """Ids of the tokens that a shard's questions and answers use, ascending."""
+    from fednano_flwr.data.shard import load_shard
+    from fednano_flwr.edge.questions import encode_all, used_tokens
+
+    part = load_shard(shard)
+    questions, _ = encode_all(encoder, (*part.train, *part.test))
+    return used_tokens(questions)  # a client leaves out the same questions

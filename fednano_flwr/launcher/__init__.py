@@ -1,0 +1,1 @@
+"""Starts a SuperLink and the programs of a run, and ends them."""

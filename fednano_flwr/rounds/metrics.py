@@ -1,0 +1,111 @@
+"""One line of metrics.jsonl: what a round did, from the clients' replies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any
+
+import psutil
+from flwr.app import Message
+
+from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
+from fednano_flwr.edge.scoring import merged
+from fednano_flwr.rounds.federation import Answers
+from fednano_flwr.rounds.records import metric, partition_of
+
+
+def round_record(
+    server_round: int,
+    trained: Answers | None,
+    scored: Answers,
+    seconds: float,
+    notes: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Everything a round measured.
+
+    `accuracy` is the plain mean over clients that have test questions, `accuracy_by` that of all
+    clients' questions of a kind or subject together; bytes count what crossed in this round,
+    training and evaluation together, step traffic apart from round traffic. Memory is resident, in
+    MiB: at its peak since the process began, and of the server also now, at the round's end.
+
+    Args:
+        trained: replies to the train messages; None for round 0, which only evaluates.
+        scored: replies to the evaluate messages.
+        seconds: wall-clock time of the round.
+        notes: what the strategy saw in the merge; one that is not finite, such as the ratio to a
+            client whose Fisher diagonal is zero, is left out: JSON has no such numbers.
+    """
+    accuracies = {str(partition_of(r)): _accuracy(r) for r in scored.replies}
+    known = [value for value in accuracies.values() if value is not None]
+    training = trained.replies if trained else []
+    losses = {str(partition_of(r)): metric(r, "train-loss") for r in training}
+    sizes = {str(partition_of(r)): int(metric(r, "num-examples")) for r in training}
+    both = [trained, scored] if trained else [scored]
+    replies = [reply for answers in both for reply in answers.replies]
+    return {
+        "round": server_round,
+        "accuracy": sum(known) / len(known) if known else None,
+        "accuracy_per_client": accuracies,
+        "test_questions_per_client": {
+            str(partition_of(r)): int(metric(r, "num-examples")) for r in scored.replies
+        },
+        "accuracy_by": _by_kind(scored.replies),
+        "train_loss": _weighted_mean(losses, sizes),
+        "train_loss_per_client": losses,
+        "train_questions_per_client": sizes,
+        "round_bytes_up": sum(answers.bytes_up for answers in both),
+        "round_bytes_down": sum(answers.bytes_down for answers in both),
+        "step_bytes_up": _total(replies, "step-bytes-up"),
+        "step_bytes_down": _total(replies, "step-bytes-down"),
+        "step_calls": _total(replies, "step-calls"),
+        "step_retries": _total(replies, "step-retries"),
+        "merge": {key: value for key, value in (notes or {}).items() if isfinite(value)},
+        "features": {
+            "encoded": _total(replies, "features-encoded"),
+            "from_disk": _total(replies, "features-from-disk"),
+        },
+        "seconds": seconds,
+        "client_seconds": {
+            "train": [metric(r, "seconds") for r in training],
+            "evaluate": [metric(r, "seconds") for r in scored.replies],
+            "encoder": sum(metric(r, "encoder-seconds") for r in replies),
+            "waiting_for_llm": sum(metric(r, "llm-seconds") for r in replies),
+        },
+        "peak_memory_mb": {
+            "client_process": max(metric(r, "peak-memory-mb") for r in replies),
+            "server_process": peak_memory_mb(),
+            "client_gpu": max(metric(r, "peak-gpu-memory-mb") for r in replies),
+            "server_gpu": peak_gpu_memory_mb(),
+        },
+        "memory_mb": {"server_process": psutil.Process().memory_info().rss / 2**20},
+        "failures": {
+            "train": trained.failures if trained else {},
+            "evaluate": scored.failures,
+        },
+    }
+
+
+def _by_kind(replies: list[Message]) -> dict[str, dict[str, float]]:
+    """Accuracy with and without pictures and by subject, over the questions of all clients."""
+    tallies = [json.loads(str(r.content.config_records["notes"]["tally"])) for r in replies]
+    return {
+        kind: {"accuracy": right / asked, "questions": asked}
+        for kind, (right, asked) in merged(tallies).items()
+    }
+
+
+def _accuracy(reply: Message) -> float | None:
+    """Share of right answers, or None where a client has no test question."""
+    questions = metric(reply, "num-examples")
+    return metric(reply, "correct") / questions if questions else None
+
+
+def _weighted_mean(values: dict[str, float], weights: dict[str, int]) -> float | None:
+    total = sum(weights.values())
+    return sum(values[key] * weights[key] for key in values) / total if total else None
+
+
+def _total(replies: list[Message], key: str) -> int:
+    return sum(int(metric(reply, key)) for reply in replies)

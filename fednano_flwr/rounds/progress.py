@@ -1,0 +1,221 @@
+"""What a ServerApp tells of a round while it lasts, from what happens in it.
+
+A screen that shows progress gives a file (`snapshot.VARIABLE`), which is written about twice a
+second. Without one a line is said when a round has been silent for a while.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from flwr.app import Message
+
+from fednano_flwr.rounds.records import metric
+from fednano_flwr.rounds.snapshot import Snapshot, write
+
+WRITE_SECONDS = 0.5
+SILENT_SECONDS = 60.0
+"""A round in which nothing was said for so long says where it is."""
+STUCK_SECONDS = 30.0
+"""So long without a step or a reply, and who is waited for is worth a line on the screen."""
+NO_ROUND = "who is there"
+TRAINING, EVALUATION = "training", "evaluation"
+Given = ParamSpec("Given")
+
+
+def _harmless(
+    event: Callable[Concatenate[Progress, Given], None],
+) -> Callable[Concatenate[Progress, Given], None]:
+    """Whatever goes wrong in telling of a run, the run goes on; that it did is said once."""
+
+    @functools.wraps(event)
+    def told(progress: Progress, *args: Given.args, **kwargs: Given.kwargs) -> None:
+        if progress.broken:
+            return
+        try:
+            event(progress, *args, **kwargs)
+        except Exception as error:
+            progress.broken = True
+            progress.drop_file()
+            with suppress(Exception):  # that nothing can be said cannot be said either
+                progress.say(f"progress is not shown any more: {type(error).__name__}: {error}")
+
+    return told
+
+
+class _Mean:
+    """Of values with weights; None while there is no weight."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, total: float, weight: float) -> None:
+        self._sum += total
+        self._weight += weight
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._weight if self._weight else None
+
+
+def _loss(reply: Message) -> tuple[float, float]:
+    questions = metric(reply, "num-examples")
+    return metric(reply, "train-loss") * questions, questions
+
+
+def _right(reply: Message) -> tuple[float, float]:
+    return metric(reply, "correct"), metric(reply, "num-examples")
+
+
+SCORES = {TRAINING: _loss, EVALUATION: _right}
+"""By phase: the sum over a reply's questions, and how many they are."""
+
+
+class Progress:
+    """Hears what happens in a run and tells people where it is; its methods never raise.
+
+    All but the counter of steps is called by the ServerApp's own thread.
+
+    Args:
+        rounds: number of the last round.
+        steps: calls that the language model has computed so far, in the whole run.
+        say: tells people one line.
+        file: where a screen looks; without one progress is said in lines.
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(
+        self,
+        rounds: int,
+        steps: Callable[[], int],
+        say: Callable[[str], None],
+        file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.say = say
+        self.broken = False
+        self._rounds, self._steps, self._file, self._clock = rounds, steps, file, clock
+        self._round: int | None = None
+        self._phase = NO_ROUND
+        self._asked = self._done = self._failed = self._steps_before = 0
+        self._scores = defaultdict[str, _Mean](_Mean)
+        self._record: Mapping[str, Any] = {}
+        self._seconds: list[float] = []
+        self._round_began = self._phase_began = self._said = self._moved = clock()
+        self._written = float("-inf")
+        self._last_sign = (0, 0)
+
+    @_harmless
+    def finished(self, record: Mapping[str, Any]) -> None:
+        """A round has ended, now or before the run was resumed; `record` is its line's."""
+        self._record = record
+        if record["round"] > 0:  # round 0 does not train
+            self._seconds.append(record["seconds"])
+
+    @_harmless
+    def enter(self, server_round: int, phase: str) -> None:
+        """What clients are asked from now on belongs to this phase."""
+        if server_round != self._round:
+            self._round = server_round
+            self._scores.clear()
+            self._round_began = self._said = self._clock()
+        self._phase = phase
+
+    @_harmless
+    def asked(self, clients: int) -> None:
+        """So many clients are asked, just now."""
+        self._asked, self._done, self._failed = clients, 0, 0
+        self._steps_before = self._steps()
+        self._phase_began = self._moved = self._clock()
+        self._show()
+
+    @_harmless
+    def replied(self, reply: Message) -> None:
+        """A client has answered well."""
+        self._done += 1
+        if (score := SCORES.get(self._phase)) is not None:
+            self._scores[self._phase].add(*score(reply))
+
+    @_harmless
+    def failed(self) -> None:
+        """A client will not answer, or did not answer well; who reports it has said why."""
+        self._failed += 1
+        self._said = self._clock()
+
+    @_harmless
+    def waits(self, words: Callable[[], str]) -> None:
+        """Time passes; `words` says who is waited for."""
+        now = self._clock()
+        sign = (self._steps(), self._done + self._failed)
+        if sign != self._last_sign:
+            self._last_sign, self._moved = sign, now
+        if self._file is None:
+            if now - self._said >= SILENT_SECONDS:
+                self._said = now
+                self.say(f"{self.snapshot().line}; {words()}")
+        elif now - self._written >= WRITE_SECONDS:
+            self._show(words() if now - self._moved >= STUCK_SECONDS else "")
+
+    @_harmless
+    def all_in(self) -> None:
+        """Nobody is waited for any more."""
+        self._show()
+
+    @_harmless
+    def close(self) -> None:
+        """The run has ended: there is nothing left to show."""
+        self.drop_file()
+
+    def drop_file(self) -> None:
+        """Leave nothing behind that gets old on a screen."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def snapshot(self, waiting: str = "") -> Snapshot:
+        """Where the run is now."""
+        now = self._clock()
+        steps = self._steps() - self._steps_before
+        scored = self._scores[EVALUATION].value
+        trained = self._scores[TRAINING].value
+        return Snapshot(
+            round=self._round,
+            rounds=self._rounds,
+            phase=self._phase,
+            asked=self._asked,
+            done=self._done,
+            failed=self._failed,
+            steps=steps,
+            per_second=steps / max(now - self._phase_began, 1e-9) if steps else 0.0,
+            accuracy=self._record.get("accuracy") if scored is None else scored,
+            so_far=scored is not None,
+            loss=self._record.get("train_loss") if trained is None else trained,
+            left=self._left(now),
+            waiting=waiting,
+        )
+
+    def _left(self, now: float) -> float | None:
+        """What is left of this round and those after it, each as long as those before."""
+        if self._round is None or not self._seconds:
+            return None
+        each = statistics.fmean(self._seconds)
+        of_this = max(0.0, each - (now - self._round_began))
+        return of_this + each * (self._rounds - self._round)
+
+    def _show(self, waiting: str = "") -> None:
+        if self._file is None:
+            return
+        self._written = self._clock()
+        try:
+            write(self._file, self.snapshot(waiting))
+        except OSError as error:
+            self.drop_file()
+            self.say(f"progress is said in lines from now on: it cannot be written: {error}")

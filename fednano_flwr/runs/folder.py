@@ -1,0 +1,344 @@
+"""A run's folder: what was asked, what happened, and the adapters.
+
+config.json        the run config as resolved
+environment.json   versions, hardware, commit, which model, and the hub's commits of model and data
+                   set; of a resumed run also those of each start since
+metrics.jsonl      one object a round, from round 0 (the frozen model) on
+adapters/last      adapters after the last round, in PEFT's format
+adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
+state.json         which rounds these are
+checkpoints/       what a run that was stopped goes on from (checkpoints.py)
+metrics-cut.jsonl  lines of rounds that were done again, or only half written
+.lock              who writes it now, while somebody does (folder_lock.py)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fednano_flwr.adapters.site import build_adapters, load_adapter_state
+from fednano_flwr.base.console import say
+from fednano_flwr.base.files import replace_file
+from fednano_flwr.base.lock import FolderLock
+from fednano_flwr.base.version import commit_of
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.lineage import PreviousRun
+from fednano_flwr.config.machine import cpus
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.runs import checkpoint as checkpoints
+from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs.checkpoint import Checkpoint, CheckpointError, Memory
+from fednano_flwr.runs.results import other_model
+from fednano_flwr.runs.resume import continues, digest_of, run_folder_of
+
+PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
+
+
+class RunFolder:
+    """Writes one run; every file is complete at any time.
+
+    A run that never got so far as to have round 0's results leaves no folder. Where the config says
+    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is
+    closed, or its process ends, nobody else may write there.
+
+    Args:
+        run: Flower's id of this run.
+
+    Attributes:
+        rounds: records of metrics.jsonl.
+        model: what its model was (name, hub id, fingerprint, hidden size), set before round 0.
+        model_revision, dataset_revision: commits on the hub, set before round 0; "" for a folder.
+        resumed: the checkpoint that the run continues; None for a run that begins.
+        earlier: the runs that have led to that checkpoint, and those stopped before they had one.
+
+    Raises:
+        ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
+        LockedError: another run writes there.
+        CheckpointError: none of its checkpoints can be read, or one cannot be put back.
+    """
+
+    def __init__(self, config: RunConfig, run: int = 0) -> None:
+        self.config = config
+        self._own = ExitStack()  # the folder and its lock, until they are let go
+        self.path = self._own.enter_context(run_folder_of(config))
+        self.rounds: list[dict[str, Any]] = []
+        self.model: dict[str, Any] = {}
+        self.model_revision = self.dataset_revision = ""
+        self.resumed: Checkpoint | None = None
+        self.earlier: list[PreviousRun] = []
+        self._run = str(run)
+        self._best: dict[str, Tensor] = {}
+        self._environment = {"run": self._run, **environment()}
+        with ExitStack() as opening:
+            opening.callback(self.close)
+            continues(config, self.path)  # what cannot be is refused before it is locked
+            try:
+                self._own.enter_context(FolderLock(self.path, say))
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
+            try:
+                if continues(config, self.path):  # looked at again: whoever had it may have gone on
+                    self._go_back()
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
+            opening.pop_all()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write to the folder; what was read of it stays."""
+        self._own.close()
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record of the earliest round with the best mean accuracy.
+
+        Of the rounds that every client scored; where a client is away in each of them, of those
+        that the most clients did (`scored.comparable`). Round 0 is among them only if it is such a
+        round. It depends on the rounds so far alone, so a resumed run has the same.
+        """
+        return scored.best(self.rounds)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are there."""
+        return len(self.rounds) == self.config.num_server_rounds + 1
+
+    def set_model(self, info: LLMInfo) -> None:
+        """Note what the run's model is.
+
+        Raises:
+            ConfigError: the run that is continued had another one.
+        """
+        self.model = {
+            "name": info.model,
+            "hub_id": info.hub_id,
+            "fingerprint": info.fingerprint,
+            "hidden_size": info.hidden_size,
+        }
+        self.model_revision = info.revision
+        if self.resumed is None:
+            return
+        file = self.path / "environment.json"
+        environment = json.loads(file.read_text(encoding="utf-8"))
+        differs = other_model(environment, info.model, info.fingerprint, info.revision)
+        if differs:
+            raise ConfigError(f"resume = {self.config.resume!r}: {self.path}: {differs}")
+
+    def set_dataset(self, commit: str) -> None:
+        """Note the commit on the hub of the run's data set; "" of a folder, or if it is not known.
+
+        Raises:
+            ConfigError: the run that is continued had another one.
+        """
+        self.dataset_revision = commit
+        if self.resumed is None:
+            return
+        file = self.path / "environment.json"
+        earlier = json.loads(file.read_text(encoding="utf-8")).get("dataset_revision", "")
+        if earlier and commit and earlier != commit:
+            raise ConfigError(
+                f"resume = {self.config.resume!r}: {self.path} had {self.config.dataset.path} at "
+                f"commit {earlier}, and dataset.revision = {self.config.dataset.revision!r} is "
+                f"{commit} now; begin another run, with dataset.revision set to a commit"
+            )
+
+    def append(
+        self,
+        record: dict[str, Any],
+        theta: Mapping[str, Tensor],
+        hidden_size: int,
+        memory: Memory | None = None,
+    ) -> None:
+        """Keep a round: its adapters, its line of metrics, then its checkpoint.
+
+        Args:
+            theta: the server's adapters after it, in the order of the messages.
+            memory: the strategy's.
+
+        Raises:
+            CheckpointError: the disk is full, or cannot be written to.
+        """
+        try:
+            self._append(record, theta, hidden_size, memory or Memory())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"round {record['round']} could not be written to {self.path} ({error}). What was "
+                "written of earlier rounds is still there: see to it that there is room, and go "
+                f"on with resume = {json.dumps(str(self.path), ensure_ascii=False)}"
+            ) from error
+
+    def _append(
+        self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int, memory: Memory
+    ) -> None:
+        if not self.rounds:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_json(self.path / "config.json", self.config.flat())
+            noted = {
+                "model": self.model,
+                "model_revision": self.model_revision,
+                "dataset_revision": self.dataset_revision,
+            }
+            _write_json(self.path / "environment.json", self._environment | noted)
+        line = json.dumps(record, allow_nan=False)
+        self.rounds.append(record)
+        self._save_adapters("last", theta, hidden_size)
+        if self.best is record:
+            self._best = dict(theta)
+            self._save_adapters("best", theta, hidden_size)
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._write_state()
+        checkpoint = Checkpoint(
+            round=record["round"],
+            theta=dict(theta),
+            best_round=self.best["round"],
+            best=self._best,
+            hidden_size=hidden_size,
+            runs=[*self.earlier, PreviousRun(self._run, record["round"])],
+            config=digest_of(self.config),
+            packages=self._environment["packages"],
+            memory=memory,
+        )
+        keep = self.config.run.keep_checkpoints
+        checkpoints.write(self.path / "checkpoints", checkpoint, keep)
+
+    def _go_back(self) -> None:
+        """Put the folder back to its last checkpoint; to before round 0 where there is none yet."""
+        self._remove_partial()
+        found = checkpoints.newest(self.path / "checkpoints", say)
+        if found is None:
+            if _state_round(self.path) > 0:
+                raise ConfigError(f"{self.path} holds a run without checkpoints: it cannot go on")
+            checkpoints.tidy(self.path / "checkpoints", -1, 0)
+            self._cut_metrics(-1)
+            return
+        if found.config != digest_of(self.config):
+            raise ConfigError(
+                f"{self.path}: the checkpoint of round {found.round} is of another config"
+            )
+        self.resumed, self._best = found, found.best
+        self.earlier = [*self._cut_short(found), *found.runs]
+        self.rounds = self._cut_metrics(found.round)
+        self._save_adapters("last", found.theta, found.hidden_size)
+        self._save_adapters("best", found.best, found.hidden_size)
+        self._write_state()
+        keep = self.config.run.keep_checkpoints
+        checkpoints.tidy(self.path / "checkpoints", found.round, keep)
+        if not self.finished:
+            self._note_start(found)
+
+    def _remove_partial(self) -> None:
+        """Files that were being written when the run was stopped."""
+        for file in self.path.glob("*.partial"):
+            file.unlink()
+
+    def _cut_short(self, found: Checkpoint) -> list[PreviousRun]:
+        """Starts of this run that came to no checkpoint: what clients kept in them never counts."""
+        noted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        starts = [start.get("run") for start in (noted, *noted.get("resumed", []))]
+        known = {one.run for one in found.runs} | {None, self._run}
+        return [PreviousRun(run, -1) for run in dict.fromkeys(starts) if run not in known]
+
+    def _note_start(self, found: Checkpoint) -> None:
+        """Add this start to environment.json, and say what differs from the one before."""
+        file = self.path / "environment.json"
+        first = json.loads(file.read_text(encoding="utf-8"))
+        starts = [*first.get("resumed", []), {"after_round": found.round, **self._environment}]
+        _write_json(file, {**first, "resumed": starts})
+        for name, version in self._environment["packages"].items():
+            if (then := found.packages.get(name)) != version:
+                say(f"warning  {name} was {then} and is {version}: results may differ in last bits")
+
+    def _cut_metrics(self, last: int) -> list[dict[str, Any]]:
+        """Leave the lines of rounds up to `last` in metrics.jsonl, move the others aside.
+
+        Raises:
+            CheckpointError: one of those is not there.
+        """
+        file, aside = self.path / "metrics.jsonl", self.path / "metrics-cut.jsonl"
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        kept, cut = lines[: last + 1], lines[last + 1 :]
+        try:
+            records = [json.loads(line) for line in kept]
+        except ValueError:
+            records = []
+        if [record.get("round") for record in records] != list(range(last + 1)):
+            raise CheckpointError(f"{file} lacks lines of the rounds up to {last}")
+        if cut:
+            before = aside.read_bytes() if aside.exists() else b""
+            replace_file(aside, before + b"".join(cut).rstrip(b"\n") + b"\n")
+        if file.exists():
+            replace_file(file, b"".join(kept))
+        return records
+
+    def _write_state(self) -> None:
+        state = {"round": self.rounds[-1]["round"], "best_round": self.best["round"]}
+        _write_json(self.path / "state.json", {**state, "seed": self.config.seed})
+
+    def _save_adapters(self, name: str, theta: Mapping[str, Tensor], hidden_size: int) -> None:
+        config = self.config
+        adapters = build_adapters(hidden_size, config.adapter, config.seed, config.model.name)
+        load_adapter_state(adapters, theta)
+        folder = self.path / "adapters" / name
+        fresh, old = folder.with_name(f"{name}.new"), folder.with_name(f"{name}.old")
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        adapters.save_pretrained(str(fresh))
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit of this process."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": cpus(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "commit": commit_of(Path(__file__).parent),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _state_round(folder: Path) -> int:
+    """The last round whose results the folder has; -1 where it has none."""
+    file = folder / "state.json"
+    return int(json.loads(file.read_text(encoding="utf-8"))["round"]) if file.exists() else -1
+
+
+def _write_json(path: Path, value: object) -> None:
+    """Write a whole file or nothing."""
+    replace_file(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

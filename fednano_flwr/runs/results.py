@@ -1,0 +1,189 @@
+"""A run's folder, read: its config, its rounds, its adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fednano_flwr.config import ConfigError, Model, RunConfig, key_types
+from fednano_flwr.config.project import default_config
+from fednano_flwr.models.fingerprint import same_checkpoint
+
+ADAPTERS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left.
+
+    Attributes:
+        path: its folder.
+        config: as resolved when it began.
+        rounds: one object a round, from round 0 (the frozen model) on: the lines of its
+            metrics.jsonl.
+        environment: versions, hardware, commit.
+        notes: what of the config is not as the run wrote it, in words for people.
+    """
+
+    path: Path
+    config: RunConfig
+    rounds: list[dict[str, Any]]
+    environment: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def adapters(self, which: str = "last") -> dict[str, Tensor]:
+        """The server's adapters after the last round, or after the "best", by PEFT's names.
+
+        Raises:
+            ConfigError: they are not there, cannot be read, or are not finite.
+            ValueError: `which` is none of the two.
+        """
+        if which not in ADAPTERS:
+            raise ValueError(f"adapters {which!r}: there are {' and '.join(ADAPTERS)}")
+        file = self.path / "adapters" / which / "adapter_model.safetensors"
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}") from None
+        if not all(value.isfinite().all() for value in found.values()):
+            raise ConfigError(f"{file}: the adapters are not finite numbers")
+        return found
+
+
+def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, revision: str) -> str:
+    """How a model differs from the one that a run had; "" where it is the same.
+
+    Args:
+        environment: of the run.
+        name: the model that is to be used with it, and below its fingerprint and commit.
+    """
+    then = environment.get("model") or {}
+    commit = environment.get("model_revision") or ""
+    same = same_checkpoint(str(then.get("fingerprint", fingerprint)), fingerprint)
+    if same and (not revision or not commit or revision == commit):
+        return ""
+    return (
+        f"the run was trained on {then.get('name')} (fingerprint {then.get('fingerprint')}, "
+        f"revision {commit or 'none'}), and the model here is {name} (fingerprint {fingerprint}, "
+        f"revision {revision or 'none'})"
+    )
+
+
+def model_of(configured: Model, environment: Mapping[str, Any], elsewhere: str = "") -> Model:
+    """A run's model, at the commit that it had.
+
+    Args:
+        configured: what the run's config says.
+        environment: of the run.
+        elsewhere: where the model is on this machine, if not where the config says.
+    """
+    hub_id = (environment.get("model") or {}).get("hub_id")
+    if elsewhere and elsewhere != hub_id:
+        return Model(elsewhere)
+    commit = str(environment.get("model_revision") or configured.revision)
+    return Model(elsewhere or configured.name, commit)
+
+
+def caveats(strategy: str, ranks: str) -> list[str]:
+    """What sets the server's adapters apart from those that a run's accuracies were measured with.
+
+    Args:
+        strategy: `strategy.name`.
+        ranks: `adapter.ranks`.
+    """
+    found = []
+    if strategy == "feddpa-f":
+        found.append(
+            "These are the adapters that all clients share. Each client has its own beside them, "
+            "which stayed with the client and are not here. The run's accuracies are with these "
+            "too; that of what is here was not measured."
+        )
+    if ranks:
+        found.append(
+            f"Clients had adapters of ranks {ranks} and were scored with the merged ones cut to "
+            "their rank; here they are at full rank."
+        )
+    return found
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run's folder, finished or not.
+
+    Of a run that another version of this project has made, keys that the config lacks have this
+    version's defaults, and those that are no more are left out; the run's notes name them.
+
+    Raises:
+        ConfigError: it is not a run's folder, or its config has a value that cannot be used.
+    """
+    folder = Path(path).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        rounds = read_rounds(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder} is no run's folder: {error.filename} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the run in {folder} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"the run in {folder} cannot be read: config.json is no object")
+    try:
+        known, notes = to_this_version(config)
+        parsed = RunConfig.parse(known)
+    except ConfigError as error:
+        raise ConfigError(f"the run in {folder} cannot be read: config.json: {error}") from None
+    return Run(folder, parsed, rounds, environment, notes)
+
+
+def to_this_version(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A run config with this version's keys, and what had to be done for it, in words.
+
+    Raises:
+        ConfigError: none of its keys is one, so that it is no run config.
+    """
+    keys = key_types()
+    if not config.keys() & keys.keys():
+        raise ConfigError("it is not that of a run")
+    if config.keys() == keys.keys():
+        return config, ()
+    usual = default_config().flat()
+    missing = {key: usual[key] for key in keys if key not in config}
+    unknown = [key for key in config if key not in keys]
+    notes = []
+    if missing:
+        taken = ", ".join(f"{key} = {json.dumps(value)}" for key, value in missing.items())
+        notes.append(f"Another version made the run; what it lacks has today's default: {taken}.")
+    if unknown:
+        named = ", ".join(unknown)
+        notes.append(f"Another version made the run; keys that are no more are left out: {named}.")
+    return {key: config.get(key, usual[key]) for key in keys}, tuple(notes)
+
+
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, but for one that the run was stopped in the middle of.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is not whole; the message says which one.
+    """
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1].split("\n")[:-1]
+    return [_record(number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _record(number: int, line: str) -> Any:
+    """A line of metrics.jsonl.
+
+    Raises:
+        ValueError: it is not whole; the message says which one.
+    """
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} of metrics.jsonl is not whole: {error}") from None

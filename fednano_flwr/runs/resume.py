@@ -1,0 +1,167 @@
+"""Whether a run continues an earlier one, and in which folder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
+from fednano_flwr.config import ConfigError, RunConfig
+
+NEVER, AUTO = "never", "auto"
+MAY_DIFFER = (
+    "resume",
+    "run.dir",
+    "run.name",
+    "run.keep-checkpoints",
+    "run.trackers",
+    "round-timeout",
+    "round-limit",
+    "edge.feature-cache-mb",
+    "edge.feature-disk-mb",
+    "edge.feature-dir",
+    "edge.bundle",
+    "llm.bind",
+    "llm.port",
+    "llm.address",
+    "llm.tls-cert",
+    "llm.tls-key",
+    "llm.insecure-beyond-loopback",
+    "llm.replicas",
+    "llm.replica-gpus",
+    "llm.feature-memory-mb",
+    "llm.feature-disk-mb",
+    "llm.batch-wait-ms",
+    "llm.max-waiting",
+    "llm.max-clients",
+    "llm.max-open-graphs",
+    "llm.graph-seconds",
+    "llm.max-message-mb",
+    "llm.node-requests-per-second",
+    "llm.node-sessions",
+    "llm.node-waiting",
+    "llm.node-tokens",
+    "llm.node-features",
+    "llm.metrics",
+    "exchange.timeout",
+    "exchange.retry-seconds",
+    "exchange.ca-cert",
+)
+"""Keys that say where things run, how fast, and for how long they are waited for. Not
+`edge.state-dir`: what lies there is part of the run."""
+
+
+def folder_of(config: RunConfig) -> Path:
+    """The run's folder; where the config does not name it, one that is not there yet."""
+    if config.resume not in (NEVER, AUTO):
+        return Path(config.resume).expanduser().resolve()
+    parent = Path(config.run.dir).expanduser().resolve()
+    if config.run.name:
+        return (parent / config.run.name).resolve()
+    name = time.strftime(f"%Y%m%d-%H%M%S-{config.strategy.name}")
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(parent / name for name in names if not os.path.lexists(parent / name))
+
+
+@contextmanager
+def run_folder_of(config: RunConfig) -> Iterator[Path]:
+    """The run's folder, made for this run alone where the config does not name it.
+
+    Where it is still empty when the block ends, it goes again, with all that was made on the way.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    while True:
+        folder = folder_of(config)
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            if config.resume == NEVER and not config.run.name:
+                folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run was faster
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"run.dir = {config.run.dir!r}: {folder} cannot be made: {error}"
+            ) from None
+    try:
+        yield folder
+    finally:
+        with suppress(OSError, LockedError):  # somebody else has begun a run in it
+            if folder.is_dir() and not _names(folder):
+                FolderLock(folder, lambda line: None).release()  # takes the lock's file along
+                for one in made:
+                    one.rmdir()
+
+
+def continues(config: RunConfig, folder: Path) -> bool:
+    """Whether there is a run in `folder` that is to be continued.
+
+    Raises:
+        ConfigError: a run is there that must not be, or is not there, or was told otherwise.
+    """
+    there = bool(_names(folder))
+    if config.resume == NEVER:
+        if there:
+            raise ConfigError(
+                f"run.name = {config.run.name!r}: {folder} holds an earlier run; choose another "
+                'name, or go on with it: resume = "auto"'
+            )
+        return False
+    if not there:
+        if config.resume == AUTO:
+            return False
+        raise ConfigError(f"resume = {config.resume!r}: there is no run in {folder}")
+    _check_agrees(config, folder)
+    return True
+
+
+def digest_of(config: RunConfig) -> str:
+    """Of all that must agree where a run is continued."""
+    text = json.dumps(_fixed(config.flat()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_agrees(config: RunConfig, folder: Path) -> None:
+    file = folder / "config.json"
+    if _names(folder) <= {"config.partial"}:
+        return  # the run was stopped while it made its folder
+    try:
+        earlier = _fixed(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"resume = {config.resume!r}: {file} cannot be read ({error}); is {folder} a run's "
+            "folder?"
+        ) from None
+    now = _fixed(config.flat())
+    differing = [
+        f"{key} was {_shown(earlier, key)} and is {_shown(now, key)}"
+        for key in sorted(earlier.keys() | now.keys())
+        if _shown(earlier, key) != _shown(now, key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"resume = {config.resume!r}: the run in {folder} has another config: "
+            + "; ".join(differing)
+        )
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; a lock alone makes no run."""
+    return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+
+
+def _fixed(flat: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key not in MAY_DIFFER}
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "not there"
