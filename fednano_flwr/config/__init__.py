@@ -305,7 +305,6 @@ class LLM:
     replicas: int
     replica_gpus: float
     checkpointing: bool
-    compile: bool
     device_map: str
     threads: int
     bind: str

@@ -58,7 +58,6 @@ def check_host_options(config: RunConfig) -> list[Finding]:
     validate_host(config)
     llm = config.llm
     asked = [f"llm.quantization = {llm.quantization!r}"] if llm.quantization != "none" else []
-    asked += ["llm.compile"] if llm.compile else []
     asked += [f"llm.device-map = {llm.device_map!r}"] if llm.device_map else []
     return [ok(f"{', '.join(asked)}: can be had here")] if asked else []
 

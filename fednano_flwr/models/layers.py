@@ -14,10 +14,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fednano_flwr.config import ConfigError
 
-VARIANTS = 64
-"""Most forms of a layer that are compiled: with and without gradients, for one sample or more, by
-kind of attention. Two kinds pass PyTorch's own limit of 8, past which nothing is compiled."""
-
 
 def decoder_layers(host: PreTrainedModel) -> list[nn.Module]:
     """The layers that a language model stacks, first to last.
@@ -38,8 +34,8 @@ def decoder_layers(host: PreTrainedModel) -> list[nn.Module]:
         if len(found) == count:
             return found
     raise ConfigError(
-        f"{type(host).__name__}: its {count} decoder layers are not to be told from its other "
-        "modules; leave llm.checkpointing, llm.compile and llm.device-map out"
+        f"{type(host).__name__}: cannot identify its {count} decoder layers; "
+        "unset llm.checkpointing and llm.device-map"
     )
 
 
@@ -50,19 +46,6 @@ def checkpoint_layers(host: PreTrainedModel) -> None:
     """
     for layer in decoder_layers(host):
         layer.forward = _recomputed(layer.forward)  # type: ignore[method-assign]
-
-
-def compile_layers(host: PreTrainedModel, backend: str) -> None:
-    """Compile each decoder layer at its first use, for batches of any size.
-
-    Layers of one kind share what is compiled.
-    """
-    settings: Any = torch._dynamo.config
-    settings.recompile_limit = max(VARIANTS, settings.recompile_limit)
-    for layer in decoder_layers(host):
-        layer.forward = torch.compile(  # type: ignore[method-assign]
-            layer.forward, dynamic=True, backend=backend
-        )
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.host_options import AS_IT_IS, HostOptions, check_options
-from fednano_flwr.models.layers import checkpoint_layers, compile_layers
+from fednano_flwr.models.layers import checkpoint_layers
 from fednano_flwr.models.placement import Places, device_of, dispatch, place
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
@@ -90,9 +90,7 @@ class LLMHalf(nn.Module):
         self._embeddings = host.get_input_embeddings()
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
-        if options.compile:
-            compile_layers(host, options.compile_backend)
-        if options.checkpointing:  # around what is compiled, which then is run twice
+        if options.checkpointing:
             checkpoint_layers(host)
         if options.device_map:  # last: what goes into a layer is moved before it is kept
             dispatch(host, self.places)

@@ -30,7 +30,6 @@ from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
 
 CHECKPOINTING = HostOptions(checkpointing=True)
-OPTIONS = "fednano_flwr.models.host_options"
 # Gemma 2 caps attention's logits, which PyTorch's attention cannot, so transformers runs its own.
 OWN_ATTENTION = ("paligemma",)
 WITH_MASK = ("gemma3",)
@@ -197,17 +196,13 @@ def test_layers_that_cannot_be_told_are_refused(checkpoints: Callable[[str], str
     with mock.patch("fednano_flwr.models.layers.GradientCheckpointingLayer", nn.Bilinear):
         assert decoder_layers(host) == list(host.model.layers)  # by their list's name
         host.config.num_hidden_layers = 3
-        with pytest.raises(ConfigError, match="its 3 decoder layers are not to be told"):
+        with pytest.raises(ConfigError, match="its 3 decoder layers"):
             decoder_layers(host)
 
 
 @pytest.mark.parametrize(
     ("options", "device", "quantization", "message"),
     [
-        (HostOptions(compile=True), "cpu", "8bit", r"llm\.compile.*with llm\.quantization = '8bit"),
-        (HostOptions(compile=True, device_map="auto"), "cpu", "none", r"with llm\.device-map"),
-        (HostOptions(compile=True), "cpu", "none", r"no C\+\+ compiler nowhere-c"),
-        (HostOptions(compile=True), "cuda", "none", "the package triton"),
         (HostOptions(device_map="auto"), "cuda", "4bit", r"device-map with llm\.quantization"),
         (
             HostOptions(device_map="auto"),
@@ -230,8 +225,6 @@ def test_what_cannot_be_had_is_said_before_anything_is_read(
     monkeypatch.setattr(llm_half, "open_whole", read)
     monkeypatch.setattr(llm_half, "check_quantization", lambda *args: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(f"{OPTIONS}.importlib.util.find_spec", lambda name: None)
-    monkeypatch.setenv("CXX", "nowhere-c++")
     with pytest.raises(ConfigError, match=message):
         load_llm_half("model", device, quantization=quantization, options=options)
 
