@@ -13,6 +13,7 @@ from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.fixed_token import FixedToken, make_token, read_token
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
+from fednano_flwr.llm.between_calls import LIMIT
 from fednano_flwr.llm.hosting import load_host, node_limits
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.preflight import config_of
@@ -83,7 +84,7 @@ def serving(
     # All who have the token are one node, so the bound of all answers under way is theirs.
     with (
         watching(config.metrics, say) as watch,
-        load_host(model, config, config.max_open_graphs, watch, revision) as host,
+        load_host(model, config, LIMIT, watch, revision) as host,
     ):
         info = host.describe()
         limits = node_limits(config)

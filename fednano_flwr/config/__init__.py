@@ -317,11 +317,7 @@ class LLM:
     feature_memory_mb: int
     feature_disk_mb: int
     batch_tokens: int
-    batch_wait_ms: float
-    max_waiting: int
     max_clients: int
-    max_open_graphs: int
-    graph_seconds: float
     max_message_mb: int
     node_requests_per_second: float
     node_sessions: int
@@ -344,17 +340,13 @@ class LLM:
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
         _require(1 <= self.max_tokens < 2**31, "llm.max-tokens", self.max_tokens, "1 to 2^31 - 1")
-        for key in ("max_waiting", "max_clients", "max_open_graphs"):
-            value = getattr(self, key)
-            _require(value >= 1, f"llm.{key.replace('_', '-')}", value, "at least 1")
+        _require(self.max_clients >= 1, "llm.max-clients", self.max_clients, "at least 1")
         _require(
             0 <= self.max_message_mb < 2048,
             "llm.max-message-mb",
             self.max_message_mb,
             "0 (what llm.max-tokens tokens may need) to 2047",
         )
-        _seconds("llm.graph-seconds", self.graph_seconds)
-        _seconds("llm.batch-wait-ms", self.batch_wait_ms, or_zero=True)
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         self._check_replicas()

@@ -57,5 +57,5 @@ def step_in_two(service: LLMService, inputs: Inputs, labels: Tensor) -> tuple[fl
             continue
     raise HostRefusedError(
         f"the LLM host forgot the first half of a step {TRIES} times before the second came: "
-        'raise llm.graph-seconds, or use exchange.labels-at = "server"'
+        'use exchange.labels-at = "server"'
     )

@@ -11,6 +11,11 @@ from fednano_flwr.exchange.protocol import GoneError, HostBusyError
 
 Thing = TypeVar("Thing")
 
+LIMIT = 16
+"""Things of one kind, of all owners together."""
+SECONDS = 60.0
+"""How long each is kept."""
+
 
 @dataclass(frozen=True)
 class _Entry(Generic[Thing]):
@@ -36,7 +41,7 @@ class BetweenCalls(Generic[Thing]):
     waits_for = "their clients"
     gone: type[GoneError] = GoneError
 
-    def __init__(self, limit: int = 16, seconds: float = 60.0, of_owner: int = 1) -> None:
+    def __init__(self, limit: int = LIMIT, seconds: float = SECONDS, of_owner: int = 1) -> None:
         self._limit, self._seconds, self._of_owner = limit, seconds, of_owner
         self._kept: dict[int, _Entry[Thing]] = {}  # the oldest first
 
@@ -53,7 +58,8 @@ class BetweenCalls(Generic[Thing]):
         self.expire()
         if len(self._kept) >= self._limit:
             raise HostBusyError(
-                f"{len(self._kept)} {self.what} wait for {self.waits_for} (llm.max-open-graphs)"
+                f"{len(self._kept)} {self.what} wait for {self.waits_for}; the host keeps "
+                f"{self._limit}"
             )
 
     def keep(self, owner: bytes, thing: Thing) -> int:

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 
 from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.protocol import CacheGoneError, HostBusyError, Inputs, LowRankInputs
-from fednano_flwr.llm.between_calls import BetweenCalls
+from fednano_flwr.llm.between_calls import LIMIT, SECONDS, BetweenCalls
 from fednano_flwr.models.llm_half import LLMHalf
 
 OF_OWNER = 4
@@ -47,8 +47,8 @@ class Caches(BetweenCalls[Read]):
 
     def __init__(
         self,
-        limit: int = 16,
-        seconds: float = 60.0,
+        limit: int = LIMIT,
+        seconds: float = SECONDS,
         of_owner: int = OF_OWNER,
         max_tokens: int = 65536,
     ) -> None:

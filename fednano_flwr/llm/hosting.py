@@ -51,19 +51,14 @@ def load_host(
             config.node_features,
             config.max_tokens * half.hidden_size * half.dtype.itemsize,
         )
-        graphs = Graphs(config.max_open_graphs, config.graph_seconds)
-        caches = Caches(
-            config.max_open_graphs, config.graph_seconds, answers_of_owner, config.max_tokens
-        )
-        host = FrozenLLM(half, config.max_tokens, features, graphs, caches)
+        caches = Caches(of_owner=answers_of_owner, max_tokens=config.max_tokens)
+        host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches)
         return QueuedLLM(
             host,
             config.batch_tokens,
-            config.batch_wait_ms / 1000,
-            config.max_waiting,
-            config.node_waiting,
-            watch,
-            stack.pop_all().close,
+            owner_waiting=config.node_waiting,
+            watch=watch,
+            at_end=stack.pop_all().close,
         )
 
 

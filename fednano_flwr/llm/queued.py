@@ -142,7 +142,9 @@ class QueuedLLM(JobService):
             if self._closed:
                 raise HostBusyError("the LLM host is closing")
             if len(self._queue) >= self._max_waiting:
-                raise HostBusyError(f"{len(self._queue)} requests wait (llm.max-waiting)")
+                raise HostBusyError(
+                    f"{len(self._queue)} requests wait; the host takes {self._max_waiting}"
+                )
             waiting = self._queue.waiting_of(job.owner)
             if self._owner_waiting and waiting >= self._owner_waiting:
                 raise HostBusyError(f"{waiting} requests of this client wait (llm.node-waiting)")

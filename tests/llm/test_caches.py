@@ -61,7 +61,7 @@ def test_answers_under_way_are_bounded_in_number_and_in_tokens(llm_half: LLMHalf
     host = FrozenLLM(llm_half, caches=Caches(limit=2, max_tokens=20))
     host.prefill(prompt(), b"a")
     host.prefill(prompt(), b"b")
-    with pytest.raises(HostBusyError, match=r"2 answers under way.*llm\.max-open-graphs"):
+    with pytest.raises(HostBusyError, match=r"2 answers under way"):
         host.prefill(prompt(), b"c")
     host = FrozenLLM(llm_half, caches=Caches(max_tokens=20))
     host.prefill(prompt(), b"a")
