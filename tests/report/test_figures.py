@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fednano_flwr.report.figures import draw
 from matplotlib.axes import Axes
 
 from fednano_flwr.analysis.report.canvas import Missing, Picture
 from fednano_flwr.analysis.report.facts import read_run
-from fednano_flwr.analysis.report.figures import cost, learning, merging, shards
+from fednano_flwr.analysis.report.figures import cost, draw, learning, merging, shards
 from fednano_flwr.runs.results import Run
 from tests.report.made_up import a_record, a_run, write
 

@@ -15,12 +15,12 @@ from urllib.parse import quote
 from fednano_flwr.analysis.report import compare, facts, svg
 from fednano_flwr.analysis.report.canvas import Missing, Picture
 from fednano_flwr.analysis.report.comparison_page import comparison_page
+from fednano_flwr.analysis.report.figures import draw
 from fednano_flwr.analysis.report.figures.side_by_side import curves, ends
 from fednano_flwr.analysis.report.page import Shown, run_page
 from fednano_flwr.base.files import replace_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.config.project import default_config
-from fednano_flwr.report.figures import draw
 from fednano_flwr.runs.results import Run
 
 PAGE, FIGURES, FOLDER = "report.html", "figures", "report"
