@@ -68,7 +68,7 @@ def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
     from fednano_flwr.config.project import PACKAGE, defaults
     from fednano_flwr.data.images import first_defect
     from fednano_flwr.data.registry import load_questions
-    from fednano_flwr.data.shard import load_shard, shard
+    from fednano_flwr.data.shard import all_shards, load_shard
     from fednano_flwr.data.shard_folder import write_shard
 
     config = RunConfig.parse(defaults(PACKAGE.parent))
@@ -80,7 +80,7 @@ def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
         part = load_shard(own)
     else:
         questions = load_questions(dataset)
-        part = shard(questions, dataset, config.seed, 0, clients)
+        part = all_shards(questions, dataset, config.seed, clients)[0]
         counts = {"all_train": len(questions.train), "all_test": len(questions.test)}
     broken = pictures = 0
     for questions_of in (part.train, part.test):

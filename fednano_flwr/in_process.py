@@ -23,7 +23,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.loaded import deal_questions, keep_shards
+from fednano_flwr.data.shard import read_shards
+from fednano_flwr.edge.loaded import keep_shards
 from fednano_flwr.preflight import validate, validate_number
 from fednano_flwr.runs.folder import RunFolder
 
@@ -48,7 +49,7 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
         validate(config)
         validate_number(config, clients)
         keep_shards(clients)
-        deal_questions(config, clients)
+        read_shards(config.dataset, config.seed, clients)
         run_id = secrets.randbits(62) + 1
         grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)
         folder = server_app.federate(grid, run_id, config)

@@ -208,10 +208,9 @@ def read_questions(dataset: Dataset, seed: int, clients: int) -> None:
             so many clients.
     """
     from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.registry import load_questions
-    from fednano_flwr.data.shard import all_shards
+    from fednano_flwr.data.shard import read_shards
 
     try:
-        all_shards(load_questions(dataset), dataset, seed, clients)
+        read_shards(dataset, seed, clients)
     except (DataError, ResourceError) as error:
         raise ConfigError(str(error)) from None

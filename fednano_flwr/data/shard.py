@@ -8,7 +8,8 @@ one client's questions and pictures and nothing of the others'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, check_files, read_manifest
 from fednano_flwr.data.partition import deal
 from fednano_flwr.data.proportions import cut, proportional_partitions
+from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Questions, QuestionSet
 from fednano_flwr.data.table import read_table
 
@@ -29,29 +31,59 @@ class Shard:
     test: Questions
 
 
-def shard(
-    questions: QuestionSet, dataset: Dataset, seed: int, partition_id: int, num_partitions: int
-) -> Shard:
-    """Client `partition_id`'s training and test questions.
+class Shards(Sequence[Shard]):
+    """Every client's shard, each made when it is asked for: making all to get one takes long.
+
+    Args:
+        questions: the data set; where clients cut their own test questions, its `test` is `train`.
+        places: each client's training and test questions, as indices.
+    """
+
+    def __init__(
+        self, questions: QuestionSet, places: Sequence[tuple[list[int], list[int]]]
+    ) -> None:
+        self.skipped = questions.skipped
+        self._questions, self._places = questions, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        train, test = self._places[index]
+        return Shard(self._questions.train.select(train), self._questions.test.select(test))
+
+    def of_client(self, partition_id: int) -> Shard:
+        """One client's shard.
+
+        Raises:
+            DataError: no such partition.
+        """
+        if not 0 <= partition_id < len(self):
+            raise DataError(
+                f"partition-id is {partition_id}; with num-partitions {len(self)} it can be "
+                f"0 to {len(self) - 1}."
+            )
+        return self[partition_id]
+
+    def all_train(self) -> Questions:
+        """All clients' training questions, in the data set's order."""
+        places = sorted(place for train, _ in self._places for place in train)
+        return self._questions.train.select(places)
+
+
+@lru_cache(maxsize=1)
+def read_shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
+    """Read the data set and deal it; both once a process for the same arguments.
 
     Raises:
-        DataError: no such partition, or the split that is asked for cannot be made.
+        DataError, ResourceError: it cannot be read, or the split asked for cannot be made.
     """
-    return one_of(all_shards(questions, dataset, seed, num_partitions), partition_id)
+    return all_shards(_read_once(dataset), dataset, seed, num_partitions)
 
 
-def one_of(shards: Sequence[Shard], partition_id: int) -> Shard:
-    """Client `partition_id`'s shard.
-
-    Raises:
-        DataError: no such partition.
-    """
-    if not 0 <= partition_id < len(shards):
-        raise DataError(
-            f"partition-id is {partition_id}; with num-partitions {len(shards)} it can be "
-            f"0 to {len(shards) - 1}."
-        )
-    return shards[partition_id]
+@lru_cache(maxsize=1)  # another seed deals the same questions
+def _read_once(dataset: Dataset) -> QuestionSet:
+    return load_questions(dataset)
 
 
 def all_shards(questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int) -> Shards:
@@ -67,29 +99,9 @@ def all_shards(questions: QuestionSet, dataset: Dataset, seed: int, num_partitio
     train = deal(columns, dataset, num_partitions, seed)
     if dataset.test_fraction:
         cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
-        return Shards(questions.train, questions.train, cuts)
+        return Shards(replace(questions, test=questions.train), cuts)
     test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
-    return Shards(questions.train, questions.test, list(zip(train, test, strict=True)))
-
-
-class Shards(Sequence[Shard]):
-    """Shards by their questions' places: taking those of all clients to get one takes long."""
-
-    def __init__(
-        self, train: Questions, test: Questions, places: Sequence[tuple[list[int], list[int]]]
-    ) -> None:
-        self._train, self._test, self._places = train, test, places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        train, test = self._places[index]
-        return Shard(self._train.select(train), self._test.select(test))
-
-    def all_train(self) -> Questions:
-        """All clients' training questions, in the data set's order."""
-        return self._train.select(sorted(place for train, _ in self._places for place in train))
+    return Shards(questions, list(zip(train, test, strict=True)))
 
 
 def load_shard(folder: Path) -> Shard:

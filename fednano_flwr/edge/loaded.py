@@ -16,9 +16,7 @@ from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import read_manifest
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import QuestionSet
-from fednano_flwr.data.shard import Shard, Shards, all_shards, load_shard, one_of
+from fednano_flwr.data.shard import Shard, load_shard, read_shards
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features
 from fednano_flwr.edge.feature_keys import model_digest
@@ -123,15 +121,6 @@ def check_processor_here(model: Model) -> None:
         encoder(model)
 
 
-def deal_questions(config: RunConfig, clients: int) -> None:
-    """Deal the data set to so many clients, which then find their shards.
-
-    Raises:
-        ResourceError, DataError: it cannot be read, or not be dealt as the config says.
-    """
-    _shards(config.dataset, config.seed, clients)
-
-
 def lasting(edge: Edge) -> Edge:
     """What model and features depend on: not where this run's client keeps its state."""
     return replace(edge, state_dir="")
@@ -178,34 +167,23 @@ def _full_table(source: Model, edge: Edge) -> TokenTable:
     return edge_half(source, edge).token_table()
 
 
-@lru_cache(maxsize=1)
-def _question_set(dataset: Dataset) -> QuestionSet:
-    return load_questions(dataset)
-
-
-@lru_cache(maxsize=1)
-def _shards(dataset: Dataset, seed: int, num_partitions: int) -> Shards:
-    """The whole split: dealing it anew for each client would cost clients × questions."""
-    return all_shards(_question_set(dataset), dataset, seed, num_partitions)
-
-
 @kept(SHARDS_KEPT)
 def encoded_shard(source: Model, dataset: Dataset, seed: int, place: Place) -> EncodedShard:
     if place.data_path:
         part = load_shard(Path(place.data_path))
         skipped = Counter(read_manifest(Path(place.data_path).expanduser())["skipped"])
     else:
-        part = one_of(_shards(dataset, seed, place.num_partitions), place.partition)
-        skipped = _question_set(dataset).skipped
+        shards = read_shards(dataset, seed, place.num_partitions)
+        part, skipped = shards.of_client(place.partition), shards.skipped
     return _encode(encoder(source), part, skipped, dataset.max_skipped)
 
 
 @lru_cache(maxsize=1)
 def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: int) -> EncodedShard:
     """All clients' training questions; a test question of any client is not among them."""
-    shards, skipped = _shards(dataset, seed, num_partitions), _question_set(dataset).skipped
+    shards = read_shards(dataset, seed, num_partitions)
     union = Shard(shards.all_train(), in_memory())
-    return _encode(encoder(source), union, skipped, dataset.max_skipped)
+    return _encode(encoder(source), union, shards.skipped, dataset.max_skipped)
 
 
 def _encode(

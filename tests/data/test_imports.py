@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import fednano_flwr.data
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.shard import shard
+from fednano_flwr.data.shard import read_shards
 from tests.data.conftest import settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,10 +25,9 @@ for module in json.loads(sys.argv[2]):
 heavy = ("torch", "transformers", "datasets", "flwr_datasets", "pyarrow", "matplotlib")
 early = [name for name in heavy if name in sys.modules]
 from fednano_flwr.config import Dataset
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.shard import shard
+from fednano_flwr.data.shard import read_shards
 dataset = Dataset(**json.loads(sys.argv[1]))
-part = shard(load_questions(dataset), dataset, 7, 1, 3)
+part = read_shards(dataset, 7, 3)[1]
 assert "torch" not in sys.modules
 print(json.dumps([early, [s.uid for s in part.train], [s.uid for s in part.test]]))
 """
@@ -43,7 +41,7 @@ def test_data_works_without_flower_and_ray_and_splits_the_same_in_every_process(
     problems = {str(pid): {"topic": topics[pid % 3]} for pid in range(60)}
     path = write_scienceqa(problems, train=list(range(40)), test=list(range(40, 60)))
     dataset = settings(path=str(path), min_partition_size=2)
-    here = shard(load_questions(dataset), dataset, 7, 1, 3)
+    here = read_shards(dataset, 7, 3)[1]
 
     fields = json.dumps(dataclasses.asdict(dataset))
     answer = subprocess.run(

@@ -9,7 +9,7 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.manifest import MANIFEST
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Questions, QuestionSet, Sample
-from fednano_flwr.data.shard import Shard, all_shards, load_shard, shard
+from fednano_flwr.data.shard import Shard, all_shards, load_shard, read_shards
 from fednano_flwr.data.shard_folder import picture_bytes, write_shard
 from fednano_flwr.data.table import in_memory
 from tests.data.conftest import png, settings
@@ -28,7 +28,7 @@ QUESTIONS = QuestionSet(
 
 def shards(questions=QUESTIONS, num_partitions=4, seed=0, **changes):
     dataset = settings(**{"min_partition_size": 3, **changes})
-    return [shard(questions, dataset, seed, k, num_partitions) for k in range(num_partitions)]
+    return list(all_shards(questions, dataset, seed, num_partitions))
 
 
 @pytest.mark.parametrize("num_partitions", [1, 4])
@@ -61,7 +61,7 @@ def test_a_client_takes_its_own_questions_and_no_others(monkeypatch):
     monkeypatch.setattr(
         Questions, "select", lambda self, own: taken.append(len(own)) or select(self, own)
     )
-    part = shard(QUESTIONS, settings(min_partition_size=1), 0, 1, 4)
+    part = all_shards(QUESTIONS, settings(min_partition_size=1), 0, 4).of_client(1)
     assert taken == [len(part.train), len(part.test)]
     assert part == all_shards(QUESTIONS, settings(min_partition_size=1), 0, 4)[1]
 
@@ -79,12 +79,12 @@ def test_a_client_s_own_training_questions_are_cut_and_the_test_split_is_not_tou
 @pytest.mark.parametrize("partition_id", [-1, 4, 100])
 def test_a_partition_that_is_not_there_says_which_are(partition_id):
     with pytest.raises(DataError, match=rf"partition-id is {partition_id}; .* 0 to 3"):
-        shard(QUESTIONS, settings(), 0, partition_id, 4)
+        all_shards(QUESTIONS, settings(), 0, 4).of_client(partition_id)
 
 
 def test_no_partitions_says_so():
     with pytest.raises(DataError, match="num-partitions is 0"):
-        shard(QUESTIONS, settings(), 0, 0, 0)
+        all_shards(QUESTIONS, settings(), 0, 0)
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("iconqa", 66, 27), ("scienceqa", 520, 241)])
@@ -116,7 +116,7 @@ def assert_same(found: Shard, expected: Shard) -> None:
 @pytest.mark.parametrize("name", ["iconqa", "scienceqa"])
 def test_a_written_shard_comes_back_exactly_wherever_it_is_moved(sample_data, tmp_path, name):
     dataset = settings(name=name, path=str(sample_data / name), max_skipped=0.5)
-    part = shard(load_questions(dataset), dataset, 0, 1, 3)
+    part = read_shards(dataset, 0, 3)[1]
     write_shard(tmp_path / "written", part, {"seed": 0})
     (tmp_path / "written").rename(tmp_path / "moved")
     again = load_shard(tmp_path / "moved")
@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_shard_says_what_to_give(written, tmp_path):
 def test_a_picture_that_went_away_since_reading_is_named(sample_data, tmp_path):
     shutil.copytree(sample_data / "iconqa", tmp_path / "iconqa")
     dataset = settings(name="iconqa", path=str(tmp_path / "iconqa"))
-    part = shard(load_questions(dataset), dataset, 0, 0, 2)
+    part = read_shards(dataset, 0, 2)[0]
     part.train[0].image.path.unlink()
     with pytest.raises(DataError, match=r"image\.png cannot be read: No such file"):
         write_shard(tmp_path / "shard", part, {})

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import Dataset, RunConfig
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.shard import shard
+from fednano_flwr.data.shard import read_shards
 from fednano_flwr.data.shard_folder import write_shard
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.split import write_bundle
@@ -23,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def shard_folder(tiny_dataset: Dataset, tmp_path: Path) -> Path:
     """Client 1 of 3's questions and pictures."""
     folder = tmp_path / "client-1"
-    part = shard(load_questions(tiny_dataset), tiny_dataset, 0, 1, 3)
+    part = read_shards(tiny_dataset, 0, 3)[1]
     write_shard(folder, part, {"partition_id": 1, "num_partitions": 3})
     return folder
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import RunConfig
+from fednano_flwr.data import shard
 from fednano_flwr.edge import client as module
 from fednano_flwr.edge import loaded
 from fednano_flwr.edge.client import Client, peak_memory_mb
@@ -19,9 +20,9 @@ def test_the_data_are_dealt_once_for_all_clients_of_a_process(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dealt = []
-    deal = loaded.all_shards
-    monkeypatch.setattr(loaded, "all_shards", lambda *a: dealt.append(a) or deal(*a))
-    loaded._shards.cache_clear()
+    deal = shard.all_shards
+    monkeypatch.setattr(shard, "all_shards", lambda *a: dealt.append(a) or deal(*a))
+    shard.read_shards.cache_clear()
     loaded.encoded_shard.cache_clear()
     config = RunConfig.parse(run_config())
     clients = [Client(config, Place(k, 3)) for k in range(3)]

@@ -14,7 +14,7 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Questions
-from fednano_flwr.data.shard import Shard, Shards
+from fednano_flwr.data.shard import Shard, Shards, read_shards
 from fednano_flwr.edge import loaded
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.loaded import Place
@@ -165,7 +165,7 @@ def test_centralized_is_a_client_that_has_all_questions(
     def in_order(shards: Shards, partition: int) -> Shard:
         return Shard(shards.all_train(), shards[partition].test)
 
-    monkeypatch.setattr(loaded, "one_of", in_order)
+    monkeypatch.setattr(Shards, "of_client", in_order)
     loaded.encoded_shard.cache_clear()
     plain = {"strategy__name": "fedavg", "min_available_nodes": 1, "round_timeout": 60.0}
     single = run(run_config(run__name="one", **plain), clients=1)
@@ -222,7 +222,7 @@ def test_all_clients_questions_are_the_same_whatever_the_partition(
 ) -> None:
     def union(clients: int, **keys: Any) -> tuple[Questions, Shards]:
         config = RunConfig.parse(run_config(**keys))
-        shards = loaded._shards(config.dataset, config.seed, clients)
+        shards = read_shards(config.dataset, config.seed, clients)
         return shards.all_train(), shards
 
     two, _ = union(2)

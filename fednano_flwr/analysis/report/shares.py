@@ -21,8 +21,7 @@ def read_shares(run: Run) -> Shares | str:
     """
     from fednano_flwr.base.resources import ResourceError, resolve
     from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.registry import load_questions
-    from fednano_flwr.data.shard import all_shards
+    from fednano_flwr.data.shard import read_shards
 
     dataset, clients = run.config.dataset, facts.clients(run)
     if clients != [str(k) for k in range(len(clients))]:
@@ -30,8 +29,7 @@ def read_shares(run: Run) -> Shares | str:
     try:
         if not resolve("dataset.path", dataset.path, write=False).is_dir():
             return f"the data set {dataset.path} is not on this machine as a folder"
-        questions = load_questions(dataset)
-        dealt = all_shards(questions, dataset, run.config.seed, len(clients))
+        dealt = read_shards(dataset, run.config.seed, len(clients))
         trained = [Counter(shard.train.groups) for shard in dealt]
         tested = [len(shard.test) for shard in dealt]
     except (DataError, ResourceError, OSError, ImportError, ValueError) as error:

@@ -1,0 +1,1 @@
+"""One module a data set: how it is found, checked and read."""
