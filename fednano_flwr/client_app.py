@@ -152,8 +152,7 @@ def _llm(
         caller,
         exchange.dtype,
         exchange.timeout,
-        exchange.retry_seconds,
-        _ca(config, node, task),
+        ca=_ca(config, node, task),
     ) as llm:
         yield llm
 

@@ -30,10 +30,11 @@ from fednano_flwr.data.registry import commit_of
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.wire.activity import Activity
+from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.exchange.wire.tokens import Tokens, owner
-from fednano_flwr.llm.hosting import node_limits, open_host
+from fednano_flwr.llm.hosting import open_host
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.preflight import validate_clients, validate_server
 from fednano_flwr.privacy.private import Private
@@ -153,8 +154,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
             config.llm.max_clients,
             tokens,
             identity,
-            node_limits(config.llm),
-            config.llm.max_message_mb * 2**20,
+            NodeLimits(config.llm.node_requests_per_second),
             activity,
             watch,
         ) as bound,

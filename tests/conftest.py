@@ -120,7 +120,6 @@ def tiny_config(
             "run.name": "test",
             "num-server-rounds": 2,
             "adapter.rank": 4,
-            "exchange.retry-seconds": 0.5,
             "llm.threads": 1,
             "edge.feature-dir": str(folder / "features"),
             "edge.state-dir": str(folder / "state" / overrides.get("run__name", "test")),

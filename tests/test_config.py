@@ -111,7 +111,7 @@ def test_what_is_listened_at_has_no_port_and_no_brackets(
 @pytest.mark.parametrize(
     "key",
     [
-        *("round-timeout", "round-limit", "exchange.timeout", "exchange.retry-seconds"),
+        *("round-timeout", "round-limit", "exchange.timeout"),
     ],
 )
 def test_seconds_are_such_as_can_be_waited_for(defaults: dict[str, Any], key: str) -> None:

@@ -80,9 +80,7 @@ def test_a_connection_that_is_cut_in_training_and_back_changes_no_bit(
 ) -> None:
     expected = adapters(run(settings(run__name="calm")))
     port = free_port()
-    flat = settings(
-        run__name="cut", llm__port=port, exchange__timeout=0.5, exchange__retry_seconds=30.0
-    )
+    flat = settings(run__name="cut", llm__port=port, exchange__timeout=0.5)
     with proxy(f"127.0.0.1:{port}") as between:
         flat["llm.address"] = between.address
         disturb(monkeypatch, between, cut, seconds)
@@ -101,7 +99,8 @@ def test_a_connection_that_stays_away_too_long_fails_its_client_with_the_reason(
     settings: Config, monkeypatch: pytest.MonkeyPatch, cut: Callable[[Proxy], None]
 ) -> None:
     port = free_port()
-    flat = settings(llm__port=port, exchange__timeout=0.3, exchange__retry_seconds=1.0)
+    flat = settings(llm__port=port, exchange__timeout=0.3)
+    monkeypatch.setattr("fednano_flwr.exchange.wire.client.RETRY_SECONDS", 1.0)
     with proxy(f"127.0.0.1:{port}") as between:
         flat["llm.address"] = between.address
         disturb(monkeypatch, between, cut, 3.0)

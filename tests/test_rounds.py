@@ -430,6 +430,7 @@ def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
             yield answer
 
     monkeypatch.setattr(Servicer, "Session", session)
+    monkeypatch.setattr("fednano_flwr.exchange.wire.client.RETRY_SECONDS", 0.5)
     folder = server_app.federate(grid, 1, RunConfig.parse(flat))
     assert answered > 2
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "2"]
@@ -458,7 +459,7 @@ def test_a_connection_lost_for_a_moment_changes_nothing(
             yield answer
 
     monkeypatch.setattr(Servicer, "Session", session)
-    shaken = run(run_config(run__name="shaken", exchange__retry_seconds=5.0))
+    shaken = run(run_config(run__name="shaken"))
     assert shaken.rounds[1]["step_retries"] > 0
     assert all(torch.equal(value, expected[key]) for key, value in adapters(shaken).items())
 

@@ -22,7 +22,7 @@ cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
 
 @cli.command(
-    epilog="Example: python -m benchmarks.audit runs/plain runs/noisy --questions 200. "
+    epilog="Example: python -m benchmarks.audit runs/lowrank runs/embeddings --questions 200. "
     "What the numbers are: docs/audit.md."
 )
 def audit(

@@ -1,16 +1,11 @@
 """Reading text and answers back from what the host receives.
 
 The host knows the token table, and the adapters, since the server merges and sends them. So a
-received row x is some token's adapted embedding, and noise:
+received row x is some token's adapted embedding, but for rounding and what the client has trained:
 
-    guess(x) = argmin_t ‖x − c(e_t + s B A e_t)‖     over the vocabulary, c the clip
+    guess(x) = argmin_t ‖x − (e_t + s B A e_t)‖     over the vocabulary
 
-This is the likeliest token under Gaussian noise of variance v if all tokens are equally likely. A
-host that knows how often words occur weighs that in:
-
-    guess(x) = argmin_t ‖x − c(e_t + s B A e_t)‖² / 2 − v log p_t
-
-One that also asks its language model which word is likely to follow there reads more still.
+A host that also asks its language model which word is likely to follow there reads more still.
 """
 
 from __future__ import annotations
@@ -22,11 +17,8 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.adapters.product import Factors
-from fednano_flwr.exchange.noise import clipped
 
 ROWS_AT_ONCE, TOKENS_AT_ONCE = 2048, 4096
-UNSEEN = 0.01
-"""How often a word that was never seen counts as seen."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,6 @@ def candidates(
     vocabulary: int,
     factors: Factors | None,
     scale: float,
-    clip: float = 0.0,
     at_once: int = TOKENS_AT_ONCE,
 ) -> Iterator[Tensor]:
     """What each token looks like when it arrives, (at most `at_once`, d) float32 in their order.
@@ -58,21 +49,15 @@ def candidates(
         embed: token ids (c,) to frozen embeddings (c, d).
         factors: A (r, d) and B (d, r) of the text adapter; None where text has none.
         scale: s = alpha / rank.
-        clip: the longest that a row may be; 0 for any length.
     """
     for start in range(0, vocabulary, at_once):
         rows = embed(torch.arange(start, min(vocabulary, start + at_once))).detach().float()
         if factors is not None:
             rows = rows + scale * (rows @ factors.a.to(rows).T) @ factors.b.to(rows).T
-        yield clipped(rows, clip) if clip else rows
+        yield rows
 
 
-def nearest(
-    rows: Tensor,
-    chunks: Iterable[Tensor],
-    handicap: Tensor | None = None,
-    rows_at_once: int = ROWS_AT_ONCE,
-) -> Tensor:
+def nearest(rows: Tensor, chunks: Iterable[Tensor], rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
     """Index (n,) of the candidate nearest to each row; of equal ones the first.
 
     Needs memory for `rows_at_once` times a chunk of candidates, whatever the vocabulary.
@@ -80,15 +65,12 @@ def nearest(
     Args:
         rows: (n, d).
         chunks: candidates (c, d), one part after another.
-        handicap: (vocabulary,) added to half the squared distance of each.
     """
     rows = rows.float()
     best, found = torch.full((len(rows),), torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     start = 0
     for chunk in chunks:
         offset = chunk.square().sum(1) / 2
-        if handicap is not None:
-            offset = offset + handicap[start : start + len(chunk)]
         for low in range(0, len(rows), rows_at_once):
             part = slice(low, low + rows_at_once)
             distance = offset - rows[part] @ chunk.T  # without ‖x‖² / 2, which all have
@@ -99,12 +81,6 @@ def nearest(
             found[part] = torch.where(closer, start + place, found[part])
         start += len(chunk)
     return found
-
-
-def log_frequencies(tokens: Tensor, vocabulary: int) -> Tensor:
-    """log p (vocabulary,) from a text (n,) of the same kind; words that it lacks are unlikely."""
-    counts = torch.bincount(tokens, minlength=vocabulary).double() + UNSEEN
-    return (counts / counts.sum()).log().float()
 
 
 def answers_of_gradient(gradient: Tensor) -> Tensor:

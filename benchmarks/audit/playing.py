@@ -69,12 +69,7 @@ def play(
                 if not count or not client.shard.train:
                     continue
                 half = client.half
-                with RemoteLLM(
-                    address,
-                    dtype=exchange.dtype,
-                    timeout=exchange.timeout,
-                    retry_seconds=exchange.retry_seconds,
-                ) as remote:
+                with RemoteLLM(address, dtype=exchange.dtype, timeout=exchange.timeout) as remote:
                     remote.register(
                         half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
                     )

@@ -12,7 +12,6 @@ from torch import Tensor
 from benchmarks.audit.attack import (
     candidates,
     in_every,
-    log_frequencies,
     most_frequent,
     nearest,
     shares,
@@ -68,7 +67,6 @@ class _Read:
     tokens: list[Tensor] = field(default_factory=list)
     once: list[Tensor] = field(default_factory=list)
     often: list[Tensor] = field(default_factory=list)
-    weighed: list[Tensor] = field(default_factory=list)
     answers: list[Tensor] = field(default_factory=list)
     answers_read: list[Tensor] = field(default_factory=list)
     image_rows: int = 0
@@ -100,12 +98,8 @@ def audit_one(subject: Subject, asked: AuditOptions) -> dict[str, Any]:
     config = subject.config
     times = asked.observations or times_sent(config)
     read = _Read()
-    everyone = list(
-        play(config, subject.theta, subject.clients, asked.questions, asked.seed, times)
-    )
-    for played in everyone:
-        others = [p.tokens for other in everyone if other is not played for p in other.prompts]
-        _attack(played, joined(others), read)
+    for played in play(config, subject.theta, subject.clients, asked.questions, asked.seed, times):
+        _attack(played, read)
     if not read.tokens:
         raise ConfigError(f"{subject.name}: no client has a training question to play")
     tokens, template = joined(read.tokens), in_every(read.tokens)
@@ -118,8 +112,6 @@ def audit_one(subject: Subject, asked: AuditOptions) -> dict[str, Any]:
         "exchange": config.exchange.kind,
         "dtype": config.exchange.dtype,
         "labels_at": config.exchange.labels_at,
-        "clip": config.privacy.embedding_clip,
-        "noise": config.privacy.embedding_noise,
         "questions": len(read.tokens),
         "text_tokens": len(tokens),
         "template": len(template),
@@ -127,7 +119,6 @@ def audit_one(subject: Subject, asked: AuditOptions) -> dict[str, Any]:
         "observations": [min(read.times), max(read.times)],
         "read_once": asdict(shares(joined(read.once), tokens, template)),
         "read_often": asdict(shares(joined(read.often), tokens, template)),
-        "read_often_weighed": asdict(shares(joined(read.weighed), tokens, template)),
         "most_frequent": asdict(most_frequent(tokens, template)),
         "answers": shares(joined(read.answers_read), answers, set()).all,
         "most_frequent_answer": most_frequent(answers, set()).all,
@@ -136,28 +127,18 @@ def audit_one(subject: Subject, asked: AuditOptions) -> dict[str, Any]:
     }
 
 
-def _attack(played: Played, others: Tensor, read: _Read) -> None:
-    """Add what the host reads of one client.
-
-    Args:
-        others: text (n,) of the other clients, which says how often words occur.
-    """
+def _attack(played: Played, read: _Read) -> None:
+    """Add what the host reads of one client."""
     prompts = played.prompts
     sizes = [len(prompt.tokens) for prompt in prompts]
     once = torch.cat([prompt.received for prompt in prompts])
     often = torch.cat([prompt.mean for prompt in prompts])
-    guesses = weighed = torch.cat([once, often])
+    guesses = torch.cat([once, often])
     if once.is_floating_point():  # token ids are read as they are
-        table = _table(played.client)
-        guesses = nearest(guesses, _candidates(played, table))
-        privacy, times = played.client.config.privacy, min(prompt.count for prompt in prompts)
-        variance = (privacy.embedding_noise * privacy.embedding_clip) ** 2 / times
-        handicap = -variance * log_frequencies(others, len(table.weight))
-        weighed = nearest(often, _candidates(played, table), handicap)
+        guesses = nearest(guesses, _candidates(played, _table(played.client)))
     read.tokens += [prompt.tokens for prompt in prompts]
     read.once += guesses[: len(once)].split(sizes)
     read.often += guesses[len(once) :].split(sizes)
-    read.weighed += weighed[-len(often) :].split(sizes)
     read.answers += [prompt.answers for prompt in prompts]
     read.answers_read += [prompt.read_answers for prompt in prompts]
     read.image_rows += sum(prompt.image_rows for prompt in prompts)
@@ -165,15 +146,13 @@ def _attack(played: Played, others: Tensor, read: _Read) -> None:
 
 
 def _candidates(played: Played, table: TokenTable) -> Iterator[Tensor]:
-    """What each token of the vocabulary looks like when it arrives without noise."""
-    config = played.client.config
-    adapter = config.adapter
+    """What each token of the vocabulary looks like when it arrives."""
+    adapter = played.client.config.adapter
     return candidates(
         lambda ids: table(ids.to(table.weight.device)).cpu(),
         len(table.weight),
         text_factors(played.theta),
         adapter.alpha / adapter.rank,
-        config.privacy.embedding_clip,
     )
 
 

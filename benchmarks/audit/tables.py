@@ -23,31 +23,38 @@ def _number(value: float) -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "exchange": lambda row: row["exchange"],
     "labels at": lambda row: row["labels_at"],
-    "clip": lambda row: _number(row["clip"]),
-    "noise": lambda row: _number(row["noise"]),
+    "clip": lambda row: _number(row.get("clip", 0)),
+    "noise": lambda row: _number(row.get("noise", 0)),
     "text read, once": lambda row: share(row["read_once"]["all"]),
     "content read, once": lambda row: share(row["read_once"]["content"]),
     "content read, often": lambda row: share(row["read_often"]["content"]),
-    "content read, often, frequencies": lambda row: share(row["read_often_weighed"]["content"]),
+    "content read, often, frequencies": lambda row: share(
+        row.get("read_often_weighed", {}).get("content")
+    ),
     "content, blind": lambda row: share(row["most_frequent"]["content"]),
     "answers read": lambda row: share(row["answers"]),
     "accuracy, untrained": lambda row: share(row["frozen_accuracy"]),
     "accuracy": lambda row: share(row["accuracy"]),
     "rounds": lambda row: str(row["rounds"]),
 }
-"""Headings, and a row's text under each; shares in per cent."""
+"""Headings, and a row's text under each; shares in per cent.
+
+Clip, noise and frequencies are those of results/privacy, from when a client could add noise.
+"""
 
 
 def console_table(rows: Sequence[Row]) -> str:
     """What the command prints."""
-    headings = ["run", *(name.replace(", ", ",\n") for name in COLUMNS)]
-    cells = [[row["name"], *(write(row) for write in COLUMNS.values())] for row in rows]
+    texts = {name: [write(row) for row in rows] for name, write in COLUMNS.items()}
+    said = {name: column for name, column in texts.items() if set(column) != {"–"}}
+    headings = ["run", *(name.replace(", ", ",\n") for name in said)]
+    cells = list(zip([row["name"] for row in rows], *said.values(), strict=True))
     times = sorted({count for row in rows for count in row["observations"]})
     return "\n".join(
         [
             table("shares in %", headings, cells, WIDTH),
             f"often: the mean of {' to '.join(map(str, times))} observations of each question; "
-            "frequencies: knowing those of other clients' words; blind: the most frequent token",
+            "blind: the most frequent token",
             "accuracy: the run's own, in %, before the first and after its last round",
         ]
     )

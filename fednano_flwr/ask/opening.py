@@ -29,7 +29,7 @@ from fednano_flwr.runs.results import ADAPTERS, Run, caveats, load_run, model_of
 
 RETRY_SECONDS = 5.0
 """How long somebody who waits for an answer is left in hope that a lost service comes back."""
-READ = ("edge.", "llm.", "exchange.", "privacy.embedding-", "dataset.path", "max-answer-tokens")
+READ = ("edge.", "llm.", "exchange.", "dataset.path", "max-answer-tokens")
 """Keys of the run config that matter to asking."""
 
 
@@ -83,7 +83,7 @@ def open_asker(
     found = load_run(run)
     for note in found.notes:
         say(note)
-    settings = settings_of(found, config, at_service=service is not None)
+    settings = settings_of(found, config)
     devices = {"edge.device": settings.edge.device}
     if service is None:
         devices["llm.device"] = settings.llm.device
@@ -111,21 +111,18 @@ def open_asker(
             host.register(
                 half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
             )
-        if settings.privacy.embedding_noise:
-            say("the noise of privacy.embedding-noise is fresh each time, and answers vary by it")
         llm = exchange_of(settings, host)
         yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
 
 
-def settings_of(run: Run, config: Sequence[str], at_service: bool = False) -> RunConfig:
+def settings_of(run: Run, config: Sequence[str]) -> RunConfig:
     """The run's config as asking uses it, with these changes.
 
     Threads are PyTorch's own: a run's are for many clients on one machine. An answer may be longer
-    than the data's. Noise is for what leaves the process.
+    than the data's.
 
     Args:
         config: changes as after `-c`.
-        at_service: the language model is in another process.
 
     Raises:
         ConfigError: asking does not read such a key, or it cannot have this value.
@@ -144,8 +141,6 @@ def settings_of(run: Run, config: Sequence[str], at_service: bool = False) -> Ru
         "llm.threads": 0,
         "max-answer-tokens": max(MAX_TOKENS, run.config.max_answer_tokens),
     }
-    if not at_service:
-        own["privacy.embedding-noise"] = 0.0
     changes = absolute_paths(changes, Path.cwd())
     if changes.get("dataset.path", run.config.dataset.path) != run.config.dataset.path:
         own["dataset.revision"] = ""  # a copy of it elsewhere
@@ -219,6 +214,6 @@ def _remote(service: Service, config: RunConfig) -> RemoteLLM:
         Caller(token=read_token(service.token_file)),
         config.exchange.dtype,
         config.exchange.timeout,
-        min(config.exchange.retry_seconds, RETRY_SECONDS),
+        RETRY_SECONDS,
         read_ca("--ca-cert", service.ca_cert) if service.ca_cert else None,
     )

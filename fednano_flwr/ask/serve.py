@@ -11,10 +11,11 @@ from typing import Any
 from fednano_flwr.config import LLM, ConfigError
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.fixed_token import FixedToken, make_token, read_token
+from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.llm.between_calls import LIMIT
-from fednano_flwr.llm.hosting import load_host, node_limits
+from fednano_flwr.llm.hosting import load_host
 from fednano_flwr.llm.watching import watching
 from fednano_flwr.preflight import config_of
 
@@ -53,11 +54,6 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
     config = config_of(app, ["llm.threads=0", *overrides, *own], cwd).llm
     if config.replicas > 1:
         raise ConfigError(f"llm.replicas = {config.replicas}: `fednano serve` runs one")
-    if config.node_tokens:
-        raise ConfigError(
-            f"llm.node-tokens = {config.node_tokens}: it counts within a round, and a service for "
-            "questions has none; leave it at 0"
-        )
     return config
 
 
@@ -81,13 +77,13 @@ def serving(
     identity = read_identity(config)
     made = make_token(token_file)
     tokens = FixedToken(read_token(token_file))
-    # All who have the token are one node, so the bound of all answers under way is theirs.
+    # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
         watching(config.metrics, say) as watch,
-        load_host(model, config, LIMIT, watch, revision) as host,
+        load_host(model, config, LIMIT, watch, revision, waiting_of_owner=0) as host,
     ):
         info = host.describe()
-        limits = node_limits(config)
+        limits = NodeLimits(config.node_requests_per_second, config.max_clients)
         with serve(
             AnswersOnly(host),  # type: ignore[arg-type]
             config.bind,
@@ -96,7 +92,6 @@ def serving(
             tokens,
             identity,
             limits,
-            config.max_message_mb * 2**20,
             watch=watch,
         ) as address:
             quantized = "" if config.quantization == "none" else f", {config.quantization}"

@@ -318,12 +318,7 @@ class LLM:
     feature_disk_mb: int
     batch_tokens: int
     max_clients: int
-    max_message_mb: int
     node_requests_per_second: float
-    node_sessions: int
-    node_waiting: int
-    node_tokens: int
-    node_features: int
     metrics: str
 
     def __post_init__(self) -> None:
@@ -332,21 +327,11 @@ class LLM:
             "feature_disk_mb",
             "batch_tokens",
             "node_requests_per_second",
-            "node_sessions",
-            "node_waiting",
-            "node_tokens",
-            "node_features",
         ):
             value = getattr(self, key)
             _require(value >= 0, f"llm.{key.replace('_', '-')}", value, "0 or more")
         _require(1 <= self.max_tokens < 2**31, "llm.max-tokens", self.max_tokens, "1 to 2^31 - 1")
         _require(self.max_clients >= 1, "llm.max-clients", self.max_clients, "at least 1")
-        _require(
-            0 <= self.max_message_mb < 2048,
-            "llm.max-message-mb",
-            self.max_message_mb,
-            "0 (what llm.max-tokens tokens may need) to 2047",
-        )
         _one_of("llm.dtype", self.dtype, DTYPES)
         _one_of("llm.quantization", self.quantization, ("none", "8bit", "4bit"))
         self._check_replicas()
@@ -424,7 +409,6 @@ class Exchange:
     labels_at: str
     dtype: str
     timeout: float
-    retry_seconds: float
     ca_cert: str
 
     def __post_init__(self) -> None:
@@ -432,7 +416,6 @@ class Exchange:
         _one_of("exchange.labels-at", self.labels_at, ("server", "client"))
         _one_of("exchange.dtype", self.dtype, EXCHANGE_DTYPES)
         _seconds("exchange.timeout", self.timeout)
-        _seconds("exchange.retry-seconds", self.retry_seconds, or_zero=True)
 
 
 @dataclass(frozen=True)
@@ -468,8 +451,6 @@ class Privacy:
     clip_rate: float
     count_noise: float
     secure_aggregation: bool
-    embedding_clip: float
-    embedding_noise: float
 
     def __post_init__(self) -> None:
         _one_of("privacy.dp", self.dp, DP_KINDS)
@@ -491,15 +472,6 @@ class Privacy:
                 f"below 2 × privacy.count-noise ({self.count_noise:g}): with adaptive clipping the "
                 "count of clipped updates uses up a part of the noise",
             )
-        clip, noise = self.embedding_clip, self.embedding_noise
-        _require(clip >= 0, "privacy.embedding-clip", clip, "0 (off) or more")
-        _require(noise >= 0, "privacy.embedding-noise", noise, "0 (none) or more")
-        _require(
-            noise == 0 or clip > 0,
-            "privacy.embedding-noise",
-            noise,
-            "0 while privacy.embedding-clip is 0: it is a multiple of the clip",
-        )
 
     @property
     def adaptive(self) -> bool:
@@ -574,13 +546,6 @@ class RunConfig:
         )
         _require(self.weight_decay >= 0, "weight-decay", self.weight_decay, "0 or more")
         self._check_schedule()
-        _require(
-            self.privacy.embedding_clip == 0 or self.exchange.kind == "embeddings",
-            "privacy.embedding-clip",
-            self.privacy.embedding_clip,
-            '0 unless exchange.kind = "embeddings": "lowrank" sends a text as its token ids, which '
-            "no noise can hide",
-        )
         _require(
             self.resume != "auto" or bool(self.run.name),
             "resume",

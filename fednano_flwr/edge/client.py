@@ -43,7 +43,6 @@ from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.noise import noise_of
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
 from fednano_flwr.models.threads import threads
 
@@ -257,10 +256,7 @@ EXCHANGES: Mapping[str, Callable[[LLMService, str], GeneratingLLM]] = {
 
 def exchange_of(config: RunConfig, service: LLMService) -> GeneratingLLM:
     """The exchange that a run config asks for, on top of a service."""
-    exchange, noise = config.exchange, noise_of(config.privacy)
-    if noise is not None:  # the config has been checked: no other exchange sends embeddings
-        return EmbeddingsExchange(service, exchange.labels_at, noise)
-    return EXCHANGES[exchange.kind](service, exchange.labels_at)
+    return EXCHANGES[config.exchange.kind](service, config.exchange.labels_at)
 
 
 def peak_memory_mb() -> float:

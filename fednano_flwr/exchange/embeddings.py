@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,41 +17,27 @@ class EmbeddingsExchange:
 
     Args:
         labels_at: "server" or "client".
-        noise: makes of the rows (N, d) what is sent for them; None sends them as they are.
     """
 
-    def __init__(
-        self,
-        service: LLMService,
-        labels_at: str = "server",
-        noise: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
         self.service = service
-        self._noise = noise
         self._step = stepper(service, labels_at)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        inputs = self._leaving(batch)
+        inputs = batch.embedded()
         return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self._step)
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self.service.score(self._leaving(batch).detach(), positions, candidates)
+        return self.service.score(batch.embedded().detach(), positions, candidates)
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        return self.service.next_tokens(self._leaving(batch).detach(), positions)
-
-    def _leaving(self, batch: AdaptedBatch) -> LLMInputs:
-        """All that the host gets of a batch, in training, in scoring and in generating."""
-        inputs = batch.embedded()
-        if self._noise is None:
-            return inputs
-        return replace(inputs, embeds=self._noise(inputs.embeds))
+        return self.service.next_tokens(batch.embedded().detach(), positions)
 
     def prefill(self, batch: AdaptedBatch) -> Generated:
-        return self.service.prefill(self._leaving(batch).detach())
+        return self.service.prefill(batch.embedded().detach())
 
     def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        inputs = self._leaving(token).detach()
+        inputs = token.embedded().detach()
         position = None if inputs.position_ids is None else inputs.position_ids[:, 0]
         new = NewToken(int(token.token_ids), embedding=inputs.embeds, position=position)
         return self.service.decode(cache, new)

@@ -91,8 +91,7 @@ class LowRankExchange:
                 self.service.keep_features([f for f in batch.features if f.key in wanted])
         raise HostRefusedError(
             f"the LLM host did not keep the features of one batch of {len(batch.features)} "
-            "pictured questions: raise llm.feature-memory-mb or llm.node-features, or lower "
-            "batch-size"
+            "pictured questions: raise llm.feature-memory-mb, or lower batch-size"
         )
 
 

@@ -161,15 +161,6 @@ def _what(result: RunResult) -> list[str]:
     ]
     said = caveats(str(config["strategy.name"]), str(config.get("adapter.ranks", "")))
     lines += [f"\n{caveat}" for caveat in said]
-    clip, noise = (config.get(f"privacy.embedding-{what}", 0) for what in ("clip", "noise"))
-    if clip:
-        added = f", and noise of {noise:g} times that was added" if noise else ""
-        without = "noise and no clip" if noise else "clip"
-        lines.append(
-            "\nIn the run, also where the accuracies below were measured, each feature was clipped "
-            f"to length {clip:g} before it left the client{added}. What is here has no {without}, "
-            "so its answers may differ; it was not measured so."
-        )
     return lines
 
 
@@ -222,12 +213,9 @@ def _asked(config: Mapping[str, Any]) -> str:
     if config.get("exchange.labels-at") == "client":
         answers = "the gradient of the loss with respect to the logits, which shows the answers"
     if config.get("exchange.kind") == "embeddings":
-        clip, noise = (config.get(f"privacy.embedding-{what}", 0) for what in ("clip", "noise"))
-        noised = f" and noise of {noise:g} times that added" if noise else ""
-        clipped = f" (each clipped to length {clip:g}{noised})" if clip else ""
         return (
-            f"adapted features of pictures and tokens{clipped}, {answers}, and gradients with "
-            "respect to the features"
+            f"adapted features of pictures and tokens, {answers}, and gradients with respect to "
+            "the features"
         )
     return (
         "token ids, the pictures' features (once, and as long as the server keeps them), the "

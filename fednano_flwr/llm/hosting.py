@@ -8,7 +8,6 @@ from functools import partial
 
 from fednano_flwr.config import LLM, Model
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
 from fednano_flwr.llm.caches import OF_OWNER, Caches
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -20,6 +19,8 @@ from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.threads import threads
 
 RAY_STARTS_WITHIN = 60.0
+FEATURES_OF_NODE = 200_000
+"""Pictures whose features are kept; one more, and the node's own least recently used goes."""
 """Seconds that Flower's simulation may take to start Ray."""
 
 
@@ -29,6 +30,7 @@ def load_host(
     answers_of_owner: int = OF_OWNER,
     watch: Watch = UNWATCHED,
     revision: str = "",
+    waiting_of_owner: int = 8,
 ) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
@@ -36,6 +38,7 @@ def load_host(
         answers_of_owner: that one client may have under way at once.
         watch: measures it.
         revision: branch, tag or commit of a model on the hub.
+        waiting_of_owner: requests of one client that may wait; 0 for no limit.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -48,7 +51,7 @@ def load_host(
         features = FeatureStore(
             config.feature_memory_mb * 2**20,
             config.feature_disk_mb * 2**20,
-            config.node_features,
+            FEATURES_OF_NODE,
             config.max_tokens * half.hidden_size * half.dtype.itemsize,
         )
         caches = Caches(of_owner=answers_of_owner, max_tokens=config.max_tokens)
@@ -56,15 +59,10 @@ def load_host(
         return QueuedLLM(
             host,
             config.batch_tokens,
-            owner_waiting=config.node_waiting,
+            owner_waiting=waiting_of_owner,
             watch=watch,
             at_end=stack.pop_all().close,
         )
-
-
-def node_limits(config: LLM) -> NodeLimits:
-    """What one node may take, as the run config says."""
-    return NodeLimits(config.node_requests_per_second, config.node_sessions, config.node_tokens)
 
 
 @contextmanager

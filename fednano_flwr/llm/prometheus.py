@@ -17,7 +17,6 @@ from prometheus_client.registry import Collector
 
 from fednano_flwr.exchange.protocol import FeaturesMissingError, GoneError, HostBusyError
 from fednano_flwr.exchange.wire.dispatch import RefusalError
-from fednano_flwr.exchange.wire.limits import SpentError
 from fednano_flwr.exchange.wire.tokens import TokenError
 from fednano_flwr.exchange.wire.watch import Waiting
 from fednano_flwr.llm.host import HostMemoryError
@@ -37,7 +36,7 @@ OUTCOMES: Mapping[type, str] = {
     ValueError: "refused",
     Exception: "failed",
 }
-REASONS = (HostBusyError, HostMemoryError, RefusalError, SpentError, TokenError, ValueError)
+REASONS = (HostBusyError, HostMemoryError, RefusalError, TokenError, ValueError)
 REFUSALS = ("busy", "refused", "failed")
 OTHER = "other"
 

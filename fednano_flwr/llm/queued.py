@@ -147,7 +147,7 @@ class QueuedLLM(JobService):
                 )
             waiting = self._queue.waiting_of(job.owner)
             if self._owner_waiting and waiting >= self._owner_waiting:
-                raise HostBusyError(f"{waiting} requests of this client wait (llm.node-waiting)")
+                raise HostBusyError(f"{waiting} requests of this client wait")
             now = time.monotonic()
             if not len(self._queue):
                 self._since = now

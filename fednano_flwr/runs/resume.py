@@ -39,15 +39,9 @@ MAY_DIFFER = (
     "llm.feature-memory-mb",
     "llm.feature-disk-mb",
     "llm.max-clients",
-    "llm.max-message-mb",
     "llm.node-requests-per-second",
-    "llm.node-sessions",
-    "llm.node-waiting",
-    "llm.node-tokens",
-    "llm.node-features",
     "llm.metrics",
     "exchange.timeout",
-    "exchange.retry-seconds",
     "exchange.ca-cert",
 )
 """Keys that say where things run, how fast, and for how long they are waited for. Not

@@ -22,11 +22,6 @@ from tests.conftest import REPOSITORY
 
 CHOICES = ("w30", "w31", "w32")
 QUESTION = "w20 w21 w22 ?"
-NOISY = {
-    "exchange.kind": "embeddings",
-    "privacy.embedding-clip": 4.0,
-    "privacy.embedding-noise": 1.0,
-}
 
 
 def changed(asked: Asked, folder: Path, **changes: Any) -> Path:
@@ -42,39 +37,8 @@ def changed(asked: Asked, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.fixture
-def noisy(asked: Asked, tmp_path: Path) -> Path:
-    return changed(asked, tmp_path / "noisy", **NOISY)
-
-
 def shares(asker: Any, picture: Path) -> tuple[float, ...]:
     return asker.answer(QUESTION, picture, CHOICES).probabilities
-
-
-def test_in_one_process_no_noise_is_added_to_what_leaves_nobody(asked: Asked, noisy: Path) -> None:
-    said: list[str] = []
-    with open_asker(noisy, say=said.append) as asker:
-        first = shares(asker, asked.picture)
-        assert shares(asker, asked.picture) == first and said == []
-    with open_asker(noisy, config=["privacy.embedding-noise=1.0"], say=said.append) as asker:
-        assert shares(asker, asked.picture) != shares(asker, asked.picture)
-    assert len(said) == 1
-    lowrank = ["exchange.kind=lowrank", "privacy.embedding-clip=0"]
-    with open_asker(noisy, config=lowrank) as asker, open_asker(asked.run) as plain:
-        assert shares(asker, asked.picture) == shares(plain, asked.picture)
-
-
-def test_a_service_gets_the_runs_noise_and_it_is_said_that_answers_vary(
-    asked: Asked, noisy: Path, service: Service
-) -> None:
-    said: list[str] = []
-    with open_asker(noisy, service=service, say=said.append) as asker:
-        assert shares(asker, asked.picture) != shares(asker, asked.picture)
-    assert len(said) == 1 and "privacy.embedding-noise" in said[0] and "vary" in said[0]
-    quiet = ["privacy.embedding-noise=0"]
-    with open_asker(noisy, service=service, config=quiet, say=said.append) as asker:
-        assert shares(asker, asked.picture) == shares(asker, asked.picture)
-    assert len(said) == 1
 
 
 def test_a_run_of_a_gpu_says_without_one_how_it_can_be_asked(asked: Asked, tmp_path: Path) -> None:

@@ -60,17 +60,6 @@ def test_labels_that_stay_at_the_client_are_read_from_the_gradient(run_config: C
     assert row["labels_at"] == "client" and row["answers"] == 1.0
 
 
-def test_much_noise_hides_text_from_one_look_and_less_from_many(run_config: Config) -> None:
-    noisy = {"privacy__embedding_clip": 1.0, "exchange__kind": "embeddings"}
-    hidden = audited(run_config(**noisy, privacy__embedding_noise=50.0))
-    assert hidden["read_once"]["all"] < 0.1 and hidden["read_often"]["all"] < 0.1
-    some = run_config(**noisy, privacy__embedding_noise=0.5)
-    row = audited(some, AuditOptions(questions=12, seed=0, observations=12))
-    assert row["observations"] == [12, 12]
-    assert row["read_once"]["content"] + 0.2 < row["read_often"]["content"]
-    assert row["answers"] == 1.0  # noise on embeddings does nothing for them
-
-
 def test_the_same_seed_plays_the_same_questions(run_config: Config) -> None:
     first, again, other = (
         audited(run_config(), AuditOptions(6, seed, 1))["text_tokens"] for seed in (0, 0, 5)

@@ -7,10 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks.audit.tables import COLUMNS, markdown
-from fednano_flwr.config.overrides import parse_override
 
 ROOT = Path(__file__).parents[2]
 RESULTS = "results/privacy/audit-demo.json"
@@ -42,21 +39,3 @@ def test_the_threat_model_quotes_some_of_the_results() -> None:
         assert len(lines) >= 3
         for line in lines:
             assert tuple(line) in {tuple(row[place] for place in places) for row in whole}
-
-
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "conf/privacy").glob("*.toml")), ids=lambda f: f.stem
-)
-def test_every_config_of_the_table_is_in_it(file: Path) -> None:
-    given = parse_override(str(file), ROOT)
-    wanted = tuple(
-        given.get(key, default)
-        for key, default in (
-            ("exchange.kind", "lowrank"),
-            ("exchange.labels-at", "server"),
-            ("privacy.embedding-clip", 0.0),
-            ("privacy.embedding-noise", 0.0),
-        )
-    )
-    rows = {(r["exchange"], r["labels_at"], r["clip"], r["noise"]) for r in results()["rows"]}
-    assert wanted in rows

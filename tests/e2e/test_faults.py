@@ -59,7 +59,6 @@ def settings(tiny_model: Path, tiny_questions: Path, tmp_path: Path) -> Settings
             "llm.port": free_port(),
             "batch-size": 2,
             "local-epochs": 6,
-            "exchange.retry-seconds": 20.0,
         }
         return {**defaults(REPOSITORY), **own, **keys}
 

@@ -106,7 +106,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     assert not thread.is_alive() and not errors, errors
 
 
-KEYS = {"exchange__kind": "lowrank", "exchange__retry_seconds": 60.0, "batch_size": 2}
+KEYS = {"exchange__kind": "lowrank", "batch_size": 2}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fednano_flwr.edge.questions import Question, QuestionEncoder, last_position
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, FeaturesMissingError, HostRefusedError
-from fednano_flwr.exchange.wire import client
+from fednano_flwr.exchange.wire import client, server
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -81,14 +81,20 @@ def test_features_are_sent_once_and_then_only_ranks(
 
 
 @pytest.mark.parametrize(
-    ("largest", "calls"), [(0, 1), (2 * FEATURE_BYTES + 400, 2), (2 * FEATURE_BYTES, 4)]
+    ("largest", "calls"), [(2**31 - 1, 1), (2 * FEATURE_BYTES + 400, 2), (2 * FEATURE_BYTES, 4)]
 )
 def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
-    largest: int, calls: int, host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+    largest: int,
+    calls: int,
+    host: FrozenLLM,
+    edge: NanoEdge,
+    questions: list[Question],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(server, "largest_message", lambda info: largest)
     features = edge(questions).features
     assert len(features) == 4
-    with serve(host, max_message=largest) as address, RemoteLLM(address) as remote:
+    with serve(host) as address, RemoteLLM(address) as remote:
         remote.describe()
         before = remote.traffic.calls, remote.traffic.bytes_up
         remote.keep_features(features)

@@ -328,22 +328,6 @@ def test_a_card_counts_the_clients_of_all_rounds(
     assert "| all | 24 | 50.0% | 75.0% |" in card
 
 
-def test_a_card_says_that_what_it_is_with_was_measured_with_noise(
-    run_config: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
-    keys = {"exchange__kind": "embeddings", "privacy__embedding_clip": 2.5}
-    clipped, _ = write_run(run_config(run__name="clipped", **keys), 0.5, 0.75)
-    card = card_of(clipped, tmp_path / "clipped")
-    assert "each feature was clipped to length 2.5 before it left the client. What is here" in card
-    assert "has no clip, so its answers may differ" in card
-    keys["privacy__embedding_noise"] = 0.5
-    noisy, _ = write_run(run_config(run__name="noisy", **keys), 0.5, 0.75)
-    card = card_of(noisy, tmp_path / "noisy")
-    assert "and noise of 0.5 times that was added. What is here has no noise and no clip" in card
-    plain, _ = write_run(run_config(run__name="plain"), 0.5, 0.75)
-    assert "clipped" not in card_of(plain, tmp_path / "plain")
-
-
 def test_a_cards_config_has_the_bounds_on_updates(
     run_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

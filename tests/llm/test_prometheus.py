@@ -22,7 +22,7 @@ from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.protocol import Feature, HostRefusedError
+from fednano_flwr.exchange.protocol import Feature, HostRefusedError, HostUnreachableError
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.limits import NodeLimits
@@ -178,14 +178,14 @@ def test_requests_that_wait_are_counted_while_they_do(
 def test_refusals_are_told_apart_and_no_label_names_a_client(llm_half: LLMHalf) -> None:
     tokens = Tokens(5)
     with (
-        measured(llm_half, tokens=tokens, limits=NodeLimits(tokens=20)) as (address, page),
+        measured(llm_half, tokens=tokens, limits=NodeLimits(0.2)) as (address, page),
         tokens.open(1, "train") as token,
     ):
         for node in range(20, 24):
             caller = Caller(5, node, 1, "train", token(node))
-            with RemoteLLM(address, caller, "float32", retry_seconds=0.2) as remote:
+            with RemoteLLM(address, caller, "float32", retry_seconds=0) as remote:
                 remote.step(*batch(0))
-                with pytest.raises(HostRefusedError, match=r"llm\.node-tokens"):
+                with pytest.raises(HostUnreachableError, match=r"llm\.node-requests-per-second"):
                     remote.step(*batch(0))
         with RemoteLLM(address, Caller(5, 20, 1, "train", "wrong"), retry_seconds=0.2) as remote:
             with pytest.raises(HostRefusedError):
@@ -194,11 +194,11 @@ def test_refusals_are_told_apart_and_no_label_names_a_client(llm_half: LLMHalf) 
             session = channel.stream_stream("/fednano.v1.LLM/Session")
             sent = [b"\xff no call"]
             (answer,) = session(
-                iter(sent), metadata=Caller(5, 20, 1, "train", token(20)).metadata()
+                iter(sent), metadata=Caller(5, 30, 1, "train", token(30)).metadata()
             )
             assert "no call" in pb.Answer.FromString(answer).refused
         assert page.of("calls_total", kind="step", outcome="served") == 4
-        assert page.of("refusals_total", reason="SpentError") == 4
+        assert page.of("refusals_total", reason="HostBusyError") == 4
         assert page.of("refusals_total", reason="TokenError") == 1
         assert page.of("refusals_total", reason="RefusalError") == 1
         assert page.of("calls_total", kind="none", outcome="refused") == 2

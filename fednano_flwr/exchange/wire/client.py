@@ -42,6 +42,8 @@ from fednano_flwr.exchange.wire.traffic import StepTraffic
 log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
 
+RETRY_SECONDS = 60.0
+"""For so long a failed request is repeated."""
 FEATURES_AT_ONCE = 16 * 2**20
 """Bytes of features in one message, unless it is one picture's: each has to be there in time."""
 AROUND_FEATURES, AROUND_ENTRY = 256, 16
@@ -98,7 +100,8 @@ class RemoteLLM:
         dtype: in which tensors cross the wire (`codec.NAMES`); "auto" is the host's.
         timeout: seconds that one attempt may take.
         retry_seconds: how long to go on trying, counted from the first attempt's failure, so that
-            there is a second attempt however long the first one took; 0: there is none.
+            there is a second attempt however long the first one took; 0: there is none; None:
+            `RETRY_SECONDS`.
         ca: PEM of the certificates of which one has to vouch for the service's; without, the
             connection is not encrypted.
 
@@ -112,7 +115,7 @@ class RemoteLLM:
     caller: Caller = field(default_factory=Caller)
     dtype: str = "auto"
     timeout: float = 120.0
-    retry_seconds: float = 60.0
+    retry_seconds: float | None = None
     ca: bytes | None = None
     traffic: StepTraffic = field(default_factory=StepTraffic)
 
@@ -329,6 +332,7 @@ class RemoteLLM:
     def _persistently(self, ask: Callable[[], Reply]) -> Reply:
         """Ask until there is an answer, or until `retry_seconds` after a failure are over."""
         started = time.monotonic()
+        limit = RETRY_SECONDS if self.retry_seconds is None else self.retry_seconds
         pause = 0.1
         end: float | None = None
         while True:
@@ -340,7 +344,7 @@ class RemoteLLM:
                 crowded = code == CROWDED and "larger than max" not in detail
                 distrusted = self.ca is not None and any(sign in detail for sign in NO_TRUST)
                 if code == CROWDED and not crowded:
-                    detail += " (llm.max-message-mb, llm.max-tokens): use a smaller batch-size"
+                    detail += " (llm.max-tokens): use a smaller batch-size"
                 if distrusted:
                     detail = f"{DISTRUSTED} ({detail})"
                 if distrusted or (code not in LOST and not crowded):
@@ -357,7 +361,7 @@ class RemoteLLM:
             except HostBusyError as busy:
                 reason = f"busy: {busy}"
             now = time.monotonic()
-            end = now + self.retry_seconds if end is None else end
+            end = now + limit if end is None else end
             if now >= end:
                 raise HostUnreachableError(
                     f"LLM host {self.address} did not answer for {now - started:.0f} s ({reason})"

@@ -107,7 +107,7 @@ class Answers:
         return answer
 
     def _step(self, request: pb.StepRequest, reply: pb.StepReply, owner: bytes) -> None:
-        with self._batch(request.inputs, owner) as inputs:
+        with self._batch(request.inputs) as inputs:
             count = sum(inputs.lengths)
             positions = _indices(request.label_positions, count, "label position", count)
             targets = _indices(request.labels, self._info.vocabulary, "label", count)
@@ -119,7 +119,7 @@ class Answers:
         _fill(reply, gradient, _dtype(request.inputs))
 
     def _forward(self, request: pb.ForwardRequest, reply: pb.ForwardReply, owner: bytes) -> None:
-        with self._batch(request.inputs, owner) as inputs:
+        with self._batch(request.inputs) as inputs:
             positions = _positions(request.positions, inputs)
             if not len(positions):
                 raise RefusalError("no positions")
@@ -134,7 +134,7 @@ class Answers:
         _fill(reply, found, request.dtype)
 
     def _score(self, request: pb.ScoreRequest, reply: pb.ScoreReply, owner: bytes) -> None:
-        with self._batch(request.inputs, owner) as inputs:
+        with self._batch(request.inputs) as inputs:
             positions = _positions(request.positions, inputs)
             words = self._info.vocabulary
             candidates = _indices(request.candidates, words, "candidate", words)
@@ -144,7 +144,7 @@ class Answers:
     def _next_tokens(
         self, request: pb.NextTokensRequest, reply: pb.NextTokensReply, owner: bytes
     ) -> None:
-        with self._batch(request.inputs, owner) as inputs:
+        with self._batch(request.inputs) as inputs:
             positions = _positions(request.positions, inputs)
             found = self._service.next_tokens(inputs, positions, owner)
         reply.tokens.extend(found.tolist())
@@ -152,7 +152,7 @@ class Answers:
     def _prefill(self, request: pb.PrefillRequest, reply: pb.GeneratedReply, owner: bytes) -> None:
         if len(request.inputs.lengths) != 1:
             raise RefusalError(f"{len(request.inputs.lengths)} samples; an answer is one's")
-        with self._batch(request.inputs, owner) as inputs:
+        with self._batch(request.inputs) as inputs:
             found = self._service.prefill(inputs, owner)
         reply.cache, reply.token = found.cache, found.token
 
@@ -165,8 +165,7 @@ class Answers:
             shape = tuple(getattr(request, name).shape)
             if request.HasField(name) and (len(shape) != 2 or shape[0] != 1):
                 raise RefusalError(f"{name} of shape {shape[:3]} for one token")
-        with self._meter.tokens(owner, 1):
-            found = self._service.decode(request.cache, codec.decode_token(request), owner)
+        found = self._service.decode(request.cache, codec.decode_token(request), owner)
         self._watch.computed(1)
         reply.cache, reply.token = found.cache, found.token
 
@@ -190,7 +189,7 @@ class Answers:
         reply.SetInParent()
 
     @contextmanager
-    def _batch(self, batch: pb.Inputs, owner: bytes) -> Iterator[Inputs]:
+    def _batch(self, batch: pb.Inputs) -> Iterator[Inputs]:
         """The batch of a request, whose tokens count where the block computes something."""
         counts, size = tuple(batch.lengths), self._info.hidden_size
         count = sum(counts)
@@ -213,11 +212,10 @@ class Answers:
             )
         if len(batch.position_ids) > MOST_AXES * count:
             raise RefusalError(f"{len(batch.position_ids)} position ids for {count} tokens")
-        with self._meter.tokens(owner, count):
-            inputs = codec.decode_inputs(batch)
-            if isinstance(inputs, LowRankInputs):
-                self._check_low_rank(inputs)
-            yield inputs
+        inputs = codec.decode_inputs(batch)
+        if isinstance(inputs, LowRankInputs):
+            self._check_low_rank(inputs)
+        yield inputs
         self._watch.computed(count)
 
     def _check_low_rank(self, inputs: LowRankInputs) -> None:

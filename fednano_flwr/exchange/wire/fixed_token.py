@@ -24,8 +24,6 @@ class FixedToken:
         token: of printable characters without a dot.
     """
 
-    phase = None
-
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 

@@ -1,8 +1,7 @@
 """How much of the LLM service one node may take, so that it leaves the others theirs.
 
 A node is whom a token speaks for. What is over a limit that time mends is answered with "busy", and
-an honest client asks again; what stays over its limit is refused. Either is said before anything of
-the call is decoded.
+an honest client asks again. It is said before anything of the call is decoded.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from fednano_flwr.exchange.protocol import HostBusyError
 
 BURST_SECONDS = 5.0
 """A node that was silent may make the requests of so many seconds at once."""
+SESSIONS_OF_NODE = 8
+"""A client needs one; a connection that broke off may hold another for a while."""
 
 
 @dataclass(frozen=True)
@@ -27,38 +28,28 @@ class NodeLimits:
     Attributes:
         requests_per_second: calls of all its sessions, and introductions.
         sessions: streams open at once.
-        tokens: in one phase, the training or the evaluation of a round.
     """
 
     requests_per_second: float = 0.0
-    sessions: int = 0
-    tokens: int = 0
-
-
-class SpentError(ValueError):
-    """The node has had what it may have in this phase; asking again is of no use."""
+    sessions: int = SESSIONS_OF_NODE
 
 
 class Meter:
     """Counts what each node takes; for many threads at once.
 
     Args:
-        phase: what is going on now; tokens are counted from its last change on.
         clock: seconds.
     """
 
     def __init__(
         self,
         limits: NodeLimits,
-        phase: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits, self._phase, self._clock = limits, phase, clock
+        self._limits, self._clock = limits, clock
         self._lock = threading.Lock()
         self._buckets: dict[bytes, tuple[float, float]] = {}  # requests left, and when
         self._sessions: Counter[bytes] = Counter()
-        self._tokens: Counter[bytes] = Counter()
-        self._counted: object = None
 
     def sessions_of(self, owner: bytes) -> int:
         """Streams that a node has open."""
@@ -95,7 +86,7 @@ class Meter:
         most = self._limits.sessions
         with self._lock:
             if most and self._sessions[owner] >= most:
-                raise HostBusyError(f"this node has {most} sessions open (llm.node-sessions)")
+                raise HostBusyError(f"this node has {most} sessions open")
             self._sessions[owner] += 1
         try:
             yield
@@ -104,33 +95,3 @@ class Meter:
                 self._sessions[owner] -= 1
                 if not self._sessions[owner]:
                     del self._sessions[owner]
-
-    @contextmanager
-    def tokens(self, owner: bytes, count: int) -> Iterator[None]:
-        """Count the tokens of a request; not where the block fails, as nothing was computed then.
-
-        Raises:
-            SpentError: with them the node would have more than a phase's.
-        """
-        most = self._limits.tokens
-        if not most:
-            yield
-            return
-        with self._lock:
-            if (phase := self._phase()) != self._counted:
-                self._tokens.clear()
-                self._counted = phase
-            had = self._tokens[owner]
-            if had + count > most:
-                raise SpentError(
-                    f"{count} tokens after {had} in this phase; a node may send {most} "
-                    "(llm.node-tokens)"
-                )
-            self._tokens[owner] += count
-        try:
-            yield
-        except BaseException:
-            with self._lock:
-                if phase == self._counted:
-                    self._tokens[owner] -= count
-            raise

@@ -54,7 +54,6 @@ class Servicer:
         meter: counts what each of these nodes takes.
         activity: is told of each call that was served to a node whose token says who it is.
         watch: is told of calls, streams and bytes.
-        max_message: bytes of a request, as clients are told.
     """
 
     def __init__(
@@ -64,9 +63,7 @@ class Servicer:
         meter: Meter | None = None,
         activity: Activity | None = None,
         watch: Watch = UNWATCHED,
-        max_message: int = 0,
     ) -> None:
-        self._max_message = max_message
         self._meter = meter or Meter(NodeLimits())
         self._answers = Answers(service, self._meter, watch)
         self._info = service.describe()
@@ -140,7 +137,7 @@ class Servicer:
 
     def _introduced(self, kind: str, message: bytes) -> bytes:
         """The answer to an introduction that went well."""
-        answer = _description(self._info, self._max_message).SerializeToString()
+        answer = _description(self._info).SerializeToString()
         self._watch.answered(kind, None)
         self._watch.moved(len(message), len(answer))
         return answer
@@ -190,7 +187,6 @@ def serve(
     tokens: Access | None = None,
     identity: Identity | None = None,
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
-    max_message: int = 0,
     activity: Activity | None = None,
     watch: Watch = UNWATCHED,
 ) -> Iterator[str]:
@@ -203,7 +199,6 @@ def serve(
         tokens: callers need one of these; without, whoever reaches the port is answered.
         identity: the service speaks TLS only, with this key and certificate.
         limits: of each node; they need `tokens`, which tell nodes apart.
-        max_message: bytes of a request; 0: as many as one of `max_tokens` tokens may need.
         activity: is told when each node was served; needs `tokens`, which say who a node is.
         watch: measures the service.
 
@@ -218,7 +213,7 @@ def serve(
         )
     watch = Harmless(watch)
     threads = max_clients + REFUSALS_AT_ONCE
-    largest = min(max_message or LARGEST, _largest_message(service.describe()))
+    largest = largest_message(service.describe())
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
         maximum_concurrent_rpcs=threads,
@@ -230,8 +225,7 @@ def serve(
             *KEEPALIVE,
         ],
     )
-    meter = Meter(limits, lambda: None if tokens is None else tokens.phase)
-    servicer = Servicer(service, tokens, meter, activity, watch, largest)
+    servicer = Servicer(service, tokens, Meter(limits), activity, watch)
     server.add_generic_rpc_handlers((_handlers(servicer),))
     host = f"[{bind}]" if ":" in bind else bind
     try:
@@ -249,7 +243,7 @@ def serve(
         server.stop(grace=1.0).wait()
 
 
-def _largest_message(info: LLMInfo) -> int:
+def largest_message(info: LLMInfo) -> int:
     """Bytes of the largest request: embeddings in float64 and some integers a token."""
     return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, LARGEST)
 
@@ -265,7 +259,7 @@ def _parsed(kind: type[Request], message: bytes) -> Request:
         raise RefusalError(f"{len(message)} bytes that are no {kind.__name__}") from None
 
 
-def _description(info: LLMInfo, max_message: int) -> pb.Description:
+def _description(info: LLMInfo) -> pb.Description:
     return pb.Description(
         protocol=PROTOCOL_VERSION,
         model=info.model,
@@ -277,5 +271,5 @@ def _description(info: LLMInfo, max_message: int) -> pb.Description:
         max_tokens=info.max_tokens,
         parameters=info.parameters,
         revision=info.revision,
-        max_message=max_message,
+        max_message=largest_message(info),
     )

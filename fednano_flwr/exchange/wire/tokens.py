@@ -36,12 +36,7 @@ def credentials(
 
 
 class Access(Protocol):
-    """What says who calls, and what is going on."""
-
-    @property
-    def phase(self) -> object:
-        """Changes where a node's count of tokens begins anew."""
-        ...
+    """What says who calls."""
 
     def owner(self, metadata: Metadata) -> bytes:
         """Whom a call's token speaks for; raises `TokenError` without a good one."""
@@ -59,11 +54,6 @@ class Tokens:
         self._run = run
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._open: tuple[int, str] | None = None
-
-    @property
-    def phase(self) -> tuple[int, str] | None:
-        """The round and phase that nodes are let in for now."""
-        return self._open
 
     @contextmanager
     def open(self, server_round: int, phase: str) -> Iterator[Callable[[int], str]]:
