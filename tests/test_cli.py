@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,14 @@ def test_a_run_without_a_name_is_given_its_folder_before_flower_starts(launched,
     run("-c", "run.name=mine")
     assert launched[-1]["run_config"]["run.name"] == "mine"
     assert not (tmp_path / "runs").exists()  # nothing was written, so nothing is left
+
+
+def test_starting_the_command_imports_no_torch():
+    code = (
+        "import sys, fednano_flwr.cli.app; print({'torch', 'numpy', 'flwr'} & sys.modules.keys())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_version_is_shown():

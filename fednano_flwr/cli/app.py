@@ -13,24 +13,28 @@ from typing import Annotated
 import typer
 
 from fednano_flwr.base.live import terminal
-from fednano_flwr.base.output import OutputError
-from fednano_flwr.base.signals import interrupts
-from fednano_flwr.cli import after, before, use
+from fednano_flwr.cli import (
+    ask,
+    compare,
+    doctor,
+    export,
+    partition,
+    report,
+    serve,
+    size,
+    split,
+    web,
+)
 from fednano_flwr.cli.options import (
     FAILED,
-    INTERRUPTED,
     LOST_CLIENTS,
-    USAGE,
     App,
     Config,
-    Revision,
-    check_dtype,
+    exit_status,
     say_proxies,
-    writing,
 )
 from fednano_flwr.cli.screen import Screen
 from fednano_flwr.cli.streams import lasting_streams
-from fednano_flwr.config import ConfigError
 from fednano_flwr.config.project import NAME, find_app
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.launcher.environment import LaunchError
@@ -46,8 +50,8 @@ cli = typer.Typer(
 )
 
 
-for more in (before, after, use):
-    cli.add_typer(more.commands)
+for subcommand in (partition, split, size, doctor, compare, report, export, ask, serve, web):
+    cli.add_typer(subcommand.command)
 
 
 def main() -> None:
@@ -106,29 +110,24 @@ def run(
     left running in any case.
     """
     try:
-        cwd = Path.cwd()
-        folder = find_app(app, cwd)
-        parsed = run_config(folder, config or [], clients, cwd)
-        say_proxies()
-        with interrupts(), Screen(verbose, terminal()) as screen:
-            validate(parsed)
-            read_questions(parsed.dataset, parsed.seed, clients)
-            with run_folder_of(parsed) as results:
-                flat = parsed.flat()
-                if parsed.resume == NEVER and not parsed.run.name:
-                    flat["run.name"] = results.name
-                status = launch(
-                    folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch
-                )
-    except (ConfigError, OutputError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(USAGE) from None
+        with exit_status(interrupted="interrupted; nothing is left running"):
+            cwd = Path.cwd()
+            folder = find_app(app, cwd)
+            parsed = run_config(folder, config or [], clients, cwd)
+            say_proxies()
+            with Screen(verbose, terminal()) as screen:
+                validate(parsed)
+                read_questions(parsed.dataset, parsed.seed, clients)
+                with run_folder_of(parsed) as results:
+                    flat = parsed.flat()
+                    if parsed.resume == NEVER and not parsed.run.name:
+                        flat["run.name"] = results.name
+                    status = launch(
+                        folder, flat, clients, client_cpus, client_gpus, screen.show, screen.watch
+                    )
     except LaunchError as error:
         _show_failure(str(error), error.log)
         raise typer.Exit(FAILED) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is left running", err=True)
-        raise typer.Exit(INTERRUPTED) from None
     if status.lost_clients:
         _show_failure(status.lost_clients, None)
         raise typer.Exit(LOST_CLIENTS)
@@ -136,69 +135,6 @@ def run(
         remark = f" ({status.details})" if status.details else ""
         _show_failure(f"the run did not complete: {status.status}{remark}", status.log)
         raise typer.Exit(FAILED)
-
-
-@cli.command(
-    epilog="Example: fednano partition -c dataset.path=/data/scienceqa -c dataset.alpha=0.1 "
-    "--clients 10 --out shards"
-)
-def partition(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
-    clients: Annotated[int, typer.Option(min=1, help="How many shards to make.")] = 5,
-    config: Config = None,
-    map_only: Annotated[
-        bool, typer.Option("--map-only", help="Write the map and the counts, and no shards.")
-    ] = False,
-    app: App = None,
-) -> None:
-    """Deal the data set to clients, each into a folder of its own, with a map of who has what.
-
-    DIR/client-0, … hold a client's questions and pictures and nothing of the others'; give one to
-    a SuperNode with --node-config 'data-path="…/client-0"'. DIR/partition.png is the map.
-
-    Exits with 0 if DIR is written, 1 if writing failed, 2 if settings or data cannot be used and
-    130 if it was interrupted; where it is not 0, nothing is left behind.
-    """
-    from fednano_flwr.cli.partition import partition_to_folder
-
-    with writing(out):
-        cwd = Path.cwd()
-        parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
-        typer.echo(partition_to_folder(parsed, clients, cwd / out.expanduser(), map_only))
-
-
-@cli.command(
-    epilog="Example: fednano split llava-hf/llava-1.5-7b-hf --out edge-bundle --dtype bfloat16"
-)
-def split(
-    model: Annotated[str, typer.Argument(help="Hub id, or folder of a model.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")],
-    shard: Annotated[
-        Path | None,
-        typer.Option(
-            help="A client's folder by `fednano partition`: keep only its tokens' embeddings."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="Store tensors as float32, bfloat16 or float16; else as they are."),
-    ] = None,
-    revision: Revision = "",
-) -> None:
-    """Write the client's half of a model, to be given to a client instead of the checkpoint.
-
-    DIR holds vision encoder, connector, token embeddings, processor and a manifest; nothing of the
-    language model. Give it to a SuperNode with --node-config 'edge-path="…/edge-bundle"', to a
-    simulation with -c edge.bundle=edge-bundle.
-
-    Exits with 0 if DIR is written, 1 if writing failed, 2 if the model cannot be split and 130 if
-    it was interrupted; where it is not 0, nothing is left behind.
-    """
-    from fednano_flwr.cli.split import split as write
-
-    check_dtype(dtype)
-    with writing(out):
-        typer.echo(write(model, out.expanduser(), shard, dtype, revision))
 
 
 def _show_failure(message: str, log: Path | None) -> None:

@@ -1,19 +1,23 @@
-"""Options that several commands have, their exit statuses, and how they fail."""
+"""Options that several commands have, and how every command ends."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
+from fednano_flwr.base.output import OutputError
+from fednano_flwr.base.resources import ResourceError
 from fednano_flwr.base.signals import interrupts
 from fednano_flwr.config import DTYPES, ConfigError
 from fednano_flwr.config.proxies import proxies_in_words
+from fednano_flwr.data.errors import DataError
 
 FAILED, USAGE, LOST_CLIENTS, INTERRUPTED = 1, 2, 3, 130
 
@@ -32,16 +36,26 @@ App = Annotated[
 Revision = Annotated[
     str, typer.Option(help="Branch, tag or commit of a model on the hub; else its default branch.")
 ]
-
-
-def check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        typer.echo(f"error: --dtype {dtype}: must be one of {', '.join(DTYPES)}", err=True)
-        raise typer.Exit(USAGE)
+NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")]
+StoredAs = Annotated[
+    str | None,
+    typer.Option(
+        click_type=click.Choice(DTYPES), help="Dtype of the written tensors; else as they are."
+    ),
+]
+Which = Annotated[
+    str,
+    typer.Option(
+        click_type=click.Choice(("best", "last")), help="Adapters of the best or the last round."
+    ),
+]
+RunModel = Annotated[
+    str, typer.Option(help="The run's model, where its config names another place.")
+]
 
 
 def notice(line: str) -> None:
-    """Say something that is no result, beside what may be read by a program."""
+    """Write a line to stderr, so that stdout holds results only."""
     typer.echo(f"note: {line}", err=True)
 
 
@@ -62,21 +76,42 @@ def command_line() -> str:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """What goes wrong while a folder is written, on one line and as an exit status."""
-    from fednano_flwr.base.output import OutputError
-    from fednano_flwr.base.resources import ResourceError
-    from fednano_flwr.data.errors import DataError
+def exit_status(
+    failed: str = "",
+    interrupted: str = "interrupted",
+    usage_errors: tuple[type[Exception], ...] = (),
+    failures: tuple[type[Exception], ...] = (),
+    when_interrupted: int = INTERRUPTED,
+) -> Iterator[None]:
+    """Turn the block's errors into one line on stderr and an exit status.
 
+    Ctrl-C, SIGTERM and SIGHUP end it with `when_interrupted`; settings, data and folders that
+    cannot be used with 2; an `OSError` with 1.
+
+    Args:
+        failed: says what could not be done, before an `OSError`'s own message.
+        interrupted: says how things stand after an interrupt; "": nothing is said.
+        usage_errors: further errors that end it with 2.
+        failures: further errors that end it with 1.
+    """
     try:
         with interrupts():
             yield
-    except (ConfigError, DataError, OutputError, ResourceError) as error:
+    except (ConfigError, DataError, OutputError, ResourceError, *usage_errors) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None
-    except OSError as error:
-        typer.echo(f"error: {out} cannot be written: {error}; nothing is left there", err=True)
+    except (OSError, *failures) as error:
+        typer.echo(f"error: {failed}: {error}" if failed else f"error: {error}", err=True)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing is left behind", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        if interrupted:
+            typer.echo(interrupted, err=True)
+        raise typer.Exit(when_interrupted) from None
+
+
+def writing(out: Path) -> AbstractContextManager[None]:
+    """`exit_status` of a command that writes the folder `out` whole or not at all."""
+    return exit_status(
+        f"{out} cannot be written, and nothing is left there",
+        "interrupted; nothing is left behind",
+    )

@@ -14,19 +14,52 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from fednano_flwr.base.console import human_bytes, table
 from fednano_flwr.base.output import new_folder, require_free, require_space
+from fednano_flwr.cli.options import App, Config, NewFolder, writing
 from fednano_flwr.config import RunConfig
-from fednano_flwr.data.reading import describe_skipped
-from fednano_flwr.data.sample import QuestionSet
-from fednano_flwr.data.shard import Shard, all_shards
-from fednano_flwr.preflight import validate_dataset
+from fednano_flwr.config.project import find_app
+from fednano_flwr.preflight import run_config, validate_dataset
 
+if TYPE_CHECKING:
+    from fednano_flwr.data.sample import QuestionSet
+    from fednano_flwr.data.shard import Shard
+
+command = typer.Typer()
 MAP, SUMMARY = "partition.png", "partition.json"
 ROOM_A_QUESTION = 4096
 """Bytes of disk reckoned for a question beside its pictures."""
+
+
+@command.command(
+    epilog="Example: fednano partition -c dataset.path=/data/scienceqa -c dataset.alpha=0.1 "
+    "--clients 10 --out shards"
+)
+def partition(
+    out: NewFolder,
+    clients: Annotated[int, typer.Option(min=1, help="How many shards to make.")] = 5,
+    config: Config = None,
+    map_only: Annotated[
+        bool, typer.Option("--map-only", help="Write the map and the counts, and no shards.")
+    ] = False,
+    app: App = None,
+) -> None:
+    """Deal the data set to clients, each into a folder of its own, with a map of who has what.
+
+    DIR/client-0, … hold a client's questions and pictures and nothing of the others'; give one to
+    a SuperNode with --node-config 'data-path="…/client-0"'. DIR/partition.png is the map.
+
+    Exits with 0 if DIR is written, 1 if writing failed, 2 if settings or data cannot be used and
+    130 if it was interrupted; where it is not 0, nothing is left behind.
+    """
+    with writing(out):
+        cwd = Path.cwd()
+        parsed = run_config(find_app(app, cwd), config or [], clients, cwd)
+        typer.echo(partition_to_folder(parsed, clients, cwd / out.expanduser(), map_only))
 
 
 def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bool) -> str:
@@ -40,7 +73,9 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
         OutputError: `out` is there already, or the disk is too small.
         OSError: writing failed.
     """
+    # Imported here: they bring NumPy, which `fednano --help` must not wait for.
     from fednano_flwr.data.registry import load_questions
+    from fednano_flwr.data.shard import all_shards
 
     out = out.absolute()
     require_free(out)
@@ -152,6 +187,8 @@ def _report(
     map_only: bool,
     out: Path,
 ) -> str:
+    from fednano_flwr.data.reading import describe_skipped
+
     columns = ["", "train", "test", "groups"] + ([] if map_only else ["pictures", "size"])
     lines = [table(f"{questions.name} for {len(shards)} clients", columns, rows)]
     dealt = sum(len(shard.train) + len(shard.test) for shard in shards)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
 
 from fednano_flwr.base.console import human_bytes
+from fednano_flwr.cli.options import Revision, exit_status
 from fednano_flwr.cli.size_tables import (
     COMPRESSED,
     DTYPE_BYTES,
@@ -15,22 +19,68 @@ from fednano_flwr.cli.size_tables import (
     SHARD_ROWS,
     TEXT_TOKENS,
     UPLOADS,
-    Asked,
     PackedRecord,
     Records,
+    SizeOptions,
     client_table,
     memory_table,
     parts_table,
     round_table,
     step_table,
 )
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import DTYPES, ConfigError
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import SizeConfig, Sizes
 
+command = typer.Typer()
 
-def size(asked: Asked, as_json: bool) -> str:
+
+@command.command(
+    "size",
+    epilog="Example: fednano size llava-1.5-7b --rank 64 --dtype bfloat16. "
+    "What is counted and how: docs/models.md.",
+)
+def size_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="A shipped config's name, a folder, a config.json or a hub id."),
+    ],
+    rank: Annotated[int, typer.Option(min=1, help="r of the NanoAdapters.")] = 64,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Token rows that a client keeps; else what 1,653 ScienceQA questions use.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(click_type=click.Choice(DTYPES), help="Of the frozen parts and the wire.")
+    ] = "bfloat16",
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a sample; else one picture's and 128 of text."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples in a step; only matters to the lowrank exchange.")
+    ] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object of all counts.")] = False,
+    revision: Revision = "",
+) -> None:
+    """Show what each side of a model takes: parameters, storage, memory and traffic.
+
+    MODEL is llava-1.5-7b, llava-1.5-13b or instructblip-vicuna-7b (their configs are shipped), a
+    model's folder, a config.json, package:NAME/SUB, or a hub id.
+
+    Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
+    model or it cannot be cut.
+    """
+    with exit_status():
+        options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
+        typer.echo(size(options, as_json))
+
+
+def size(options: SizeOptions, as_json: bool) -> str:
     """The tables to show, or one JSON object.
 
     Raises:
@@ -39,49 +89,49 @@ def size(asked: Asked, as_json: bool) -> str:
     # Imported here: they bring torch, which `fednano --help` must not wait for.
     from fednano_flwr.models.size import Setting, Sizes, count, read_size_config
 
-    found = read_size_config(asked.model, asked.revision)
+    found = read_size_config(options.model, options.revision)
     parts = count(found.config)
-    if asked.rows is not None and asked.rows > parts.vocabulary:
-        raise ConfigError(f"--rows {asked.rows}: the model has {parts.vocabulary:,} rows")
+    if options.rows is not None and options.rows > parts.vocabulary:
+        raise ConfigError(f"--rows {options.rows}: the model has {parts.vocabulary:,} rows")
     pictures = PICTURE_TOKENS if parts.picture_tokens is None else parts.picture_tokens
     setting = Setting(
-        rank=asked.rank,
-        rows=min(SHARD_ROWS, parts.vocabulary) if asked.rows is None else asked.rows,
-        dtype_bytes=DTYPE_BYTES[asked.dtype],
-        tokens=pictures + TEXT_TOKENS if asked.tokens is None else asked.tokens,
-        batch_size=asked.batch_size,
+        rank=options.rank,
+        rows=min(SHARD_ROWS, parts.vocabulary) if options.rows is None else options.rows,
+        dtype_bytes=DTYPE_BYTES[options.dtype],
+        tokens=pictures + TEXT_TOKENS if options.tokens is None else options.tokens,
+        batch_size=options.batch_size,
         file_bytes=_file_bytes(found),
     )
     sizes = Sizes(parts, setting)
-    records = _records(parts.hidden_size, asked.rank)
+    records = _records(parts.hidden_size, options.rank)
     download = _download_without_bundle(found)
     if as_json:
-        return json.dumps(_as_json(asked, found, sizes, records, download), indent=2)
+        return json.dumps(_as_json(options, found, sizes, records, download), indent=2)
     heading = (
-        f"{asked.model}: {parts.model:,} parameters, {human_bytes(sizes.model_bytes)} in "
-        f"{asked.dtype} ({found.config.model_type}; {found.origin})"
+        f"{options.model}: {parts.model:,} parameters, {human_bytes(sizes.model_bytes)} in "
+        f"{options.dtype} ({found.config.model_type}; {found.origin})"
     )
     return "\n\n".join(
         [
             heading,
             parts_table(sizes),
-            client_table(asked, found, sizes, download),
+            client_table(options, found, sizes, download),
             memory_table(sizes),
             round_table(sizes, records),
-            step_table(asked, sizes),
+            step_table(options, sizes),
         ]
     )
 
 
 def _as_json(
-    asked: Asked, found: SizeConfig, sizes: Sizes, records: Records, download: int | None
+    options: SizeOptions, found: SizeConfig, sizes: Sizes, records: Records, download: int | None
 ) -> dict[str, Any]:
     parts, setting = sizes.parts, sizes.setting
     return {
-        "model": asked.model,
+        "model": options.model,
         "family": found.config.model_type,
         "config": found.origin,
-        "dtype": asked.dtype,
+        "dtype": options.dtype,
         "setting": asdict(setting),
         "parts": asdict(parts),
         "parameters": {

@@ -25,7 +25,7 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Asked:
+class SizeOptions:
     """What the command line says; None where it leaves the choice to the model."""
 
     model: str
@@ -81,7 +81,9 @@ def parts_table(sizes: Sizes) -> str:
     return table("Parts", ("", "side", "parameters", "bytes", "of the parameters"), rows)
 
 
-def client_table(asked: Asked, found: SizeConfig, sizes: Sizes, download: int | None) -> str:
+def client_table(
+    options: SizeOptions, found: SizeConfig, sizes: Sizes, download: int | None
+) -> str:
     parts = sizes.parts
     rows = []
     for plain, cut in zip(sizes.client(with_options=False), sizes.client(), strict=True):
@@ -96,7 +98,7 @@ def client_table(asked: Asked, found: SizeConfig, sizes: Sizes, download: int | 
     lines = [
         table("What a client stores", columns, rows),
         "A bundle is what fednano split writes; a client that has one needs no other file.",
-        f"It has {_rows_kept(asked, sizes)}",
+        f"It has {_rows_kept(options, sizes)}",
         _limit(sizes),
     ]
     if parts.layers_unused:
@@ -115,12 +117,12 @@ def client_table(asked: Asked, found: SizeConfig, sizes: Sizes, download: int | 
     return "\n".join(lines)
 
 
-def _rows_kept(asked: Asked, sizes: Sizes) -> str:
+def _rows_kept(options: SizeOptions, sizes: Sizes) -> str:
     rows, vocabulary = sizes.setting.rows, sizes.parts.vocabulary
     if rows == vocabulary:
         return f"all {vocabulary:,} token rows."
     kept = f"{rows:,} of {vocabulary:,} token rows"
-    if asked.rows is not None:
+    if options.rows is not None:
         return f"{kept}, as asked (--rows)."
     return (
         f"{kept}: those that 1,653 ScienceQA questions use\n"
@@ -170,7 +172,7 @@ def _upload(adapters: str, fisher: str | None) -> str:
     return f"up: adapters {adapters}" + (f", Fisher {fisher}" if fisher else "")
 
 
-def step_table(asked: Asked, sizes: Sizes) -> str:
+def step_table(options: SizeOptions, sizes: Sizes) -> str:
     setting, pictures = sizes.setting, sizes.parts.picture_tokens
     plain, low = sizes.embeddings_step(), sizes.lowrank_step()
     rows = [
@@ -180,7 +182,7 @@ def step_table(asked: Asked, sizes: Sizes) -> str:
             ("lowrank", low, human_bytes(low.once) if low.once else "its features"),
         )
     ]
-    if asked.tokens is not None:
+    if options.tokens is not None:
         consists = f"T = {setting.tokens} tokens a sample."
     elif pictures is None:
         consists = (
@@ -196,7 +198,7 @@ def step_table(asked: Asked, sizes: Sizes) -> str:
     columns = ("exchange", "up", "down", "both", "once a picture")
     return "\n".join(
         [
-            table(f"Step traffic a sample, rank {setting.rank}, {asked.dtype}", columns, rows),
+            table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows),
             consists,
             f"With lowrank the {_counted(setting.batch_size, 'sample')} of a step share B and dB, "
             "which are counted.",

@@ -4,15 +4,48 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from fednano_flwr.base.console import human_bytes
+from fednano_flwr.cli.options import NewFolder, Revision, StoredAs, writing
 
 if TYPE_CHECKING:
     from fednano_flwr.edge.questions import QuestionEncoder
     from fednano_flwr.models.bundle import EdgeBundle
+
+command = typer.Typer()
+
+
+@command.command(
+    "split",
+    epilog="Example: fednano split llava-hf/llava-1.5-7b-hf --out edge-bundle --dtype bfloat16",
+)
+def split_command(
+    model: Annotated[str, typer.Argument(help="Hub id, or folder of a model.")],
+    out: NewFolder,
+    shard: Annotated[
+        Path | None,
+        typer.Option(
+            help="A client's folder by `fednano partition`: keep only its tokens' embeddings."
+        ),
+    ] = None,
+    dtype: StoredAs = None,
+    revision: Revision = "",
+) -> None:
+    """Write the client's half of a model, to be given to a client instead of the checkpoint.
+
+    DIR holds vision encoder, connector, token embeddings, processor and a manifest; nothing of the
+    language model. Give it to a SuperNode with --node-config 'edge-path="…/edge-bundle"', to a
+    simulation with -c edge.bundle=edge-bundle.
+
+    Exits with 0 if DIR is written, 1 if writing failed, 2 if the model cannot be split and 130 if
+    it was interrupted; where it is not 0, nothing is left behind.
+    """
+    with writing(out):
+        typer.echo(split(model, out.expanduser(), shard, dtype, revision))
 
 
 def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision: str = "") -> str:

@@ -218,7 +218,6 @@ def test_adapters_of_another_model_are_refused_with_both_named(
         (("-c", "edge.device=cuda:99", "w20"), 2, "-c edge.device=cpu -c llm.device=cpu"),
         (("-c", "llm.device=cuda:99", "w20"), 2, "llm.device = 'cuda:99'"),
         (("-c", "llm.max-tokens=4", "w20"), 1, "the host takes 4 (llm.max-tokens)"),
-        (("--which", "worst", "w20"), 2, "must be one of last, best"),
         (("-c", "adapter.rank=9", "w20"), 2, "adapter.rank"),
         (("--token-file", "x", "w20"), 2, "give its --llm"),
         (("--llm", "192.0.2.1:99", "--token-file", "TOKEN", "w20"), 2, "--ca-cert"),
