@@ -29,7 +29,7 @@ def labelled_everywhere(
     inputs = LLMInputs(
         embeds.to(half.dtype),
         lengths,
-        positions.repeat(3, 1) if half.family.rotary_axes > 1 else None,
+        positions.repeat(3, 1) if half.family.position_axes else None,
         torch.zeros(count, dtype=torch.long) if half.family.token_types else None,
     )
     return inputs, torch.randint(half.vocabulary, (count,), generator=generator)

@@ -368,7 +368,7 @@ def write(family: str, folder: Path, seed: int = 0, shard_size: str = "100KB") -
     torch.manual_seed(seed)
     from fednano_flwr.models.families import FAMILIES
 
-    model = getattr(tf, FAMILIES[family].architecture)(config)
+    model = FAMILIES[family].model_class(config)
     with torch.no_grad():  # parameters that start as zeros would hide what depends on them
         for parameter in model.parameters():
             if not parameter.any():

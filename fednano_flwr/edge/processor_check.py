@@ -12,9 +12,10 @@ from PIL import Image
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.prompting import WHOLE, ChatPrompting, Prompting, prompting_for
+from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import image_token
+from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.skeleton import count_features
 
 if TYPE_CHECKING:
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
 
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer_config.json"
 QFORMER = "qformer_tokenizer"
-PER_PICTURE = (
-    "patch_size",
-    "vision_feature_select_strategy",
-    "num_additional_image_tokens",
-    "num_image_tokens",
-    "image_seq_length",
-    "image_seq_len",
-    "num_query_tokens",
-    "image_grid_pinpoints",
-    "vision_aspect_ratio",
-)
-"""Keys by which the processor of some family reckons how many tokens a picture takes."""
 
 
 def check_processor(checkpoint: Checkpoint, processor: Any, encoder: QuestionEncoder) -> None:
@@ -48,7 +37,7 @@ def check_processor(checkpoint: Checkpoint, processor: Any, encoder: QuestionEnc
     try:
         _check_kind(checkpoint, processor)
         _check_vocabulary(checkpoint, processor.tokenizer)
-        prompts = _check_template(prompting_for(checkpoint.config.model_type, processor), processor)
+        prompts = _check_template(Prompting(checkpoint.family, processor), processor)
         _check_tokens(processor.tokenizer, encoder, prompts)
         _check_features(checkpoint, processor, encoder)
     except ConfigError as error:
@@ -115,7 +104,7 @@ def _check_template(prompting: Prompting, processor: Any) -> list[str]:
         text = user_text(sample)
         try:
             prompt = prompting.write(sample)
-            dated = isinstance(prompting, ChatPrompting) and prompting.writes_date(sample)
+            dated = prompting.writes_date(sample)
         except Exception as error:  # a template is a program
             raise ConfigError(f"the chat template cannot be filled: {_line(error)}") from error
         if dated:
@@ -221,7 +210,7 @@ def _settings(checkpoint: Checkpoint, processor: Any) -> str:
     config = checkpoint.config
     odd: list[str] = []
     well: list[str] = []
-    for key in PER_PICTURE:
+    for key in checkpoint.family.picture_keys:
         own = getattr(processor, key, written.get(key, ...))
         if own is ...:
             continue

@@ -21,8 +21,10 @@ from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.processor_check import check_processor
-from fednano_flwr.edge.prompting import WHOLE, prompting_for
+from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.processor import load_processor
 
 TEXT_TENSORS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
@@ -126,7 +128,7 @@ class QuestionEncoder:
         self._vocabulary, self._picture = vocabulary, picture
         self.end: int = processor.tokenizer.eos_token_id
         self.ends = {self.end, *ends}
-        self._prompting = prompting_for(model_type, processor)
+        self._prompting = Prompting(FAMILIES[model_type], processor)
         self._letters: dict[str, tuple[int, ...]] = {}
         found = [getattr(processor, name, None) for name in PLACEHOLDERS]
         if picture is not None:

@@ -14,6 +14,7 @@ from fednano_flwr.export import snippets
 from fednano_flwr.export.license import UNKNOWN, License
 from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
+from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.runs import comparable as scored
 from fednano_flwr.runs.results import caveats
 
@@ -29,7 +30,6 @@ SINGLE_KEYS = (
 )
 NOT_SAID = ("resume",)
 PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
-VIDEO = ("llava_onevision", "internvl", "smolvlm", "qwen2_5_vl")
 
 
 def label(name: str) -> str:
@@ -97,7 +97,7 @@ def merged_card(result: RunResult, family: str, license: License, merged: Merged
             f"- In the run the language model was quantized ({result.config['llm.quantization']}); "
             "these weights are not, so answers may differ from the run's."
         )
-    if family in VIDEO:
+    if FAMILIES[family].videos:
         notes.append("- A video's features pass the same connector; the run trained on no video.")
     return "\n".join(
         [

@@ -21,12 +21,12 @@ from transformers import AutoConfig, PretrainedConfig
 from fednano_flwr.base.output import require_space
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export import stream
-from fednano_flwr.export.fold import CONNECTORS, Connector, LowRank, fold_columns, fold_rows
+from fednano_flwr.export.fold import LowRank, fold_columns, fold_rows
 from fednano_flwr.export.stream import Outgoing, Stored
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import EdgeBundle
 from fednano_flwr.models.checkpoint import HEAD, INDEX, Checkpoint
-from fednano_flwr.models.families import canonical
+from fednano_flwr.models.families import Connector, canonical
 from fednano_flwr.models.split import small_files
 
 Progress = Callable[[str, int, int], None]
@@ -88,7 +88,7 @@ def check_mergeable(checkpoint: Checkpoint, sites: Mapping[str, LowRank]) -> Con
             f"{checkpoint.folder} is an edge bundle, a client's half of {checkpoint.name}; "
             "--format merged needs the whole checkpoint"
         )
-    connector = CONNECTORS.get(family, Connector(cannot="its connector is not known"))
+    connector = checkpoint.family.connector
     if connector.cannot:
         raise ConfigError(
             f"model {checkpoint.name}: the adapters cannot be put into the weights of the family "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fednano_flwr.models.families import FAMILIES
+
 LOAD_MERGED = """\
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -92,13 +94,6 @@ written = model.generate(**inputs, do_sample=False, max_new_tokens={tokens})[0]
 print(processor.decode(written[{start}:], skip_special_tokens=True))
 """
 
-# Families whose processors take text and no chat; what stands around the question there.
-WITHOUT_CHAT = {
-    "paligemma": "<image>{}",
-    "instructblip": "{}\nAnswer:",
-    "blip-2": "{}\nAnswer:",
-}
-
 
 def ask(family: str, question: str, tokens: int) -> str:
     """Asking one question with a picture, as the run asked its own.
@@ -107,8 +102,8 @@ def ask(family: str, question: str, tokens: int) -> str:
         question: the user's turn (data/prompts.py).
         tokens: most that an answer may have.
     """
-    if family in WITHOUT_CHAT:
-        start = _ASK_TEXT.format(prompt=WITHOUT_CHAT[family].format(question))
+    if call := FAMILIES[family].call:
+        start = _ASK_TEXT.format(prompt=call.format(question))
     else:
         start = _ASK_CHAT.format(prompt=question)
     return start + _ANSWER.format(tokens=tokens, start='inputs["input_ids"].shape[1]')

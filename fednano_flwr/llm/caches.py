@@ -123,7 +123,7 @@ def check_position(token: NewToken, half: LLMHalf) -> None:
     Raises:
         ValueError: the position is not as the family's language model needs it.
     """
-    axes = half.family.rotary_axes if half.family.rotary_axes > 1 else 0
+    axes = half.family.position_axes
     given = 0 if token.position is None else len(token.position)
     if given != axes:
         raise ValueError(f"{half.model} needs a position with {axes} axes, not {given}")

@@ -94,14 +94,7 @@ class EdgeHalf(nn.Module):
             prompt: how many of them are the prompt; the others are an answer.
             vision: the sample's `image_grid_thw`, where it has pictures.
         """
-        if self.family.rotary_axes == 1:
-            return None
-        positions, _ = self._vision.model.get_rope_index(
-            ids[None],
-            mm_token_type_ids=self._pictures(ids, prompt).int()[None],
-            image_grid_thw=vision.get("image_grid_thw"),
-        )
-        return positions[:, 0]
+        return self.family.position_ids(self._vision, ids, self._pictures(ids, prompt), vision)
 
     def token_type_ids(self, ids: Tensor, prompt: int) -> Tensor | None:
         """(T,) types of one sample's tokens as its language model's mask needs them, or None.
@@ -110,11 +103,7 @@ class EdgeHalf(nn.Module):
             ids: (T,) tokens.
             prompt: how many of them are the prompt; the others are an answer.
         """
-        if self.family.token_types == "image":
-            return self._pictures(ids, prompt).long()
-        if self.family.token_types == "prefix":
-            return (torch.arange(len(ids)) >= prompt).long()
-        return None
+        return self.family.token_type_ids(self._pictures(ids, prompt), prompt)
 
     def _pictures(self, ids: Tensor, prompt: int) -> Tensor:
         """(T,) bool, where pictures' features go: never in an answer, whatever was generated."""

@@ -113,7 +113,7 @@ class LLMHalf(nn.Module):
             ValueError: a sample is too long, or positions or types are not what the family needs.
         """
         self.check_length(max(lengths))
-        axes = self.family.rotary_axes if self.family.rotary_axes > 1 else 0
+        axes = self.family.position_axes
         given = 0 if position_ids is None else len(position_ids)
         if axes and given != axes:
             raise ValueError(f"{self.model} needs position_ids with {axes} axes, not {given}")

@@ -256,13 +256,13 @@ def read_size_config(name: str, revision: str = "") -> SizeConfig:
 
 def count(config: PretrainedConfig) -> Parts:
     """Count the parameters of the module tree that `config` builds; nothing takes memory."""
-    whole = skeleton.build(config)
+    family, whole = FAMILIES[config.model_type], skeleton.build(config)
     whole.tie_weights()
     table = whole.get_input_embeddings().weight
     head = whole.get_output_embeddings()
     encoder = whole.get_encoder("image")
     inside = [getattr(encoder, INSIDE_ENCODER)] if hasattr(encoder, INSIDE_ENCODER) else []
-    language = whole.get_submodule(FAMILIES[config.model_type].language)
+    language = whole.get_submodule(family.language)
     in_head = _numel([head]) - (table.numel() if head.weight is table else 0)
     in_language = _numel([language, head]) - table.numel() - in_head
     in_encoder = _numel([encoder]) - _numel(inside)
@@ -279,21 +279,8 @@ def count(config: PretrainedConfig) -> Parts:
         language_model=in_language,
         head=in_head,
         tied=head.weight is table,
-        picture_tokens=picture_tokens(config),
+        picture_tokens=family.picture_tokens(config),
     )
-
-
-def picture_tokens(config: PretrainedConfig) -> int | None:
-    """Tokens that one picture becomes, where the config fixes it."""
-    for key in ("num_query_tokens", "mm_tokens_per_image"):
-        if number := getattr(config, key, None):
-            return number
-    vision = config.vision_config
-    if not FAMILIES[config.model_type].one_size or vision.model_type == "pixtral":
-        return None
-    of_class = vision.model_type == "clip_vision_model"
-    left_out = getattr(config, "vision_feature_select_strategy", None) == "default"
-    return (vision.image_size // vision.patch_size) ** 2 + of_class - left_out
 
 
 def _numel(modules: Sequence[nn.Module]) -> int:

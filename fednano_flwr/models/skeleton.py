@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,7 +33,7 @@ def build(config: PretrainedConfig) -> Any:
     family = FAMILIES[config.model_type]
     try:
         with init_empty_weights(include_buffers=False):
-            return getattr(transformers, family.architecture)(config)
+            return family.model_class(config)
     except Exception as error:  # a config's values reach deep into transformers
         raise ConfigError(
             f"{config.name_or_path} describes no {family.architecture} that can be built: "

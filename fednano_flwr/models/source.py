@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from fednano_flwr.base.resources import ResourceError, resolve
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import FAMILIES, LLAVA_FORMAT, REFUSED
+from fednano_flwr.models.families import FAMILIES, LLAVA_FORMAT, REFUSED, Family, find
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 TEXT = "text_config"
@@ -114,13 +114,14 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
             f"model {name!r}: {file} is no config that can be read: {error}"
         ) from error
     kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    family = find(kind) if isinstance(kind, str) else None
+    if family is None:
         hint = f". {REFUSED[kind]}" if isinstance(kind, str) and kind in REFUSED else ""
         raise ConfigError(
             f"model {name!r}: its family is {kind}; those that can be cut are: "
             f"{', '.join(FAMILIES)}{hint}"
         )
-    _check_format(name, file, kind, written)
+    _check_format(name, file, family, written)
     try:
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # a config's values reach deep into transformers
@@ -137,12 +138,8 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
                 "weights are stored quantized, and only unquantized ones are read; take the model "
                 "it was made from, and set llm.quantization"
             )
-    if not getattr(config, "use_decoder_only_language_model", True):
-        raise ConfigError(
-            f"model {name!r}: its language model ({config.text_config.model_type}) is an "
-            "encoder-decoder, which is not cut; take a version with a decoder-only one, such as "
-            "Vicuna or OPT"
-        )
+    if refusal := family.refusal(config):
+        raise ConfigError(f"model {name!r}: {refusal}")
     _set_how_it_runs(config)
     return config
 
@@ -156,7 +153,7 @@ def _set_how_it_runs(config: PretrainedConfig) -> None:
             part._attn_implementation = part._experts_implementation = None  # transformers' choice
 
 
-def _check_format(name: str, file: Path, kind: str, written: Mapping[str, Any]) -> None:
+def _check_format(name: str, file: Path, family: Family, written: Mapping[str, Any]) -> None:
     """Refuse a config that has a family's `model_type` and is of another class or format.
 
     transformers would read it, with defaults of its own for what it does not find.
@@ -164,7 +161,7 @@ def _check_format(name: str, file: Path, kind: str, written: Mapping[str, Any]) 
     Raises:
         ConfigError: it is such a one.
     """
-    wanted, found = FAMILIES[kind].architecture, written.get("architectures")
+    wanted, found = family.architecture, written.get("architectures")
     flat = "hidden_size" in written  # older configs of Qwen2.5-VL have the text's keys at the top
     lacking = [part for part in PARTS if part not in written and not (part == TEXT and flat)]
     if found and isinstance(found, list) and wanted not in found:
@@ -174,4 +171,6 @@ def _check_format(name: str, file: Path, kind: str, written: Mapping[str, Any]) 
     else:
         return
     hint = f". {LLAVA_FORMAT}" if "mm_vision_tower" in written else ""
-    raise ConfigError(f"model {name!r}: {file} has model_type {kind}, but {what}{hint}")
+    raise ConfigError(
+        f"model {name!r}: {file} has model_type {family.model_type}, but {what}{hint}"
+    )

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.prompting import ChatPrompting
+from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.edge.questions import load_encoder, used_tokens
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.families import FAMILIES
@@ -57,21 +57,21 @@ def test_pictures_stay_beside_their_letters_where_the_template_writes_them_first
 ) -> None:
     processor = load_processor(tiny_model)
     processor.chat_template = PICTURES_FIRST
-    written = ChatPrompting(processor).write(OPTIONS)
+    written = Prompting(FAMILIES["llava"], processor).write(OPTIONS)
     assert written.startswith("<image>\nw20")
     assert [line for line in written.splitlines() if line[1:2] == "."] == [
         "A. <image>",
         "B. <image>",
         "C. <image>",
     ]
-    assert ChatPrompting(processor).write(SAMPLES[0]).count("<image>") == 1
+    assert Prompting(FAMILIES["llava"], processor).write(SAMPLES[0]).count("<image>") == 1
 
 
 def test_a_model_without_a_chat_template_is_refused(tiny_model: Path) -> None:
     processor = load_processor(tiny_model)
     processor.chat_template = processor.tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
-        ChatPrompting(processor)
+        Prompting(FAMILIES["llava"], processor)
 
 
 def test_a_first_token_that_the_template_writes_is_not_added_again(tiny_model: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_first_token_that_the_template_writes_is_not_added_again(tiny_model: P
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="</s> $A", special_tokens=[("</s>", tokenizer.bos_token_id)]
     )
-    plain = ChatPrompting(processor)
+    plain = Prompting(FAMILIES["llava"], processor)
     without = plain.tensors(plain.write(SAMPLES[1]), [])["input_ids"][0].tolist()
     processor.chat_template = "</s> " + processor.chat_template
-    written = ChatPrompting(processor)
+    written = Prompting(FAMILIES["llava"], processor)
     twice = written.tensors(written.write(SAMPLES[1]), [])["input_ids"][0].tolist()
     assert without == twice and without.count(tokenizer.bos_token_id) == 1
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fednano_flwr.export.fold import CONNECTORS, LowRank, fold_columns, fold_rows
-from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.export.fold import LowRank, fold_columns, fold_rows
 
 ADAPTER = LowRank(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [-1.0]]), 0.5)
 
@@ -38,7 +37,3 @@ def test_the_fold_is_computed_in_float64(dtype: torch.dtype) -> None:
     exact = fold_rows(rows.double(), adapter)
     assert fold_rows(rows, adapter).dtype == torch.float64
     assert torch.equal(fold_rows(rows, adapter), exact)
-
-
-def test_every_family_that_can_be_cut_is_known_to_the_export() -> None:
-    assert CONNECTORS.keys() == FAMILIES.keys()

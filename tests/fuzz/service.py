@@ -44,7 +44,7 @@ def stub() -> LLMHalf:
         size=head.numel(),
         dtype=torch.float32,
         device=torch.device("cpu"),
-        family=Family("None"),
+        family=Family("none", "None"),
         longest=0,
         logits=logits,
         embed=lambda ids: table[ids],

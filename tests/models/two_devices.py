@@ -55,7 +55,7 @@ def devices(half: LLMHalf) -> dict[str, str]:
     for name in half.places:
         host.get_submodule(name).register_forward_hook(record(name))
     embeds = torch.randn(2, 9, half.hidden_size, device=half.device, requires_grad=True)
-    positions = torch.arange(9).expand(3, 2, 9) if half.family.rotary_axes > 1 else None
+    positions = torch.arange(9).expand(3, 2, 9) if half.family.position_axes else None
     types = torch.zeros(2, 9, dtype=torch.long) if half.family.token_types else None
     others = (torch.arange(3), torch.ones(2, 9, dtype=torch.bool), positions, types)
     logits = half.logits(embeds, *(one if one is None else one.to(half.device) for one in others))

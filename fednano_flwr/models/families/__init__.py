@@ -1,0 +1,89 @@
+"""The model families that can be cut: one file of this folder each.
+
+A family of one's own is a `Family` that an installed package names in its entry points, in the
+group `fednano_flwr.families`; `register` adds one to the running process.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+
+from fednano_flwr.models.families.base import Connector, Family
+
+__all__ = ["FAMILIES", "REFUSED", "Connector", "Family", "canonical", "find", "register"]
+ENTRY_POINTS = "fednano_flwr.families"
+FAMILIES: dict[str, Family] = {}
+"""By `model_type`."""
+
+
+def register(family: Family) -> None:
+    """Add a family.
+
+    Raises:
+        ValueError: another family has its `model_type`.
+    """
+    if FAMILIES.setdefault(family.model_type, family) != family:
+        raise ValueError(f"there is another family {family.model_type!r}")
+
+
+def find(model_type: str) -> Family | None:
+    """The family with this `model_type`, of this folder or of an installed package."""
+    if model_type not in FAMILIES:
+        _register_installed()
+    return FAMILIES.get(model_type)
+
+
+@cache
+def _register_installed() -> None:
+    for point in entry_points(group=ENTRY_POINTS):
+        register(point.load())
+
+
+for _module in iter_modules(__path__):
+    if _family := getattr(import_module(f"{__name__}.{_module.name}"), "FAMILY", None):
+        register(_family)
+
+LLAVA_FORMAT = (
+    "It is in the LLaVA authors' own format: take its version for transformers, whose name on the "
+    "hub ends in -hf (of LLaVA-1.5, llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf)"
+)
+NO_EMBEDDINGS = "Its language model attends to pictures in layers of its own, not as embeddings"
+REFUSED = {
+    "gemma3_text": "It reads no pictures; Gemma 3 does from 4B on (google/gemma-3-4b-it)",
+    "gemma3n": "Its language model looks up embeddings by token id in every layer; take Gemma 3",
+    "idefics": NO_EMBEDDINGS,
+    "idefics3": "SmolVLM's first generation is of this family: take SmolVLM2, which is smolvlm",
+    "instructblipvideo": "It reads videos; for pictures take InstructBLIP",
+    "internvl_chat": "It is in InternVL's own format: take the checkpoint whose name on the hub "
+    "ends in -hf, such as OpenGVLab/InternVL3-1B-hf",
+    **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), LLAVA_FORMAT),
+    "llava_next_video": "It reads videos; for pictures take LLaVA-NeXT",
+    "mllama": NO_EMBEDDINGS,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_omni"), "Take Qwen2.5-VL, which is qwen2_5_vl"),
+    **dict.fromkeys(
+        ("qwen3_vl", "qwen3_vl_moe"),
+        "Its vision encoder feeds several layers of the language model; take Qwen2.5-VL",
+    ),
+}
+"""Families that people ask for and that are not cut: why not, or what to take instead."""
+
+# A module's place in the tree changed between versions of transformers, and checkpoints keep the
+# names of the version that wrote them. Dropping what changed leaves names that agree.
+_RENAMES = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^model\.", ""),
+    (r"^(language_model|text_model)\.(model\.)?", "language_model."),
+    (r"^(layers|embed_tokens|norm)\.", r"language_model.\1."),
+    (r"^(vision_tower|visual)\.vision_model\.", r"\1."),
+)
+
+
+def canonical(name: str) -> str:
+    """A tensor's name, whichever version of transformers wrote or built it."""
+    for pattern, replacement in _RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name

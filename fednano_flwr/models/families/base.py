@@ -1,0 +1,141 @@
+"""What the project has to know of a model family: the fields and methods of one `Family`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from torch import Tensor
+from transformers import PretrainedConfig
+
+WHOLE = {"truncation": False, "padding": False}
+"""Said to a tokenizer each time: one may have been saved with a length to cut or to pad to."""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """Which tensors make a connector's output what it is, by their canonical names.
+
+    Attributes:
+        linear: the last linear layer; its weight (d, k) and, where there is one, its bias.
+        rows: tensors (n, d) or (d,) that are features themselves, or give them from the right.
+        cannot: why an adapter cannot be merged into this family's connector; "" where it can.
+    """
+
+    linear: str = ""
+    rows: tuple[str, ...] = ()
+    cannot: str = ""
+
+    def parts(self) -> tuple[str, ...]:
+        """Tensors that have to be there; a bias need not be."""
+        return (*([f"{self.linear}.weight"] if self.linear else []), *self.rows)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A transformers architecture that is cut between its embeddings and its language model.
+
+    Its `get_image_features` gives the connector's output, its `forward` accepts input embeddings,
+    and between the two nothing is computed but the embeddings. A family that differs from the
+    defaults sets a field, or overrides a method in a subclass.
+
+    Attributes:
+        model_type: as config.json has it.
+        architecture: class in transformers.
+        language: the language model in its module tree; head and vision parts lie outside.
+        host: what the server calls with input embeddings: "" is the whole model without its vision
+            parts, with all that its forward does besides (masks, caps on logits).
+        position_axes: 3 where positions are those of a token in time, height and width, which
+            `position_ids` gives; 0 where they are 0 to T-1.
+        token_types: whether the attention mask depends on `token_type_ids`.
+        other_processors: classes in transformers that fit beside its own.
+        picture_keys: settings by which its processor computes how many tokens a picture takes.
+        prompt: a prompt without a chat template, with {} for pictures and text; "" where the
+            model's own chat template writes it.
+        processor_text: text with {} for a question that its processor takes beside one picture, in the code
+            of a model card; for families with a `prompt`.
+        connector: where exported adapters are merged into the weights.
+        videos: whether features of videos pass the same connector.
+    """
+
+    model_type: str
+    architecture: str
+    language: str = "model.language_model"
+    host: str = ""
+    position_axes: int = 0
+    token_types: bool = False
+    other_processors: tuple[str, ...] = ()
+    picture_keys: tuple[str, ...] = ()
+    prompt: str = ""
+    processor_text: str = ""
+    connector: Connector = Connector(cannot="its connector is not known")
+    videos: bool = False
+
+    @property
+    def model_class(self) -> Any:
+        return getattr(transformers, self.architecture)
+
+    @property
+    def processors(self) -> tuple[str, ...]:
+        """Names of the processor classes that fit."""
+        own = self.architecture.removesuffix("ForConditionalGeneration") + "Processor"
+        return (own, *self.other_processors)
+
+    def picture_tokens(self, config: PretrainedConfig) -> int | None:
+        """Tokens that one picture becomes; None where that depends on the picture."""
+        return None
+
+    def refusal(self, config: PretrainedConfig) -> str:
+        """Why a model with this config is not cut; "" where it is."""
+        return ""
+
+    def check_processor(self, processor: Any) -> str:
+        """What the processor lacks to write prompts; "" where it lacks nothing."""
+        return ""
+
+    def tensors(self, processor: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
+        """`input_ids` (1, T) and what the vision encoder takes, of one prompt.
+
+        Args:
+            pictures: PIL images, in the order of their placeholders in `prompt`.
+        """
+        more: dict[str, Any] = {"images": [pictures]} if pictures else {}
+        options: dict[str, Any] = dict(WHOLE)
+        first = processor.tokenizer.bos_token
+        if first and prompt.startswith(first):  # the template wrote it; once is enough
+            options["add_special_tokens"] = False
+        return dict(processor(text=[prompt], return_tensors="pt", text_kwargs=options, **more))
+
+    def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
+        """Tokens that the vision encoder reads beside the pictures; in most families none."""
+        return []
+
+    def position_ids(
+        self, model: Any, ids: Tensor, pictures: Tensor, vision: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        """(position_axes, T) positions of one sample's tokens; None where they are 0 to T-1.
+
+        Args:
+            model: the client's half.
+            ids: (T,) tokens.
+            pictures: (T,) bool, where pictures' features go.
+            vision: what the processor made of the sample's pictures.
+        """
+        return None
+
+    def token_type_ids(self, pictures: Tensor, prompt: int) -> Tensor | None:
+        """(T,) 0 or 1, the types of one sample's tokens; None where `token_types` is false.
+
+        Args:
+            pictures: (T,) bool, where pictures' features go.
+            prompt: how many tokens are the prompt; the others are an answer.
+        """
+        return None
+
+
+def image_text(processor: Any) -> str:
+    """What a prompt has where a picture stands; "" where the processor does not say."""
+    token = getattr(processor, "image_token", None) or ""
+    return getattr(token, "content", token)  # an AddedToken in older processors
