@@ -19,13 +19,13 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.edge.loaded import keep_shards
 from fednano_flwr.preflight import validate, validate_number
+from fednano_flwr.rounds.compat import give_id, identify
 from fednano_flwr.runs.folder import RunFolder
 
 _under_way = threading.Lock()
@@ -77,7 +77,7 @@ class InProcessGrid(Grid):
         self._run_id = run_id
         self.nodes = {partition + 1: partition for partition in range(clients)}
         self._replies: list[Message] = []
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
+        identify(run_id)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.nodes)
@@ -85,9 +85,7 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            # What the SuperLink does on arrival.
-            message.metadata.__dict__["_message_id"] = secrets.token_hex(16)
-            ids.append(message.metadata.message_id)
+            ids.append(give_id(message))
             self._replies += self.answer(message)
         return ids
 

@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
-from flwr.superlink.grid.http_grid import HttpGrid
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.console import ALL_DONE, say
-from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.base.seeds import Purpose
-from fednano_flwr.config import Adapter, ConfigError, Dataset, RunConfig
-from fednano_flwr.config.lineage import to_config
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.registry import commit_of
-from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.exchange.protocol import LLMInfo
-from fednano_flwr.exchange.wire.activity import Activity
-from fednano_flwr.exchange.wire.limits import NodeLimits
-from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.tls import read_identity
-from fednano_flwr.exchange.wire.tokens import Tokens, owner
-from fednano_flwr.llm.hosting import open_host
-from fednano_flwr.llm.watching import watching
 from fednano_flwr.preflight import validate_clients, validate_server
-from fednano_flwr.privacy.private import Private
-from fednano_flwr.rounds.federation import Answers, Federation, LostClientsError, NodeView
+from fednano_flwr.privacy.private import Private, with_privacy
+from fednano_flwr.rounds.announcements import data_lines, setup_lines
+from fednano_flwr.rounds.compat import (
+    is_deployment,
+    is_simulation,
+    replace_dead_workers,
+    worker_died,
+)
+from fednano_flwr.rounds.federation import Federation, LostClientsError, NodeView, RoundReplies
 from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
-from fednano_flwr.rounds.records import from_arrays, metric, to_arrays, with_tokens
+from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
+from fednano_flwr.rounds.service import LLMService, open_service
 from fednano_flwr.rounds.snapshot import VARIABLE
-from fednano_flwr.rounds.timeouts import Patience
-from fednano_flwr.rounds.workers import replace_dead_workers, worker_died
+from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.runs.summary import (
@@ -87,7 +79,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def check_clients(folder: RunFolder) -> None:
-    """Refuse to call a run well that a client took no part in, with its results all there.
+    """Refuse to call a run well that a client took no part in, although its results are there.
 
     Raises:
         LostClientsError: who, in what, and why.
@@ -100,140 +92,231 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
     """Host the LLM, evaluate the frozen model, then train, merge and evaluate round by round.
 
     Args:
-        screen: file in which a screen looks up where the run is; without one, lines say it.
+        screen: file that the progress is written to; without one it is said in lines.
 
     Raises:
-        WorkerDiedError: a simulation's worker died twice at one client's message.
         ConfigError: a value of the run config cannot be used.
         DataError: the data set, which clients read on this machine, cannot be downloaded.
         CheckpointError: the run's folder cannot be written, or not be continued.
         LockedError: another run writes to that folder.
         TooFewClientsError: too few clients are there, or replied.
+        WorkerDiedError: a simulation's worker died twice at one client's message.
         MergeError: the strategy fails, or makes numbers that are not finite.
     """
-    simulated = isinstance(grid, InMemoryGrid)
+    simulated = is_simulation(grid)
     validate_server(config)
     if simulated:
         validate_clients(config)
         replace_dead_workers()
-    strategy = make_strategy(config.strategy)
-    tokens, identity = Tokens(run_id), read_identity(config.llm)
-    work, one = local_work_of(strategy), trains_one(strategy)
-    private_run = config.privacy.dp != "none"
-    merges_ranks = getattr(strategy, "merges_ranks", False) and not private_run
-    commit = commit_of(config.dataset, here=not isinstance(grid, HttpGrid))
-    folder = RunFolder(config, run_id)
-    if folder.finished:
-        folder.close()
-        say("all rounds of this run are there already")
-        _report(folder)
-        return folder
-    if private_run:
-        strategy = private = Private(strategy, config.privacy, folder.path)
-        say(private.describe(config.num_server_rounds + 1 - max(1, len(folder.rounds))))
-    activity = Activity()
-    patience = Patience(
-        config.round_timeout,
-        config.round_limit,
-        lambda node: activity.last_seen(owner(run_id, node)),
-        in_turn=simulated,
-    )
-    progress = Progress(config.num_server_rounds, activity.steps, say, screen)
-    for record in folder.rounds:
-        progress.finished(record)
-    died = worker_died if simulated else None
-    federation = Federation(grid, patience, config.min_replies, say, progress, died)
-    with (
-        folder,
-        watching(config.llm.metrics, say) as watch,
-        open_host(config.model, config.llm, simulated, say, watch) as host,
-        serve(
-            host,
-            config.llm.bind,
-            config.llm.port,
-            config.llm.max_clients,
-            tokens,
-            identity,
-            NodeLimits(config.llm.node_requests_per_second),
-            activity,
-            watch,
-        ) as bound,
-        open_trackers(
-            config.run.trackers, folder.path, config.flat(), len(folder.rounds), say
-        ) as trackers,
-        closing(progress),
-    ):
-        info = host.describe()
-        folder.set_model(info)
-        folder.set_dataset(commit)
-        adapters = build_adapters(info.hidden_size, config.adapter, config.seed)
-        arrays = to_arrays(adapter_state(adapters))
-        address = config.llm.address or bound
-        _introduce(config, info, arrays, address, work)
-        federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
-        if folder.resumed is not None:
-            arrays = _go_on(folder.resumed, strategy, federation)
-        for server_round in range(len(folder.rounds), config.num_server_rounds + 1):
-            started = time.perf_counter()
-            task = {
-                "llm-address": address,
-                "llm-tls": identity is not None,
-                **work.to_config(),
-                **to_config(folder.earlier),
-            }
-            ask = partial(_ask, federation, tokens, progress, server_round)
-            trained = None
-            if server_round > 0:
-                chosen = _who_trains(federation, config, server_round, one)
-                trained = ask(
-                    MessageType.TRAIN,
-                    strategy.configure_train(
-                        server_round, arrays, ConfigRecord(task), cast(Grid, chosen)
-                    ),
-                    check=partial(
-                        receive_update,
-                        sent=arrays if work.uploads else ArrayRecord(),
-                        fisher=work.fisher,
-                        lower_ranks=merges_ranks and not config.bounds.clip_update_norm,
-                        bounds=config.bounds,
-                        norm_bit=config.privacy.dp == "client-adaptive",
-                        clip_norm=private.clip_norm if config.privacy.at_client else 0.0,
-                    ),
-                    least=1 if one else None,
-                )
-                arrays = _merge(config, strategy, server_round, trained, arrays, work)
-            scorers = _who_scores(federation, config, server_round)
-            scored = ask(
-                MessageType.EVALUATE,
-                strategy.configure_evaluate(
-                    server_round, arrays, ConfigRecord(task), cast(Grid, scorers)
-                ),
-                check=check_evaluation,
-                least=min(config.min_replies, len(scorers)),
-            )
-            if server_round == 0:
-                _report_data(scored)
-            seconds = time.perf_counter() - started
-            notes = getattr(strategy, "notes", {}) if trained else {}
-            record = round_record(server_round, trained, scored, seconds, notes)
-            folder.append(record, from_arrays(arrays), info.hidden_size, remember(strategy))
-            trackers.log(record)
-            say(round_line(record))
-            progress.finished(record)
+    commit = commit_of(config.dataset, here=not is_deployment(grid))
+    with RunFolder(config, run_id) as folder:
+        if folder.finished:
+            say("all rounds of this run are there already")
+        else:
+            strategy = make_strategy(config.strategy)
+            if config.privacy.dp != "none":
+                left = config.num_server_rounds + 1 - max(1, len(folder.rounds))
+                strategy = with_privacy(strategy, config.privacy, folder.path, left, say)
+            with (
+                open_service(config, run_id, simulated, say) as service,
+                open_trackers(
+                    config.run.trackers, folder.path, config.flat(), len(folder.rounds), say
+                ) as trackers,
+                closing(_progress(service, folder, screen)) as progress,
+            ):
+                folder.set_model(service.info)
+                folder.set_dataset(commit)
+                server = Server(grid, folder, strategy, service, progress, simulated)
+                for record in server.rounds():
+                    trackers.log(record)
+                    say(round_line(record))
+                    progress.finished(record)
     _report(folder)
     return folder
 
 
-def _go_on(found: Checkpoint, strategy: Strategy, federation: Federation) -> ArrayRecord:
-    """Put strategy and federation to where the checkpoint was written; returns its adapters."""
-    say(f"resumed  after round {found.round}")
-    restore(strategy, found.memory)
-    federation.meet()
-    return to_arrays(found.theta)
+class Server:
+    """The rounds of one run: asks clients, has their replies merged, and keeps each round.
+
+    Args:
+        simulated: Flower's simulation runs the clients.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: RunFolder,
+        strategy: Strategy,
+        service: LLMService,
+        progress: Progress,
+        simulated: bool,
+    ) -> None:
+        self.config = folder.config
+        self.folder = folder
+        self.strategy = strategy
+        self.service = service
+        self.progress = progress
+        self.work = local_work_of(strategy)
+        timeouts = ReplyTimeout(
+            self.config.round_timeout,
+            self.config.round_limit,
+            service.last_seen,
+            in_turn=simulated,
+        )
+        died = worker_died if simulated else None
+        self.federation = Federation(grid, timeouts, self.config.min_replies, say, progress, died)
+
+    def rounds(self) -> Iterable[dict[str, Any]]:
+        """Play the rounds that are left; yields each one's record once it is on the disk."""
+        arrays = self._start()
+        for server_round in range(len(self.folder.rounds), self.config.num_server_rounds + 1):
+            started, trained, notes = time.perf_counter(), None, dict[str, float]()
+            if server_round > 0:
+                trained = self.train(server_round, arrays)
+                arrays = self.merge(server_round, trained, arrays)
+                notes = getattr(self.strategy, "notes", {})
+            scored = self.evaluate(server_round, arrays)
+            if server_round == 0:
+                for line in data_lines(scored.replies):
+                    say(line)
+            seconds = time.perf_counter() - started
+            record = round_record(server_round, trained, scored, seconds, notes)
+            hidden_size, memory = self.service.info.hidden_size, remember(self.strategy)
+            self.folder.append(record, from_arrays(arrays), hidden_size, memory)
+            yield record
+
+    def train(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
+        """Have clients train from `arrays`; their replies, checked and unpacked."""
+        config, work = self.config, self.work
+        one = trains_one(self.strategy)
+
+        def check(reply: Message) -> None:
+            receive_update(
+                reply,
+                sent=arrays if work.uploads else ArrayRecord(),
+                fisher=work.fisher,
+                lower_ranks=self._merges_ranks and not config.bounds.clip_update_norm,
+                bounds=config.bounds,
+                norm_bit=config.privacy.dp == "client-adaptive",
+                clip_norm=self._clip_norm,
+            )
+
+        chosen = self._trainers(server_round, one)
+        task = ConfigRecord(self._task())
+        messages = self.strategy.configure_train(server_round, arrays, task, cast(Grid, chosen))
+        return self._ask(server_round, MessageType.TRAIN, messages, check, 1 if one else None)
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
+        """Have clients score `arrays` on their own test questions; their replies, checked."""
+        scorers = self._scorers(server_round)
+        task, least = ConfigRecord(self._task()), min(self.config.min_replies, len(scorers))
+        messages = self.strategy.configure_evaluate(server_round, arrays, task, cast(Grid, scorers))
+        return self._ask(server_round, MessageType.EVALUATE, messages, check_evaluation, least)
+
+    def merge(self, server_round: int, trained: RoundReplies, sent: ArrayRecord) -> ArrayRecord:
+        """The next adapters: what the strategy merges, or `sent` where it merges none.
+
+        Raises:
+            MergeError: the strategy fails, or makes numbers that are not finite.
+        """
+        config, uploads = self.config, self.work.uploads
+        try:
+            check_replies(config.strategy, len(trained.replies))
+        except ConfigError as error:  # of clients that nobody has counted before, or some failed
+            say(f"warning  round {server_round}: {error}")
+        try:
+            merged, _ = self.strategy.aggregate_train(server_round, trained.replies)
+            # Some of Flower's strategies compute in float64 and would send that.
+            made = from_arrays(merged or ArrayRecord())
+            theta = {name: value.float() for name, value in made.items()} if uploads else {}
+            check_merge(theta, from_arrays(sent), remember(self.strategy))
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise MergeError(
+                f"round {server_round}: the merge by {described(config)} cannot be used: "
+                f"{kind}{error}. Nothing of it was written or sent: resume goes on from round "
+                f"{server_round - 1}, and a new run may have other settings"
+            ) from error
+        if uploads and not theta:
+            say(f"round {server_round}: {config.strategy.name} merged nothing; the adapters stay")
+        return to_arrays(theta) if theta else sent
+
+    def _start(self) -> ArrayRecord:
+        """Say what runs where, wait for the clients, and go back to a checkpoint if there is one.
+
+        Returns:
+            The adapters of the first message.
+        """
+        config, info = self.config, self.service.info
+        theta = adapter_state(build_adapters(info.hidden_size, config.adapter, config.seed))
+        for line in setup_lines(config, info, theta, self.service.address, self.work):
+            say(line)
+        self.federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
+        found: Checkpoint | None = self.folder.resumed
+        if found is None:
+            return to_arrays(theta)
+        say(f"resumed  after round {found.round}")
+        restore(self.strategy, found.memory)
+        self.federation.meet()
+        return to_arrays(found.theta)
+
+    def _task(self) -> dict[str, Any]:
+        """What each message says beside the adapters."""
+        where = {"llm-address": self.service.address, "llm-tls": self.service.tls}
+        previous: list[PreviousRun] = self.folder.earlier
+        return {**where, **self.work.to_config(), **to_config(previous)}
+
+    def _ask(
+        self,
+        server_round: int,
+        phase: str,
+        messages: Iterable[Message],
+        check: Callable[[Message], None],
+        least: int | None,
+    ) -> RoundReplies:
+        """The clients' replies; each may use the LLM service for this, and until all are in."""
+        what = f"round {server_round}, {PHASES[phase]}"
+        self.progress.enter(server_round, PHASES[phase])
+        with self.service.tokens.open(server_round, phase) as token:
+            return self.federation.ask(with_tokens(messages, token), what, check, least)
+
+    def _trainers(self, server_round: int, one: bool) -> NodeView:
+        """A fraction of the clients, `min-replies` at least, or one on behalf of all."""
+        if one:
+            return self.federation.first(server_round)
+        fraction, least = self.config.fraction_train, self.config.min_replies
+        seed = self.config.seed
+        return self.federation.sample(fraction, seed, server_round, Purpose.TRAINERS, least)
+
+    def _scorers(self, server_round: int) -> NodeView:
+        """A fraction of the clients; all of them in the rounds that the closing tables compare."""
+        fraction, last = self.config.fraction_evaluate, self.config.num_server_rounds
+        if fraction == 1 or server_round in (0, last):
+            return self.federation.everyone()
+        return self.federation.sample(fraction, self.config.seed, server_round, Purpose.SCORERS)
+
+    @property
+    def _merges_ranks(self) -> bool:
+        return getattr(self.strategy, "merges_ranks", False)
+
+    @property
+    def _clip_norm(self) -> float:
+        """To which clients have clipped their updates; 0 if they have not."""
+        at_client = isinstance(self.strategy, Private) and self.config.privacy.at_client
+        return cast(Private, self.strategy).clip_norm if at_client else 0.0
+
+
+def _progress(service: LLMService, folder: RunFolder, screen: Path | None) -> Progress:
+    """Of the rounds that are left, knowing how long those before took."""
+    steps = service.activity.steps
+    progress = Progress(folder.config.num_server_rounds, steps, say, screen)
+    for record in folder.rounds:
+        progress.finished(record)
+    return progress
 
 
 def _report(folder: RunFolder) -> None:
-    """What the run has come to."""
+    """Say what the run has come to."""
     say()
     say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
     for line in lost_lines(folder.rounds):
@@ -243,147 +326,3 @@ def _report(folder: RunFolder) -> None:
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
     say(f"look at it with: {shlex.join(['fednano', 'report', str(folder.path)])}")
-
-
-def _ask(
-    federation: Federation,
-    tokens: Tokens,
-    progress: Progress,
-    server_round: int,
-    phase: str,
-    messages: Iterable[Message],
-    check: Callable[[Message], None],
-    least: int | None = None,
-) -> Answers:
-    """The nodes' answers; each may use the LLM service for this, and until all are in."""
-    what = f"round {server_round}, {PHASES[phase]}"
-    progress.enter(server_round, PHASES[phase])
-    with tokens.open(server_round, phase) as token:
-        return federation.ask(with_tokens(messages, token), what, check, least)
-
-
-def _merge(
-    config: RunConfig,
-    strategy: Strategy,
-    server_round: int,
-    trained: Answers,
-    sent: ArrayRecord,
-    work: LocalWork,
-) -> ArrayRecord:
-    """The adapters of the next message: the strategy's, or those sent where it makes none.
-
-    Raises:
-        MergeError: the strategy fails, or makes numbers that are not finite.
-    """
-    try:
-        check_replies(config.strategy, len(trained.replies))
-    except ConfigError as error:  # of clients that nobody has counted before, or some failed
-        say(f"warning  round {server_round}: {error}")
-    try:
-        merged, _ = strategy.aggregate_train(server_round, trained.replies)
-        # Some of Flower's strategies compute in float64 and would send that.
-        made = from_arrays(merged or ArrayRecord())
-        theta = {name: value.float() for name, value in made.items()} if work.uploads else {}
-        check_merge(theta, from_arrays(sent), remember(strategy))
-    except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise MergeError(
-            f"round {server_round}: the merge by {described(config)} cannot be used: {kind}{error}."
-            f" Nothing of it was written or sent: resume goes on from round {server_round - 1}, "
-            "and a new run may have other settings"
-        ) from error
-    if work.uploads and not theta:
-        say(f"round {server_round}: {config.strategy.name} merged nothing; the adapters stay")
-    return to_arrays(theta) if theta else sent
-
-
-def _who_trains(
-    federation: Federation, config: RunConfig, server_round: int, one: bool
-) -> NodeView:
-    """A fraction of the clients, `min-replies` at least, or one on behalf of all."""
-    if one:
-        return federation.first(server_round)
-    fraction, least = config.fraction_train, config.min_replies
-    return federation.sample(fraction, config.seed, server_round, Purpose.TRAINERS, least)
-
-
-def _who_scores(federation: Federation, config: RunConfig, server_round: int) -> NodeView:
-    """A fraction of the clients; all of them in the rounds that the closing tables compare."""
-    if config.fraction_evaluate == 1 or server_round in (0, config.num_server_rounds):
-        return federation.everyone()
-    fraction = config.fraction_evaluate
-    return federation.sample(fraction, config.seed, server_round, Purpose.SCORERS)
-
-
-def _introduce(
-    config: RunConfig, info: LLMInfo, arrays: ArrayRecord, address: str, work: LocalWork
-) -> None:
-    """Say what runs where, before anything takes long."""
-    trained = sum(value.numel() for value in from_arrays(arrays).values())
-    rank, local = _ranks(config.adapter), work.local_rank or config.adapter.rank
-    if work.adapters == "both":
-        rank += f" (and of each client's own, rank {local})"
-        trained += trained // config.adapter.rank * local
-    up_to = "" if set(config.adapter.clients_ranks) == {config.adapter.rank} else "up to "
-    kept = info.dtype
-    if config.llm.quantization != "none":
-        kept = f"linear layers in {config.llm.quantization}, the rest in {kept}"
-    say(
-        f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {kept} on "
-        f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})"
-    )
-    say(
-        f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(config.adapter.site_names)}, {rank}: "
-        f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}"
-    )
-    say(
-        f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
-        f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
-        f"epoch(s), learning rate {_rate(config)}, seed {config.seed}"
-    )
-
-
-def _ranks(adapter: Adapter) -> str:
-    """Of which rank the clients' adapters are, in words."""
-    if set(adapter.clients_ranks) == {adapter.rank}:
-        return f"rank {adapter.rank}"
-    ranks = ", ".join(map(str, adapter.clients_ranks))
-    return f"ranks {ranks} in turn, merged at {adapter.rank}"
-
-
-def _rate(config: RunConfig) -> str:
-    """The learning rate over the rounds, in words."""
-    words = f"{config.learning_rate:g}"
-    if config.warm_up_rounds:
-        words += f" after {config.warm_up_rounds} round(s) of warm-up"
-    if config.learning_rate_schedule == "constant":
-        return words
-    end = config.learning_rate * config.learning_rate_end
-    return f"{words}, falling to {end:g} ({config.learning_rate_schedule})"
-
-
-def _split(dataset: Dataset) -> str:
-    """How questions are dealt to clients, in words."""
-    if dataset.partitioner == "dirichlet":
-        return f"Dirichlet α = {dataset.alpha:g}"
-    arguments = f" ({dataset.partitioner_args})" if dataset.partitioner_args else ""
-    return f"partitioner {dataset.partitioner}{arguments}"
-
-
-def _report_data(scored: Answers) -> None:
-    """Say how many questions each client has, and what was left out for which reason."""
-    sizes = []
-    skipped: Counter[str] = Counter()  # of the whole data set: every client says the same
-    left_out: list[tuple[str, str]] = []  # of a client's own shard: id and reason
-    for reply in scored.replies:
-        sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
-        notes = reply.content.config_records["notes"]
-        skipped |= Counter(json.loads(str(notes["skipped"])))
-        unreadable = json.loads(str(notes["unreadable"]))
-        left_out += [(uid, reason) for reason, ids in unreadable.items() for uid in ids]
-    say(f"shards   {len(sizes)} clients with train+test questions: {', '.join(sizes)}")
-    for reason, count in sorted(skipped.items()):
-        say(f"skipped  {count} questions: {reason}")
-    for ids, reason in by_reason(left_out):
-        say(f"skipped  {len(ids)} questions: {reason} ({first_few(ids)})")

@@ -11,14 +11,14 @@ import pytest
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig
-from fednano_flwr.rounds.federation import Answers
+from fednano_flwr.rounds.federation import RoundReplies
 from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.runs.folder import RunFolder
 from tests.replies import evaluate_reply
 
 
 def test_a_note_that_is_not_finite_is_left_out() -> None:
-    scored = Answers(replies=[evaluate_reply()])
+    scored = RoundReplies(replies=[evaluate_reply()])
     notes = {"fisher scale": math.inf, "fisher a": 0.5, "residual": math.nan}
     record = round_record(1, None, scored, 1.0, notes)
     assert record["merge"] == {"fisher a": 0.5}

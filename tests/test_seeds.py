@@ -11,6 +11,7 @@ import fednano_flwr
 from fednano_flwr.base.seeds import Purpose, derive_seed
 
 PACKAGE = Path(fednano_flwr.__file__).parent
+AUDIT = PACKAGE.parent / "benchmarks" / "audit"
 SEEDED = ("default_rng", "manual_seed", "Random", "SeedSequence", "RandomState", "seed")
 GIVEN = {
     ("data/partition.py", "seed"),
@@ -35,8 +36,8 @@ def test_a_seed_stays_what_it_is() -> None:
 
 def test_every_generator_of_the_package_is_seeded_for_one_purpose_of_its_own() -> None:
     used: Counter[str] = Counter()
-    for file in PACKAGE.rglob("*.py"):
-        name = file.relative_to(PACKAGE).as_posix()
+    for file in (*PACKAGE.rglob("*.py"), *AUDIT.rglob("*.py")):
+        name = file.relative_to(PACKAGE.parent).as_posix().removeprefix("fednano_flwr/")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "Purpose":
                 used[node.attr] += 1

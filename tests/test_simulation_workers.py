@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from flwr.supercore.task_identity import TaskIdentity
 
-from fednano_flwr.rounds.workers import replace_dead_workers
+from fednano_flwr.rounds.compat import replace_dead_workers
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def parse(text: str) -> dict[str, Any]:
         click.ClickException: it is none.
         OSError: it names a .toml file that cannot be read.
     """
-    from flwr.common.config import parse_config_args
+    from fednano_flwr.rounds.compat import parse_config_args
 
     return parse_config_args([text])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
-from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fednano_flwr.config import RunConfig
+from fednano_flwr.rounds.compat import KEY_NORM_BIT
 
 MODS = {"client-fixed": fixedclipping_mod, "client-adaptive": adaptiveclipping_mod}
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM, KEY_NORM_BIT
 
 from fednano_flwr.config import Privacy
 from fednano_flwr.privacy.budget import Budget, epsilon_of
 from fednano_flwr.privacy.wrappers import WEIGHT, noised_mean
+from fednano_flwr.rounds.compat import KEY_CLIPPING_NORM, KEY_NORM_BIT
 
 RELEASES = "privacy.jsonl"
 
@@ -108,6 +108,19 @@ class Private(Strategy):
     def summary(self) -> None:
         self.mean.summary()
         self.named.summary()
+
+
+def with_privacy(
+    named: Strategy, privacy: Privacy, folder: Path, rounds: int, say: Callable[[str], None]
+) -> Private:
+    """A strategy within differential privacy; says what `rounds` more rounds will spend.
+
+    Raises:
+        ConfigError: the package that the accountant needs is not installed.
+    """
+    private = Private(named, privacy, folder)
+    say(private.describe(rounds))
+    return private
 
 
 def _own(reply: Message) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The run's clients: who is there, who is asked, and what came back.
+"""The run's clients: which are connected, which are asked, and what they reply.
 
 Flower's node ids are random and unordered. Here a client is known by its partition, so that a seed
 fixes which clients train, and replies are merged in one order.
@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 
 from fednano_flwr.base.reasons import by_reason, first_few, without_numbers
 from fednano_flwr.base.seeds import Purpose, derive_seed
+from fednano_flwr.rounds.compat import pull
 from fednano_flwr.rounds.progress import NO_ROUND, Progress
-from fednano_flwr.rounds.pulling import pull
 from fednano_flwr.rounds.records import failure_of, partition_of, record_bytes
-from fednano_flwr.rounds.timeouts import Patience
+from fednano_flwr.rounds.timeouts import ReplyTimeout
 
 POLL_SECONDS = 0.2
 MEET_SECONDS = 60.0  # for a node that joins to say who it is; less where round-timeout is less
@@ -40,7 +40,7 @@ class WorkerDiedError(RuntimeError):
 
 
 @dataclass
-class Answers:
+class RoundReplies:
     """Replies to one question, and what they cost.
 
     Attributes:
@@ -75,7 +75,7 @@ class Federation:
 
     Args:
         grid: Flower's connection to the nodes.
-        patience: how long to wait for nodes to connect, and for their replies.
+        timeouts: how long to wait for nodes to connect, and for their replies.
         min_replies: fewer good replies to a question end the run.
         say: tells people what goes on.
         progress: hears who was asked, and what came of it.
@@ -86,14 +86,14 @@ class Federation:
     def __init__(
         self,
         grid: Grid,
-        patience: Patience,
+        timeouts: ReplyTimeout,
         min_replies: int,
         say: Callable[[str], None],
         progress: Progress,
         worker_died: Callable[[Message], bool] | None = None,
     ) -> None:
         self._grid = grid
-        self._patience = patience
+        self._timeouts = timeouts
         self._min_replies = min_replies
         self._say = say
         self._progress = progress
@@ -110,9 +110,9 @@ class Federation:
         started, said = time.monotonic(), 0.0
         while (there := len(list(self._grid.get_node_ids()))) < count:
             waited = time.monotonic() - started
-            if waited > self._patience.timeout:
+            if waited > self._timeouts.timeout:
                 raise TooFewClientsError(
-                    f"{there} of {count} clients connected within {self._patience.timeout:.0f} s "
+                    f"{there} of {count} clients connected within {self._timeouts.timeout:.0f} s "
                     f"({key}, round-timeout)"
                 )
             if waited >= said:
@@ -169,7 +169,7 @@ class Federation:
         if unknown:
             self._asked_in |= dict.fromkeys(unknown, server_round)
             self._progress.enter(server_round, NO_ROUND)
-            self._introduce(unknown, least=0, within=min(MEET_SECONDS, self._patience.timeout))
+            self._introduce(unknown, least=0, within=min(MEET_SECONDS, self._timeouts.timeout))
         return connected
 
     def _introduce(
@@ -185,7 +185,7 @@ class Federation:
         check: Callable[[Message], None] | None = None,
         least: int | None = None,
         within: float | None = None,
-    ) -> Answers:
+    ) -> RoundReplies:
         """Send messages and wait for their replies, good or bad, as long as there is hope.
 
         That is while one that owes a reply still makes steps, and at most to the round's limit.
@@ -201,26 +201,26 @@ class Federation:
             TooFewClientsError: fewer good replies than these.
             WorkerDiedError: a client was asked again, and its worker died again.
         """
-        sent, patience = list(messages), self._patience
-        answers, waiting = Answers(), dict[str, int]()
+        sent, timeouts = list(messages), self._timeouts
+        answers, waiting = RoundReplies(), dict[str, int]()
         again: dict[int, Message] = {m.metadata.dst_node_id: m for m in sent}
         self._progress.asked(len(sent))
         self._send(sent, what, answers, waiting)
-        asked = moved = patience.clock()
+        asked = moved = timeouts.clock()
 
         def lost(node: int) -> str:
             if within is None:
-                return patience.given_up(node, asked, moved)
-            late = patience.clock() - asked >= within
+                return timeouts.lost(node, asked, moved)
+            late = timeouts.clock() - asked >= within
             return f"no reply within {within:.0f} s" if late else ""
 
         def words() -> str:
-            return patience.words({node: self._name(node) for node in waiting.values()}, asked)
+            return timeouts.describe({node: self._name(node) for node in waiting.values()}, asked)
 
         while waiting:
             began = time.monotonic()
             replies, unreadable = pull(self._grid, list(waiting))
-            moved = patience.moved(waiting.values(), patience.clock() if replies else moved)
+            moved = timeouts.last_progress(waiting.values(), timeouts.clock() if replies else moved)
             for message_id, reply in replies.items():
                 node = waiting.pop(message_id)
                 if self._worker_died is not None and self._worker_died(reply):
@@ -253,11 +253,11 @@ class Federation:
         return answers
 
     def _send(
-        self, messages: list[Message], what: str, answers: Answers, waiting: dict[str, int]
+        self, messages: list[Message], what: str, answers: RoundReplies, waiting: dict[str, int]
     ) -> None:
         """Push messages; those that were sent are waited for by their ids."""
         for message in messages:  # Flower's own time for a reply must not be over before
-            message.metadata.ttl = max(message.metadata.ttl, 2 * self._patience.limit)
+            message.metadata.ttl = max(message.metadata.ttl, 2 * self._timeouts.limit)
             answers.bytes_down += record_bytes(message.content)
         pushed = set(self._grid.push_messages(messages))
         for message in messages:
@@ -290,7 +290,7 @@ class Federation:
         self,
         reply: Message,
         node: int,
-        answers: Answers,
+        answers: RoundReplies,
         what: str,
         check: Callable[[Message], None] | None,
     ) -> None:
@@ -320,7 +320,7 @@ class Federation:
         self.partitions = {n: p for n, p in self.partitions.items() if p != partition}
         self.partitions[node] = partition
 
-    def _fail(self, answers: Answers, what: str, node: int, reason: str) -> None:
+    def _fail(self, answers: RoundReplies, what: str, node: int, reason: str) -> None:
         """Note a failure; a reason that another client had is said when all are in."""
         who, alike = self._name(node), without_numbers(reason)
         if alike not in answers.reasons:
@@ -336,7 +336,7 @@ class Federation:
         return (self.partitions.get(node, 2**63), node)
 
 
-def _reasons(answers: Answers, sent: int) -> str:
+def _reasons(answers: RoundReplies, sent: int) -> str:
     """Why clients failed, each reason once with how many and which had it."""
     return "; ".join(
         f"{len(who)} of {sent} clients ({first_few(who)}): {reason}"

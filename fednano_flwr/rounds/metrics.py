@@ -12,14 +12,14 @@ from flwr.app import Message
 
 from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.scoring import merged
-from fednano_flwr.rounds.federation import Answers
+from fednano_flwr.rounds.federation import RoundReplies
 from fednano_flwr.rounds.records import metric, partition_of
 
 
 def round_record(
     server_round: int,
-    trained: Answers | None,
-    scored: Answers,
+    trained: RoundReplies | None,
+    scored: RoundReplies,
     seconds: float,
     notes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from math import isfinite
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.supercore.differential_privacy import KEY_NORM_BIT
 
 from fednano_flwr.adapters.packing import State, shapes_of
 from fednano_flwr.adapters.product import DOWN, shapes_at
 from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL, LONGEST_KIND, MOST_KINDS
 from fednano_flwr.rounds.bounds import check_clipped, check_norms, clipped
+from fednano_flwr.rounds.compat import KEY_NORM_BIT
 from fednano_flwr.rounds.records import FISHER, THETA, from_arrays, metric, to_arrays
 from fednano_flwr.rounds.uploads import PACKED, adapters_in, fishers_in
 from fednano_flwr.runs.checkpoint import Memory

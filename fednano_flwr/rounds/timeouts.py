@@ -1,8 +1,8 @@
-"""How long a client's reply is waited for: as long as it still makes steps, within a limit.
+"""How long a client's reply is waited for: as long as it makes progress, within a limit.
 
-A slow client shows that it gets on by its calls to the LLM service. One that has made none for
-`timeout` seconds counts as lost; none is waited for beyond `limit`, so that a client that only
-looks busy cannot hold a round for ever.
+A slow client shows progress by its calls to the LLM service. One that has made none for `timeout`
+seconds counts as lost. No client is waited for beyond `limit`, so that one that only looks busy
+cannot hold a round for ever.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass
 
 NAMED = 5
 LastSeen = Callable[[int], float | None]
-"""When a node (by Flower's id) was last served, by `Patience.clock`; None where that is unknown."""
+"""When a node (Flower's id) was last served, by `ReplyTimeout.clock`; None if that is unknown."""
 
 
 @dataclass(frozen=True)
-class Patience:
-    """What is waited for.
+class ReplyTimeout:
+    """When a client that owes a reply counts as lost.
 
     Attributes:
-        timeout: seconds without a sign of progress after which a client counts as lost.
-        limit: seconds that one question may take at most.
-        last_seen: the signs of progress; by default there are none.
-        clock: seconds that only ever grow.
-        in_turn: clients wait for one another's end, as in a simulation with more clients than
-            processors: one that has not begun is silent only since the last step of any other.
+        timeout: seconds without progress after which a client is lost.
+        limit: seconds that one message may take at most.
+        last_seen: when a node last made progress; by default that is unknown.
+        clock: seconds, monotonic.
+        in_turn: clients take turns, as in a simulation with more clients than processors: the
+            silence of one that has not begun counts from the last progress of any other.
     """
 
     timeout: float
@@ -36,16 +36,16 @@ class Patience:
     in_turn: bool = False
 
     def silence(self, node: int, asked: float, moved: float = 0.0) -> float:
-        """Seconds since a node was asked, or since it was served for what it was asked.
+        """Seconds since a node was asked, or since it was last served for that.
 
         Args:
-            moved: when any node of those asked last made a step or replied.
+            moved: when any of the nodes asked last made progress or replied.
         """
         begun = max(asked, moved) if self.in_turn else asked
         return self.clock() - (self._served(node, asked) or begun)
 
-    def given_up(self, node: int, asked: float, moved: float = 0.0) -> str:
-        """Why a node is waited for no longer; "" while it is. `moved` is as in `silence`."""
+    def lost(self, node: int, asked: float, moved: float = 0.0) -> str:
+        """Why a node counts as lost; "" while it does not. `moved` is as in `silence`."""
         if self.clock() - asked >= self.limit:
             return f"no reply within {self.limit:.0f} s (round-limit)"
         if self.silence(node, asked, moved) >= self.timeout:
@@ -53,7 +53,7 @@ class Patience:
             return f"no reply, and {made} for {self.timeout:.0f} s (round-timeout)"
         return ""
 
-    def words(self, names: Mapping[int, str], asked: float) -> str:
+    def describe(self, names: Mapping[int, str], asked: float) -> str:
         """Who is waited for and when each last made a step, the most silent first.
 
         Args:
@@ -68,11 +68,11 @@ class Patience:
             parts.append(f"{len(silent) - NAMED} more")
         return "waiting for " + ", ".join(parts)
 
-    def moved(self, nodes: Iterable[int], before: float) -> float:
-        """When any of these nodes was last served, or `before` where none was since."""
+    def last_progress(self, nodes: Iterable[int], before: float) -> float:
+        """When any of these nodes was last served; `before` if none was since."""
         return max([before, *(self.last_seen(node) or before for node in nodes)])
 
     def _served(self, node: int, asked: float) -> float:
-        """When a node was last served for what it was asked; 0 where it was not yet."""
+        """When a node was last served for what it was asked; 0 if it was not yet."""
         last = self.last_seen(node) or asked
         return last if last > asked else 0.0

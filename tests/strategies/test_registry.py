@@ -14,7 +14,7 @@ from fednano_flwr.config import ConfigError, RunConfig, Strategy
 from fednano_flwr.rounds.federation import Federation
 from fednano_flwr.rounds.progress import Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays
-from fednano_flwr.rounds.timeouts import Patience
+from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.fednano import FedNano
 from fednano_flwr.strategies.registry import (
@@ -73,7 +73,7 @@ def test_no_order_in_which_replies_arrive_changes_a_bit(config: Made, name: str)
     for order in (0, 1, 2):
         made, grid = make_strategy(config(name)), LocalGrid(app, {}, clients, order)
         federation = Federation(
-            grid, Patience(5, 5), clients, print, Progress(1, lambda: 0, print, None)
+            grid, ReplyTimeout(5, 5), clients, print, Progress(1, lambda: 0, print, None)
         )
         sent = made.configure_train(
             1, to_arrays(numbers(100)), ConfigRecord(), cast(Grid, federation.everyone())

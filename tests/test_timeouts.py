@@ -14,10 +14,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from fednano_flwr.rounds import federation, progress
-from fednano_flwr.rounds.federation import Answers, Federation, TooFewClientsError, WorkerDiedError
+from fednano_flwr.rounds.compat import worker_died
+from fednano_flwr.rounds.federation import (
+    Federation,
+    RoundReplies,
+    TooFewClientsError,
+    WorkerDiedError,
+)
 from fednano_flwr.rounds.progress import Progress
-from fednano_flwr.rounds.timeouts import Patience
-from fednano_flwr.rounds.workers import worker_died
+from fednano_flwr.rounds.timeouts import ReplyTimeout
 from tests.replies import train_reply
 
 TIMEOUT, LIMIT = 60.0, 1000.0
@@ -81,7 +86,7 @@ class Nodes:
 @pytest.fixture
 def ask(
     monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., tuple[Answers, float, list[str]]]:
+) -> Callable[..., tuple[RoundReplies, float, list[str]]]:
     """Asks nodes and tells what came back, after how many seconds, and what was said."""
 
     def ask(
@@ -89,13 +94,13 @@ def ask(
         steps: dict[int, tuple[float, float]],
         least: int = 1,
         in_turn: bool = False,
-    ) -> tuple[Answers, float, list[str]]:
+    ) -> tuple[RoundReplies, float, list[str]]:
         clock, said = Clock(), list[str]()
         monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=clock, sleep=clock.sleep))
         nodes = Nodes(clock, replies, steps)
-        patience = Patience(TIMEOUT, LIMIT, nodes.last_seen, clock, in_turn)
+        timeouts = ReplyTimeout(TIMEOUT, LIMIT, nodes.last_seen, clock, in_turn)
         told = Progress(3, lambda: 0, said.append, clock=clock)
-        known = Federation(cast(Grid, nodes), patience, least, said.append, told)
+        known = Federation(cast(Grid, nodes), timeouts, least, said.append, told)
         known.partitions = {node: node for node in replies}
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in replies]
@@ -107,7 +112,7 @@ def ask(
     return ask
 
 
-Ask = Callable[..., tuple[Answers, float, list[str]]]
+Ask = Callable[..., tuple[RoundReplies, float, list[str]]]
 
 
 def test_a_slow_client_that_still_makes_steps_is_waited_for(ask: Ask) -> None:
@@ -179,10 +184,10 @@ def test_of_many_that_are_waited_for_the_most_silent_are_named(
 
 def test_a_sign_from_before_the_question_is_none() -> None:
     clock = Clock()
-    patience = Patience(TIMEOUT, LIMIT, lambda node: 4000.0, clock)
+    timeouts = ReplyTimeout(TIMEOUT, LIMIT, lambda node: 4000.0, clock)
     clock.now += 30
-    assert patience.silence(1, 5000.0) == 30
-    assert patience.words({1: "client 1"}, 5000.0) == "waiting for client 1 (no step yet)"
+    assert timeouts.silence(1, 5000.0) == 30
+    assert timeouts.describe({1: "client 1"}, 5000.0) == "waiting for client 1 (no step yet)"
 
 
 class Workers(Nodes):
@@ -208,15 +213,17 @@ class Workers(Nodes):
 
 
 @pytest.fixture
-def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Answers, Workers, list[str]]]:
+def simulate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., tuple[RoundReplies, Workers, list[str]]]:
     def simulate(deaths: dict[int, int], in_simulation: bool = True) -> Any:
         clock, said = Clock(), list[str]()
         monkeypatch.setattr(federation, "time", SimpleNamespace(monotonic=clock, sleep=clock.sleep))
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
         told = Progress(3, lambda: 0, said.append, clock=clock)
         workers, died = Workers(clock, deaths), worker_died if in_simulation else None
-        patience = Patience(TIMEOUT, LIMIT, clock=clock)
-        known = Federation(cast(Grid, workers), patience, 1, said.append, told, died)
+        timeouts = ReplyTimeout(TIMEOUT, LIMIT, clock=clock)
+        known = Federation(cast(Grid, workers), timeouts, 1, said.append, told, died)
         known.partitions = {node: node for node in range(3)}
         messages = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(3)]
         return known.ask(messages, "round 2, training"), workers, said
@@ -271,9 +278,9 @@ class SuperLink(HttpGrid):
         return replies
 
 
-def ask_superlink(error: Exception | None) -> Answers:
+def ask_superlink(error: Exception | None) -> RoundReplies:
     told = Progress(3, lambda: 0, lambda line: None)
-    known = Federation(SuperLink(error), Patience(5.0, 10.0), 1, lambda line: None, told)
+    known = Federation(SuperLink(error), ReplyTimeout(5.0, 10.0), 1, lambda line: None, told)
     known.partitions = {node: node for node in range(3)}
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     messages: list[Any] = [Message(RecordDict(), node, MessageType.TRAIN) for node in range(3)]

@@ -1,0 +1,94 @@
+"""What a run says of itself before its rounds: what runs where, and who has which questions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Message
+from torch import Tensor
+
+from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.config import Adapter, Dataset, RunConfig
+from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.rounds.records import metric
+
+
+def setup_lines(
+    config: RunConfig, info: LLMInfo, theta: Mapping[str, Tensor], address: str, work: LocalWork
+) -> list[str]:
+    """What runs where: the server's line, the clients' and the run's."""
+    trained = sum(value.numel() for value in theta.values())
+    rank, local = _ranks(config.adapter), work.local_rank or config.adapter.rank
+    if work.adapters == "both":
+        rank += f" (and of each client's own, rank {local})"
+        trained += trained // config.adapter.rank * local
+    up_to = "" if set(config.adapter.clients_ranks) == {config.adapter.rank} else "up to "
+    dtype = info.dtype
+    if config.llm.quantization != "none":
+        dtype = f"linear layers in {config.llm.quantization}, the rest in {dtype}"
+    return [
+        f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {dtype} on "
+        f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})",
+        f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
+        f"on {' and '.join(config.adapter.site_names)}, {rank}: "
+        f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}",
+        f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
+        f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
+        f"epoch(s), learning rate {_rate(config)}, seed {config.seed}",
+    ]
+
+
+def _ranks(adapter: Adapter) -> str:
+    """Of which rank the clients' adapters are, in words."""
+    if set(adapter.clients_ranks) == {adapter.rank}:
+        return f"rank {adapter.rank}"
+    ranks = ", ".join(map(str, adapter.clients_ranks))
+    return f"ranks {ranks} in turn, merged at {adapter.rank}"
+
+
+def _rate(config: RunConfig) -> str:
+    """The learning rate over the rounds, in words."""
+    words = f"{config.learning_rate:g}"
+    if config.warm_up_rounds:
+        words += f" after {config.warm_up_rounds} round(s) of warm-up"
+    if config.learning_rate_schedule == "constant":
+        return words
+    end = config.learning_rate * config.learning_rate_end
+    return f"{words}, falling to {end:g} ({config.learning_rate_schedule})"
+
+
+def _split(dataset: Dataset) -> str:
+    """How questions are dealt to clients, in words."""
+    if dataset.partitioner == "dirichlet":
+        return f"Dirichlet α = {dataset.alpha:g}"
+    arguments = f" ({dataset.partitioner_args})" if dataset.partitioner_args else ""
+    return f"partitioner {dataset.partitioner}{arguments}"
+
+
+def data_lines(replies: Iterable[Message]) -> list[str]:
+    """How many questions each client has, and what was left out for which reason.
+
+    Args:
+        replies: to the evaluate messages of round 0.
+    """
+    sizes = []
+    skipped: Counter[str] = Counter()  # of the whole data set: every client says the same
+    left_out: list[tuple[str, str]] = []  # of a client's own shard: id and reason
+    for reply in replies:
+        sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
+        notes = reply.content.config_records["notes"]
+        skipped |= Counter(json.loads(str(notes["skipped"])))
+        unreadable = json.loads(str(notes["unreadable"]))
+        left_out += [(uid, reason) for reason, ids in unreadable.items() for uid in ids]
+    counts = f"{len(sizes)} clients with train+test questions: {', '.join(sizes)}"
+    return [
+        f"shards   {counts}",
+        *(f"skipped  {count} questions: {reason}" for reason, count in sorted(skipped.items())),
+        *(
+            f"skipped  {len(ids)} questions: {reason} ({first_few(ids)})"
+            for ids, reason in by_reason(left_out)
+        ),
+    ]

@@ -1,0 +1,72 @@
+"""The LLM service of a run: host, port, tokens and progress of each client, while a block runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fednano_flwr.config import RunConfig
+from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.wire.activity import Activity
+from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.tls import read_identity
+from fednano_flwr.exchange.wire.tokens import Tokens, owner
+from fednano_flwr.llm.hosting import open_host
+from fednano_flwr.llm.watching import watching
+
+
+@dataclass(frozen=True)
+class LLMService:
+    """What the run's server knows of its LLM service.
+
+    Attributes:
+        info: the language model.
+        address: `host:port` that clients dial.
+        tls: whether it speaks TLS.
+        tokens: of the phase that is under way.
+        activity: when each client was last served.
+    """
+
+    run_id: int
+    info: LLMInfo
+    address: str
+    tls: bool
+    tokens: Tokens
+    activity: Activity
+
+    def last_seen(self, node: int) -> float | None:
+        """When a node was last served, by `time.monotonic`; None if it never was."""
+        return self.activity.last_seen(owner(self.run_id, node))
+
+
+@contextmanager
+def open_service(
+    config: RunConfig, run_id: int, simulated: bool, say: Callable[[str], None]
+) -> Iterator[LLMService]:
+    """Load the LLM half and serve it while the block runs.
+
+    Raises:
+        ConfigError: the model or a value of `llm.*` cannot be used.
+        OSError: the port is taken.
+    """
+    llm = config.llm
+    identity, tokens, activity = read_identity(llm), Tokens(run_id), Activity()
+    with (
+        watching(llm.metrics, say) as watch,
+        open_host(config.model, llm, simulated, say, watch) as host,
+        serve(
+            host,
+            llm.bind,
+            llm.port,
+            llm.max_clients,
+            tokens,
+            identity,
+            NodeLimits(llm.node_requests_per_second),
+            activity,
+            watch,
+        ) as bound,
+    ):
+        address = llm.address or bound
+        yield LLMService(run_id, host.describe(), address, identity is not None, tokens, activity)
