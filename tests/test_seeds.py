@@ -16,7 +16,7 @@ SEEDED = ("default_rng", "manual_seed", "Random", "SeedSequence", "RandomState",
 GIVEN = {
     ("data/partition.py", "seed"),
     ("data/partition.py", "self.seed"),
-    ("edge/adapters.py", "seed"),
+    ("adapters/site.py", "seed"),
     ("edge/training.py", "drawn_with"),
 }
 """Arguments that a caller has derived."""
