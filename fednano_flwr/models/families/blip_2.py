@@ -9,6 +9,8 @@ from transformers import PretrainedConfig
 
 from fednano_flwr.models.families.base import WHOLE, Connector, Family, image_text
 
+PROJECTION = Connector("language_projection")
+
 
 @dataclass(frozen=True)
 class QFormer(Family):
@@ -24,7 +26,7 @@ class QFormer(Family):
     picture_keys: tuple[str, ...] = ("num_query_tokens",)
     prompt: str = "{}\nAnswer:"
     call: str = "{}\nAnswer:"
-    connector: Connector = Connector("language_projection")
+    connector: Connector = PROJECTION
 
     def picture_tokens(self, config: PretrainedConfig) -> int | None:
         return config.num_query_tokens
