@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,16 +18,14 @@ from flwr.clientapp import ClientApp
 from fednano_flwr.base.reasons import by_reason
 from fednano_flwr.config import ConfigError, RunConfig, lineage
 from fednano_flwr.config.node import NodeConfig
-from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
-from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
+from fednano_flwr.preflight import place_of, preferred, validate_client
 from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.rounds.records import failed, from_arrays
 from fednano_flwr.rounds.uploads import to_upload
-from fednano_flwr.strategies.registry import check_node_rank
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -53,7 +50,7 @@ def introduce(message: Message, context: Context) -> Message:
     """Say which partition this node holds, which a resumed run asks before it goes on."""
     try:
         node = NodeConfig.parse(context.node_config)
-        place = _place(node, RunConfig.parse(context.run_config))
+        place = place_of(RunConfig.parse(context.run_config), node)
     except Exception as error:
         log.exception("this client cannot say which partition it holds")
         return failed(message, error)
@@ -102,8 +99,9 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     try:
         node = NodeConfig.parse(context.node_config)
         config = node.applied_to(RunConfig.parse(context.run_config))
-        place = _place(node, config)
+        place = place_of(config, node)
         partition = place.partition
+        validate_client(config, node)
         earlier = lineage.from_config(message.content.config_records["config"])
         client = Client(config, place, context.run_id, earlier)
         half = client.half
@@ -165,10 +163,9 @@ def _ca(config: RunConfig, node: NodeConfig, task: ConfigRecord) -> bytes | None
     Raises:
         ConfigError: none where the service speaks TLS, or they cannot be used.
     """
-    if node.ca_cert:
-        return read_ca("the node config's ca-cert", node.ca_cert)
-    if config.exchange.ca_cert:
-        return read_ca("exchange.ca-cert", config.exchange.ca_cert)
+    key, path = preferred(config, node, "ca-cert")
+    if path:
+        return read_ca(key, path)
     if task["llm-tls"]:
         raise ConfigError(
             "the LLM service speaks TLS and this client has no CA to check it with: set "
@@ -179,19 +176,3 @@ def _ca(config: RunConfig, node: NodeConfig, task: ConfigRecord) -> bytes | None
 
 def _round(task: ConfigRecord) -> int:
     return int(str(task["server-round"]))
-
-
-def _place(node: NodeConfig, config: RunConfig) -> Place:
-    """This node's partition, and where its data and its half of the model lie.
-
-    A shard that `fednano partition` wrote knows its partition itself.
-
-    Raises:
-        ConfigError: the node config does not say which partition, or has an impossible rank.
-        DataError: its `data-path` is no shard.
-    """
-    rank = node.rank_in(config)
-    if rank:
-        check_node_rank(rank, config)
-    shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
-    return Place(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)

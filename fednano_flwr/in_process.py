@@ -24,7 +24,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.edge.loaded import keep_shards
-from fednano_flwr.preflight import validate, validate_number
+from fednano_flwr.preflight import validate_clients, validate_number
 from fednano_flwr.rounds.compat import give_id, identify
 from fednano_flwr.runs.folder import RunFolder
 
@@ -46,8 +46,8 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
             "run a process: start this one after it, or in a process of its own"
         )
     try:
-        validate(config)
         validate_number(config, clients)
+        validate_clients(config)
         keep_shards(clients)
         read_shards(config.dataset, config.seed, clients)
         run_id = secrets.randbits(62) + 1

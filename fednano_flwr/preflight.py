@@ -1,22 +1,60 @@
-"""What can be known of a run before anything is started or loaded.
+"""What can be known of a run before the LLM is loaded: one list of checks for each side.
 
-`fednano run` and `fednano compare` check before they start Flower or a worker, `run_in_process` and
-the ServerApp before they load a model. The ServerApp of a deployment checks its own side alone.
+| who asks | server's | client's machine | client's files |
+|---|---|---|---|
+| `fednano run`, `fednano compare`, the ServerApp of a simulation | x | x | x |
+| `run_in_process` | by the ServerApp | x | x |
+| the ServerApp of a deployment | x | | |
+| a ClientApp, for each message | | x | read next |
+
+`fednano doctor` shows what each check finds, of the sides that its machine has.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.files import nearest
-from fednano_flwr.base.resources import ResourceError
-from fednano_flwr.config import ConfigError, Dataset, RunConfig, address_to_dial
+from fednano_flwr.base.output import require_temporary_room
+from fednano_flwr.base.resources import ResourceError, resolve
+from fednano_flwr.config import LLM, ConfigError, Dataset, Model, RunConfig, address_to_dial
+from fednano_flwr.config.machine import check_resources
+from fednano_flwr.config.node import NodeConfig
 from fednano_flwr.config.overrides import parse_config
 from fednano_flwr.config.project import defaults
+from fednano_flwr.data.errors import DataError
 from fednano_flwr.privacy.checks import check_unread_privacy
 from fednano_flwr.strategies.registry import check_replies, check_unread
+
+# What brings torch or Flower is imported in the functions: `fednano --help` must not wait for it.
+if TYPE_CHECKING:
+    from fednano_flwr.edge.loaded import Place
+
+NODE_KEYS = {"ca-cert": "exchange.ca-cert", "device": "edge.device", "edge-path": "edge.bundle"}
+"""Keys of a node config, and those of the run config that they go before."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a run needs of this machine.
+
+    Attributes:
+        theme: heading under which `fednano doctor` shows it.
+        subject: what is looked at, in words.
+        find: returns what was found, "" for nothing worth a line. Raises ConfigError, DataError or
+            ResourceError where a run would fail; after "; " their texts say what to do.
+    """
+
+    theme: str
+    subject: str
+    find: Callable[[], str]
 
 
 def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> RunConfig:
@@ -53,136 +91,64 @@ def validate(config: RunConfig, weights: bool = True) -> None:
             model that are not in this machine's cache.
 
     Raises:
-        ConfigError: it cannot go well; names the key, and says what there is.
+        ConfigError: the run would fail; names the key, and says what to do.
     """
-    from fednano_flwr.models.bundle import check_weights
-
-    validate_clients(config)
-    validate_server(config)
-    if weights:
-        check_weights(config.model, edge=not config.edge.bundle)
+    validate_server(config, weights)
+    validate_clients(config, weights)
 
 
-def validate_server(config: RunConfig) -> None:
-    """Check what the server's machine has to have: model, devices, certificates, a folder.
-
-    The model's processor need not be there, but has to fit the model where it is.
-
-    Also that the run is there, or is not, as `resume` says.
+def validate_server(config: RunConfig, weights: bool = True) -> None:
+    """Check what the server's machine needs.
 
     Raises:
-        ConfigError: otherwise; names the key, and says what there is.
+        ConfigError: as `validate`.
     """
-    # Imported here: they bring torch and Flower, which `fednano --help` must not wait for.
-    from fednano_flwr.edge.loaded import check_processor_here
-    from fednano_flwr.exchange.wire.tls import read_identity
-    from fednano_flwr.models.source import check_model
-    from fednano_flwr.runs.resume import continues, folder_of
-
-    read_identity(config.llm)
-    if config.llm.address:
-        try:
-            address_to_dial(config.llm.address)
-        except ValueError as error:
-            raise ConfigError(f"llm.address = {error}; it is what clients dial") from None
-    validate_names(config)
-    validate_host(config)
-    check_model(config.model.name, config.model.revision)
-    check_processor_here(config.model)
-    folder = folder_of(config)
-    continues(config, folder)
-    _check_writable("run.dir", folder)
+    _pass(server_checks(config, weights))
 
 
-def validate_clients(config: RunConfig) -> None:
-    """Check what clients have to have that are on this machine: processor, data, device, folders.
+def validate_clients(config: RunConfig, weights: bool = True) -> None:
+    """Check what clients on this machine need.
 
     Raises:
-        ConfigError: otherwise; names the key, and says what there is.
+        ConfigError: as `validate`.
     """
-    from fednano_flwr.edge.loaded import encoder, source_of
-    from fednano_flwr.exchange.wire.tls import read_ca
-    from fednano_flwr.models.bundle import EdgeBundle, open_checkpoint
-    from fednano_flwr.models.device import describe_device
+    _pass([*client_checks(config), *client_files(config, weights=weights)])
 
-    edge = config.edge
-    if edge.bundle and not isinstance(open_checkpoint(edge.bundle), EdgeBundle):
-        raise ConfigError(
-            f"edge.bundle = {edge.bundle!r}: is no edge bundle; `fednano split` writes one"
-        )
-    if config.exchange.ca_cert:
-        read_ca("exchange.ca-cert", config.exchange.ca_cert)
-    validate_dataset(config.dataset)
-    describe_device("edge.device", edge.device)
-    for key, folder in (("edge.state-dir", edge.state_dir), ("edge.feature-dir", edge.feature_dir)):
-        if folder:
-            _check_writable(key, Path(folder))
-    encoder(source_of(config))
+
+def validate_client(config: RunConfig, node: NodeConfig) -> None:
+    """Check what the machine of one client needs; its files are checked when they are read.
+
+    Raises:
+        ConfigError: as `validate`.
+    """
+    _pass(client_checks(config, node))
+
+
+def validate_machine(clients: int, client_cpus: int, client_gpus: float) -> None:
+    """Check that this machine can simulate so many clients.
+
+    Raises:
+        ConfigError: it lacks what one client needs.
+        OutputError: the folder for temporary files has no room.
+    """
+    check_resources(clients, client_cpus, client_gpus)
+    require_temporary_room()
 
 
 def validate_number(config: RunConfig, clients: int) -> None:
-    """Check that so many clients are enough for what the config asks for.
+    """Check that there are as many clients as the config asks for.
 
     Raises:
-        ConfigError: they are not; names the key.
+        ConfigError: there are not; names the key.
     """
-    training = max(1, round(config.fraction_train * clients))
-    for key, there in (("min-available-nodes", clients), ("min-replies", training)):
-        if config.flat()[key] > there:
+    for key in ("min-available-nodes", "min-replies"):
+        if (least := config.flat()[key]) > clients:
             raise ConfigError(
-                f"{key} = {config.flat()[key]}: with --clients {clients} and fraction-train = "
-                f"{config.fraction_train:g} there are never more than {there}; raise --clients"
+                f"{key} = {least}: there are only {clients} clients; lower it, or raise --clients"
             )
-    check_replies(config.strategy, training)
-
-
-def validate_names(config: RunConfig) -> None:
-    """Check that strategy, ranks, privacy and trackers are such that there are, and go together.
-
-    Raises:
-        ConfigError: otherwise; the message says what there is.
-    """
-    from fednano_flwr.privacy.budget import new_accountant
-    from fednano_flwr.privacy.checks import check_privacy
-    from fednano_flwr.strategies.registry import check_ranks, make_strategy
-    from fednano_flwr.trackers.registry import tracker_classes
-
-    make_strategy(config.strategy)
-    check_ranks(config)
-    check_privacy(config)
-    if config.privacy.dp != "none":
-        new_accountant(config.privacy.delta)
-    tracker_classes(config.run.trackers)
-
-
-def validate_host(config: RunConfig) -> None:
-    """Check that the host can run on this machine as it is asked to.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    from fednano_flwr.llm.watching import check_metrics
-    from fednano_flwr.models.device import describe_device
-    from fednano_flwr.models.host_options import check_options, host_options
-    from fednano_flwr.models.quantize import check_quantization
-
-    check_quantization(config.llm.quantization, config.llm.device)
-    check_options(host_options(config.llm), config.llm.device, config.llm.quantization)
-    check_metrics(config.llm.metrics)
-    describe_device("llm.device", config.llm.device)
-
-
-def _check_writable(key: str, folder: Path) -> None:
-    """Refuse a folder that is not there and cannot be made, or cannot be written to."""
-    try:
-        there = nearest(folder)
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"{key}: the folder {folder} cannot be written to: {why}; set {key} to another"
-        ) from None
+    check_replies(
+        config.strategy, max(1, config.min_replies, round(config.fraction_train * clients))
+    )
 
 
 def validate_dataset(dataset: Dataset) -> None:
@@ -191,26 +157,297 @@ def validate_dataset(dataset: Dataset) -> None:
     Raises:
         ConfigError: it is not there or does not fit; the message says what there is.
     """
-    from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.registry import check_dataset
-
-    try:
-        check_dataset(dataset)
-    except (DataError, ResourceError) as error:
-        raise ConfigError(str(error)) from None
+    _pass([Check("data", "the data set", partial(_dataset, dataset))])
 
 
-def read_questions(dataset: Dataset, seed: int, clients: int) -> None:
+def read_questions(dataset: Dataset, seed: int, clients: int | None) -> None:
     """Read the data set once for all clients of this machine, which then find its table.
+
+    Args:
+        clients: None where their number is not known: then the questions are not dealt.
 
     Raises:
         ConfigError: it cannot be read, too many of its questions cannot, or they cannot be dealt to
             so many clients.
     """
-    from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.shard import read_shards
 
+    def read() -> str:
+        from fednano_flwr.data.registry import load_questions
+        from fednano_flwr.data.shard import read_shards
+
+        if clients is None:
+            load_questions(dataset)
+        else:
+            read_shards(dataset, seed, clients)
+        return ""
+
+    _pass([Check("data", "the questions", read)])
+
+
+def server_checks(config: RunConfig, weights: bool = True) -> list[Check]:
+    """What the server's machine needs, the quickest first.
+
+    Args:
+        weights: as in `validate`.
+    """
+    llm, model = config.llm, config.model
+    return [
+        Check("run config", "the strategy", partial(check_strategy, config)),
+        Check("run config", "the server's packages", partial(_server_packages, config)),
+        Check("run config", "the host's options", partial(check_host, llm)),
+        Check("run config", "resume", partial(_resume, config)),
+        Check("certificates", "llm.tls-cert", partial(_identity, llm)),
+        Check("network", "llm.address", partial(_address, llm)),
+        Check("machine", "llm.device", partial(_device, "llm.device", llm.device)),
+        Check("folders", "run.dir", partial(_run_dir, config)),
+        Check("model", "the processor", partial(_processor, model, at_server=True)),
+        Check("model", "the language model", partial(_half, model, "llm", weights)),
+    ]
+
+
+def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Check]:
+    """What a client's machine needs beside files.
+
+    Args:
+        node: of one client; None for all those of a simulation.
+    """
+    ca_key, ca = preferred(config, node, "ca-cert")
+    device_key, device = preferred(config, node, "device")
+    edge = config.edge
+    folders = {"edge.state-dir": edge.state_dir, "edge.feature-dir": edge.feature_dir}
+    own = [] if node is None else [Check("node config", "partition", partial(_place, config, node))]
+    return [
+        Check("run config", "the strategy", partial(check_strategy, config)),
+        *own,
+        Check("certificates", "the CA's certificate", partial(_ca, ca_key, ca)),
+        Check("machine", device_key, partial(_device, device_key, device)),
+        *(
+            Check("folders", key, partial(check_writable, key, Path(folder)))
+            for key, folder in folders.items()
+            if folder
+        ),
+    ]
+
+
+def client_files(
+    config: RunConfig, node: NodeConfig | None = None, weights: bool = True, write: bool = True
+) -> list[Check]:
+    """What a client reads: its questions, its half of the model, the processor.
+
+    Args:
+        weights: as in `validate`.
+        write: whether a data set that a module writes is written where it has not been.
+    """
+    key, bundle = preferred(config, node, "edge-path")
+    source = Model(bundle) if bundle else config.model
+    half = partial(_bundle, key, bundle, config.model if weights else None)
+    if not bundle:
+        half = partial(_half, config.model, "edge", weights)
+    questions = partial(_dataset, config.dataset, write)
+    if node is not None and node.data_path:
+        questions = partial(_shard, node.data_path)
+    return [
+        Check("data", "the questions", questions),
+        Check("model", "the client's processor", partial(_processor, source)),
+        Check("model", "the client's half of the model", half),
+    ]
+
+
+def preferred(config: RunConfig, node: NodeConfig | None, own: str) -> tuple[str, str]:
+    """Key and value of a setting that the node config's key `own` decides, else the run config's.
+
+    Returns:
+        The key as errors name it, and its value, "" where neither has one.
+    """
+    if value := getattr(node, own.replace("-", "_"), None):
+        return f"the node config's {own}", value
+    return NODE_KEYS[own], str(config.flat()[NODE_KEYS[own]])
+
+
+def place_of(config: RunConfig, node: NodeConfig) -> Place:
+    """A node's partition and rank, and where its data and its half of the model lie.
+
+    A shard that `fednano partition` wrote knows its partition itself.
+
+    Raises:
+        ConfigError: the node config does not say which partition, or has an impossible rank.
+        DataError: its `data-path` is no shard.
+    """
+    from fednano_flwr.data.manifest import read_manifest
+    from fednano_flwr.edge.loaded import Place
+    from fednano_flwr.strategies.registry import check_node_rank
+
+    rank = node.rank_in(config)
+    if rank:
+        check_node_rank(rank, config)
+    shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
+    return Place(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)
+
+
+def check_writable(key: str, folder: Path) -> str:
+    """That files can be written to a folder which is there, or can be made; nothing is left there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    name = f"{key} = {str(folder)!r}"
     try:
-        read_shards(dataset, seed, clients)
-    except (DataError, ResourceError) as error:
-        raise ConfigError(str(error)) from None
+        there = nearest(folder)
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name} cannot be written to: {why}; set {key} to another") from None
+    how = "written to" if there == folder.expanduser().absolute() else f"made in {there}"
+    return f"{name} can be {how}; {human_bytes(shutil.disk_usage(there).free)} free"
+
+
+def _pass(checks: Sequence[Check]) -> None:
+    """
+    Raises:
+        ConfigError: of the first check that fails.
+    """
+    for check in checks:
+        try:
+            check.find()
+        except (DataError, ResourceError) as error:
+            raise ConfigError(str(error)) from None
+
+
+def check_strategy(config: RunConfig) -> str:
+    from fednano_flwr.privacy.checks import check_privacy
+    from fednano_flwr.strategies.registry import check_ranks, make_strategy
+
+    make_strategy(config.strategy)
+    check_ranks(config)
+    check_privacy(config)
+    return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}"
+
+
+def _server_packages(config: RunConfig) -> str:
+    from fednano_flwr.llm.watching import check_metrics
+    from fednano_flwr.privacy.budget import new_accountant
+    from fednano_flwr.trackers.registry import tracker_classes
+
+    if config.privacy.dp != "none":
+        new_accountant(config.privacy.delta)
+    tracker_classes(config.run.trackers)
+    check_metrics(config.llm.metrics)
+    return ""
+
+
+def check_host(llm: LLM) -> str:
+    from fednano_flwr.models.host_options import check_options, host_options
+    from fednano_flwr.models.quantize import check_quantization
+
+    check_quantization(llm.quantization, llm.device)
+    check_options(host_options(llm), llm.device, llm.quantization)
+    return ""
+
+
+def _resume(config: RunConfig) -> str:
+    from fednano_flwr.runs.resume import NEVER, continues, folder_of
+
+    folder = folder_of(config)
+    if continues(config, folder):
+        return f"{folder} is a run that can be continued"
+    return "" if config.resume == NEVER else f"{folder} is new: the run begins there"
+
+
+def _run_dir(config: RunConfig) -> str:
+    from fednano_flwr.runs.resume import folder_of
+
+    folder = folder_of(config)
+    return check_writable("run.dir", folder if folder.exists() else folder.parent)
+
+
+def _identity(llm: LLM) -> str:
+    from fednano_flwr.exchange.wire.tls import read_identity
+
+    if read_identity(llm) is None:
+        return "llm.tls-cert is not set: the LLM service speaks no TLS"
+    return "llm.tls-key is the key of llm.tls-cert"
+
+
+def _ca(key: str, path: str) -> str:
+    from fednano_flwr.exchange.wire.tls import read_ca
+
+    if not path:
+        return f"{key} is not set: this client speaks to the LLM service without TLS only"
+    read_ca(key, path)
+    return ""
+
+
+def _address(llm: LLM) -> str:
+    if not llm.address:
+        return ""
+    try:
+        address_to_dial(llm.address)
+    except ValueError as error:
+        raise ConfigError(f"llm.address = {error}; it is what clients dial") from None
+    return f"llm.address = {llm.address!r} is what clients dial"
+
+
+def _device(key: str, device: str) -> str:
+    from fednano_flwr.models.device import describe_device
+
+    return f"{key} = {device!r} ({describe_device(key, device)})"
+
+
+def _place(config: RunConfig, node: NodeConfig) -> str:
+    place = place_of(config, node)
+    rank = place.rank or config.adapter.rank_of(place.partition)
+    return (
+        f"this client is partition {place.partition} of {place.num_partitions}, its adapters have "
+        f"rank {rank} of {config.adapter.rank}"
+    )
+
+
+def _shard(data_path: str) -> str:
+    from fednano_flwr.data.shard import load_shard
+
+    shard = load_shard(Path(data_path))
+    if not shard.train:
+        raise DataError(f"data-path = {data_path!r}: the shard has no training question")
+    return (
+        f"data-path = {data_path!r}: {len(shard.train)} training and {len(shard.test)} test "
+        "questions, all files as written"
+    )
+
+
+def _dataset(dataset: Dataset, write: bool = True) -> str:
+    from fednano_flwr.data.registry import check_dataset, check_revision
+
+    if not write and dataset.path.startswith("module:"):
+        check_revision(dataset)
+        if not resolve("dataset.path", dataset.path, write=False).is_dir():
+            return f"dataset.path = {dataset.path!r} is installed, and writes the data set once"
+    check_dataset(dataset)
+    return f"dataset.path = {dataset.path!r} has the layout of {dataset.name}"
+
+
+def _half(model: Model, half: str, weights: bool) -> str:
+    from fednano_flwr.models.bundle import check_half
+    from fednano_flwr.models.source import check_model
+
+    if weights:
+        return check_half(model, half)
+    check_model(model.name, model.revision)
+    return ""
+
+
+def _bundle(key: str, path: str, model: Model | None) -> str:
+    from fednano_flwr.models.bundle import check_bundle
+
+    return check_bundle(key, path, model)
+
+
+def _processor(source: Model, at_server: bool = False) -> str:
+    """Of a server, which need not have one, only where it is there."""
+    from fednano_flwr.edge.loaded import check_processor_here, encoder
+
+    if not at_server:
+        encoder(source)
+    elif not check_processor_here(source):
+        return ""
+    return f"model {source.name}: processor, tokenizer and config fit together"

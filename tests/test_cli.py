@@ -68,8 +68,8 @@ def test_later_overrides_win_over_files_and_files_over_the_defaults(launched, tm
         (["-c", "adapter.sites=['image']"], "join names by commas"),
         (["-c", "nothing"], "give key=value or a file that ends in .toml"),
         (["-c", "missing.toml"], "missing.toml: No such file"),
-        (["-c", "min-available-nodes=9"], "there are never more than 5; raise --clients"),
-        (["-c", "min-replies=4", "-c", "fraction-train=0.4"], "there are never more than 2"),
+        (["-c", "min-available-nodes=9"], "min-available-nodes = 9: there are only 5"),
+        (["-c", "min-replies=6", "-c", "fraction-train=0.4"], "min-replies = 6: there are only 5"),
         (["--app", "nowhere"], "there is no pyproject.toml in"),
     ],
 )

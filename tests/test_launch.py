@@ -18,10 +18,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from fednano_flwr.base.output import OutputError
 from fednano_flwr.base.signals import interrupts, no_interrupts
 from fednano_flwr.base.version import commit_of
-from fednano_flwr.config import ConfigError, machine
+from fednano_flwr.config import machine
 from fednano_flwr.launcher import environment, launch
 from fednano_flwr.launcher import superlink as superlinks
 from fednano_flwr.launcher.environment import LaunchError, bin_folder, environment_of
@@ -134,27 +133,6 @@ def test_a_second_ctrl_c_does_not_disturb_the_cleaning_up():
     with interrupts(), no_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize(
-    ("clients", "cpus", "gpus", "says"),
-    [
-        (2, 5, 0, "--client-cpus 5: this machine has 4"),
-        (2, 1, 1.5, "--client-gpus 1.5"),
-        (2, 1, float("nan"), "--client-gpus nan"),
-        (2, 1, float("inf"), "--client-gpus inf"),
-        (2, 1, 3, "PyTorch sees 2 GPUs"),
-        (0, 1, 0, "--clients 0"),
-    ],
-)
-def test_what_ray_could_never_schedule_is_refused_before_anything_starts(
-    monkeypatch, tmp_path, clients, cpus, gpus, says
-):
-    monkeypatch.setattr(machine, "cpus", lambda: 4)
-    monkeypatch.setattr(machine, "gpus", lambda: 2)
-    monkeypatch.setattr("fednano_flwr.launcher.launch.superlink", None)
-    with pytest.raises(ConfigError, match=says):
-        launch.launch(tmp_path, {}, clients, cpus, gpus, print)
 
 
 def test_ray_gets_no_more_cpus_than_the_clients_can_use(monkeypatch):
@@ -308,14 +286,12 @@ def test_another_failure_is_not_tried_again(
     assert said == [] and "Ray" not in status.details
 
 
-def test_a_full_folder_for_temporary_files_is_named_before_and_after(
+def test_a_full_folder_for_temporary_files_is_named_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6, 0))
-    with pytest.raises(OutputError, match=rf"no room in TMPDIR = {tmp_path}.*another folder"):
-        launch.launch(Path(), {}, 1, 1, 0.0, print)
 
     @contextmanager
     def link(folder: Path, environment: object) -> Iterator[None]:

@@ -3,14 +3,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from fednano_flwr import client_app, preflight
+from fednano_flwr.base import output
 from fednano_flwr.cli.app import cli
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, machine
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.server_app import federate
 from tests.certificates import authority, certificate
@@ -27,8 +29,7 @@ def refuse(*_: Any) -> None:
 def names(monkeypatch):
     """What the registries would say, without reading a model."""
     monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
-    monkeypatch.setattr("fednano_flwr.models.source.check_model", lambda *_: None)
-    monkeypatch.setattr("fednano_flwr.models.bundle.check_weights", lambda *_, **__: None)
+    monkeypatch.setattr("fednano_flwr.models.bundle.check_half", lambda *_: "")
 
 
 def config(tmp_path: Path, *changes: str):
@@ -84,9 +85,7 @@ def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
         preflight.validate(config(tmp_path, "run.name=first"))
 
 
-@pytest.mark.parametrize(
-    "seam", ["strategies.registry.check_strategy", "models.source.check_model"]
-)
+@pytest.mark.parametrize("seam", ["strategies.registry.check_strategy", "models.bundle.check_half"])
 def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
     monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
     with pytest.raises(ConfigError, match="no such thing"):
@@ -222,3 +221,35 @@ def test_where_nothing_is_wrong_nothing_is_left(names, tmp_path):
         "problems.json",
         "pid_splits.json",
     }
+
+
+@pytest.mark.parametrize(
+    ("clients", "cpus", "gpus", "says"),
+    [
+        (2, 5, 0, "--client-cpus 5: this machine has 4"),
+        (2, 1, 1.5, "--client-gpus 1.5"),
+        (2, 1, float("nan"), "--client-gpus nan"),
+        (2, 1, float("inf"), "--client-gpus inf"),
+        (2, 1, 3, "PyTorch sees 2 GPUs"),
+        (0, 1, 0, "--clients 0"),
+    ],
+)
+def test_what_ray_could_never_schedule_is_refused(monkeypatch, clients, cpus, gpus, says):
+    monkeypatch.setattr(machine, "cpus", lambda: 4)
+    monkeypatch.setattr(machine, "gpus", lambda: 2)
+    with pytest.raises(ConfigError, match=says):
+        preflight.validate_machine(clients, cpus, gpus)
+
+
+def test_a_full_folder_for_temporary_files_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(output.OutputError, match=f"TMPDIR = {tmp_path}"):
+        preflight.validate_machine(1, 1, 0.0)
+
+
+def test_a_round_is_trained_by_as_many_as_have_to_reply(tmp_path):
+    few = ["fraction-train=0.2", "min-replies=5", "strategy.name=Krum"]
+    preflight.run_config(ROOT, [*few, "strategy.args=num_malicious_nodes=1"], 5, tmp_path)
+    with pytest.raises(ConfigError, match="min-replies = 5"):
+        preflight.run_config(ROOT, few, 4, tmp_path)

@@ -123,6 +123,8 @@ def test_the_screen_shows_that_flower_starts_then_where_the_run_is(tmp_path: Pat
     with Screen(False, console) as on:
         assert on.watch is not None
         on.watch(file)
+        assert len(now()) == 1 and now()[0].endswith(screen.CHECKING)
+        on.starting()
         assert len(now()) == 1 and now()[0].endswith(screen.STARTING)
         on.show("fednano | [b]server[/b]")
         assert now() == ["[b]server[/b]"]
@@ -141,6 +143,7 @@ def test_verbose_draws_nothing_and_asks_for_no_file(capsys: pytest.CaptureFixtur
     out = io.StringIO()
     with Screen(True, Console(force_terminal=True, width=60, file=out)) as on:
         assert on.watch is None
+        on.starting()
         on.show("INFO :      all of it")
     assert out.getvalue() == ""
     assert capsys.readouterr().out.splitlines() == [screen.STARTING, "INFO :      all of it"]

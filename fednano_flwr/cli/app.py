@@ -39,7 +39,7 @@ from fednano_flwr.config.project import NAME, find_app
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.launcher.environment import LaunchError
 from fednano_flwr.launcher.launch import launch, tail
-from fednano_flwr.preflight import read_questions, run_config, validate
+from fednano_flwr.preflight import read_questions, run_config, validate, validate_machine
 from fednano_flwr.runs.resume import NEVER, run_folder_of
 
 cli = typer.Typer(
@@ -116,8 +116,10 @@ def run(
             parsed = run_config(folder, config or [], clients, cwd)
             say_proxies()
             with Screen(verbose, terminal()) as screen:
+                validate_machine(clients, client_cpus, client_gpus)
                 validate(parsed)
                 read_questions(parsed.dataset, parsed.seed, clients)
+                screen.starting()
                 with run_folder_of(parsed) as results:
                     flat = parsed.flat()
                     if parsed.resume == NEVER and not parsed.run.name:

@@ -15,7 +15,7 @@ from fednano_flwr.base.live import Live, bar_line, clock_time, fitting, one_line
 from fednano_flwr.rounds import snapshot
 from fednano_flwr.rounds.snapshot import Snapshot
 
-STARTING = "starting Flower ..."
+CHECKING, STARTING = "checking the run ...", "starting Flower ..."
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Flower's logger puts "INFO :      " first; a simulated client's lines begin with "(ClientApp…" and
 # are not the ServerApp's.
@@ -40,18 +40,23 @@ class Screen:
     def __init__(self, verbose: bool, console: Console | None = None) -> None:
         self.verbose = verbose
         self._live = Live(self._draw, None if verbose else console)
-        self._spinner: Spinner | None = Spinner("dots", STARTING)
+        self._spinner: Spinner | None = Spinner("dots", CHECKING)
         self._file: Path | None = None
         self._began = time.monotonic()
 
     def __enter__(self) -> Screen:
         self._live.__enter__()
-        if self._live.console is None:
-            self._live.say(STARTING)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._live.__exit__(*error)
+
+    def starting(self) -> None:
+        """The checks are over, and Flower is started."""
+        if self._live.console is None:
+            self._live.say(STARTING)
+        else:
+            self._spinner = Spinner("dots", STARTING)
 
     def show(self, line: str) -> None:
         """Show a line of the run's output if it is for people, or any with `verbose`."""

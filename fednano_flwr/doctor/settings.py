@@ -8,7 +8,7 @@ from pathlib import Path
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.project import find_app
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.preflight import config_of, validate_host, validate_names
+from fednano_flwr.preflight import check_host, check_strategy, config_of
 
 
 def read_settings(
@@ -45,8 +45,7 @@ def check_names(config: RunConfig) -> list[Finding]:
     Raises:
         ConfigError: they are not.
     """
-    validate_names(config)
-    return [ok(f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}")]
+    return [ok(check_strategy(config))]
 
 
 def check_host_options(config: RunConfig) -> list[Finding]:
@@ -55,8 +54,8 @@ def check_host_options(config: RunConfig) -> list[Finding]:
     Raises:
         ConfigError: it cannot.
     """
-    validate_host(config)
     llm = config.llm
+    check_host(llm)
     asked = [f"llm.quantization = {llm.quantization!r}"] if llm.quantization != "none" else []
     asked += [f"llm.device-map = {llm.device_map!r}"] if llm.device_map else []
     return [ok(f"{', '.join(asked)}: can be had here")] if asked else []

@@ -111,14 +111,16 @@ def source_of(config: RunConfig, edge_path: str = "") -> Model:
     return Model(bundle) if bundle else config.model
 
 
-def check_processor_here(model: Model) -> None:
-    """Refuse a model whose processor does not fit it, where a server has one that clients lack.
+def check_processor_here(model: Model) -> bool:
+    """Refuse a model whose processor does not fit it; returns whether it has one here.
 
     Raises:
         ConfigError: there is no such model, or its processor, tokenizer and config do not fit.
     """
-    if has_processor(locate(model.name, model.revision)[0]):
+    here = has_processor(locate(model.name, model.revision)[0])
+    if here:
         encoder(model)
+    return here
 
 
 def lasting(edge: Edge) -> Edge:

@@ -20,10 +20,9 @@ from typing import Any
 import tomli_w
 
 from fednano_flwr.base.console import ALL_DONE, MARK
-from fednano_flwr.base.output import require_temporary_room
 from fednano_flwr.base.signals import interrupts, no_interrupts
 from fednano_flwr.base.version import commit_of
-from fednano_flwr.config.machine import check_resources, federation_config
+from fednano_flwr.config.machine import federation_config
 from fednano_flwr.config.project import with_code
 from fednano_flwr.launcher.environment import HOME, LaunchError
 from fednano_flwr.launcher.superlink import CONNECTION, SuperLink, superlink
@@ -94,14 +93,10 @@ def launch(
             in lines, now and then.
 
     Raises:
-        ConfigError: the machine lacks what one client needs.
-        OutputError: the folder for temporary files has no room.
         LaunchError: Flower did not start or refused the app.
         KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; everything is ended and removed.
     """
-    check_resources(clients, client_cpus, client_gpus)
     federation = federation_config(clients, client_cpus, client_gpus)
-    require_temporary_room()
     status = _attempt(app_dir, run_config, federation, on_line, watch)
     if _ray_did_not_start(status):
         on_line(f"{MARK}Ray did not start in time on this machine; trying once more")

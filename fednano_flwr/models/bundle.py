@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.base.files import describe_file, inside
+from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import ConfigError, Model
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import Checkpoint, Half
+from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.source import locate
 
 MANIFEST = "edge_bundle.json"
 FORMAT = 1
 TOKEN_IDS = "token_ids"
+HALVES: dict[Half, str] = {"llm": "language model", "edge": "client's half"}
 
 
 class EdgeBundle(Checkpoint):
@@ -135,19 +138,67 @@ def open_whole(name: str, revision: str = "") -> Checkpoint:
     return checkpoint
 
 
-@lru_cache(maxsize=1)  # many runs that are compared have one model
-def check_weights(model: Model, edge: bool) -> None:
-    """Refuse a checkpoint whose files do not hold what this machine is to load of it.
+@lru_cache(maxsize=2)  # many runs that are compared have one model
+def check_half(model: Model, half: Half) -> str:
+    """Refuse a checkpoint whose files do not hold what a side loads of it.
 
     Only headers are read. Files on the hub that the cache lacks are downloaded.
 
-    Args:
-        edge: whether the client's half is loaded of it too, and not of a bundle.
+    Returns:
+        What was found, in words.
 
     Raises:
         ConfigError: with the file and the tensor.
     """
     checkpoint = open_whole(model.name, model.revision)
-    checkpoint.check(checkpoint.tensors("llm"))
-    if edge:
-        checkpoint.check(checkpoint.tensors("edge"))
+    shapes = checkpoint.tensors(half)
+    checkpoint.check(shapes)
+    files = len({checkpoint.files[name][0] for name in shapes})
+    return (
+        f"model {model.name}: {files} file{'s hold' if files > 1 else ' holds'} the "
+        f"{HALVES[half]} (fingerprint {checkpoint.fingerprint})"
+    )
+
+
+def check_bundle(key: str, path: str, model: Model | None) -> str:
+    """Refuse a folder that is no edge bundle, or one of another model than the run's.
+
+    Only the manifest is read; who opens the bundle compares its files with it.
+
+    Args:
+        key: that names the bundle, for errors.
+        model: of the run; None to compare with none. One that cannot be read here is not compared.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        ConfigError: it is such a folder.
+        ResourceError: a package that `path` names is not installed.
+    """
+    folder = resolve(key, path)
+    if not (folder / MANIFEST).is_file():
+        raise ConfigError(
+            f"{key} = {path!r}: {folder} has no {MANIFEST}; give the folder that `fednano split` "
+            "wrote"
+        )
+    manifest = _manifest(path, folder / MANIFEST)
+    _check_names(path, manifest)
+    fingerprint, revision = manifest["fingerprint"], str(manifest.get("revision", ""))
+    found = f"{key} = {path!r}: bundle of {manifest['model']} (fingerprint {fingerprint})"
+    if model is None:
+        return found
+    try:
+        whole = Checkpoint(model.name, model.revision)
+        other, commit = whole.fingerprint, whole.revision
+    except ConfigError:  # a client need not have it; a server's own check says what is wrong
+        return found
+    if same_checkpoint(fingerprint, other) and (revision == commit or not (revision and commit)):
+        return f"{found}, which was split from model.name"
+    raise ConfigError(
+        f"{key} = {path!r}: the bundle is of {manifest['model']} (fingerprint {fingerprint}, "
+        f"revision {revision or 'none'}), and model.name = {model.name!r} has {other}, revision "
+        f"{commit or 'none'}: the LLM service refuses such a client; split {model.name} with "
+        f"`fednano split`, or set model.name to {manifest['model']} and model.revision to "
+        f'"{revision}"'
+    )

@@ -120,7 +120,7 @@ def test_a_dry_run_lists_the_runs_and_writes_and_downloads_nothing(
     def download(*args: Any, **keys: Any) -> None:
         raise AssertionError("weights are looked at")
 
-    monkeypatch.setattr(bundle, "check_weights", download)
+    monkeypatch.setattr(bundle, "check_half", download)
     said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "3", "--dry-run", "--out", "out")
     assert said.exit_code == 0, said.output
     assert "to do     fedavg  seed 3" in said.output and "an unknown time" in said.output

@@ -33,9 +33,8 @@ from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.prometheus import PREFIX, STANDING
 from fednano_flwr.llm.queued import QueuedLLM
-from fednano_flwr.llm.watching import watching
+from fednano_flwr.llm.watching import check_metrics, watching
 from fednano_flwr.models.llm_half import LLMHalf
-from fednano_flwr.preflight import validate_host
 from fednano_flwr.runs.results import load_run
 from tests.batches import answered_at_the_end as batch
 from tests.conftest import REPOSITORY
@@ -281,9 +280,9 @@ def test_without_the_package_the_key_is_refused_before_anything_starts(
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(module, "import_module", missing)
-    validate_host(RunConfig.parse(run_config()))
+    check_metrics("")
     with pytest.raises(ConfigError, match=r'pip install "fednano-flwr\[prometheus\]"'):
-        validate_host(RunConfig.parse(run_config(llm__metrics=LOOPBACK)))
+        check_metrics(LOOPBACK)
 
 
 def test_a_runs_bytes_are_its_clients_step_traffic(

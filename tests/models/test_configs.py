@@ -20,7 +20,7 @@ from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
 from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.bundle import check_weights
+from fednano_flwr.models.bundle import HALVES, check_half
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
@@ -182,8 +182,10 @@ def test_positions_are_those_that_transformers_reads(
 def test_a_config_that_its_weights_do_not_fit_is_refused(
     change: Change, says: str, changed: Callable[[Change], Path]
 ) -> None:
-    with pytest.raises(ConfigError, match=says):
-        check_weights(Model(str(changed(change))), True)
+    model = Model(str(changed(change)))
+    for half in HALVES:
+        with pytest.raises(ConfigError, match=says):
+            check_half(model, half)
 
 
 @pytest.mark.parametrize("written", ["{", "[]", '{"eos_token_id": "2"}', '{"eos_token_id": [[2]]}'])

@@ -27,6 +27,7 @@ def line(number: int) -> str:
 def main(folder: Path, lines: int, end: str) -> None:
     file = folder / "progress.json"
     with interrupts(), Screen(False, terminal()) as screen:
+        screen.starting()
         if screen.watch is not None:
             screen.watch(file)
         for number in range(lines):
