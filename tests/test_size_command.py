@@ -150,7 +150,7 @@ def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
     result = size(str(tmp_path))
     assert result.exit_code == 2
-    assert "its family is idefics3; those that can be cut are: llava" in result.output
+    assert "its family is idefics3; those that can be cut are: blip-2" in result.output
 
 
 def test_help_shows_an_example() -> None:

@@ -102,8 +102,8 @@ def ask(family: str, question: str, tokens: int) -> str:
         question: the user's turn (data/prompts.py).
         tokens: most that an answer may have.
     """
-    if call := FAMILIES[family].call:
-        start = _ASK_TEXT.format(prompt=call.format(question))
+    if text := FAMILIES[family].processor_text:
+        start = _ASK_TEXT.format(prompt=text.format(question))
     else:
         start = _ASK_CHAT.format(prompt=question)
     return start + _ANSWER.format(tokens=tokens, start='inputs["input_ids"].shape[1]')

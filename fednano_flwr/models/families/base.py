@@ -54,8 +54,8 @@ class Family:
         picture_keys: settings by which its processor computes how many tokens a picture takes.
         prompt: a prompt without a chat template, with {} for pictures and text; "" where the
             model's own chat template writes it.
-        processor_text: text with {} for a question that its processor takes beside one picture,
-            in the code of a model card; for families with a `prompt`.
+        processor_text: text with {} for a question that its processor takes beside one picture, in
+            the code of a model card; for families with a `prompt`.
         connector: where exported adapters are merged into the weights.
         videos: whether features of videos pass the same connector.
     """

@@ -25,7 +25,7 @@ class QFormer(Family):
     host: str = "language_model"
     picture_keys: tuple[str, ...] = ("num_query_tokens",)
     prompt: str = "{}\nAnswer:"
-    call: str = "{}\nAnswer:"
+    processor_text: str = "{}\nAnswer:"
     connector: Connector = PROJECTION
 
     def picture_tokens(self, config: PretrainedConfig) -> int | None:
@@ -64,12 +64,9 @@ class QFormer(Family):
     def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
         if not hasattr(processor, "qformer_tokenizer"):
             return []
-        return processor.qformer_tokenizer(
-            prompt.replace(image_text(processor), ""),
-            truncation=True,
-            max_length=512,
-            padding=False,
-        )["input_ids"]
+        text = prompt.replace(image_text(processor), "")
+        tokenizer = processor.qformer_tokenizer
+        return tokenizer(text, truncation=True, max_length=512, padding=False)["input_ids"]
 
 
 FAMILY = QFormer("blip-2", "Blip2ForConditionalGeneration")
