@@ -48,10 +48,10 @@ from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
 from fednano_flwr.config.machine import cpus
 from fednano_flwr.edge.client import Client
-from fednano_flwr.edge.loaded import EncodedShard, Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.preflight import run_config
@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         changes = changes_of(options, place)
         config = run_config(ROOT, changes, options.clients, Path.cwd())
         torch.set_num_threads(1)
-        shards = [Client(config, Place(k, options.clients)).shard for k in range(options.clients)]
+        shards = [
+            Client(config, ClientSpec(k, options.clients)).shard for k in range(options.clients)
+        ]
         torch.set_num_threads(options.threads)
         whole = WholeModel(place / "model", options.device, options.dtype)
         adapters = build_adapters(whole.hidden_size, config.adapter, config.seed)

@@ -11,7 +11,7 @@ ROUNDS = 2
 def main() -> None:
     """Train and merge, and print the accuracy after each round; round 0 is the frozen model."""
     config = fednano.default_config({"dataset.alpha": 1.0, "local-epochs": 1})
-    clients = [fednano.Client(config, fednano.Place(partition, 2)) for partition in range(2)]
+    clients = [fednano.Client(config, fednano.ClientSpec(partition, 2)) for partition in range(2)]
     work = fednano.LocalWork(fisher="running")  # Fisher values from training's own gradients
     theta = fednano.adapter_state(clients[0].edge.adapters)
     with fednano.load_host(config.model.name, config.llm) as host:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from fednano_flwr.config import RunConfig
     from fednano_flwr.config.project import default_config
     from fednano_flwr.edge.client import Client
-    from fednano_flwr.edge.loaded import Place
     from fednano_flwr.edge.local_work import LocalWork
     from fednano_flwr.edge.nano_edge import NanoEdge
+    from fednano_flwr.edge.shard import ClientSpec
     from fednano_flwr.exchange.wire.server import serve
     from fednano_flwr.in_process import run_in_process
     from fednano_flwr.llm.hosting import load_host
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Client",
+    "ClientSpec",
     "LocalWork",
     "LostClientsError",
     "NanoEdge",
-    "Place",
     "Run",
     "RunConfig",
     "adapter_state",
@@ -42,10 +42,10 @@ __all__ = [
 ]
 _MODULES = {
     "Client": "edge.client",
+    "ClientSpec": "edge.shard",
     "LocalWork": "edge.local_work",
     "LostClientsError": "rounds.federation",
     "NanoEdge": "edge.nano_edge",
-    "Place": "edge.loaded",
     "Run": "runs.results",
     "RunConfig": "config",
     "adapter_state": "adapters.site",

@@ -22,7 +22,7 @@ from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
-from fednano_flwr.preflight import place_of, preferred, validate_client
+from fednano_flwr.preflight import preferred, spec_of, validate_client
 from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.rounds.records import failed, from_arrays
 from fednano_flwr.rounds.uploads import to_upload
@@ -50,11 +50,11 @@ def introduce(message: Message, context: Context) -> Message:
     """Say which partition this node holds, which a resumed run asks before it goes on."""
     try:
         node = NodeConfig.parse(context.node_config)
-        place = place_of(RunConfig.parse(context.run_config), node)
+        spec = spec_of(RunConfig.parse(context.run_config), node)
     except Exception as error:
         log.exception("this client cannot say which partition it holds")
         return failed(message, error)
-    metrics: Metrics = {"partition-id": place.partition, "num-partitions": place.num_partitions}
+    metrics: Metrics = {"partition-id": spec.partition, "num-partitions": spec.num_partitions}
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
@@ -99,11 +99,11 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
     try:
         node = NodeConfig.parse(context.node_config)
         config = node.applied_to(RunConfig.parse(context.run_config))
-        place = place_of(config, node)
-        partition = place.partition
+        spec = spec_of(config, node)
+        partition = spec.partition
         validate_client(config, node)
         earlier = lineage.from_config(message.content.config_records["config"])
-        client = Client(config, place, context.run_id, earlier)
+        client = Client(config, spec, context.run_id, earlier)
         half = client.half
         with _llm(config, node, message, context) as llm:
             llm.register(half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision)
@@ -113,8 +113,8 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
         return failed(message, error, partition)
     content.metric_records["metrics"].update(
         {
-            "partition-id": place.partition,
-            "num-partitions": place.num_partitions,
+            "partition-id": spec.partition,
+            "num-partitions": spec.num_partitions,
             "step-bytes-up": llm.traffic.bytes_up,
             "step-bytes-down": llm.traffic.bytes_down,
             "step-calls": llm.traffic.calls,

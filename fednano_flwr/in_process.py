@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.shard import read_shards
-from fednano_flwr.edge.loaded import keep_shards
+from fednano_flwr.edge.process_cache import keep_clients
 from fednano_flwr.preflight import validate_clients, validate_number
 from fednano_flwr.rounds.compat import give_id, identify
 from fednano_flwr.runs.folder import RunFolder
@@ -48,7 +48,7 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
     try:
         validate_number(config, clients)
         validate_clients(config)
-        keep_shards(clients)
+        keep_clients(clients)
         read_shards(config.dataset, config.seed, clients)
         run_id = secrets.randbits(62) + 1
         grid = InProcessGrid(client_app.app, config.flat(), clients, run_id)

@@ -35,7 +35,7 @@ from fednano_flwr.strategies.registry import check_replies, check_unread
 
 # What brings torch or Flower is imported in the functions: `fednano --help` must not wait for it.
 if TYPE_CHECKING:
-    from fednano_flwr.edge.loaded import Place
+    from fednano_flwr.edge.shard import ClientSpec
 
 NODE_KEYS = {"ca-cert": "exchange.ca-cert", "device": "edge.device", "edge-path": "edge.bundle"}
 """Keys of a node config, and those of the run config that they go before."""
@@ -215,7 +215,7 @@ def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Che
     device_key, device = preferred(config, node, "device")
     edge = config.edge
     folders = {"edge.state-dir": edge.state_dir, "edge.feature-dir": edge.feature_dir}
-    own = [] if node is None else [Check("node config", "partition", partial(_place, config, node))]
+    own = [] if node is None else [Check("node config", "partition", partial(_spec, config, node))]
     return [
         Check("run config", "the strategy", partial(check_strategy, config)),
         *own,
@@ -264,7 +264,7 @@ def preferred(config: RunConfig, node: NodeConfig | None, own: str) -> tuple[str
     return NODE_KEYS[own], str(config.flat()[NODE_KEYS[own]])
 
 
-def place_of(config: RunConfig, node: NodeConfig) -> Place:
+def spec_of(config: RunConfig, node: NodeConfig) -> ClientSpec:
     """A node's partition and rank, and where its data and its half of the model lie.
 
     A shard that `fednano partition` wrote knows its partition itself.
@@ -274,14 +274,14 @@ def place_of(config: RunConfig, node: NodeConfig) -> Place:
         DataError: its `data-path` is no shard.
     """
     from fednano_flwr.data.manifest import read_manifest
-    from fednano_flwr.edge.loaded import Place
+    from fednano_flwr.edge.shard import ClientSpec
     from fednano_flwr.strategies.registry import check_node_rank
 
     rank = node.rank_in(config)
     if rank:
         check_node_rank(rank, config)
     shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
-    return Place(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)
+    return ClientSpec(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)
 
 
 def check_writable(key: str, folder: Path) -> str:
@@ -394,11 +394,11 @@ def _device(key: str, device: str) -> str:
     return f"{key} = {device!r} ({describe_device(key, device)})"
 
 
-def _place(config: RunConfig, node: NodeConfig) -> str:
-    place = place_of(config, node)
-    rank = place.rank or config.adapter.rank_of(place.partition)
+def _spec(config: RunConfig, node: NodeConfig) -> str:
+    spec = spec_of(config, node)
+    rank = spec.rank or config.adapter.rank_of(spec.partition)
     return (
-        f"this client is partition {place.partition} of {place.num_partitions}, its adapters have "
+        f"this client is partition {spec.partition} of {spec.num_partitions}, its adapters have "
         f"rank {rank} of {config.adapter.rank}"
     )
 
@@ -444,7 +444,7 @@ def _bundle(key: str, path: str, model: Model | None) -> str:
 
 def _processor(source: Model, at_server: bool = False) -> str:
     """Of a server, which need not have one, only where it is there."""
-    from fednano_flwr.edge.loaded import check_processor_here, encoder
+    from fednano_flwr.edge.process_cache import check_processor_here, encoder
 
     if not at_server:
         encoder(source)

@@ -101,7 +101,7 @@ def test_pytorch_has_as_many_threads_after_the_api_as_before(
     config = RunConfig.parse(run_config(num_server_rounds=1, local_epochs=1))
     fednano_flwr.run_in_process(config, 2)
     assert torch.get_num_threads() == 2
-    client = fednano_flwr.Client(config, fednano_flwr.Place(0, 2))
+    client = fednano_flwr.Client(config, fednano_flwr.ClientSpec(0, 2))
     theta = fednano_flwr.adapter_state(client.edge.adapters)
     with fednano_flwr.load_host(config.model.name, config.llm) as host:
         assert torch.get_num_threads() == config.llm.threads == 1

@@ -17,7 +17,7 @@ from fednano_flwr.base.console import ALL_DONE, human_bytes
 from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge import loaded
+from fednano_flwr.edge import process_cache
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.server import Servicer
 from fednano_flwr.in_process import run_in_process
@@ -94,9 +94,7 @@ def test_the_same_seed_gives_the_same_adapters_whatever_the_order_of_replies(
 
 def test_a_later_run_encodes_no_picture_and_gets_the_same_adapters(run_config: Config) -> None:
     first = run(run_config(run__name="first"))
-    for part in vars(loaded).values():  # what a fresh process would not have
-        if hasattr(part, "cache_clear"):
-            part.cache_clear()
+    process_cache.clear()
     second = run(run_config(run__name="second"))
     assert sum(record["features"]["encoded"] for record in first.rounds) == 42
     assert sum(record["features"]["encoded"] for record in second.rounds) == 0

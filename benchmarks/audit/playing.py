@@ -21,8 +21,9 @@ from fednano_flwr.base.console import say
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.client import Client, exchange_of
-from fednano_flwr.edge.loaded import Place, keep_shards
+from fednano_flwr.edge.process_cache import keep_clients
 from fednano_flwr.edge.schedule import learning_rate
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -57,14 +58,14 @@ def play(
     Raises:
         ConfigError, ResourceError, DataError: model or data are not as the config says.
     """
-    keep_shards(clients)
+    keep_clients(clients)
     alone = dataclasses.replace(config.llm, replicas=1)
     exchange = config.exchange
     with open_host(config.model, alone, False, say) as host:
         recorder = Recorder(host)
         with serve(recorder) as address:
             for partition, count in enumerate(_even(questions, clients)):
-                client = Client(config, Place(partition, clients))
+                client = Client(config, ClientSpec(partition, clients))
                 client.keep_within(host.describe())
                 if not count or not client.shard.train:
                     continue

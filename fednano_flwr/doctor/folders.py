@@ -90,15 +90,13 @@ def check_temporary() -> list[Finding]:
 
 def check_client_folders(config: RunConfig) -> list[Finding]:
     """Of what a client keeps for itself, and of image features."""
-    from fednano_flwr.base.resources import cache_folder
-    from fednano_flwr.edge.loaded import CLIENTS, FEATURES
+    from fednano_flwr.edge.process_cache import feature_folder, state_folder
 
-    edge, cache = config.edge, cache_folder()
-    state = Path(edge.state_dir).expanduser() if edge.state_dir else cache / CLIENTS
-    findings = check_folder("edge.state-dir", state, SPARE_BYTES, private=True)
+    edge = config.edge
+    findings = check_folder("edge.state-dir", state_folder(edge), SPARE_BYTES, private=True)
     if not edge.feature_disk_mb:
         return findings
-    features = Path(edge.feature_dir).expanduser() if edge.feature_dir else cache / FEATURES
+    features = feature_folder(edge)
     bound = edge.feature_disk_mb * 2**20
     room = max(0, bound - _held(features))
     found = check_folder("edge.feature-dir", features, 0, private=True)

@@ -17,22 +17,8 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
-from fednano_flwr.edge.feature_cache import (
-    FeatureLevels,
-)
-from fednano_flwr.edge.loaded import (
-    Place,
-    edge_half,
-    encoded_shard,
-    encoded_union,
-    encoder,
-    features_in_memory,
-    features_on_disk,
-    lasting,
-    source_of,
-    state_folder,
-    token_table,
-)
+from fednano_flwr.edge import process_cache
+from fednano_flwr.edge.feature_cache import FeatureLevels
 from fednano_flwr.edge.local_state import OwnState
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -40,6 +26,7 @@ from fednano_flwr.edge.own_adapters import begin, keep
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
@@ -87,7 +74,7 @@ class Client:
 
     Args:
         config: of the run.
-        place: which partition is this client's, and where its data and model lie.
+        spec: which partition is this client's, and where its data and model lie.
         run: Flower's id of the run, under which the client keeps what is its own.
         earlier: runs that this one continues.
 
@@ -101,34 +88,24 @@ class Client:
     """
 
     def __init__(
-        self, config: RunConfig, place: Place, run: int = 0, earlier: Sequence[PreviousRun] = ()
+        self, config: RunConfig, spec: ClientSpec, run: int = 0, earlier: Sequence[PreviousRun] = ()
     ) -> None:
         self.config = config
-        self.place = place
-        self.partition = place.partition
-        self.rank = place.rank or config.adapter.rank_of(place.partition)
-        self._run, self._earlier = str(run), earlier
-        self.source = source_of(config, place.edge_path)
-        with threads(config.edge.threads):
-            self._load()
-
-    def _load(self) -> None:
-        config, place, source = self.config, self.place, self.source
-        self.shard = encoded_shard(source, config.dataset, config.seed, place)
+        self.spec = spec
+        self.partition = spec.partition
+        self.rank = spec.rank or config.adapter.rank_of(spec.partition)
         self.limits = NO_LIMITS
-        edge = lasting(config.edge)
-        half = edge_half(source, edge)
-        self.half = half
-        self.features = FeatureLevels(
-            features_in_memory(source, edge), features_on_disk(source, edge)
-        )
-        self.edge = NanoEdge(
-            half,
-            token_table(source, config, place),
-            build_adapters(half.hidden_size, config.adapter.at(self.rank), config.seed),
-            encoder(source),
-            self.features,
-        )
+        self._run, self._earlier = str(run), earlier
+        self.source = process_cache.source_of(config, spec.edge_path)
+        with threads(config.edge.threads):
+            self.shard, tokens = process_cache.client_data(config, self.source, spec)
+            loaded = process_cache.loaded_half(self.source, config.edge)
+            self.half = loaded.half
+            self.features = FeatureLevels(loaded.memory, loaded.disk)
+            adapter = config.adapter.at(self.rank)
+            adapters = build_adapters(self.half.hidden_size, adapter, config.seed)
+            encoder = process_cache.encoder(self.source)
+            self.edge = NanoEdge(self.half, tokens, adapters, encoder, self.features)
 
     def keep_within(self, info: LLMInfo) -> None:
         """Leave out the questions that a host would refuse, in training and in scoring.
@@ -138,7 +115,7 @@ class Client:
         """
         longest, answer = self.half.checkpoint.longest, self.config.max_answer_tokens
         self.limits = Limits(info.max_tokens, longest, answer)
-        self.shard = self.shard.within(self.limits, self.config.dataset.max_skipped)
+        self.shard = self.shard.within(self.limits)
 
     @_with_own_threads
     def train(
@@ -186,7 +163,7 @@ class Client:
 
     def own_state(self, server_round: int) -> OwnState:
         """What the client has kept from round to round, as training in this round finds it."""
-        folder, client = state_folder(self.config.edge), f"client-{self.partition}"
+        folder, client = process_cache.state_folder(self.config.edge), f"client-{self.partition}"
         earlier = [(folder / one.run / client, one.last_round) for one in self._earlier]
         # One more than checkpoints: a client may have trained for the round after the last of them.
         most = self.config.run.keep_checkpoints + 1
@@ -204,10 +181,10 @@ class Client:
         """Refuse work on all clients' questions that this client cannot read."""
         if work.data == "own":
             return
-        if self.place.data_path:
+        if self.spec.data_path:
             raise ConfigError(
                 f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions, "
-                f"and this client has its own shard only (data-path = {self.place.data_path!r}); "
+                f"and this client has its own shard only (data-path = {self.spec.data_path!r}); "
                 "it is for runs in which every client can read the data set (dataset.path)"
             )
         if self.config.edge.vocabulary == "shard":
@@ -221,9 +198,10 @@ class Client:
         """What to train on."""
         if work.data == "own":
             return self.shard.train
-        config = self.config
-        union = encoded_union(self.source, config.dataset, config.seed, self.place.num_partitions)
-        return union.within(self.limits, config.dataset.max_skipped).train
+        dataset, seed, count = self.config.dataset, self.config.seed, self.spec.num_partitions
+        return (
+            process_cache.encoded_union(self.source, dataset, seed, count).within(self.limits).train
+        )
 
     def _llm(self, service: LLMService) -> LLM:
         return exchange_of(self.config, service)

@@ -20,14 +20,14 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge import loaded
+from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
 from fednano_flwr.edge.feature_keys import model_digest
-from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
@@ -373,22 +373,15 @@ def test_the_text_is_part_of_the_key_where_the_encoder_reads_it(tmp_path: Path) 
     assert instruct[0] != instruct[1] and instruct[0] == instruct[2]
 
 
-def fresh_process() -> None:
-    """What a process keeps between messages is gone."""
-    for part in vars(loaded).values():
-        if hasattr(part, "cache_clear"):
-            part.cache_clear()
-
-
 def test_clients_of_later_processes_and_runs_encode_nothing(
     run_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     counts = []
     for seed in (0, 1):  # another seed deals the questions to other clients
-        fresh_process()
+        process_cache.clear()
         config = RunConfig.parse(run_config(seed=seed))
         for partition in range(2):
-            client = Client(config, Place(partition, 2))
+            client = Client(config, ClientSpec(partition, 2))
             with torch.no_grad():
                 client.edge([*client.shard.train, *client.shard.test])
             counts.append((client.edge.encoded, client.features.from_disk))
@@ -429,16 +422,16 @@ def test_adapters_do_not_depend_on_who_filled_the_feature_cache(
 ) -> None:
     results = []
     for others_before in (False, True):
-        fresh_process()
+        process_cache.clear()
         config = RunConfig.parse(run_config(edge__feature_disk_mb=100 * others_before))
-        client = Client(config, Place(0, 2))
+        client = Client(config, ClientSpec(0, 2))
         round_by_batch_size(client.half, monkeypatch)
         if others_before:
             for part in (client.shard.test, client.shard.train):
                 client.edge(part)
         theta = adapter_state(client.edge.adapters)
         results.append(client.train(theta, FrozenLLM(llm_half), 1, LocalWork()).theta)
-    fresh_process()
+    process_cache.clear()
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
 
@@ -446,7 +439,7 @@ def test_adapters_do_not_depend_on_who_filled_the_feature_cache(
 def test_with_the_bound_at_0_nothing_is_on_disk(
     run_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    fresh_process()
-    client = Client(RunConfig.parse(run_config(edge__feature_disk_mb=0)), Place(0, 2))
+    process_cache.clear()
+    client = Client(RunConfig.parse(run_config(edge__feature_disk_mb=0)), ClientSpec(0, 2))
     client.edge(client.shard.test)
     assert client.edge.encoded > 0 and not (tmp_path / "features").exists()

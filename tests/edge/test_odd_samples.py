@@ -27,7 +27,6 @@ from fednano_flwr.data.images import UNDECODABLE_PICTURE
 from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES, Client
-from fednano_flwr.edge.loaded import EncodedShard, Place, _checked
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     Limits,
@@ -39,6 +38,7 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
+from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.in_process import run_in_process
@@ -208,12 +208,11 @@ def test_a_batch_ends_before_it_is_too_large_for_a_request(questions: list[Quest
 
 def test_a_client_may_leave_out_the_allowed_share_rounded_up(questions: list[Question]) -> None:
     odd = [("7", "its 900 tokens are more"), ("8", "its 901 tokens are more")]
-    shard = EncodedShard(questions[:4], [], Counter(), odd[:1])
-    assert _checked(shard, 0.1) is shard
+    shard = EncodedShard(questions[:4], [], Counter(), odd[:1], max_skipped=0.1)
     with pytest.raises(DataError, match=r"1 of this client's 5 .*allows 0%"):
-        _checked(shard, 0.0)
+        replace(shard, max_skipped=0.0)
     with pytest.raises(DataError, match=r"2 of .*: 2: its 900 tokens are more \(7, 8\); dataset"):
-        _checked(replace(shard, left_out=odd), 0.1)
+        replace(shard, left_out=odd)
 
 
 def change(data: Path, folder: Path, pid: str, **values: Any) -> Path:
@@ -321,7 +320,7 @@ def test_a_bundle_for_a_shard_and_an_audit_leave_an_odd_question_out_too(
     shard = tmp_path / "shards" / "client-0"
     split(str(tiny_model), tmp_path / "bundle", shard, None)
     own = flat | {"edge.bundle": str(tmp_path / "bundle"), "edge.vocabulary": "shard"}
-    client = Client(RunConfig.parse(own), Place(0, 1, data_path=str(shard)))
+    client = Client(RunConfig.parse(own), ClientSpec(0, 1, data_path=str(shard)))
     assert [uid for uid, _ in client.shard.left_out] == ["1"]
     theta = adapter_state(build_adapters(48, config.adapter, seed=1))
     row = audit_one(Subject("test", config, theta, 1, 1, 0.5, 0.25), AuditOptions(60, 0, 1))

@@ -18,8 +18,8 @@ from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.doctor.model import check_half, check_processor
 from fednano_flwr.edge.client import Client
-from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.families import FAMILIES
@@ -237,7 +237,7 @@ def test_everybody_refuses_it_before_a_weight_is_read(
         "fednano run": lambda: preflight.validate(config),
         "the ServerApp": lambda: federate(cast(Grid, None), 1, config),
         "a run in this process": lambda: run_in_process(config, 2),
-        "a client": lambda: Client(config, Place()),
+        "a client": lambda: Client(config, ClientSpec()),
         "doctor": lambda: check_processor(str(unfit)),
         "split": lambda: split(str(unfit), tmp_path / "bundle", shard=None, dtype=None),
     }

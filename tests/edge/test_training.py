@@ -11,10 +11,10 @@ from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache
-from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import (
     TrainingPlan,
     fisher_diagonal,
@@ -173,7 +173,7 @@ def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     folder = shutil.copytree(tiny_questions, tmp_path / "broken")
     (folder / "images" / "train" / "0" / "image.png").write_bytes(b"not a picture")
     config = RunConfig.parse(run_config(dataset__path=str(folder)))
-    clients = [Client(config, Place(partition, 2)) for partition in range(2)]
+    clients = [Client(config, ClientSpec(partition, 2)) for partition in range(2)]
     assert sum(len(client.shard.train) for client in clients) == 59
     left_out = [one for client in clients for one in client.shard.left_out]
     assert left_out == [("0", "picture cannot be decoded")]

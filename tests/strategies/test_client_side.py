@@ -15,10 +15,10 @@ from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Questions
 from fednano_flwr.data.shard import Shard, Shards, read_shards
-from fednano_flwr.edge import loaded
+from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
-from fednano_flwr.edge.loaded import Place
 from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.rounds.records import to_arrays
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
@@ -113,9 +113,8 @@ class FreshProcesses(LocalGrid):
     """Training meets a process that has nothing in memory."""
 
     def answer(self, message: Message) -> list[Message]:
-        for part in vars(loaded).values():
-            if message.metadata.message_type == "train" and hasattr(part, "cache_clear"):
-                part.cache_clear()
+        if message.metadata.message_type == "train":
+            process_cache.clear()
         return super().answer(message)
 
 
@@ -166,10 +165,10 @@ def test_centralized_is_a_client_that_has_all_questions(
         return Shard(shards.all_train(), shards[partition].test)
 
     monkeypatch.setattr(Shards, "of_client", in_order)
-    loaded.encoded_shard.cache_clear()
+    process_cache.clear()
     plain = {"strategy__name": "fedavg", "min_available_nodes": 1, "round_timeout": 60.0}
     single = run(run_config(run__name="one", **plain), clients=1)
-    loaded.encoded_shard.cache_clear()
+    process_cache.clear()
     assert same(adapters(central), adapters(single))
     assert central.rounds[2]["accuracy_by"] == single.rounds[2]["accuracy_by"]
 
@@ -177,13 +176,13 @@ def test_centralized_is_a_client_that_has_all_questions(
 def test_centralized_needs_the_whole_data_set(run_config: Config, tmp_path: Path) -> None:
     config = RunConfig.parse(run_config(strategy__name="centralized"))
     partition_to_folder(config, 2, tmp_path / "shards", map_only=False)
-    one = Client(config, Place(0, 2, str(tmp_path / "shards" / "client-0")))
+    one = Client(config, ClientSpec(0, 2, str(tmp_path / "shards" / "client-0")))
     theta = adapter_state(one.edge.adapters)
     with pytest.raises(ConfigError, match=r"'centralized' trains on all.*data-path.*client-0"):
         one.train(theta, None, 1, LocalWork(data="all"))  # type: ignore[arg-type]
     few = RunConfig.parse(run_config(strategy__name="centralized", edge__vocabulary="shard"))
     with pytest.raises(ConfigError, match=r'use edge\.vocabulary = "full"'):
-        Client(few, Place(0, 2)).train(theta, None, 1, LocalWork(data="all"))  # type: ignore[arg-type]
+        Client(few, ClientSpec(0, 2)).train(theta, None, 1, LocalWork(data="all"))  # type: ignore[arg-type]
 
 
 def test_a_falling_rate_reaches_the_clients(run_config: Config) -> None:

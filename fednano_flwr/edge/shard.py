@@ -1,0 +1,84 @@
+"""One client's questions, tokenized, without those that cannot be used."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.shard import Shard
+from fednano_flwr.edge.questions import Limits, Question, QuestionEncoder, encode_all
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    """What distinguishes one client from the others; "" and 0 where it has nothing of its own.
+
+    Attributes:
+        partition: which shard of the data is this client's.
+        num_partitions: how many there are.
+        data_path: folder of this client's shard, written by `fednano partition`.
+        edge_path: folder of an edge bundle, written by `fednano split`.
+        rank: of its adapters; 0 where `adapter.ranks` decides.
+    """
+
+    partition: int = 0
+    num_partitions: int = 1
+    data_path: str = ""
+    edge_path: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A client's questions, tokenized, and those that were left out.
+
+    Attributes:
+        skipped: those of the whole data set, counted by reason.
+        left_out: this shard's own, id and reason of each.
+        max_skipped: which share of the shard, rounded up, may be left out.
+
+    Raises:
+        DataError: more questions are left out.
+    """
+
+    train: list[Question]
+    test: list[Question]
+    skipped: Counter[str]
+    left_out: list[tuple[str, str]]
+    max_skipped: float
+
+    def __post_init__(self) -> None:
+        count = len(self.train) + len(self.test) + len(self.left_out)
+        if len(self.left_out) <= math.ceil(round(self.max_skipped * count, 6)):
+            return
+        reasons = "; ".join(
+            f"{len(ids)}: {reason} ({first_few(ids)})" for ids, reason in by_reason(self.left_out)
+        )
+        raise DataError(
+            f"{len(self.left_out)} of this client's {count} questions cannot be used: {reasons}; "
+            f"dataset.max-skipped allows {self.max_skipped:.0%}"
+        )
+
+    @classmethod
+    def encode(
+        cls, encoder: QuestionEncoder, shard: Shard, skipped: Counter[str], max_skipped: float
+    ) -> EncodedShard:
+        """Tokenize a shard; a question that the model cannot take is left out."""
+        train, left_out = encode_all(encoder, shard.train)
+        test, more = encode_all(encoder, shard.test)
+        return cls(train, test, skipped, [*left_out, *more], max_skipped)
+
+    def within(self, limits: Limits) -> EncodedShard:
+        """The same without the questions that the host would refuse."""
+        left_out = list(self.left_out)
+        parts: tuple[list[Question], list[Question]] = [], []
+        for taken, part in zip(parts, (self.train, self.test), strict=True):
+            for question in part:
+                if reason := limits.refusal(question):
+                    left_out.append((question.sample.uid, reason))
+                else:
+                    taken.append(question)
+        return EncodedShard(*parts, self.skipped, left_out, self.max_skipped)
