@@ -36,7 +36,7 @@ from fednano_flwr.config.machine import cpus
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge import training
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.prefetch import ahead
+from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import Question, load_encoder
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import LLM, AdaptedBatch
@@ -74,7 +74,7 @@ def one_after_another(items: Iterable[Any], prepare: Callable[[Any], Any]) -> It
     return (prepare(item) for item in items)
 
 
-WAYS = {"one after another": one_after_another, "ahead": ahead}
+WAYS = {"one after another": one_after_another, "ahead": prefetch}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -133,7 +133,7 @@ def compared(
     for repeat in range(repeats + 1):
         states = []
         for way, prepared in WAYS.items():
-            training.ahead = prepared  # type: ignore[assignment]
+            training.prefetch = prepared  # type: ignore[assignment]
             edge = fresh()
             for seed, epoch in enumerate(EPOCHS):
                 started = time.perf_counter()

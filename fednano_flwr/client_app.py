@@ -64,7 +64,7 @@ def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     server_round = _round(task)
     result = client.train(theta, llm, server_round, LocalWork.from_config(task))
     metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
-    own = client.own_state(server_round)
+    own = client.local_state(server_round)
     arrays = to_upload(result.theta, result.fisher, theta, client.config.upload, own)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
 

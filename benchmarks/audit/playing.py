@@ -22,9 +22,8 @@ from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.client import Client, exchange_of
 from fednano_flwr.edge.process_cache import keep_clients
-from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.shard import ClientSpec
-from fednano_flwr.edge.training import TrainingPlan, train
+from fednano_flwr.edge.training import TrainingPlan, learning_rate, train
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.hosting import open_host

@@ -19,15 +19,13 @@ from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.feature_cache import FeatureLevels
-from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.edge.local_state import LocalState, load_adapters, save_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.own_adapters import begin, keep
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
-from fednano_flwr.edge.schedule import learning_rate
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.shard import ClientSpec
-from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
+from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, learning_rate, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
@@ -156,25 +154,25 @@ class Client:
             diagonal = fisher_diagonal(
                 self.edge, llm, questions, config.batch_size, drawn_with, self.limits
             )
-        keep(self.edge.adapters, work, self.own_state(server_round))
+        save_adapters(self.edge.adapters, work, self.local_state(server_round))
         sent = adapter_state(self.edge.adapters) if work.uploads else {}
         fisher = None if diagonal is None else {name: diagonal[name] for name in sent}
         return Trained(sent, fisher, result.loss, len(questions))
 
-    def own_state(self, server_round: int) -> OwnState:
+    def local_state(self, server_round: int) -> LocalState:
         """What the client has kept from round to round, as training in this round finds it."""
         folder, client = process_cache.state_folder(self.config.edge), f"client-{self.partition}"
         earlier = [(folder / one.run / client, one.last_round) for one in self._earlier]
         # One more than checkpoints: a client may have trained for the round after the last of them.
         most = self.config.run.keep_checkpoints + 1
-        return OwnState(folder / self._run / client, server_round, earlier, most)
+        return LocalState(folder / self._run / client, server_round, earlier, most)
 
     def _begin(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
         config = self.config
         seed = derive_seed(Purpose.LOCAL_ADAPTER, config.seed, self.partition)
         theta = cut_state(theta, self.rank, WRITINGS[config.strategy.factors])
-        own = self.own_state(server_round)
-        begin(self.edge.adapters, theta, work, own, config.adapter, seed)
+        state = self.local_state(server_round)
+        load_adapters(self.edge.adapters, theta, work, state, config.adapter, seed)
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
     def _check_data(self, work: LocalWork) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import importlib.metadata
 import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -17,15 +17,21 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fednano_flwr.edge.questions import QuestionEncoder
+from fednano_flwr.models.edge_half import EdgeHalf
+
 log = logging.getLogger(__name__)
 
 SUFFIX, PARTIAL = ".features", ".partial"
 OWN_FILES = re.compile(rf"[0-9a-f]{{64}}({re.escape(SUFFIX)}|\.\w+{re.escape(PARTIAL)})")
 CHECKSUM_BYTES = 32
 BLOCK = 4096  # what a small file takes of the disk
-KEPT = 0.9  # share of the bound that is left when room is made
+FILLED = 0.9  # share of the bound that is left when room is made
 SHARE = 8  # a process looks at the folder anew when it has filled one part in so many of the room
 ABANDONED_SECONDS = 3600.0
+FORMAT = 3
+"""Of the files and of how features are computed; raise it with every change of either."""
+LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
 
 
 class Features(Protocol):
@@ -35,31 +41,21 @@ class Features(Protocol):
     def __setitem__(self, key: str, value: Tensor, /) -> None: ...
 
 
-class FeatureCache(MutableMapping[str, Tensor]):
-    """Features in memory, up to a number of bytes; what does not fit is not kept."""
+class FeatureCache(dict[str, Tensor]):
+    """Features in memory, up to a number of bytes; what does not fit is not stored.
+
+    Nothing is evicted for it: an epoch reads all features once, so that the least recently used
+    would always be the next one needed.
+    """
 
     def __init__(self, max_bytes: int) -> None:
-        self._features: dict[str, Tensor] = {}
+        super().__init__()
         self._free = max_bytes
 
-    def __getitem__(self, key: str) -> Tensor:
-        return self._features[key]
-
     def __setitem__(self, key: str, value: Tensor) -> None:
-        size = value.numel() * value.element_size()
-        if key not in self._features and size <= self._free:
-            self._features[key] = value
-            self._free -= size
-
-    def __delitem__(self, key: str) -> None:
-        value = self._features.pop(key)
-        self._free += value.numel() * value.element_size()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._features)
-
-    def __len__(self) -> int:
-        return len(self._features)
+        if key not in self and value.nbytes <= self._free:
+            super().__setitem__(key, value)
+            self._free -= value.nbytes
 
 
 class FeatureFolder:
@@ -68,23 +64,21 @@ class FeatureFolder:
     <SHA-256 of model and key>.features    checksum (32 bytes), then the tensor as safetensors
 
     A file is written beside its place and renamed, and counts only if its checksum is right. The
-    bound is on all files in the folder, whichever model's; those not used for longest go first. A
-    process looks through the folder only when it has filled an eighth of the room that it found
+    bound is on all files in the folder, whichever model's; the least recently used are removed
+    first. A process lists the folder only when it has filled an eighth of the room that it found
     there, so that several together stay within the bound too, but for a file each.
 
     Args:
         folder: made when the first file is written; files of other names in it are left alone.
         max_bytes: of all features in it.
-        model: digest of all that features depend on besides the sample.
+        model: `model_digest` of what computes the features.
         device: where features are wanted.
     """
 
     def __init__(self, folder: Path, max_bytes: int, model: str, device: torch.device) -> None:
         self.folder = folder
-        self._max_bytes = max_bytes
-        self._model = model
-        self._device = device
-        self._room = 0  # bytes that may be written before the folder is looked at anew
+        self._max_bytes, self._model, self._device = max_bytes, model, device
+        self._room = 0  # bytes that may be written before the folder is listed again
         self._writes = True
 
     def get(self, key: str) -> Tensor | None:
@@ -94,17 +88,17 @@ class FeatureFolder:
             stored = path.read_bytes()
         except OSError:
             return None
-        checksum, content = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
-        if checksum != _checksum(path, content):
+        content = stored[CHECKSUM_BYTES:]
+        whole = stored[:CHECKSUM_BYTES] == _checksum(path, content)
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(path) if whole else path.unlink()
+        if not whole:
             log.warning("%s is damaged: removed, its features are computed anew", path)
-            _remove(path)
             return None
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            os.utime(path)
         return load(content)["features"].to(self._device)
 
     def __setitem__(self, key: str, value: Tensor) -> None:
-        """Keep the features; where that fails, nothing more is written by this process."""
+        """Write the features; where that fails, nothing more is written by this process."""
         if not self._writes:
             return
         path = self._path(key)
@@ -125,41 +119,39 @@ class FeatureFolder:
         return self.folder / (hashlib.sha256(f"{self._model} {key}".encode()).hexdigest() + SUFFIX)
 
     def _make_room(self, size: int) -> bool:
-        """Whether `size` more bytes may be written, after old files are gone if they have to be."""
+        """Whether `size` more bytes may be written, after old files are removed if necessary."""
         if size > self._max_bytes:
             return False
         if size > self._room:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            used = self._used()
+            files = self._list()
+            used = sum(size for _, size, _ in files)
             if used + size > self._max_bytes:
-                used = self._used(at_most=max(0, int(KEPT * self._max_bytes) - size))
+                while files and used > FILLED * self._max_bytes - size:
+                    _, freed, path = files.pop(0)
+                    used -= freed
+                    with suppress(FileNotFoundError):
+                        os.remove(path)
             self._room = max(size, (self._max_bytes - used) // SHARE)
         self._room -= size
         return True
 
-    def _used(self, at_most: int | None = None) -> int:
-        """Bytes of all features in the folder, the oldest removed until there are `at_most`."""
-        used, files = 0, []
-        abandoned = time.time() - ABANDONED_SECONDS
+    def _list(self) -> list[tuple[int, int, str]]:
+        """Time of last use, bytes on disk and path of all features, the oldest first.
+
+        What a process that was killed had begun to write is removed.
+        """
+        files, abandoned = [], time.time() - ABANDONED_SECONDS
         with os.scandir(self.folder) as entries:
             own = [entry for entry in entries if OWN_FILES.fullmatch(entry.name)]
         for entry in own:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with suppress(FileNotFoundError):  # another process has removed it
                 found = entry.stat()
-                if not entry.name.endswith(PARTIAL):
+                if entry.name.endswith(SUFFIX):
                     files.append((found.st_mtime_ns, _on_disk(found.st_size), entry.path))
                 elif found.st_mtime < abandoned:
                     os.remove(entry.path)
-                    continue
-                used += _on_disk(found.st_size)
-        if at_most is not None:
-            for _, size, path in sorted(files):
-                if used <= at_most:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(path)
-                used -= size
-        return used
+        return sorted(files)
 
 
 class FeatureLevels:
@@ -187,6 +179,43 @@ class FeatureLevels:
         self._disk[key] = value
 
 
+def model_digest(half: EdgeHalf, encoder: QuestionEncoder) -> str:
+    """Digest of all that features depend on besides the sample.
+
+    Model, weights, preprocessing, libraries and hardware: processors of different kinds round
+    differently, and so does one with another number of threads.
+    """
+    digest = hashlib.sha256(f"{FORMAT}\n".encode())
+    for part in (
+        half.fingerprint.partition("-")[0],  # the rest depends on which files are here
+        half.vision_digest(),
+        half.dtype,
+        _hardware(half.device),
+        *encoder.processor_classes,
+        *(f"{name} {_version(name)}" for name in LIBRARIES),
+    ):
+        digest.update(f"{part}\n".encode())
+    for file in sorted(half.checkpoint.folder.glob("*processor_config.json")):
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    return device.type
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
 def _checksum(path: Path, content: bytes) -> bytes:
     """Of a file's content under its name: a file that was renamed is as wrong as a changed one."""
     digest = hashlib.sha256(path.name.encode())
@@ -205,10 +234,6 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
         os.replace(partial, path)
     except BaseException:
-        _remove(Path(partial))
+        with suppress(OSError):
+            os.remove(partial)
         raise
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()

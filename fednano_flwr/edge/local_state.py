@@ -1,4 +1,4 @@
-"""What a client keeps on its own disk from round to round, and never sends.
+"""What a client stores on its own disk from round to round, and never sends.
 
 <folder>/<run>/client-<partition>/<name>.<round>.safetensors
 
@@ -14,27 +14,33 @@ from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fednano_flwr.adapters.site import LOCAL, adapter_state, add_adapter, load_adapter_state
 from fednano_flwr.base.files import replace_file
+from fednano_flwr.config import Adapter
+from fednano_flwr.edge.local_work import LocalWork
+
+OWN_ADAPTERS, LOCAL_ADAPTER = "own-adapters", "local-adapter"
 
 
 class StateError(RuntimeError):
-    """What a client had kept cannot be read."""
+    """A client's own state cannot be read."""
 
 
-class OwnState:
+class LocalState:
     """Named sets of tensors of one client, as one round's training finds and leaves them.
 
     Args:
-        folder: of this client and run; made when something is first kept.
-        server_round: training in it starts from what was kept last before it. Who scores a round
+        folder: of this client and run; made when something is first saved.
+        server_round: training in it starts from what was saved last before it. Who scores a round
             asks for the state of the next.
         earlier: the client's folders of runs that this one continues, each with the last round
             of it that counts.
-        most: rounds that are kept of each name.
+        most: rounds that are stored of each name.
     """
 
     def __init__(
@@ -50,12 +56,12 @@ class OwnState:
         self.most = most
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """What was kept last before this round, on the CPU; None where nothing was.
+        """What was saved last before this round, on the CPU; None where nothing was.
 
         Raises:
             StateError: the file is damaged.
         """
-        before = {number: file for number, file in self._kept(name) if number < self.server_round}
+        before = {number: file for number, file in self._stored(name) if number < self.server_round}
         if not before:
             return None
         file = before[max(before)]
@@ -63,29 +69,29 @@ class OwnState:
             return load_file(file)
         except SafetensorError as error:
             raise StateError(
-                f"{file} is damaged ({error}); remove it to go on from what was kept before it"
+                f"{file} is damaged ({error}); remove it to go on from what was saved before it"
             ) from None
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors as this round's: all of them or, if that fails, none.
+        """Store tensors as this round's: all of them or, if that fails, none.
 
-        Rounds before the last `most` are forgotten, and those that no longer count.
+        Rounds before the last `most` are removed, and those that no longer count.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         data = {key: value.cpu().contiguous() for key, value in tensors.items()}
         file = self.folder / f"{name}.{self.server_round}.safetensors"
         replace_file(file, safetensors.torch.save(data))
-        kept = {file for _, file in sorted(self._kept(name))[-self.most :]}
+        recent = {file for _, file in sorted(self._stored(name))[-self.most :]}
         for folder in (self.folder, *(folder for folder, _ in self.earlier)):
             for old in (*folder.glob(f"{name}.*.safetensors"), *folder.glob(f"{name}.*.partial")):
-                if old not in kept:  # or was being written when a process was killed
+                if old not in recent:  # or was being written when a process was killed
                     old.unlink()
         for folder, _ in self.earlier:
             with suppress(OSError):  # something is in it, or it never was there
                 folder.rmdir()
                 folder.parent.rmdir()
 
-    def _kept(self, name: str) -> list[tuple[int, Path]]:
+    def _stored(self, name: str) -> list[tuple[int, Path]]:
         """Rounds and their files, as far as they count."""
         found = []
         for folder, last in (*self.earlier, (self.folder, None)):
@@ -94,3 +100,40 @@ class OwnState:
                 if last is None or number <= last:
                     found.append((number, file))
         return found
+
+
+def load_adapters(
+    adapters: PeftModel,
+    theta: Mapping[str, Tensor],
+    work: LocalWork,
+    state: LocalState,
+    config: Adapter,
+    seed: int,
+) -> None:
+    """Set the adapters to what a message's training or scoring starts from.
+
+    Args:
+        adapters: as built; where the work wants both, a local one is added beside the first, of
+            the same scale s = alpha / rank.
+        theta: the server's adapters.
+        seed: of a local adapter's first A (its B is zero).
+
+    Raises:
+        ValueError: the parameters do not fit the adapters.
+        StateError: the client's own adapters cannot be read.
+    """
+    own = state.load(OWN_ADAPTERS) if work.adapters == "own" else None
+    load_adapter_state(adapters, theta if own is None else own)
+    if work.adapters != "both":
+        return
+    add_adapter(adapters, LOCAL, config.at(work.local_rank or config.rank), seed)
+    if (local := state.load(LOCAL_ADAPTER)) is not None:
+        load_adapter_state(adapters, local, LOCAL)
+
+
+def save_adapters(adapters: PeftModel, work: LocalWork, state: LocalState) -> None:
+    """After training: store the adapters that are the client's own."""
+    if work.adapters == "own":
+        state.save(OWN_ADAPTERS, adapter_state(adapters))
+    if work.adapters == "both":
+        state.save(LOCAL_ADAPTER, adapter_state(adapters, LOCAL))

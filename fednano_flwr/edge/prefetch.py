@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-def ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
+def prefetch(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
     """Yield `prepare(item)` of each item in order, preparing one item ahead in one thread.
 
     Every item is prepared once, one at a time; beside the one that the caller works on, no more
@@ -23,7 +23,7 @@ def ahead(items: Iterable[Item], prepare: Callable[[Item], Prepared]) -> Iterato
         prepare: runs in the background. A new thread has PyTorch's defaults for gradient mode and
             autocast, so it sets those that it needs itself.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
     coming: deque[Future[Prepared]] = deque()
     try:
         for item in items:

@@ -17,8 +17,7 @@ from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.manifest import read_manifest
 from fednano_flwr.data.shard import Shard, load_shard, read_shards
 from fednano_flwr.data.table import in_memory
-from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features
-from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features, model_digest
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder, used_tokens
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.models.bundle import open_checkpoint

@@ -11,7 +11,7 @@ from torch import Tensor
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.prefetch import ahead
+from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, last_positions
 from fednano_flwr.edge.training import batches, check_logits
 from fednano_flwr.exchange.protocol import LLM
@@ -63,7 +63,7 @@ def right_answers(
 
     edge.adapters.eval()
     correct: list[bool] = []
-    for batch, closed, free in ahead(batches(questions, batch_size, limits), prepare):
+    for batch, closed, free in prefetch(batches(questions, batch_size, limits), prepare):
         chosen = iter(_right_options(edge, llm, closed))
         answers = iter(generate(edge, llm, free.questions, max_answer_tokens, free.frozen))
         for question in batch:

@@ -5,6 +5,7 @@ While the host works on one batch, the frozen part of the next is prepared in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
+from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.prefetch import ahead
-from fednano_flwr.edge.proximal import proximal_term
+from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import (
     NO_LIMITS,
     Limits,
@@ -104,6 +105,36 @@ def train(
     return TrainingResult(total / (plan.local_epochs * len(questions)), fisher)
 
 
+def learning_rate(config: RunConfig, server_round: int) -> float:
+    """The learning rate of all steps in round `server_round` = 1 … R.
+
+    After w rounds of warm-up, at k / (w + 1) of the full rate in round k, it is the full rate in
+    round w + 1 and the share e of it in round R. Between them, with t from 0 to 1:
+    linear 1 − (1 − e) t; cosine e + (1 − e) (1 + cos π t) / 2     (Loshchilov & Hutter, ICLR 2017)
+    """
+    full, warm_up = config.learning_rate, config.warm_up_rounds
+    if server_round <= warm_up:
+        return full * server_round / (warm_up + 1)
+    if config.learning_rate_schedule == "constant":
+        return full
+    t = (server_round - warm_up - 1) / max(1, config.num_server_rounds - warm_up - 1)
+    left = 1 - t if config.learning_rate_schedule == "linear" else (1 + math.cos(math.pi * t)) / 2
+    end = config.learning_rate_end
+    return full * (end + (1 - end) * left)
+
+
+def proximal_term(parameters: Iterable[Tensor], anchors: Iterable[Tensor], mu: float) -> Tensor:
+    """(μ / 2) Σ ‖θ − θ_round‖², its gradient μ (θ − θ_round): FedProx (Li et al., 2020, eq. 2).
+
+    Args:
+        parameters: θ, differentiable.
+        anchors: θ_round, where the round's training started; shapes as in `parameters`.
+        mu: μ > 0.
+    """
+    distances = [(p - a).square().sum() for p, a in zip(parameters, anchors, strict=True)]
+    return mu / 2 * sum(distances[1:], distances[0])
+
+
 def fisher_diagonal(
     edge: NanoEdge,
     llm: LLM,
@@ -176,7 +207,7 @@ def embedded(
     edge: NanoEdge, groups: Iterable[list[Question]]
 ) -> Iterator[tuple[list[Question], FrozenBatch]]:
     """Teacher-forced batches with their frozen part, made while the batch before is worked on."""
-    return ahead(groups, lambda batch: (batch, edge.embed(batch, teacher_forced(batch))))
+    return prefetch(groups, lambda batch: (batch, edge.embed(batch, teacher_forced(batch))))
 
 
 def backward(edge: NanoEdge, llm: LLM, batch: list[Question], frozen: FrozenBatch) -> float:

@@ -20,7 +20,7 @@ from fednano_flwr.adapters.pack_update import (
 )
 from fednano_flwr.adapters.packing import State, shapes_of
 from fednano_flwr.config import Upload
-from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.edge.local_state import LocalState
 from fednano_flwr.rounds.records import FISHER, THETA, from_arrays, to_arrays, to_tensor
 
 PACKED = "packed."
@@ -29,7 +29,7 @@ RESIDUAL = "upload-residual"
 
 
 def to_upload(
-    theta: State, fisher: State | None, sent: State, upload: Upload, own: OwnState | None
+    theta: State, fisher: State | None, sent: State, upload: Upload, own: LocalState | None
 ) -> ArrayRecord:
     """What a client replies, as `upload` says: float32 as ever, or packed.
 

@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import resource
 import shutil
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
-from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels
-from fednano_flwr.edge.feature_keys import model_digest
+from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels, model_digest
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
@@ -74,18 +73,6 @@ def test_features_from_disk_are_those_that_were_written(tmp_path: Path, dtype: t
     assert opened(tmp_path).get("b") is None and opened(tmp_path, model="n").get("a") is None
 
 
-def test_a_second_process_encodes_nothing_and_gets_the_same_bits(
-    edge_half: EdgeHalf, encoder: QuestionEncoder, pictured: list[Question], tmp_path: Path
-) -> None:
-    first = make_edge(edge_half, encoder, tmp_path)
-    expected = first(pictured).embedded().embeds
-    second = make_edge(edge_half, encoder, tmp_path)
-    assert torch.equal(second(pictured).embedded().embeds, expected)
-    assert torch.equal(second(pictured).embedded().embeds, expected)  # now from memory
-    assert (first.encoded, second.encoded) == (len(pictured), 0)
-    assert second.cache.from_disk == len(pictured) and second.encoder_seconds == 0  # type: ignore[attr-defined]
-
-
 def test_the_same_pictures_under_other_names_are_encoded_once(
     edge_half: EdgeHalf, encoder: QuestionEncoder, pictured: list[Question], tmp_path: Path
 ) -> None:
@@ -133,37 +120,25 @@ def test_a_picture_that_changes_while_it_is_encoded_is_not_kept(
     assert not (tmp_path / "features").exists()
 
 
-@pytest.mark.parametrize("keep", [0, 31, 32, 40, 1000])
-def test_a_half_written_file_is_removed_and_written_anew(tmp_path: Path, keep: int) -> None:
-    opened(tmp_path)["a"] = features(0)
-    (file,) = files(tmp_path)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:keep])
+def test_a_damaged_file_is_removed_and_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = opened(tmp_path)
-    assert cache.get("a") is None and not file.exists()
+    cache["b"] = features(1)
+    (other,) = files(tmp_path)
+    of_another_key = other.read_bytes()
+    cache["a"] = features(0)
+    (file,) = set(files(tmp_path)) - {other}
+    whole = file.read_bytes()
+    cut = [whole[:size] for size in (0, 31, 32, 40, 1000)]
+    places = [*range(140), len(whole) // 2, len(whole) - 1]
+    changed = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in places]
+    for content in (*cut, *changed, whole + b"\0", of_another_key):
+        file.write_bytes(content)
+        assert opened(tmp_path).get("a") is None and not file.exists()
+    assert "damaged" in caplog.text
     cache["a"] = features(0)
     assert file.read_bytes() == whole
-
-
-def test_any_changed_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    opened(tmp_path)["a"] = features(0)
-    (file,) = files(tmp_path)
-    whole = file.read_bytes()
-    for place in [*range(0, 140), len(whole) // 2, len(whole) - 1]:
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert opened(tmp_path).get("a") is None, place
-    assert "damaged" in caplog.text
-    file.write_bytes(whole + b"\0")
-    assert opened(tmp_path).get("a") is None
-
-
-def test_a_file_of_another_key_under_this_name_is_not_taken(tmp_path: Path) -> None:
-    opened(tmp_path)["a"] = features(0)
-    (file,) = files(tmp_path)
-    opened(tmp_path)["b"] = features(1)
-    (other,) = set(files(tmp_path)) - {file}
-    other.replace(file)
-    assert opened(tmp_path).get("a") is None
 
 
 def test_a_writer_that_dies_half_way_leaves_nothing_that_is_read(
@@ -238,18 +213,25 @@ def test_the_folder_is_not_looked_through_at_each_write(
 
 
 def work(folder: Path, turn: int) -> None:
-    cache = opened(folder, 60 * 4096)
-    for step in range(150):
+    """Write and read in two threads."""
+    cache, wrong = opened(folder, 60 * 4096), []
+
+    def run(step: int) -> None:
         key = (step * (turn + 1)) % 50
         cache[f"{key}"] = features(key, rows=3)
         found = cache.get(f"{(key + 7) % 50}")
         if found is not None and not torch.equal(found, features((key + 7) % 50, rows=3)):
-            raise AssertionError(key)
-    if not cache._writes:
-        raise AssertionError("a file that another process removed stopped this one")
+            wrong.append(key)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(150)))
+    if wrong or not cache._writes:
+        raise AssertionError(f"{wrong}, or a file that another process removed stopped this one")
 
 
-def test_processes_that_write_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_processes_and_threads_that_write_at_once_do_not_disturb_each_other(
+    tmp_path: Path,
+) -> None:
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work, args=(tmp_path, turn)) for turn in range(3)]
     for worker in workers:
@@ -259,25 +241,6 @@ def test_processes_that_write_at_once_do_not_disturb_each_other(tmp_path: Path) 
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert used(tmp_path) <= 60 * 4096 and not list(tmp_path.glob("*.partial"))
     assert all(opened(tmp_path).get(f"{key}") is not None for key in range(50))
-
-
-def test_threads_that_share_a_cache_do_not_disturb_each_other(tmp_path: Path) -> None:
-    cache, wrong = opened(tmp_path, 20 * 4096), []
-
-    def run(turn: int) -> None:
-        for step in range(60):
-            key = (step * (turn + 1)) % 30
-            cache[f"{key}"] = features(key, rows=3)
-            found = cache.get(f"{(key + 3) % 30}")
-            if found is not None and not torch.equal(found, features((key + 3) % 30, rows=3)):
-                wrong.append(key)
-
-    threads = [threading.Thread(target=run, args=(turn,)) for turn in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong and cache._writes
 
 
 def fill_the_disk(folder: Path, answer: Any) -> None:
@@ -330,6 +293,8 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
     assert digest(tiny_model) == expected
     copied = shutil.copytree(tiny_model, tmp_path / "copied")
     assert digest(copied) == expected
+    bundle = write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle", ids=[3, 4, 5])
+    assert digest(bundle.folder) == expected
     others = {
         "dtype": digest(tiny_model, "bfloat16"),
         "model": digest(tiny.write_checkpoint(tmp_path / "other", seed=5)),
@@ -346,14 +311,6 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
     torch.set_num_threads(2)
     others["threads"] = model_digest(edge_half, encoder)
     assert len({expected, *others.values()}) == 1 + len(others)
-
-
-def test_a_bundle_shares_the_features_of_its_model(
-    tiny_model: Path, edge_half: EdgeHalf, encoder: QuestionEncoder, tmp_path: Path
-) -> None:
-    bundle = write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle", ids=[3, 4, 5])
-    half = load_edge_half(str(bundle.folder))
-    assert model_digest(half, load_encoder(bundle)) == model_digest(edge_half, encoder)
 
 
 def keys_of(family: str, folder: Path, questions: Sequence[str]) -> list[str]:
@@ -401,20 +358,6 @@ def round_by_batch_size(half: EdgeHalf, patch: pytest.MonkeyPatch) -> None:
         return found
 
     patch.setattr(half._vision, "get_image_features", get_image_features)
-
-
-def test_features_do_not_depend_on_the_batch_a_question_is_first_met_in(
-    edge_half: EdgeHalf,
-    encoder: QuestionEncoder,
-    pictured: list[Question],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    round_by_batch_size(edge_half, monkeypatch)
-    together = make_edge(edge_half, encoder, tmp_path / "together")(pictured)
-    for question, feature in zip(pictured, together.features, strict=True):
-        alone = make_edge(edge_half, encoder, tmp_path / "alone")([question])
-        assert torch.equal(alone.features[0].rows, feature.rows)
 
 
 def test_adapters_do_not_depend_on_who_filled_the_feature_cache(

@@ -57,7 +57,7 @@ def questions(encoder: QuestionEncoder) -> list[Question]:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def make_edge(half: EdgeHalf, encoder: QuestionEncoder, kind: type[NanoEdge]) -> NanoEdge:
@@ -138,8 +138,8 @@ def test_results_are_those_of_one_thread_bit_for_bit(
     results = []
     for threads in (2, 1):
         if threads == 1:
-            monkeypatch.setattr(training, "ahead", in_turns)
-            monkeypatch.setattr(scoring, "ahead", in_turns)
+            monkeypatch.setattr(training, "prefetch", in_turns)
+            monkeypatch.setattr(scoring, "prefetch", in_turns)
         edge = make_edge(edge_half, encoder, NanoEdge)
         llm = EmbeddingsExchange(FrozenLLM(llm_half))
         trained = train(edge, llm, questions, PLAN, seed=3, running_fisher=True)
@@ -221,7 +221,7 @@ def test_a_host_that_fails_leaves_no_thread(
     with pytest.raises(ConnectionError) as caught:
         WORK[kind][1](edge, Gone(FrozenLLM(llm_half)), questions)
     running = [thread.name for thread in threading.enumerate()]
-    assert caught.tb is not None and not any(name.startswith("ahead") for name in running)
+    assert caught.tb is not None and not any(name.startswith("prefetch") for name in running)
 
 
 def test_two_threads_embed_the_same_pictures_once(

@@ -1,5 +1,6 @@
-import dataclasses
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters, named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
-from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.config import Adapter, ConfigError, RunConfig
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -17,7 +18,10 @@ from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import (
     TrainingPlan,
+    TrainingResult,
     fisher_diagonal,
+    learning_rate,
+    proximal_term,
     train,
     with_drawn_answers,
 )
@@ -168,8 +172,6 @@ def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> Non
 def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
     run_config: Callable[..., dict[str, Any]], tiny_questions: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     folder = shutil.copytree(tiny_questions, tmp_path / "broken")
     (folder / "images" / "train" / "0" / "image.png").write_bytes(b"not a picture")
     config = RunConfig.parse(run_config(dataset__path=str(folder)))
@@ -220,6 +222,98 @@ def test_the_fisher_at_drawn_answers_is_another_one_and_its_seed_fixes_it(
 def test_answers_are_not_drawn_for_free_answers(
     edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
 ) -> None:
-    free = [dataclasses.replace(questions[0], options=())]
+    free = [replace(questions[0], options=())]
     with pytest.raises(ValueError, match="fisher-estimate"):
         fisher_diagonal(edge, llm, free, 1, drawn_with=0)
+
+
+def test_the_proximal_term_and_its_gradient_by_hand() -> None:
+    a = torch.tensor([1.0, 2.0], requires_grad=True)
+    b = torch.tensor([[5.0]], requires_grad=True)
+    term = proximal_term([a, b], [torch.tensor([0.0, 4.0]), torch.tensor([[2.0]])], mu=0.5)
+    term.backward()
+    # 0.5 / 2 · (1² + (−2)² + 3²), and 0.5 · (1, −2), 0.5 · 3
+    assert term.item() == pytest.approx(3.5)
+    assert a.grad is not None and a.grad.tolist() == pytest.approx([0.5, -1.0])
+    assert b.grad is not None and b.grad.item() == pytest.approx(1.5)
+
+
+def moved(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question], plan: TrainingPlan
+) -> tuple[float, TrainingResult]:
+    """How far training takes the adapters from where they were, and what it returns."""
+    start = adapter_state(edge.adapters)
+    result = train(edge, llm, questions, plan, seed=1, running_fisher=True)
+    end = adapter_state(edge.adapters)
+    for name, parameter in named_trainable(edge.adapters).items():
+        parameter.data.copy_(start[name])
+    return sum(float((end[key] - start[key]).square().sum()) for key in start) ** 0.5, result
+
+
+def test_the_term_holds_training_to_its_start(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    plan = replace(PLAN, local_epochs=6)
+    free, _ = moved(edge, llm, questions, plan)
+    held, _ = moved(edge, llm, questions, replace(plan, proximal_mu=10.0))
+    firmly, _ = moved(edge, llm, questions, replace(plan, proximal_mu=1000.0))
+    assert firmly < held < 0.8 * free
+
+
+def test_loss_and_running_fisher_are_those_of_the_cross_entropy_alone(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    train(edge, llm, questions, PLAN, seed=2)
+    near = replace(PLAN, learning_rate=1e-5)  # loss and gradients hardly change on the way
+    _, free = moved(edge, llm, questions, near)
+    _, held = moved(edge, llm, questions, replace(near, proximal_mu=1e6))
+    assert held.loss == pytest.approx(free.loss, rel=1e-3)
+    assert free.fisher is not None and held.fisher is not None
+    for name, expected in free.fisher.items():
+        # one step of 1e-5 alone would put (1e6 · 1e-5)² into it
+        assert expected.max() < 10
+        assert torch.allclose(held.fisher[name], expected, rtol=0.05, atol=0.01 * expected.max())
+
+
+def rates(defaults: dict[str, Any], rounds: int = 5, **keys: Any) -> list[float]:
+    """Of each round, at a full rate of 0.8."""
+    changed = {key.replace("_", "-"): value for key, value in keys.items()}
+    base = {**defaults, "learning-rate": 0.8, "num-server-rounds": rounds}
+    config = RunConfig.parse({**base, **changed})
+    return [learning_rate(config, k) for k in range(1, rounds + 1)]
+
+
+def test_by_default_every_round_has_the_full_rate(defaults: dict[str, Any]) -> None:
+    assert rates(defaults) == [0.8] * 5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # shares 1, 0.8, 0.6, 0.4, 0.2 of it
+        ("linear", [0.8, 0.64, 0.48, 0.32, 0.16]),
+        # 0.2 + 0.8 (1 + cos) / 2, cos = 1, √½, 0, −√½, −1
+        ("cosine", [0.8, 0.70627417, 0.48, 0.25372583, 0.16]),
+    ],
+)
+def test_the_first_round_has_the_full_rate_and_the_last_its_share_by_hand(
+    defaults: dict[str, Any], schedule: str, expected: list[float]
+) -> None:
+    got = rates(defaults, learning_rate_schedule=schedule, learning_rate_end=0.2)
+    assert got == pytest.approx(expected)
+
+
+def test_warm_up_rises_in_equal_steps_to_the_full_rate_by_hand(defaults: dict[str, Any]) -> None:
+    keys = {"learning_rate_schedule": "linear", "learning_rate_end": 0.5}
+    got = rates(defaults, rounds=6, warm_up_rounds=3, **keys)
+    assert got == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.6, 0.4])
+    assert rates(defaults, rounds=3, warm_up_rounds=1) == pytest.approx([0.4, 0.8, 0.8])
+
+
+def test_a_run_of_one_round_has_the_full_rate(defaults: dict[str, Any]) -> None:
+    assert rates(defaults, rounds=1, learning_rate_schedule="cosine") == [0.8]
+
+
+def test_a_warm_up_without_end_is_refused(defaults: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"warm-up-rounds = 5.*num-server-rounds \(5\)"):
+        rates(defaults, warm_up_rounds=5)

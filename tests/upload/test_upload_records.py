@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fednano_flwr.config import UPLOAD_ADAPTERS, UPLOAD_FISHERS, Upload
-from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.edge.local_state import LocalState
 from fednano_flwr.rounds.records import FISHER, from_arrays, to_arrays
 from fednano_flwr.rounds.replies import receive_update
 from fednano_flwr.rounds.uploads import RESIDUAL, to_upload
@@ -58,7 +58,7 @@ def test_every_pair_of_settings_arrives_as_plain_arrays(adapters: str, kind: str
 def test_float32_is_what_it_was_to_the_last_byte(with_fisher: bool, tmp_path: Path) -> None:
     sent, theta, diagonal = update()
     fisher = diagonal if with_fisher else None
-    own = OwnState(tmp_path, 1)
+    own = LocalState(tmp_path, 1)
     record = to_upload(theta, fisher, sent, Upload("float32", "float32", True), own)
     plain = to_arrays(theta, fisher)
     assert record.object_id == plain.object_id
@@ -81,7 +81,7 @@ def test_flower_sends_few_bytes_beside_the_packed_ones() -> None:
 
 def test_residuals_are_kept_only_where_error_feedback_is_on(tmp_path: Path) -> None:
     sent, theta, _ = update()
-    own, after = OwnState(tmp_path, 1), OwnState(tmp_path, 2)
+    own, after = LocalState(tmp_path, 1), LocalState(tmp_path, 2)
     off = to_upload(theta, None, sent, Upload("int4", "float32", False), own)
     assert after.load(RESIDUAL) is None
     on = Upload("int4", "float32", True)
@@ -93,14 +93,14 @@ def test_residuals_are_kept_only_where_error_feedback_is_on(tmp_path: Path) -> N
 
 def test_what_cannot_be_packed_leaves_the_residual_as_it_was(tmp_path: Path) -> None:
     sent, theta, fisher = update()
-    own, upload = OwnState(tmp_path, 2), Upload("int4", "log4", True)
-    to_upload(theta, fisher, sent, upload, OwnState(tmp_path, 1))
+    own, upload = LocalState(tmp_path, 2), Upload("int4", "log4", True)
+    to_upload(theta, fisher, sent, upload, LocalState(tmp_path, 1))
     before = own.load(RESIDUAL)
     assert before is not None
     for broken in ((theta, {**fisher, A: -fisher[A]}), ({**theta, A: theta[A] / 0}, fisher)):
         with pytest.raises(ValueError, match=r"negative|infinite"):
             to_upload(*broken, sent, upload, own)
-    after = OwnState(tmp_path, 3).load(RESIDUAL)
+    after = LocalState(tmp_path, 3).load(RESIDUAL)
     assert after is not None and all(torch.equal(before[k], after[k]) for k in before)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig
-from fednano_flwr.edge.local_state import OwnState
+from fednano_flwr.edge.local_state import LocalState
 from fednano_flwr.rounds.uploads import RESIDUAL
 from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
@@ -45,7 +45,7 @@ def test_a_packed_run_ends_near_the_plain_one_for_a_quarter_of_the_bytes(
         moved, other = (end[name] - value for end in ends)
         assert (other - moved).norm() < 0.15 * moved.norm(), name
     for client in range(3):
-        kept = OwnState(Path(flat["edge.state-dir"]) / "1" / f"client-{client}", 2).load(RESIDUAL)
+        kept = LocalState(Path(flat["edge.state-dir"]) / "1" / f"client-{client}", 2).load(RESIDUAL)
         assert kept is not None and set(kept) == set(start)
 
 
@@ -87,7 +87,7 @@ def test_a_client_that_is_not_sampled_keeps_its_residual(
         state = tmp_path / f"state-{rounds}"
         names = {"run__name": str(rounds), "edge__state_dir": str(state)}
         folder = run(run_config(num_server_rounds=rounds, **names, **settings))
-        kept.append([OwnState(state / "1" / f"client-{client}", 9) for client in range(3)])
+        kept.append([LocalState(state / "1" / f"client-{client}", 9) for client in range(3)])
     first, second = (int(*record["train_loss_per_client"]) for record in folder.rounds[1:])
     assert first != second, "the seed has to sample two clients in turn"
     before, after = (states[first].load(RESIDUAL) for states in kept)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fednano_flwr.edge.prefetch import ahead
+from fednano_flwr.edge.prefetch import prefetch
 
-PATIENCE = 30.0
+LONGEST = 30.0
 """Seconds until something that must happen counts as not happening; never waited for in full."""
 
 
 def background() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 @pytest.fixture(autouse=True)
@@ -26,29 +26,22 @@ def no_thread_is_left() -> Iterator[None]:
     assert not background()
 
 
-def refusing(bad: int) -> Callable[[int], int]:
-    def prepare(item: int) -> int:
-        if item == bad:
-            raise OSError(f"item {item}")
-        return item
-
-    return prepare
+def third_fails(item: int) -> int:
+    if item == 3:
+        raise OSError(f"item {item}")
+    return item
 
 
-def test_everything_is_prepared_once_in_order_in_another_thread() -> None:
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_everything_is_prepared_once_in_order_in_another_thread(count: int) -> None:
     prepared: list[tuple[int, bool]] = []
 
     def prepare(item: int) -> int:
         prepared.append((item, threading.current_thread() is threading.main_thread()))
         return 10 * item
 
-    assert list(ahead(iter(range(5)), prepare)) == [0, 10, 20, 30, 40]
-    assert prepared == [(item, False) for item in range(5)]
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_no_item_and_one_item_work(count: int) -> None:
-    assert list(ahead(range(count), str)) == ["0"][:count]
+    assert list(prefetch(iter(range(count)), prepare)) == [0, 10, 20, 30, 40][:count]
+    assert prepared == [(item, False) for item in range(count)]
 
 
 def test_the_next_item_and_no_later_one_is_prepared_while_the_caller_works() -> None:
@@ -58,22 +51,22 @@ def test_the_next_item_and_no_later_one_is_prepared_while_the_caller_works() -> 
         started[item].set()
         return item
 
-    for item in ahead(range(6), prepare):
+    for item in prefetch(range(6), prepare):
         if item < 5:
-            assert started[item + 1].wait(PATIENCE)
+            assert started[item + 1].wait(LONGEST)
         assert not any(event.is_set() for event in started[item + 2 :])
 
 
 def test_what_prepare_raises_comes_at_its_own_item() -> None:
     seen = []
     with pytest.raises(OSError, match="item 3"):
-        for item in ahead(range(6), refusing(3)):
+        for item in prefetch(range(6), third_fails):
             seen.append(item)
     assert seen == [0, 1, 2]
 
 
 def test_a_caller_that_stops_before_a_bad_item_never_hears_of_it() -> None:
-    for item in ahead(range(6), refusing(3)):
+    for item in prefetch(range(6), third_fails):
         if item == 2:
             break
     assert item == 2 and not background()
@@ -81,29 +74,23 @@ def test_a_caller_that_stops_before_a_bad_item_never_hears_of_it() -> None:
 
 def test_an_error_of_the_caller_ends_the_thread_before_it_is_handled() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        for item in ahead(range(6), refusing(-1)):
-            1 // (2 - item)
+        for item in prefetch(range(6), third_fails):
+            1 // (1 - item)
     assert caught.tb is not None and not background()
 
 
-def test_a_generator_that_is_closed_ends_the_thread() -> None:
-    items = ahead(range(6), refusing(-1))
-    assert next(items) == 0 and background()
-    items.close()  # type: ignore[attr-defined]
-    assert not background()
-
-
-def test_what_the_caller_dropped_is_not_held() -> None:
+def test_what_the_caller_dropped_is_not_held_and_closing_ends_the_thread() -> None:
     class Batch:
         pass
 
-    items = ahead(range(3), lambda item: Batch())
+    items = prefetch(range(3), lambda item: Batch())
     first = next(items)
     gone = weakref.ref(first)
     del first
     gc.collect()
-    assert gone() is None
+    assert gone() is None and background()
     items.close()  # type: ignore[attr-defined]
+    assert not background()
 
 
 def test_the_background_thread_uses_as_many_of_pytorchs_threads_as_the_callers() -> None:
@@ -111,6 +98,6 @@ def test_the_background_thread_uses_as_many_of_pytorchs_threads_as_the_callers()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            assert list(ahead([0], lambda item: torch.get_num_threads())) == [count]
+            assert list(prefetch([0], lambda item: torch.get_num_threads())) == [count]
     finally:
         torch.set_num_threads(before)
