@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fednano_flwr.edge.shard import ClientSpec
     from fednano_flwr.exchange.wire.server import serve
     from fednano_flwr.in_process import run_in_process
-    from fednano_flwr.llm.hosting import load_host
+    from fednano_flwr.llm.service import load_host
     from fednano_flwr.runs.results import Run, load_run
     from fednano_flwr.strategies.merge import fisher_merge, weighted_mean
 
@@ -51,7 +51,7 @@ _MODULES = {
     "adapter_state": "adapters.site",
     "default_config": "config.project",
     "fisher_merge": "strategies.merge",
-    "load_host": "llm.hosting",
+    "load_host": "llm.service",
     "load_run": "runs.results",
     "run_in_process": "in_process",
     "serve": "exchange.wire.server",

@@ -325,7 +325,7 @@ def check_strategy(config: RunConfig) -> str:
 
 
 def _server_packages(config: RunConfig) -> str:
-    from fednano_flwr.llm.watching import check_metrics
+    from fednano_flwr.llm.metrics import check_metrics
     from fednano_flwr.privacy.budget import new_accountant
     from fednano_flwr.trackers.registry import tracker_classes
 

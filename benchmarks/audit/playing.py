@@ -26,7 +26,7 @@ from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, learning_rate, train
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.llm.hosting import open_host
+from fednano_flwr.llm.service import open_host
 
 
 @dataclass(frozen=True)

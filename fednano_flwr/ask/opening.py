@@ -103,7 +103,7 @@ def open_asker(
         tuned, frozen = _edges(found, which, settings, half, say)
         host: LLMService
         if service is None:
-            from fednano_flwr.llm.hosting import load_host  # the other half stays out otherwise
+            from fednano_flwr.llm.service import load_host  # the other half stays out otherwise
 
             host = Here(stack.enter_context(load_host(at.name, settings.llm, revision=at.revision)))
         else:

@@ -14,9 +14,9 @@ from fednano_flwr.exchange.wire.fixed_token import FixedToken, make_token, read_
 from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
-from fednano_flwr.llm.between_calls import LIMIT
-from fednano_flwr.llm.hosting import load_host
-from fednano_flwr.llm.watching import watching
+from fednano_flwr.llm.client_state import LIMIT
+from fednano_flwr.llm.metrics import open_metrics
+from fednano_flwr.llm.service import load_host
 from fednano_flwr.preflight import config_of
 
 ANY = ("0.0.0.0", "::")
@@ -79,7 +79,7 @@ def serving(
     tokens = FixedToken(read_token(token_file))
     # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
-        watching(config.metrics, say) as watch,
+        open_metrics(config.metrics, say) as watch,
         load_host(model, config, LIMIT, watch, revision, waiting_of_owner=0) as host,
     ):
         info = host.describe()

@@ -16,10 +16,9 @@ from transformers.cache_utils import Cache
 
 from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import Feature, Gradient, Inputs, LLMInfo
-from fednano_flwr.llm.caches import Caches, Read, check_position, embed_token, read_prompt
+from fednano_flwr.llm.client_state import CachedAnswer, Caches, Graph, Graphs
 from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.graphs import Graph, Graphs
 from fednano_flwr.llm.jobs import (
     Job,
     JobService,
@@ -130,24 +129,23 @@ class FrozenLLM(JobService):
             cache = self._half.new_cache()
             with self._within_memory(count):
                 logits = self._logits([rows], samples, cache)
-            return self._go_on(owner, read_prompt(inputs, cache), logits)
+            return self._go_on(owner, CachedAnswer.after_prompt(inputs, cache), logits)
 
     def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
         """See `LLMService.decode`."""
         with self._lock:
-            read = self.caches.take(owner, cache)
-            count = read.tokens + 1
+            answer = self.caches.take(owner, cache)
+            count = answer.tokens + 1
             self._half.check_length(count)
-            check_position(token, self._half)
-            row = embed_token(token, read, self._half)
+            row = answer.embed(token, self._half)
             self.caches.make_room_for(owner, count)
             with self._within_memory(count):
-                logits = self._half.next_logits(row, token.position, read.cache)
-            return self._go_on(owner, replace(read, tokens=count), logits)
+                logits = self._half.next_logits(row, token.position, answer.cache)
+            return self._go_on(owner, replace(answer, tokens=count), logits)
 
-    def _go_on(self, owner: bytes, read: Read, logits: Tensor) -> Generated:
-        check_finite(logits, f"{read.tokens} tokens")
-        return Generated(self.caches.keep(owner, read), int(logits[0].argmax()))
+    def _go_on(self, owner: bytes, answer: CachedAnswer, logits: Tensor) -> Generated:
+        check_finite(logits, f"{answer.tokens} tokens")
+        return Generated(self.caches.keep(owner, answer), int(logits[0].argmax()))
 
     @contextmanager
     def _within_memory(self, tokens: int) -> Iterator[None]:

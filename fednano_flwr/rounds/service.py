@@ -13,8 +13,7 @@ from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.exchange.wire.tokens import Tokens, owner
-from fednano_flwr.llm.hosting import open_host
-from fednano_flwr.llm.watching import watching
+from fednano_flwr.llm.service import open_host
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import tiny
 from tests.ask.conftest import Asked
+from tests.batches import answered_at_the_end as batch
 from tests.certificates import authority
 from tests.certificates import certificate as certificate_for
 from tests.conftest import REPOSITORY
@@ -135,12 +136,10 @@ def test_without_the_token_the_service_answers_nobody_and_with_it_it_trains_nobo
             assert not token or token not in str(refusal.value)
     good = Caller(token=read_token(service.token_file))
     with RemoteLLM(service.address, good, retry_seconds=0) as remote:
-        from tests.llm.test_graphs import batch
-
         with pytest.raises(HostRefusedError, match="no part in training"):
-            remote.step(*batch())
+            remote.step(*batch(0))
         with pytest.raises(HostRefusedError, match="no part in training"):
-            remote.forward(batch()[0], torch.tensor([13]))
+            remote.forward(batch(0)[0], torch.tensor([13]))
 
 
 def test_a_token_file_is_for_its_user_alone(tmp_path: Path) -> None:

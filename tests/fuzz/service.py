@@ -14,9 +14,8 @@ from torch import Tensor
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.dispatch import Answers
-from fednano_flwr.llm.caches import OF_OWNER
+from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.families import Family
 from fednano_flwr.models.llm_half import LLMHalf
@@ -144,7 +143,7 @@ class Attacked:
         )
         assert self.ask(graph, VICTIM).HasField("backward")
         assert len(self.host.graphs) <= 1  # the attacker's last one
-        assert len(self.host.caches) <= OF_OWNER and self.host.caches.tokens <= MAX_TOKENS
+        assert len(self.host.caches) <= ANSWERS_OF_OWNER and self.host.caches.tokens <= MAX_TOKENS
         assert self.features.count(ATTACKER) <= 100 and self.features.count(VICTIM) == 1
         assert self.features.bytes_in_memory <= 2**18 and self.features.bytes_on_disk <= 2**18
         self.features.close()

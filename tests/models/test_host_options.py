@@ -17,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available
 from fednano_flwr import client_app, preflight, server_app
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.exchange.protocol import IGNORE
-from fednano_flwr.llm import hosting
+from fednano_flwr.llm import service
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
 from fednano_flwr.models.families import FAMILIES
@@ -183,7 +183,7 @@ def test_a_run_trains_with_a_checkpointing_host_as_without(
             llm__checkpointing=checkpointing, num_server_rounds=1, run__name=str(checkpointing)
         )
         grid = LocalGrid(client_app.app, flat, clients=2)
-        with mock.patch.object(hosting, "load_llm_half", wraps=hosting.load_llm_half) as load:
+        with mock.patch.object(service, "load_llm_half", wraps=service.load_llm_half) as load:
             folder = server_app.federate(grid, 1, RunConfig.parse(flat))
         assert load.call_args.args[4] == HostOptions(checkpointing=checkpointing)
         losses.append(folder.rounds[1]["train_loss"])

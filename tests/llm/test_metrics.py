@@ -31,9 +31,8 @@ from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.llm.prometheus import PREFIX, STANDING
+from fednano_flwr.llm.metrics import PREFIX, STANDING, check_metrics, open_metrics
 from fednano_flwr.llm.queued import QueuedLLM
-from fednano_flwr.llm.watching import check_metrics, watching
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.runs.results import load_run
 from tests.batches import answered_at_the_end as batch
@@ -79,7 +78,7 @@ def measured(half: LLMHalf, **arguments: Any) -> Iterator[tuple[str, Page]]:
     said: list[str] = []
     host = FrozenLLM(half, max_tokens=100, features=FeatureStore(2**20))
     with (
-        watching(LOOPBACK, said.append) as watch,
+        open_metrics(LOOPBACK, said.append) as watch,
         QueuedLLM(host, watch=watch) as queued,
         serve(queued, watch=watch, **arguments) as address,
     ):
@@ -157,7 +156,7 @@ def test_requests_that_wait_are_counted_while_they_do(
     monkeypatch.setattr(FrozenLLM, "serve", gated)
     said: list[str] = []
     host = FrozenLLM(llm_half)
-    with watching(LOOPBACK, said.append) as watch, ThreadPoolExecutor(3) as pool:
+    with open_metrics(LOOPBACK, said.append) as watch, ThreadPoolExecutor(3) as pool:
         with QueuedLLM(host, batch_tokens=100, watch=watch) as queued:
             page = Page(said[0].split("http://")[1].removesuffix("/metrics"))
             asked = [pool.submit(queued.step, *batch(0, (5, 9)), b"first")]
@@ -242,9 +241,9 @@ def listening() -> set[str]:
 def test_off_is_the_default_and_opens_no_port(run_config: Callable[..., dict[str, Any]]) -> None:
     config = RunConfig.parse(run_config())
     before = listening()
-    with watching(config.llm.metrics, pytest.fail):
+    with open_metrics(config.llm.metrics, pytest.fail):
         assert listening() == before
-    with watching(LOOPBACK, lambda line: None):
+    with open_metrics(LOOPBACK, lambda line: None):
         assert len(listening()) == len(before) + 1
 
 
@@ -259,7 +258,7 @@ def test_a_taken_port_is_an_error_that_names_the_key() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         where = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(OSError, match=rf"{where} \(llm\.metrics\)"):
-            with watching(where, print):
+            with open_metrics(where, print):
                 pass
 
 
@@ -274,12 +273,7 @@ def test_a_place_that_is_none_is_refused_with_its_key(
 def test_without_the_package_the_key_is_refused_before_anything_starts(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fednano_flwr.llm import watching as module
-
-    def missing(name: str) -> None:
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(module, "import_module", missing)
+    monkeypatch.setattr("fednano_flwr.llm.metrics.prometheus", None)
     check_metrics("")
     with pytest.raises(ConfigError, match=r'pip install "fednano-flwr\[prometheus\]"'):
         check_metrics(LOOPBACK)

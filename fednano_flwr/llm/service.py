@@ -9,9 +9,8 @@ from functools import partial
 from fednano_flwr.config import LLM, Model
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
-from fednano_flwr.llm.caches import OF_OWNER, Caches
+from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Caches, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.graphs import Graphs
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.host_options import host_options
@@ -27,7 +26,7 @@ FEATURES_OF_NODE = 200_000
 def load_host(
     model: str,
     config: LLM,
-    answers_of_owner: int = OF_OWNER,
+    answers_of_owner: int = ANSWERS_OF_OWNER,
     watch: Watch = UNWATCHED,
     revision: str = "",
     waiting_of_owner: int = 8,

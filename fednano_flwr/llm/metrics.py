@@ -1,4 +1,4 @@
-"""Metrics of one LLM service in Prometheus' text format, read over HTTP.
+"""Metrics of one LLM service in Prometheus' text format, read over HTTP: `llm.metrics`.
 
 docs/metrics.md lists them. Nothing here is global, and no label grows with the number of clients.
 """
@@ -11,16 +11,20 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-from prometheus_client.metrics_core import GaugeMetricFamily
-from prometheus_client.registry import Collector
-
+from fednano_flwr.config import ConfigError, host_and_port
 from fednano_flwr.exchange.protocol import FeaturesMissingError, GoneError, HostBusyError
 from fednano_flwr.exchange.wire.dispatch import RefusalError
 from fednano_flwr.exchange.wire.tokens import TokenError
-from fednano_flwr.exchange.wire.watch import Waiting
+from fednano_flwr.exchange.wire.watch import UNWATCHED, Waiting, Watch
 from fednano_flwr.llm.host import HostMemoryError
 
+try:
+    import prometheus_client as prometheus
+    from prometheus_client.metrics_core import GaugeMetricFamily
+except ImportError:  # only `llm.metrics` needs it
+    prometheus = None  # type: ignore[assignment]
+
+KEY = "llm.metrics"
 PREFIX = "fednano_llm_"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -54,11 +58,11 @@ STANDING = {
 }
 
 
-class Prometheus:
+class PrometheusWatch:
     """A `Watch` that keeps counters, histograms and gauges in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = prometheus.CollectorRegistry()
         self._began: WeakKeyDictionary[Waiting, float] = WeakKeyDictionary()
         self._calls = self._counter("calls", "Calls answered", "kind", "outcome")
         self._refusals = self._counter("refusals", "Calls and streams refused", "reason")
@@ -67,7 +71,7 @@ class Prometheus:
         self._tokens = self._counter("tokens", "Tokens of the calls that were computed")
         self._received = self._counter("received_bytes", "Bytes of requests")
         self._sent = self._counter("sent_bytes", "Bytes of answers")
-        self._streams = Gauge(
+        self._streams = prometheus.Gauge(
             PREFIX + "open_streams", "Streams that clients have open", registry=self.registry
         )
         self._waited = self._histogram("wait_seconds", "In the queue", SECONDS, "kind")
@@ -120,17 +124,19 @@ class Prometheus:
         """See `Watch.shows`; they are asked for when somebody reads."""
         self.registry.register(_Standing(standing))
 
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, what, labels, registry=self.registry)
+    def _counter(self, name: str, what: str, *labels: str) -> prometheus.Counter:
+        return prometheus.Counter(PREFIX + name, what, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, what: str, buckets: tuple[float, ...], *labels: str
-    ) -> Histogram:
-        return Histogram(PREFIX + name, what, labels, buckets=buckets, registry=self.registry)
+    ) -> prometheus.Histogram:
+        return prometheus.Histogram(
+            PREFIX + name, what, labels, registry=self.registry, buckets=buckets
+        )
 
 
-class _Standing(Collector):
-    """Gauges whose values are asked for with each reading."""
+class _Standing:
+    """A collector of gauges whose values are asked for with each reading."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
         self._read = read
@@ -140,22 +146,46 @@ class _Standing(Collector):
             yield GaugeMetricFamily(PREFIX + name, STANDING[name], value)
 
 
-def exposed(registry: CollectorRegistry, host: str, port: int) -> AbstractContextManager[str]:
-    """A page with all metrics, listening from now until the block ends; yields its `host:port`.
+def check_metrics(where: str) -> None:
+    """Check that what `llm.metrics` asks for is installed.
 
     Raises:
+        ConfigError: it is not; the message says how to install it.
+    """
+    if where and prometheus is None:
+        raise ConfigError(
+            f"{KEY} = {where!r} needs prometheus-client, which is not installed: "
+            'pip install "fednano-flwr[prometheus]"'
+        )
+
+
+@contextmanager
+def open_metrics(where: str, say: Callable[[str], None]) -> Iterator[Watch]:
+    """What a service reports to; its metrics can be read at `where` while the block runs.
+
+    Args:
+        where: `host:port`, port 0 for a free one; empty: nothing is measured, no port is opened.
+        say: takes the line that says where.
+
+    Raises:
+        ConfigError: `prometheus-client` is not installed.
         OSError: the port cannot be had.
     """
-    server, thread = start_http_server(port, host, registry)
-
-    @contextmanager
-    def until_left() -> Iterator[str]:
-        try:
-            name = f"[{host}]" if ":" in host else host
-            yield f"{name}:{server.server_port}"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-    return until_left()
+    if not where:
+        yield UNWATCHED
+        return
+    check_metrics(where)
+    host, port = host_and_port(where)
+    watch = PrometheusWatch()
+    try:
+        server, thread = prometheus.start_http_server(port, host, watch.registry)
+    except OSError as error:
+        raise OSError(f"cannot serve metrics at {where} ({KEY}): {error}") from error
+    try:
+        name = f"[{host}]" if ":" in host else host
+        say(f"metrics  http://{name}:{server.server_port}/metrics")
+        yield watch
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
