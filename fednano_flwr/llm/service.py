@@ -18,9 +18,9 @@ from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.threads import threads
 
 RAY_STARTS_WITHIN = 60.0
+"""Seconds that Flower's simulation may take to start Ray."""
 FEATURES_OF_NODE = 200_000
 """Pictures whose features are kept; one more, and the node's own least recently used goes."""
-"""Seconds that Flower's simulation may take to start Ray."""
 
 
 def load_host(

@@ -13,6 +13,7 @@ from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.exchange.wire.tokens import Tokens, owner
+from fednano_flwr.llm.metrics import open_metrics
 from fednano_flwr.llm.service import open_host
 
 
@@ -53,7 +54,7 @@ def open_service(
     llm = config.llm
     identity, tokens, activity = read_identity(llm), Tokens(run_id), Activity()
     with (
-        watching(llm.metrics, say) as watch,
+        open_metrics(llm.metrics, say) as watch,
         open_host(config.model, llm, simulated, say, watch) as host,
         serve(
             host,
