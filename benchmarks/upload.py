@@ -20,10 +20,15 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, add_changes, in_turns, options_of, spread, table, write_json
 from fednano_flwr import client_app, server_app
-from fednano_flwr.adapters import pack_delta as delta
-from fednano_flwr.adapters import pack_fisher as fishers
-from fednano_flwr.adapters import pack_update as update
-from fednano_flwr.adapters.packing import State, flatten, shapes_of
+from fednano_flwr.adapters.pack_fisher import pack_fisher, unpack_fisher
+from fednano_flwr.adapters.packing import (
+    BITS,
+    State,
+    flatten,
+    pack_adapters,
+    shapes_of,
+    unpack_adapters,
+)
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.config import SITES, Adapter, RunConfig
@@ -67,18 +72,18 @@ def adapter_errors(updates: Sequence[Update], kind: str) -> dict[str, float]:
     """RMS error of the change, relative to the change's own; spread over the updates."""
     errors = []
     for sent, theta, _ in updates:
-        packed = update.pack_adapters(theta, sent, kind)
+        packed = pack_adapters(theta, sent, kind)
         change = flatten(theta) - flatten(sent)
         errors.append((flatten(packed.residual).norm() / change.norm()).item())
     return spread(errors)
 
 
-def fisher_errors(updates: Sequence[Update], kind: str) -> dict[str, float]:
+def fisher_errors(updates: Sequence[Update]) -> dict[str, float]:
     """|log2 x̂ − log2 x| of all values above zero, and the share of zeros."""
     off, zeros = [], []
     for _, _, fisher in updates:
         shapes = shapes_of(fisher)
-        back = flatten(update.unpack_fisher(update.pack_fisher(fisher, kind), shapes, kind))
+        back = flatten(unpack_fisher(pack_fisher(fisher), shapes))
         exact = flatten(fisher)
         zeros.append(exact == 0)
         off.append((back.log2() - exact.log2()).abs()[exact > 0])
@@ -121,14 +126,13 @@ def timings(large: Update, repeats: int) -> dict[str, dict[str, float]]:
     sent, theta, fisher = large
     shapes = shapes_of(sent)
     work: dict[str, Callable[[], object]] = {}
-    for kind in delta.BITS:
-        data = update.pack_adapters(theta, sent, kind).data
-        work[f"pack {kind}"] = partial(update.pack_adapters, theta, sent, kind)
-        work[f"unpack {kind}"] = partial(update.unpack_adapters, data, sent, kind)
-    for kind in (*fishers.BITS, "row"):
-        data = update.pack_fisher(fisher, kind)
-        work[f"pack {kind}"] = partial(update.pack_fisher, fisher, kind)
-        work[f"unpack {kind}"] = partial(update.unpack_fisher, data, shapes, kind)
+    for kind in BITS:
+        data = pack_adapters(theta, sent, kind).data
+        work[f"pack {kind}"] = partial(pack_adapters, theta, sent, kind)
+        work[f"unpack {kind}"] = partial(unpack_adapters, data, sent, kind)
+    data = pack_fisher(fisher)
+    work["pack log4"] = partial(pack_fisher, fisher)
+    work["unpack log4"] = partial(unpack_fisher, data, shapes)
     times = in_turns(work, repeats, warm_up=1)
     return {name: spread(1e3 * each for each in found) for name, found in times.items()}
 
@@ -145,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
 
     updates = demo_updates(options.changes, options.rounds, options.clients)
-    adapters = {kind: adapter_errors(updates, kind) for kind in delta.BITS}
-    fisher = {kind: fisher_errors(updates, kind) for kind in fishers.BITS}
+    adapters = {kind: adapter_errors(updates, kind) for kind in BITS}
+    fisher = {"log4": fisher_errors(updates)}
     times = timings(large_update(options.hidden_size, options.rank), options.repeats)
 
     rows: list[list[object]] = [

@@ -14,7 +14,7 @@ from fednano_flwr.config import RunConfig
 from fednano_flwr.config.overrides import parse_override
 from fednano_flwr.data.partition import check_partitioner
 from fednano_flwr.preflight import run_config
-from fednano_flwr.strategies.registry import check_ranks, check_strategy
+from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(file.relative_to(ROOT)) for file in (ROOT / "conf").rglob("*.toml"))
@@ -27,7 +27,7 @@ def load(*overrides: str) -> RunConfig:
 @pytest.mark.parametrize("file", FILES)
 def test_a_conf_file_can_be_used(file: str) -> None:
     config = load(file)
-    check_strategy(config.strategy.name, config.strategy.args)
+    make_strategy(config.strategy)
     check_ranks(config)
     check_partitioner(config.dataset)
 

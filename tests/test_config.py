@@ -58,7 +58,7 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ),
         ("exchange.kind", "ranks", "embeddings, lowrank"),
         ("upload.adapters", "bfloat16", "float32, int8, int4"),
-        ("upload.fisher", "int4", "float32, log8, log4, row"),
+        ("upload.fisher", "int4", "float32, log4"),
         ("upload.error-feedback", 1, "type bool"),
         ("llm.replicas", 0, "at least 1"),
         ("llm.replica-gpus", -0.5, "share of a GPU"),

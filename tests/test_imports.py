@@ -57,7 +57,7 @@ WITHOUT_FLOWER = (
     "fednano_flwr.edge.client",
     "fednano_flwr.edge.training",
     "fednano_flwr.llm.host",
-    "fednano_flwr.adapters.pack_update",
+    "fednano_flwr.adapters.packing",
     "fednano_flwr.strategies.merge",
     "fednano_flwr.strategies.registry",
 )

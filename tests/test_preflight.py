@@ -28,7 +28,7 @@ def refuse(*_: Any) -> None:
 @pytest.fixture
 def names(monkeypatch):
     """What the registries would say, without reading a model."""
-    monkeypatch.setattr("fednano_flwr.strategies.registry.check_strategy", lambda *_: None)
+    monkeypatch.setattr("fednano_flwr.strategies.registry.make_strategy", lambda *_: None)
     monkeypatch.setattr("fednano_flwr.models.bundle.check_half", lambda *_: "")
 
 
@@ -85,7 +85,7 @@ def test_a_name_that_an_earlier_run_has_is_refused(names, tmp_path):
         preflight.validate(config(tmp_path, "run.name=first"))
 
 
-@pytest.mark.parametrize("seam", ["strategies.registry.check_strategy", "models.bundle.check_half"])
+@pytest.mark.parametrize("seam", ["strategies.registry.make_strategy", "models.bundle.check_half"])
 def test_an_unknown_strategy_or_model_is_refused(names, tmp_path, monkeypatch, seam):
     monkeypatch.setattr(f"fednano_flwr.{seam}", refuse)
     with pytest.raises(ConfigError, match="no such thing"):

@@ -150,21 +150,17 @@ def test_a_node_that_would_pack_adapters_of_its_own_rank_trains_nothing(
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
 
 
-@pytest.mark.parametrize("kind", ["log4", "row"])
-def test_clients_of_different_ranks_may_pack_their_fisher_values(
-    run_config: Config, kind: str
-) -> None:
+def test_clients_of_different_ranks_may_pack_their_fisher_values(run_config: Config) -> None:
     settings = {"strategy__name": "fisher-product", "adapter__ranks": "2,4,1"}
     plain = run(run_config(run__name="plain", num_server_rounds=1, **settings))
-    settings["upload__fisher"] = kind
+    settings["upload__fisher"] = "log4"
     packed = run(run_config(run__name="packed", num_server_rounds=1, **settings))
     assert sorted(packed.rounds[1]["train_loss_per_client"]) == ["0", "1", "2"]
     assert packed.rounds[1]["round_bytes_up"] < plain.rounds[1]["round_bytes_up"]
     wanted, found = adapters_of(adapters(plain)), adapters_of(adapters(packed))
-    bound = {"log4": 0.2, "row": 1e-4}[kind]  # fisher-product takes the mean over the rank itself
     for name, one in wanted.items():
         product = one.b @ one.a
-        assert (found[name].b @ found[name].a - product).norm() <= bound * product.norm(), name
+        assert (found[name].b @ found[name].a - product).norm() <= 0.2 * product.norm(), name
 
 
 def test_only_adapters_of_one_lower_rank_are_accepted(run_config: Config) -> None:

@@ -58,9 +58,7 @@ def test_a_packed_upload_with_fisher_is_at_most_a_ten_thousandth_of_llava_7b() -
     state = {
         "int8": numbers + 2 * blocks,
         "int4": numbers // 2 + 2 * blocks,
-        "int8+row": numbers + 2 * blocks + 4 * 4 * 4096,
         "int4+log4": numbers + 6 * blocks,
-        "int4+row": numbers // 2 + 2 * blocks + 4 * 4 * 4096,
     }
     packed = got["upload_bytes_packed"]
     assert set(packed) == set(state)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.audit.recording import Ledger, Prompt, Recorder, Witness
-from fednano_flwr.adapters.product import WRITINGS, cut_state
+from fednano_flwr.adapters.product import FACTORIZATIONS, cut_state
 from fednano_flwr.adapters.site import load_adapter_state
 from fednano_flwr.base.console import say
 from fednano_flwr.base.seeds import Purpose, derive_seed
@@ -73,7 +73,7 @@ def play(
                     remote.register(
                         half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
                     )
-                    sent = cut_state(theta, client.rank, WRITINGS[config.strategy.factors])
+                    sent = cut_state(theta, client.rank, FACTORIZATIONS[config.strategy.factors])
                     ledger = Ledger(observations)
                     llm = Witness(exchange_of(config, remote), recorder, ledger)
                     _train(client, llm, sent, count, seed, observations)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fednano_flwr.base.seeds import Purpose, derive_seed
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-Writing = Callable[["Spectrum", int, "Factors"], "Factors"]
+Factorization = Callable[["Spectrum", int, "Factors"], "Factors"]
 UNUSED = 1e-6
 """A direction whose singular value is smaller than this share of the largest is not used."""
 
@@ -159,8 +159,8 @@ def as_long_as(found: Spectrum, rank: int, like: Factors) -> Factors:
     return _filled(scaled, rank, like)
 
 
-WRITINGS = {"auto": as_long_as, "plain": as_long_as, "balanced": balanced}
-"""How a product is written in factors, by `strategy.factors`."""
+FACTORIZATIONS = {"plain": as_long_as, "balanced": balanced}
+"""How a product W is factorized into B A, by `strategy.factors`."""
 
 
 def _used(found: Spectrum, rank: int) -> int:
@@ -198,7 +198,7 @@ def _beside(kept: Tensor, count: int, like: Factors) -> Tensor:
     return torch.cat([rows, rows.new_zeros(missing, a.shape[1])])
 
 
-def cut(factors: Factors, rank: int, write: Writing) -> Factors:
+def cut(factors: Factors, rank: int, factorize: Factorization) -> Factors:
     """The best approximation of lower rank; itself where it fits already.
 
     A product of zero keeps the first `rank` rows of A, so that all who cut it start alike.
@@ -206,15 +206,17 @@ def cut(factors: Factors, rank: int, write: Writing) -> Factors:
     if len(factors.a) <= rank:
         return factors
     like = Factors(factors.a[:rank], factors.b[:, :rank])
-    return write(mean_product([factors], [1.0]), rank, like)
+    return factorize(mean_product([factors], [1.0]), rank, like)
 
 
-def cut_state(theta: Mapping[str, Tensor], rank: int, write: Writing) -> dict[str, Tensor]:
+def cut_state(
+    theta: Mapping[str, Tensor], rank: int, factorize: Factorization
+) -> dict[str, Tensor]:
     """Every adapter of a state cut to `rank`; the state itself where it fits already."""
     adapters = adapters_of(theta)
     if all(len(factors.a) <= rank for factors in adapters.values()):
         return dict(theta)
-    return state_of({name: cut(factors, rank, write) for name, factors in adapters.items()})
+    return state_of({name: cut(factors, rank, factorize) for name, factors in adapters.items()})
 
 
 def shapes_at(shapes: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:

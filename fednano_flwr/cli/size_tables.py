@@ -17,7 +17,7 @@ TEXT_TOKENS = 128
 PICTURE_TOKENS = 576
 """LLaVA-1.5's, for a family whose pictures take a number of tokens that depends on the picture."""
 LIMIT = 0.05
-UPLOADS = (("int8", None), ("int4", None), ("int8", "row"), ("int4", "log4"), ("int4", "row"))
+UPLOADS = (("int8", None), ("int4", None), ("int4", "log4"))
 """`upload.adapters` and `upload.fisher` that are weighed; None where no Fisher is asked for."""
 COMPRESSED = ("int4", "log4")
 """The smallest that keeps a value of every parameter's Fisher diagonal: conf/compressed.toml."""

@@ -26,7 +26,7 @@ FISHER_ESTIMATES = ("pass", "pass-model", "running")
 SCHEDULES = ("constant", "cosine", "linear")
 UPLOAD_ADAPTERS = ("float32", "int8", "int4")
 DP_KINDS = ("none", "client-fixed", "client-adaptive", "server-fixed", "server-adaptive")
-UPLOAD_FISHERS = ("float32", "log8", "log4", "row")
+UPLOAD_FISHERS = ("float32", "log4")
 SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
 
 
@@ -266,7 +266,7 @@ class Strategy:
             self.server_rate,
             "above 0, or 0 for a rate that follows from the clients' changes",
         )
-        _one_of("strategy.factors", self.factors, ("auto", "plain", "balanced"))
+        _one_of("strategy.factors", self.factors, ("plain", "balanced"))
         _require(self.proximal_mu >= 0, "strategy.proximal-mu", self.proximal_mu, "0 or more")
         _require(
             0 <= self.local_rank <= MOST_RANK,
@@ -450,7 +450,6 @@ class Privacy:
     target_quantile: float
     clip_rate: float
     count_noise: float
-    secure_aggregation: bool
 
     def __post_init__(self) -> None:
         _one_of("privacy.dp", self.dp, DP_KINDS)

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from fednano_flwr.adapters.product import WRITINGS, cut_state
+from fednano_flwr.adapters.product import FACTORIZATIONS, cut_state
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import ConfigError, RunConfig
@@ -170,7 +170,7 @@ class Client:
     def _begin(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
         config = self.config
         seed = derive_seed(Purpose.LOCAL_ADAPTER, config.seed, self.partition)
-        theta = cut_state(theta, self.rank, WRITINGS[config.strategy.factors])
+        theta = cut_state(theta, self.rank, FACTORIZATIONS[config.strategy.factors])
         state = self.local_state(server_round)
         load_adapters(self.edge.adapters, theta, work, state, config.adapter, seed)
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added

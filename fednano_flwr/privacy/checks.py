@@ -5,27 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 
 from fednano_flwr.config import ConfigError, Privacy, RunConfig
+from fednano_flwr.strategies.base import AdapterStrategy
+from fednano_flwr.strategies.registry import MEAN_ONLY, OWN, own_class
 
-UNIFORM = ("fedavg", "fedprox", "feddpa-f")
-"""This project's strategies that a noised mean can stand for; by `strategy.weight-by = "equal"`."""
-SERVER_STEPS = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi")
-"""Flower's that make something of a mean, and nothing of single updates."""
 ADAPTIVE_ONLY = ("target_quantile", "clip_rate", "count_noise")
 DP = ("clip_norm", "noise_multiplier", "delta", *ADAPTIVE_ONLY)
-REASONS = {
-    "fednano": "Fisher values weigh the updates, so that no clip norm bounds what one client can "
-    "change",
-    "fednano-ef": "Fisher values weigh the updates, so that no clip norm bounds what one client "
-    "can change",
-    "fisher-product": "Fisher values weigh the updates, so that no clip norm bounds what one "
-    "client can change",
-    "fedavg-exact": "it merges products B A, and what is clipped and noised is the mean of their "
-    "factors; of that it would make what fedavg makes",
-    "locft": "its clients send no update",
-    "centralized": "one client trains on everyone's questions, so that clipping its update "
-    "protects no one",
-}
-ROBUST = "it compares single updates, and of these only their noised mean may be seen"
 
 
 def check_privacy(config: RunConfig) -> None:
@@ -35,23 +19,15 @@ def check_privacy(config: RunConfig) -> None:
         ConfigError: names the keys, the reason, and what to use.
     """
     privacy, strategy = config.privacy, config.strategy
-    if privacy.secure_aggregation:
-        raise ConfigError(
-            "privacy.secure-aggregation = true: Flower's SecAgg+ runs in its legacy server "
-            "workflow only, with another kind of strategy and of messages than this app's; there "
-            "is no secure aggregation here. The ServerApp sees each update: run it where that may "
-            "be, and set privacy.secure-aggregation = false (docs/privacy.md says what is missing)"
-        )
     if privacy.dp == "none":
         return
-    asked = f"privacy.dp = {privacy.dp!r}, "
-    name = strategy.name
-    if name not in (*UNIFORM, *SERVER_STEPS):
+    asked, own = f"privacy.dp = {privacy.dp!r}, ", own_class(strategy.name)
+    if reason := reason_against(strategy.name):
+        able = [name for name in (*OWN, *MEAN_ONLY) if not reason_against(name)]
         raise ConfigError(
-            f"{asked}strategy.name = {name!r}: {REASONS.get(name, ROBUST)}; use one of "
-            f"{', '.join((*UNIFORM, *SERVER_STEPS))}"
+            f"{asked}strategy.name = {strategy.name!r}: {reason}; use one of {', '.join(able)}"
         )
-    if name in UNIFORM and strategy.weight_by != "equal":
+    if own and strategy.weight_by != "equal":
         raise ConfigError(
             f"{asked}strategy.weight-by = {strategy.weight_by!r}: a client with more questions "
             'would change more than the noise covers; use strategy.weight-by = "equal"'
@@ -63,6 +39,13 @@ def check_privacy(config: RunConfig) -> None:
             "of earlier updates, would be added after the client has clipped; use "
             f'privacy.dp = {where!r}, or upload.adapters = "float32"'
         )
+
+
+def reason_against(name: str) -> str:
+    """Why a strategy cannot have differential privacy around it; "" if it can."""
+    if own := own_class(name):
+        return own.without_privacy
+    return "" if name in MEAN_ONLY else AdapterStrategy.without_privacy
 
 
 def check_unread_privacy(asked: Privacy, usual: Privacy) -> None:

@@ -10,15 +10,8 @@ from __future__ import annotations
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from fednano_flwr.adapters import pack_delta as delta
-from fednano_flwr.adapters import pack_fisher as fishers
-from fednano_flwr.adapters.pack_update import (
-    pack_adapters,
-    pack_fisher,
-    unpack_adapters,
-    unpack_fisher,
-)
-from fednano_flwr.adapters.packing import State, shapes_of
+from fednano_flwr.adapters.pack_fisher import pack_fisher, unpack_fisher
+from fednano_flwr.adapters.packing import BITS, State, pack_adapters, shapes_of, unpack_adapters
 from fednano_flwr.config import Upload
 from fednano_flwr.edge.local_state import LocalState
 from fednano_flwr.rounds.records import FISHER, THETA, from_arrays, to_arrays, to_tensor
@@ -47,7 +40,7 @@ def to_upload(
     packed: dict[str, Array] = {}
     plain_fisher = fisher
     if fisher is not None and upload.fisher != "float32":
-        packed[PACKED + FISHER + upload.fisher] = _array(pack_fisher(fisher, upload.fisher))
+        packed[PACKED + FISHER + upload.fisher] = _array(pack_fisher(fisher))
         plain_fisher = None
     if upload.adapters == "float32":
         return ArrayRecord({**to_arrays(theta, plain_fisher), **packed})
@@ -69,7 +62,7 @@ def adapters_in(arrays: ArrayRecord, sent: State) -> State:
     Raises:
         ValueError: they are there twice, cannot be read, or are not what a client writes.
     """
-    key, kind = _packed(arrays, THETA, tuple(delta.BITS))
+    key, kind = _packed(arrays, THETA, tuple(BITS))
     if not kind:
         return from_arrays(arrays, THETA)
     return unpack_adapters(to_tensor(arrays, key), sent, kind)
@@ -84,10 +77,10 @@ def fishers_in(arrays: ArrayRecord, theta: State) -> State:
     Raises:
         ValueError: they are there twice, cannot be read, or are not what a client writes.
     """
-    key, kind = _packed(arrays, FISHER, (*fishers.BITS, "row"))
+    key, kind = _packed(arrays, FISHER, ("log4",))
     if not kind:
         return from_arrays(arrays, FISHER)
-    return unpack_fisher(to_tensor(arrays, key), shapes_of(theta), kind)
+    return unpack_fisher(to_tensor(arrays, key), shapes_of(theta))
 
 
 def _packed(arrays: ArrayRecord, prefix: str, kinds: tuple[str, ...]) -> tuple[str, str]:

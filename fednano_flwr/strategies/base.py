@@ -35,7 +35,11 @@ class AdapterStrategy(FedAvg):
     remembers: ClassVar[tuple[str, ...]] = ()
     """Attributes that live from round to round: arrays and numbers, which checkpoints keep."""
     reads: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Strategy))
-    """Which fields of the config count; the command line refuses to change others in vain."""
+    """Which fields of the config it uses; changes of others are refused."""
+    without_privacy: ClassVar[str] = (
+        "it may compare single updates, and of these only their noised mean may be seen"
+    )
+    """Why the noised mean of differential privacy cannot stand for the updates; "" if it can."""
 
     def __init__(self, config: Strategy) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)

@@ -17,6 +17,9 @@ class Centralized(AdapterFedAvg):
     """
 
     trains: ClassVar[str] = "one"
+    without_privacy: ClassVar[str] = (
+        "one client trains on all questions, so that clipping its update protects no one"
+    )
 
     def local_work(self) -> LocalWork:
         return replace(super().local_work(), data="all")

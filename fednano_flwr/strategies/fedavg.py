@@ -18,6 +18,7 @@ class AdapterFedAvg(AdapterStrategy):
     factors of equal size.
     """
 
+    without_privacy: ClassVar[str] = ""
     reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors")
 
     def merge(self, updates: Sequence[Update]) -> State:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from fednano_flwr.adapters.product import (
-    WRITINGS,
+    FACTORIZATIONS,
     Factors,
     Spectrum,
     adapters_of,
@@ -32,6 +32,9 @@ class FedAvgExact(AdapterStrategy):
     """
 
     merges_ranks: ClassVar[bool] = True
+    without_privacy: ClassVar[str] = (
+        "it merges products B A, and what is clipped and noised is the mean of their factors"
+    )
     reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors", "server_rate")
 
     def merge(self, updates: Sequence[Update]) -> State:
@@ -40,7 +43,7 @@ class FedAvgExact(AdapterStrategy):
         clients = [adapters_of(update.theta) for update in updates]
         sent = adapters_of(self.sent)
         rate = self.config.server_rate or self._rate(clients, sent, shares)
-        write = WRITINGS[self.config.factors]
+        factorize = FACTORIZATIONS[self.config.factors]
         merged: dict[str, Factors] = {}
         for name in clients[0]:
             adapters = [client[name] for client in clients]
@@ -54,7 +57,7 @@ class FedAvgExact(AdapterStrategy):
             if all(adapter.a.shape == like.a.shape for adapter in adapters):
                 off = norm_of_sum([*adapters, like], [*shares, -1])
                 self.notes[f"missed by factors {name}"] = _share(off, mean)
-            merged[name] = write(found, rank, like)
+            merged[name] = factorize(found, rank, like)
         return state_of(merged)
 
     def _rate(self, clients: Sequence[Adapters], sent: Adapters, shares: Sequence[float]) -> float:

@@ -15,6 +15,9 @@ class FedNano(AdapterStrategy):
     """Fisher merging; the diagonal comes from a pass over the client's data after training."""
 
     fisher = "pass"
+    without_privacy: ClassVar[str] = (
+        "Fisher values weigh the updates, so that no clip norm bounds one client's part"
+    )
     reads: ClassVar[tuple[str, ...]] = (
         "weight_by",
         "factors",

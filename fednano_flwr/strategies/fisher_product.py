@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.adapters.product import (
-    WRITINGS,
+    FACTORIZATIONS,
     Factors,
     adapters_of,
     residual,
@@ -75,5 +75,5 @@ class FisherProduct(FedNano):
             product = merged_product(adapters, of_factors, weights, self.config.fisher_floor)
             found, rank = spectrum(product), like.a.shape[0]
             self.notes[f"residual {name}"] = residual(found, rank)
-            merged[name] = WRITINGS[self.config.factors](found, rank, like)
+            merged[name] = FACTORIZATIONS[self.config.factors](found, rank, like)
         return state_of(merged)

@@ -19,6 +19,7 @@ class LocFT(AdapterStrategy):
     never change.
     """
 
+    without_privacy: ClassVar[str] = "its clients send no update"
     reads: ClassVar[tuple[str, ...]] = ()
 
     def local_work(self) -> LocalWork:

@@ -1,17 +1,19 @@
 """Strategies by the name that `strategy.name` gives them.
 
-Own strategies are small files of this package. Flower's are taken by class name, as far as they
-need nothing of the client but its adapters. Flower's FedProx and QFedAvg leave their part of the
-client's training to the client, so naming them would only pretend; `fedprox` is here, whole.
+A module of this package that defines a strategy is found by its name: `fedavg_exact.py` is
+"fedavg-exact". Another package's is "module:Class". Flower's are taken by class name, as far as
+they need nothing of the client but its adapters. Flower's FedProx and QFedAvg leave their part of
+the client's training to the client, so naming them would only pretend; `fedprox` is here, whole.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import pkgutil
 from dataclasses import fields
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
@@ -19,29 +21,20 @@ from fednano_flwr.config import ConfigError, RunConfig, Strategy
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-OWN: Mapping[str, str] = {
-    "fednano": "fednano_flwr.strategies.fednano:FedNano",
-    "fednano-ef": "fednano_flwr.strategies.fednano_ef:FedNanoEF",
-    "fedavg": "fednano_flwr.strategies.fedavg:AdapterFedAvg",
-    "fedavg-exact": "fednano_flwr.strategies.fedavg_exact:FedAvgExact",
-    "fisher-product": "fednano_flwr.strategies.fisher_product:FisherProduct",
-    "fedprox": "fednano_flwr.strategies.fedprox:FedProx",
-    "feddpa-f": "fednano_flwr.strategies.feddpa_f:FedDPAF",
-    "locft": "fednano_flwr.strategies.locft:LocFT",
-    "centralized": "fednano_flwr.strategies.centralized:Centralized",
-}
-FLOWER = (
-    "Bulyan",
-    "FedAdagrad",
-    "FedAdam",
-    "FedAvg",
-    "FedAvgM",
-    "FedMedian",
-    "FedTrimmedAvg",
-    "FedYogi",
-    "Krum",
-    "MultiKrum",
+    from fednano_flwr.strategies.base import AdapterStrategy
+
+SUPPORT = {"base", "memory", "merge", "registry"}
+OWN = tuple(
+    sorted(
+        module.name.replace("_", "-")
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+        if module.name not in SUPPORT
+    )
 )
+"""This project's."""
+MEAN_ONLY = ("FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi")
+"""Flower's that use the mean of the updates only, which may be a noised one."""
+FLOWER = tuple(sorted((*MEAN_ONLY, "Bulyan", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum")))
 INSTEAD = {"FedProx": "fedprox"}
 """This project's, for those of Flower's that need a client that takes part."""
 WRONG, SELECTED = "num_malicious_nodes", "num_nodes_to_select"
@@ -57,30 +50,61 @@ ALL_NODES: dict[str, Any] = {
 }
 
 
-def check_strategy(name: str, args: str = "") -> None:
-    """Refuse an unknown strategy or argument before anything is loaded.
+def own_class(name: str) -> type[AdapterStrategy] | None:
+    """The class of an `AdapterStrategy` by its name; None for Flower's and unknown names.
 
     Raises:
-        ConfigError: with the strategies or arguments that there are.
+        ConfigError: "module:Class" cannot be imported, or is no `AdapterStrategy`.
     """
-    if name in OWN:
+    if name not in OWN and ":" not in name:
+        return None
+    from fednano_flwr.strategies.base import AdapterStrategy
+
+    path, _, attribute = name.partition(":")
+    if attribute:
+        try:
+            found = getattr(importlib.import_module(path), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"strategy.name = {name!r}: {error}") from None
+        if not (isinstance(found, type) and issubclass(found, AdapterStrategy)):
+            raise ConfigError(f"strategy.name = {name!r}: is no subclass of AdapterStrategy")
+        return found
+    module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
+    classes = (value for value in vars(module).values() if isinstance(value, type))
+    here = (one for one in classes if one.__module__ == module.__name__)
+    return next(one for one in here if issubclass(one, AdapterStrategy))
+
+
+def make_strategy(config: Strategy) -> FlowerStrategy:
+    """The strategy that the run config names.
+
+    Raises:
+        ConfigError: there is none of that name, or it does not take the arguments; says which
+            strategies and arguments there are.
+    """
+    name, args = config.name, config.args
+    if own := own_class(name):
         if args:
-            raise ConfigError(
-                f"strategy.args = {args!r}: {name} takes none (they are for Flower's)"
-            )
-        return
+            raise ConfigError(f"strategy.args = {args!r}: {name} takes none; they are for Flower's")
+        return own(config)
     if name in INSTEAD:
         raise ConfigError(
-            f"strategy.name = {name!r}: Flower's leaves its part of the training to the client. "
-            f"This project's has both: strategy.name = {INSTEAD[name]!r}"
+            f"strategy.name = {name!r}: Flower's leaves its part of the training to the client; "
+            f"use this project's, {INSTEAD[name]!r}"
         )
     if name not in FLOWER:
         raise ConfigError(
             f"strategy.name = {name!r}: there is no such strategy. This project's: "
-            f"{', '.join(OWN)}. Flower's: {', '.join(FLOWER)}"
+            f"{', '.join(OWN)}. Flower's: {', '.join(FLOWER)}. Another package's: module:Class"
         )
-    accepted = _flower_arguments(name)
-    for key, value in parse_args(args).items():
+    flower = getattr(importlib.import_module("flwr.serverapp.strategy"), name)
+    accepted = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(flower).parameters.values()
+        if parameter.name not in ALL_NODES and isinstance(parameter.default, (int, float))
+    }
+    given = parse_args(args)
+    for key, value in given.items():
         if key not in accepted:
             raise ConfigError(f"strategy.args: {name} takes {', '.join(accepted)}; not {key}")
         least = 1 if key == SELECTED else 0
@@ -88,20 +112,30 @@ def check_strategy(name: str, args: str = "") -> None:
             raise ConfigError(
                 f"strategy.args: {key} = {value}: must be a whole number, {least} or more"
             )
+    try:
+        return flower(**ALL_NODES, **given)
+    except ValueError as error:
+        raise ConfigError(f"strategy.args = {args!r}: {name}: {error}") from None
+
+
+def reads(name: str) -> tuple[str, ...]:
+    """Which fields of the config a strategy uses; Flower's use `strategy.args` only."""
+    own = own_class(name)
+    return own.reads if own else ("args",)
 
 
 def check_unread(config: Strategy, usual: Strategy) -> None:
-    """Refuse a value that would change nothing: not the default, and not read by the strategy.
+    """Refuse a value that is not the default and that the strategy does not use.
 
-    An unknown strategy is left to `check_strategy`.
+    An unknown strategy is left to `make_strategy`.
 
     Args:
         usual: the section as it is by default.
 
     Raises:
-        ConfigError: with the strategies that read the key.
+        ConfigError: with the strategies that use the key.
     """
-    if config.name not in (*OWN, *FLOWER):
+    if own_class(config.name) is None and config.name not in FLOWER:
         return
     for field in (f.name for f in fields(Strategy) if f.name not in ("name", "args")):
         value = getattr(config, field)
@@ -113,17 +147,12 @@ def check_unread(config: Strategy, usual: Strategy) -> None:
             )
 
 
-def reads(name: str) -> tuple[str, ...]:
-    """Which fields of the config count for a strategy; Flower's know `strategy.args` alone."""
-    return _own_class(name).reads if name in OWN else ()
-
-
 def described(config: RunConfig) -> str:
     """The strategy and all that its merge depends on, as keys and values."""
     strategy, privacy = config.strategy, config.privacy
     parts: dict[str, object] = {"strategy.name": strategy.name}
-    keys = reads(strategy.name) if strategy.name in OWN else ("args",)
-    parts |= {f"strategy.{key.replace('_', '-')}": getattr(strategy, key) for key in keys}
+    for key in reads(strategy.name):
+        parts[f"strategy.{key.replace('_', '-')}"] = getattr(strategy, key)
     if privacy.dp != "none":
         parts |= {"privacy.dp": privacy.dp, "privacy.clip-norm": privacy.clip_norm}
         parts["privacy.noise-multiplier"] = privacy.noise_multiplier
@@ -155,11 +184,15 @@ def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
     """Refuse clients of lower ranks, which `key` = `value` asks for, where they cannot be."""
     strategy, upload = config.strategy, config.upload
     if not merges_ranks(strategy.name):
-        raise ConfigError(f"{key} = {value}: {refusal(strategy.name)}")
+        able = ", ".join(filter(merges_ranks, OWN))
+        raise ConfigError(
+            f"{key} = {value}: strategy.name = {strategy.name!r} needs adapters of rank "
+            f"adapter.rank from every client; those that merge products of different ranks: {able}"
+        )
     if upload.adapters != "float32":
         raise ConfigError(
             f"{key} = {value}, upload.adapters = {upload.adapters!r}: packed adapters are changes "
-            "of those that were sent, which clients of different ranks have not; use "
+            "of those that were sent, and clients of other ranks were sent others; use "
             'upload.adapters = "float32"'
         )
     if config.bounds.clip_update_norm:
@@ -171,23 +204,14 @@ def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
     if strategy.server_rate != 1 and "server_rate" in reads(strategy.name):
         raise ConfigError(
             f"{key} = {value}, strategy.server-rate = {strategy.server_rate:g}: what a client of a "
-            "lower rank cannot hold would count as its change, and the server would go further "
-            "away from it; use strategy.server-rate = 1"
+            "lower rank cannot hold would count as its change; use strategy.server-rate = 1"
         )
 
 
 def merges_ranks(name: str) -> bool:
     """Whether a strategy can merge adapters of different ranks."""
-    return name in OWN and getattr(_own_class(name), "merges_ranks", False)
-
-
-def refusal(name: str) -> str:
-    """Why a strategy cannot have clients of different ranks, and which can."""
-    able = ", ".join(filter(merges_ranks, OWN))
-    return (
-        f"strategy.name = {name!r} needs adapters of rank adapter.rank from every client; those "
-        f"that merge the products of different ranks: {able}"
-    )
+    own = own_class(name)
+    return own is not None and own.merges_ranks
 
 
 def check_replies(config: Strategy, replies: int) -> None:
@@ -205,21 +229,6 @@ def check_replies(config: Strategy, replies: int) -> None:
         )
 
 
-def make_strategy(config: Strategy) -> FlowerStrategy:
-    """The strategy that the run config names.
-
-    Raises:
-        ConfigError: there is none of that name, or it does not take the arguments.
-    """
-    check_strategy(config.name, config.args)
-    if config.name in OWN:
-        return _own_class(config.name)(config)
-    try:
-        return _flower_class(config.name)(**ALL_NODES, **parse_args(config.args))
-    except ValueError as error:
-        raise ConfigError(f"strategy.args = {config.args!r}: {config.name}: {error}") from None
-
-
 def parse_args(text: str) -> dict[str, float]:
     """`"eta=0.01, tau=0.001"` as a dictionary.
 
@@ -228,32 +237,13 @@ def parse_args(text: str) -> dict[str, float]:
     """
     arguments: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        key, _, value = part.partition("=")
+        key, _, value = (piece.strip() for piece in part.partition("="))
         try:
-            arguments[key.strip()] = int(value) if value.strip().isdigit() else float(value)
+            arguments[key] = int(value) if value.isdigit() else float(value)
         except ValueError:
             raise ConfigError(
                 f"strategy.args = {text!r}: must be numbers as in eta=0.01,tau=0.001"
             ) from None
-        if not isfinite(arguments[key.strip()]):
-            raise ConfigError(f"strategy.args = {text!r}: {key.strip()} must be a finite number")
+        if not isfinite(arguments[key]):
+            raise ConfigError(f"strategy.args = {text!r}: {key} must be a finite number")
     return arguments
-
-
-def _own_class(name: str) -> Any:
-    module, _, attribute = OWN[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _flower_class(name: str) -> Any:
-    return getattr(importlib.import_module("flwr.serverapp.strategy"), name)
-
-
-def _flower_arguments(name: str) -> dict[str, float]:
-    """Numeric arguments of one of Flower's strategies, but for those the run sets; defaults."""
-    parameters = inspect.signature(_flower_class(name)).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.name not in ALL_NODES and isinstance(p.default, (int, float))
-    }

@@ -10,10 +10,17 @@ import pytest
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.preflight import run_config as from_command_line
-from fednano_flwr.privacy.checks import SERVER_STEPS, UNIFORM, check_privacy
-from fednano_flwr.strategies.registry import FLOWER, OWN, check_node_rank, check_ranks
+from fednano_flwr.privacy.checks import check_privacy
+from fednano_flwr.strategies.registry import (
+    FLOWER,
+    MEAN_ONLY,
+    OWN,
+    check_node_rank,
+    check_ranks,
+)
 
 ROOT = Path(__file__).parents[2]
+UNIFORM = ("fedavg", "fedprox", "feddpa-f")
 Config = Callable[..., dict[str, Any]]
 GOOD = {
     "privacy.dp": "client-fixed",
@@ -27,12 +34,12 @@ def check(defaults: dict[str, Any], **changed: Any) -> None:
     check_privacy(RunConfig.parse({**defaults, **GOOD, **keys}))
 
 
-@pytest.mark.parametrize("name", [*UNIFORM, *SERVER_STEPS])
+@pytest.mark.parametrize("name", [*UNIFORM, *MEAN_ONLY])
 def test_strategies_of_a_plain_mean_are_accepted(defaults: dict[str, Any], name: str) -> None:
     check(defaults, strategy__name=name)
 
 
-@pytest.mark.parametrize("name", sorted({*OWN, *FLOWER} - {*UNIFORM, *SERVER_STEPS}))
+@pytest.mark.parametrize("name", sorted({*OWN, *FLOWER} - {*UNIFORM, *MEAN_ONLY}))
 def test_all_other_strategies_are_refused(defaults: dict[str, Any], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"privacy\.dp.*strategy\.name = '{name}'.*use one of"):
         check(defaults, strategy__name=name)
@@ -47,11 +54,6 @@ def test_rounding_after_a_client_has_clipped_is_refused(defaults: dict[str, Any]
     with pytest.raises(ConfigError, match=r"privacy\.dp.*upload\.adapters.*'server-fixed'"):
         check(defaults, upload__adapters="int8")
     check(defaults, upload__adapters="int8", privacy__dp="server-fixed")
-
-
-def test_secure_aggregation_is_refused_with_the_reason(defaults: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"SecAgg.* legacy"):
-        check(defaults, privacy__secure_aggregation=True)
 
 
 def test_scaling_updates_down_is_refused_with_lower_ranks(defaults: dict[str, Any]) -> None:

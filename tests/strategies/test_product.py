@@ -240,7 +240,7 @@ def test_shapes_at_another_rank_by_hand() -> None:
     assert shapes_at(shapes, 3) == {f"x{DOWN}": (3, 48), f"x{UP}": (48, 3)}
 
 
-# Writing a product in factors
+# Factorizing a product
 
 
 def test_balanced_factors_share_every_singular_value_equally() -> None:

@@ -3,8 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fednano_flwr.adapters import pack_delta as delta
-from fednano_flwr.adapters.packing import pack_nibbles, unpack_nibbles
+from fednano_flwr.adapters.packing import (
+    dequantize_change,
+    pack_nibbles,
+    quantize_change,
+    steps,
+    unpack_nibbles,
+)
 
 
 def scales_of(data: torch.Tensor, count: int, bits: int) -> torch.Tensor:
@@ -14,16 +19,16 @@ def scales_of(data: torch.Tensor, count: int, bits: int) -> torch.Tensor:
 
 
 def test_a_block_of_4_bits_by_hand() -> None:
-    data = delta.encode(torch.tensor([7.0, -7.0, 3.4, -3.6, 0.4]), bits=4)
+    data = quantize_change(torch.tensor([7.0, -7.0, 3.4, -3.6, 0.4]), bits=4)
     # Codes 14 0 10 3 7, two a byte, the first in the low half; then the scale 1.0 in bfloat16.
     assert data.tolist() == [14 + 16 * 0, 10 + 16 * 3, 7, 0x80, 0x3F]
-    assert delta.decode(data, 5, bits=4).tolist() == [7.0, -7.0, 3.0, -4.0, 0.0]
+    assert dequantize_change(data, 5, bits=4).tolist() == [7.0, -7.0, 3.0, -4.0, 0.0]
 
 
 def test_a_block_of_8_bits_by_hand() -> None:
-    data = delta.encode(torch.tensor([254.0, -254.0, 3.1]), bits=8)
+    data = quantize_change(torch.tensor([254.0, -254.0, 3.1]), bits=8)
     assert data.tolist() == [254, 0, 129, 0x00, 0x40]  # scale 2.0
-    assert delta.decode(data, 3, bits=8).tolist() == [254.0, -254.0, 4.0]
+    assert dequantize_change(data, 3, bits=8).tolist() == [254.0, -254.0, 4.0]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -34,37 +39,37 @@ def test_no_number_is_off_by_more_than_half_its_blocks_step(bits: int, count: in
         spread = 10.0 ** torch.randint(-6, 1, (count,), generator=generator)
         vector = (torch.randn(count, generator=generator) * spread).clamp(-9, 9).double()
         vector = (vector * 10.0**power).float()
-        data = delta.encode(vector, bits)
+        data = quantize_change(vector, bits)
         assert data.numel() == -(-count * bits // 8) + 2 * -(-count // 64)
         step = scales_of(data, count, bits).double()
-        error = (delta.decode(data, count, bits).double() - vector.double()).abs()
+        error = (dequantize_change(data, count, bits).double() - vector.double()).abs()
         assert (error <= step / 2 * (1 + 1e-5)).all(), (power, (error / step).max())
         largest = vector.double().abs().max()
-        assert step.max() <= max(1.005 * largest / delta.steps(bits), 1.2e-38)
+        assert step.max() <= max(1.005 * largest / steps(bits), 1.2e-38)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_zero_stays_zero_and_a_large_block_takes_nothing_from_the_next(bits: int) -> None:
     vector = torch.cat([torch.zeros(64), torch.full((64,), 1e30), torch.full((10,), -1e-20)])
-    back = delta.decode(delta.encode(vector, bits), 138, bits)
+    back = dequantize_change(quantize_change(vector, bits), 138, bits)
     assert torch.equal(back[:64], torch.zeros(64))
     assert ((back[128:] / vector[128:] - 1).abs() < 0.005).all()
 
 
 def test_the_same_numbers_give_the_same_bytes() -> None:
     vector = torch.randn(1000)
-    assert torch.equal(delta.encode(vector, 4), delta.encode(vector.clone(), 4))
+    assert torch.equal(quantize_change(vector, 4), quantize_change(vector.clone(), 4))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2e37])
 def test_what_training_cannot_give_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="infinite, NaN or above 1e37"):
-        delta.encode(torch.tensor([1.0, bad]), bits=4)
+        quantize_change(torch.tensor([1.0, bad]), bits=4)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_tampered_bytes_are_refused(bits: int) -> None:
-    data = delta.encode(torch.randn(100), bits)
+    data = quantize_change(torch.randn(100), bits)
     for wrong, says in (
         (data[:-1], "bytes"),
         (torch.cat([data, data[:1]]), "bytes"),
@@ -77,7 +82,7 @@ def test_tampered_bytes_are_refused(bits: int) -> None:
         (torch.cat([data.new_full((1,), 255), data[1:]]), "code above"),
     ):
         with pytest.raises(ValueError, match=says):
-            delta.decode(wrong, 100, bits)
+            dequantize_change(wrong, 100, bits)
 
 
 def with_scale(data: torch.Tensor, scale: float) -> torch.Tensor:
