@@ -97,23 +97,23 @@ def test_arguments_reach_flowers_strategy(config: Made) -> None:
     assert (made.eta, made.tau) == (0.5, 0.25)  # type: ignore[attr-defined]
 
 
-def test_an_unknown_strategy_is_refused_with_those_there_are() -> None:
+def test_an_unknown_strategy_is_refused_with_those_there_are(config: Made) -> None:
     with pytest.raises(ConfigError, match=r"fednani.*fedavg-exact.*FedAdam"):
         make_strategy(config("fednani"))
 
 
-def test_strategies_that_need_another_client_are_not_offered() -> None:
+def test_strategies_that_need_another_client_are_not_offered(config: Made) -> None:
     with pytest.raises(ConfigError, match="there is no such strategy"):
         make_strategy(config("QFedAvg"))
 
 
-def test_flowers_fedprox_is_refused_with_the_name_of_the_one_that_works() -> None:
+def test_flowers_fedprox_is_refused_with_the_name_of_the_one_that_works(config: Made) -> None:
     with pytest.raises(ConfigError, match=r"FedProx.*'fedprox'"):
         make_strategy(config("FedProx"))
     make_strategy(config("fedprox"))
 
 
-def test_an_unknown_argument_is_refused_with_those_there_are() -> None:
+def test_an_unknown_argument_is_refused_with_those_there_are(config: Made) -> None:
     with pytest.raises(ConfigError, match=r"FedAdam takes .*eta.*; not lr"):
         make_strategy(config("FedAdam", "lr=1"))
     with pytest.raises(ConfigError, match="fednano takes none"):
@@ -187,8 +187,8 @@ def test_a_strategy_reads_what_it_says(config: Made, name: str) -> None:
         ("fisher-product", "fisher-scale", "client", "fednano, fednano-ef"),
         ("fedavg", "proximal-mu", 0.1, "fedprox"),
         ("fednano", "local-rank", 4, "feddpa-f"),
-        ("locft", "factors", "balanced", "fednano, fednano-ef, fedavg, fedavg-exact"),
-        ("FedAdam", "weight-by", "equal", "fednano, fednano-ef, fedavg, fedavg-exact"),
+        ("locft", "factors", "balanced", "centralized, fedavg, fedavg-exact"),
+        ("FedAdam", "weight-by", "equal", "centralized, fedavg, fedavg-exact"),
     ],
 )
 def test_a_value_that_would_change_nothing_is_refused_with_the_strategies_that_use_it(
