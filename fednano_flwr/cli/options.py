@@ -94,13 +94,15 @@ def exit_status(
         usage_errors: further errors that end it with 2.
         failures: further errors that end it with 1.
     """
+    usage_errors = (ConfigError, DataError, OutputError, ResourceError, *usage_errors)
+    failures = (OSError, *failures)
     try:
         with interrupts():
             yield
-    except (ConfigError, DataError, OutputError, ResourceError, *usage_errors) as error:
+    except usage_errors as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(USAGE) from None
-    except (OSError, *failures) as error:
+    except failures as error:
         typer.echo(f"error: {failed}: {error}" if failed else f"error: {error}", err=True)
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:

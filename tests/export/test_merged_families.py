@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from fednano_flwr.adapters.product import Factors
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -22,7 +23,6 @@ from fednano_flwr.edge.questions import (
     teacher_forced,
 )
 from fednano_flwr.exchange.protocol import IGNORE
-from fednano_flwr.export.fold import LowRank
 from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import Checkpoint
@@ -59,13 +59,13 @@ class Setting:
     host: FrozenLLM
 
 
-def sites(adapters: Any) -> dict[str, LowRank]:
-    """The adapters' factors, read from PEFT's own layers."""
+def factors(adapters: Any) -> dict[str, Factors]:
+    """A and s·B of each site, read from PEFT's own layers."""
     found = {}
     for site in ("image", "text"):
         layer = getattr(adapters.base_model.model, f"{site}_adapter")
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        found[site] = LowRank(a.detach(), b.detach(), layer.scaling["default"])
+        found[site] = Factors(a.detach(), layer.scaling["default"] * b.detach().double())
     return found
 
 
@@ -107,7 +107,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     adapters = random_adapters(48, ADAPTER)
     merged = place / "merged"
     merged.mkdir()
-    report = write_merged(checkpoint, sites(adapters), merged)
+    report = write_merged(checkpoint, factors(adapters), merged)
     encoder, frozen = load_encoder(checkpoint), load_edge_half(str(model))
     return Setting(
         family,
@@ -161,13 +161,13 @@ def test_transformers_finds_every_weight_and_no_other(setting: Setting) -> None:
     head = model.get_output_embeddings().weight
     assert torch.equal(head, base.get_output_embeddings().weight)
     shared = base.get_output_embeddings().weight is base.get_input_embeddings().weight
-    assert bool(setting.report.untied) == shared
+    assert bool(setting.report.head) == shared
 
 
 def test_only_embeddings_and_connector_differ_from_the_checkpoint(setting: Setting) -> None:
     before, after = Checkpoint(str(setting.model)), Checkpoint(str(setting.merged))
     assert after.files.keys() - before.files.keys() == (
-        {"lm_head.weight"} if setting.report.untied else set()
+        {"lm_head.weight"} if setting.report.head else set()
     )
     differing = {
         name
