@@ -185,13 +185,13 @@ def model_digest(half: EdgeHalf, encoder: QuestionEncoder) -> str:
     Model, weights, preprocessing, libraries and hardware: processors of different kinds round
     differently, and so does one with another number of threads.
     """
-    digest = hashlib.sha256(f"{FORMAT}\n".encode())
+    digest, processor = hashlib.sha256(f"{FORMAT}\n".encode()), encoder.processor
     for part in (
         half.fingerprint.partition("-")[0],  # the rest depends on which files are here
         half.vision_digest(),
         half.dtype,
         _hardware(half.device),
-        *encoder.processor_classes,
+        *(type(part).__name__ for part in (processor, processor.image_processor)),
         *(f"{name} {_version(name)}" for name in LIBRARIES),
     ):
         digest.update(f"{part}\n".encode())

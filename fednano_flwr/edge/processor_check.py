@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -12,45 +14,60 @@ from PIL import Image
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.skeleton import count_features
 
 if TYPE_CHECKING:
-    from fednano_flwr.edge.questions import Question, QuestionEncoder
+    from fednano_flwr.edge.questions import QuestionEncoder
 
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer_config.json"
 QFORMER = "qformer_tokenizer"
 
 
-def check_processor(checkpoint: Checkpoint, processor: Any, encoder: QuestionEncoder) -> None:
+def check_processor(checkpoint: Checkpoint, encoder: QuestionEncoder) -> None:
     """Take a question without a picture and one with it through processor, tokenizer and config.
 
     Args:
-        encoder: made with `processor`.
+        encoder: made with the checkpoint's processor.
 
     Raises:
         ConfigError: they do not fit together; names the file and the key.
     """
     try:
-        _check_kind(checkpoint, processor)
-        _check_vocabulary(checkpoint, processor.tokenizer)
-        prompts = _check_template(Prompting(checkpoint.family, processor), processor)
-        _check_tokens(processor.tokenizer, encoder, prompts)
-        _check_features(checkpoint, processor, encoder)
+        _check_kind(checkpoint, encoder.processor)
+        _check_vocabularies(checkpoint, encoder.processor)
+        prompt = _check_template(encoder)
+        _check_tokens(encoder, prompt)
+        _check_features(checkpoint, encoder)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.folder}: {error}") from error
 
 
-@lru_cache(maxsize=2)
+@cache
 def _question(pictures: int) -> Sample:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(file, "PNG")
     picture = Picture(data=file.getvalue()) if pictures else None
     options = ("the first one", "the second one")
     return Sample("check", "Which one is it?", "check", "check", options, answer=0, image=picture)
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Whatever is raised in the block is a ConfigError: a file's values reach deep into libraries.
+
+    Raises:
+        ConfigError: says what cannot be done, and why.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{what}: {type(error).__name__}: {line}") from error
 
 
 def _check_kind(checkpoint: Checkpoint, processor: Any) -> None:
@@ -61,28 +78,26 @@ def _check_kind(checkpoint: Checkpoint, processor: Any) -> None:
             f"processor_class is {kind} ({PROCESSOR}, {TOKENIZER}), and a model of the family "
             f"{checkpoint.config.model_type} has {' or '.join(known)}"
         )
-    if hasattr(processor, "qformer_tokenizer"):
-        folder = checkpoint.folder / QFORMER
-        if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.txt")):
-            raise ConfigError(  # transformers would take the language model's
-                f"{QFORMER}/tokenizer.json and vocab.txt are missing: the Q-Former's tokenizer"
-            )
-        tokens, rows = len(processor.qformer_tokenizer), checkpoint.config.qformer_config.vocab_size
-        if tokens > rows:
-            raise ConfigError(
-                f"the Q-Former's tokenizer has {tokens} tokens ({QFORMER}/), its table {rows} rows "
-                "(vocab_size in qformer_config of config.json)"
-            )
-
-
-def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Any) -> None:
-    """The tokenizer's tokens are in the model's table, and answers have an end."""
-    rows, end = checkpoint.config.get_text_config().vocab_size, tokenizer.eos_token_id
-    if tokenizer.vocab_size > rows:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens (tokenizer.json), the model's table "
-            f"{rows} rows (vocab_size in config.json): one of them is another model's"
+    files = [checkpoint.folder / QFORMER / file for file in ("tokenizer.json", "vocab.txt")]
+    if hasattr(processor, QFORMER) and not any(file.is_file() for file in files):
+        raise ConfigError(  # transformers would take the language model's
+            f"{QFORMER}/tokenizer.json and vocab.txt are missing: the Q-Former's tokenizer"
         )
+
+
+def _check_vocabularies(checkpoint: Checkpoint, processor: Any) -> None:
+    """All tokens are in the model's tables, and answers have an end."""
+    config, tokenizer = checkpoint.config, processor.tokenizer
+    rows, end = config.get_text_config().vocab_size, tokenizer.eos_token_id
+    tables = [("tokenizer.json", tokenizer.vocab_size, rows)]
+    if hasattr(processor, QFORMER):
+        tables.append((QFORMER, len(processor.qformer_tokenizer), config.qformer_config.vocab_size))
+    for name, tokens, places in tables:
+        if tokens > places:
+            raise ConfigError(
+                f"{name} has {tokens} tokens, the model's table {places} rows (vocab_size in "
+                "config.json): one of them is another model's"
+            )
     if end is None:
         raise ConfigError(f"{TOKENIZER} has no eos_token, so that no answer would end")
     if end >= rows:
@@ -92,21 +107,18 @@ def _check_vocabulary(checkpoint: Checkpoint, tokenizer: Any) -> None:
         )
 
 
-def _check_template(prompting: Prompting, processor: Any) -> list[str]:
+def _check_template(encoder: QuestionEncoder) -> str:
     """A prompt has the question's text and pictures once, and is the same tomorrow.
 
     Returns:
-        The prompts without and with a picture.
+        The prompt without a picture.
     """
-    image, prompts = _image_token(processor), []
-    for pictures in (0, 1):
+    image, prompting = _image_token(encoder.processor), encoder.prompting
+    for pictures in (1, 0):
         sample = _question(pictures)
         text = user_text(sample)
-        try:
-            prompt = prompting.write(sample)
-            dated = prompting.writes_date(sample)
-        except Exception as error:  # a template is a program
-            raise ConfigError(f"the chat template cannot be filled: {_line(error)}") from error
+        with _explained("the chat template cannot be filled"):
+            prompt, dated = prompting.write(sample), prompting.writes_date(sample)
         if dated:
             raise ConfigError(
                 "the chat template writes today's date (strftime_now), so that a question is "
@@ -118,20 +130,21 @@ def _check_template(prompting: Prompting, processor: Any) -> list[str]:
                 f"and {image} {pictures} times (a template for turns that are plain text does not "
                 "take a list of texts and pictures)"
             )
-        prompts.append(prompt)
-    return prompts
+    return prompt
 
 
-def _check_tokens(tokenizer: Any, encoder: QuestionEncoder, prompts: list[str]) -> None:
+def _check_tokens(encoder: QuestionEncoder, prompt: str) -> None:
     """A prompt becomes all of its tokens, after what opens it, and nothing follows."""
-    ids = _encoded(encoder, 0).ids.tolist()
-    plain = tokenizer(prompts[0], add_special_tokens=False, **WHOLE)["input_ids"]
+    tokenizer = encoder.processor.tokenizer
+    with _explained("a question with no picture cannot be made a prompt"):
+        ids = encoder.unanswered(_question(0)).ids.tolist()
+    plain = tokenizer(prompt, add_special_tokens=False, **WHOLE)["input_ids"]
     if ids[-len(plain) :] != plain:
         extra = [token for token in ids if token not in plain]
         raise ConfigError(
             f"the tokenizer makes {len(ids)} tokens of a prompt of {len(plain)}, and does not end "
             f"with the prompt's last; added are {tokenizer.convert_ids_to_tokens(extra)}: an "
-            f"answer would come after them. Set add_eos_token in {TOKENIZER} to false, or mend "
+            f"answer would come after them. Set add_eos_token in {TOKENIZER} to false, or correct "
             "post_processor in tokenizer.json"
         )
     opening = ids[: -len(plain)]
@@ -143,9 +156,10 @@ def _check_tokens(tokenizer: Any, encoder: QuestionEncoder, prompts: list[str]) 
         )
 
 
-def _check_features(checkpoint: Checkpoint, processor: Any, encoder: QuestionEncoder) -> None:
+def _check_features(checkpoint: Checkpoint, encoder: QuestionEncoder) -> None:
     """A picture's places in a prompt are the config's, and as many as its features."""
-    token, text = image_token(checkpoint), _image_token(processor, in_ids=True)
+    processor, token = encoder.processor, image_token(checkpoint)
+    text = _image_token(processor, in_ids=True)
     known = processor.tokenizer.convert_tokens_to_ids(text)
     if known != token:
         raise ConfigError(
@@ -153,36 +167,19 @@ def _check_features(checkpoint: Checkpoint, processor: Any, encoder: QuestionEnc
             f"{text}, {known}"
         )
     settings = _settings(checkpoint, processor)
-    places = int((_encoded(encoder, 1, f"{settings}; ").ids == token).sum())
-    pictures = encoder.vision_inputs(_question(1))
-    try:
+    with _explained(f"a question with a picture cannot be made a prompt: {settings}"):
+        places = int((encoder.unanswered(_question(1)).ids == token).sum())
+        pictures = encoder.vision_inputs(_question(1))
+    with _explained(
+        "the model of config.json (vision_config) cannot take a picture as the processor makes it "
+        f"({PROCESSOR}, preprocessor_config.json)"
+    ):
         features = count_features(checkpoint.config, pictures)
-    except ConfigError:
-        raise
-    except Exception as error:  # from deep inside the model's code
-        raise ConfigError(
-            "the model of config.json (vision_config) cannot take a picture as the processor makes "
-            f"it ({PROCESSOR}, preprocessor_config.json): {_line(error)}"
-        ) from error
     if features is not None and features != places:
         raise ConfigError(
             f"the model gives {features} features a picture, and the processor asks for {places}: "
             f"{settings}"
         )
-
-
-def _encoded(encoder: QuestionEncoder, pictures: int, settings: str = "") -> Question:
-    try:
-        return encoder.unanswered(_question(pictures))
-    except Exception as error:  # a file's values reach deep into transformers and tokenizers
-        what = "a picture" if pictures else "no picture"
-        raise ConfigError(
-            f"a question with {what} cannot be made a prompt: {settings}{_line(error)}"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _image_token(processor: Any, in_ids: bool = False) -> str:
@@ -203,21 +200,19 @@ def _image_token(processor: Any, in_ids: bool = False) -> str:
 
 
 def _settings(checkpoint: Checkpoint, processor: Any) -> str:
-    """What decides how many places a picture takes, in words: what looks wrong, else all."""
-    file = checkpoint.folder / PROCESSOR
+    """What decides how many places a picture takes: the settings that look wrong, else all."""
+    file, config = checkpoint.folder / PROCESSOR, checkpoint.config
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     written = content | content.get("image_processor", {})
-    config = checkpoint.config
-    odd: list[str] = []
-    well: list[str] = []
+    all_of_them, odd = [], []
     for key in checkpoint.family.picture_keys:
-        own = getattr(processor, key, written.get(key, ...))
-        if own is ...:
+        if not hasattr(processor, key) and key not in written:
             continue
-        model = getattr(config, key, None)
-        model = getattr(config.vision_config, key, None) if model is None else model
+        own = getattr(processor, key, written.get(key))
+        model = getattr(config, key, None) or getattr(config.vision_config, key, None)
         stated = f"{key} = {own!r}" if key in written else f"{key} is missing"
-        agree = key in written and model in (None, own)
-        (well if agree else odd).append(stated + ("" if model is None else f" ({model!r} there)"))
-    keys = ", ".join(odd or well) or "no key says how many"
+        all_of_them.append(stated + ("" if model is None else f" ({model!r} there)"))
+        if key not in written or model not in (None, own):
+            odd.append(all_of_them[-1])
+    keys = ", ".join(odd or all_of_them) or "no key says how many"
     return f"in {PROCESSOR}, beside config.json, {keys}"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,6 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.processor_check import check_processor
 from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.processor import load_processor
 
@@ -103,36 +100,30 @@ NO_LIMITS = Limits()
 
 
 class QuestionEncoder:
-    """Turns samples into questions with a model's own processor and prompt.
+    """Turns samples into questions with the processor of a model, or of an edge bundle.
 
-    Args:
-        model_type: of the model's config.
+    Attributes:
         processor: of the model.
-        ends: tokens that end a generated answer, beside the tokenizer's own.
-        vocabulary: number of tokens that the model has embeddings of.
-        picture: token that stands where a picture's features go, and needs no embedding.
+        prompting: how its prompts are written.
+        end: token that ends a right answer.
+        ends: tokens that end a generated one.
 
     Raises:
-        ConfigError: the processor lacks what prompts need.
+        ConfigError: there is no processor, or it lacks what prompts need.
     """
 
-    def __init__(
-        self,
-        model_type: str,
-        processor: Any,
-        ends: Iterable[int] = (),
-        vocabulary: int = sys.maxsize,
-        picture: int | None = None,
-    ) -> None:
-        self._processor = processor
-        self._vocabulary, self._picture = vocabulary, picture
-        self.end: int = processor.tokenizer.eos_token_id
-        self.ends = {self.end, *ends}
-        self._prompting = Prompting(FAMILIES[model_type], processor)
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.processor = load_processor(checkpoint.folder)
+        self.prompting = Prompting(checkpoint.family, self.processor)
+        tokenizer, config = self.processor.tokenizer, checkpoint.config
+        self.end: int = tokenizer.eos_token_id
+        self.ends = {self.end, *_ends(checkpoint.folder)}
+        self._vocabulary: int = config.get_text_config().vocab_size
+        self._picture: int | None = getattr(config, "image_token_id", None)
         self._letters: dict[str, tuple[int, ...]] = {}
-        found = [getattr(processor, name, None) for name in PLACEHOLDERS]
-        if picture is not None:
-            found.append(processor.tokenizer.convert_ids_to_tokens(picture))
+        found = [getattr(self.processor, name, None) for name in PLACEHOLDERS]
+        if self._picture is not None:
+            found.append(tokenizer.convert_ids_to_tokens(self._picture))
         self._placeholders = sorted({str(getattr(t, "content", t)) for t in found if t})
 
     def encode(self, sample: Sample) -> Question:
@@ -147,7 +138,7 @@ class QuestionEncoder:
             if sample.num_options:
                 answer = (question.options[LETTERS.index(answer_text(sample))],)
             else:
-                written = self._prompting.write(sample)
+                written = self.prompting.write(sample)
                 answer = (*self._continuation(written, answer_text(sample)), self.end)
         self._check_known(answer)
         return replace(question, answer=answer)
@@ -164,7 +155,7 @@ class QuestionEncoder:
             if token in user_text(sample) + sample.free_answer:
                 raise SampleError(f"its text holds {token}, which this model reads as a picture")
         with _one_sample():
-            prompt = self._prompting.write(sample)
+            prompt = self.prompting.write(sample)
             tensors = self._tensors(sample, prompt)
             options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
         ids = tensors["input_ids"][0]
@@ -174,7 +165,7 @@ class QuestionEncoder:
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
         """What the vision encoder takes of a sample that has pictures."""
-        tensors = self._tensors(sample, self._prompting.write(sample))
+        tensors = self._tensors(sample, self.prompting.write(sample))
         return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
 
     def vision_key(self, sample: Sample) -> str:
@@ -182,17 +173,12 @@ class QuestionEncoder:
         digest = hashlib.sha256()
         for picture in sample.pictures:
             digest.update(content_digest(picture))
-        digest.update(str(self._prompting.encoder_ids(sample)).encode())
+        digest.update(str(self.prompting.encoder_ids(sample)).encode())
         return digest.hexdigest()
-
-    @property
-    def processor_classes(self) -> tuple[str, str]:
-        """Which code prepares pictures: it depends on what is installed, too."""
-        return type(self._processor).__name__, type(self._processor.image_processor).__name__
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens."""
-        return self._processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def _check_known(self, tokens: Collection[int]) -> None:
         """
@@ -200,13 +186,13 @@ class QuestionEncoder:
             SampleError: the tokenizer has a token that the model does not have.
         """
         if (largest := max(tokens)) >= self._vocabulary:
-            written = self._processor.tokenizer.convert_ids_to_tokens(largest)
+            written = self.processor.tokenizer.convert_ids_to_tokens(largest)
             raise SampleError(
                 f"its token {largest} ({written}) is not among the model's {self._vocabulary}"
             )
 
     def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
-        return self._prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
+        return self.prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
 
     def _letter_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the letters, as they follow this prompt's last line."""
@@ -227,7 +213,7 @@ class QuestionEncoder:
 
     def _continuation(self, prompt: str, text: str) -> tuple[int, ...]:
         """Tokens of `text` as they follow this prompt's last line."""
-        tokenizer, ending = self._processor.tokenizer, prompt[-16:]
+        tokenizer, ending = self.processor.tokenizer, prompt[-16:]
         space = "" if ending[-1].isspace() else " "
         before = tokenizer(ending, add_special_tokens=False, **WHOLE)["input_ids"]
         after = tokenizer(ending + space + text, add_special_tokens=False, **WHOLE)["input_ids"]
@@ -272,21 +258,13 @@ def encode_all(
 
 
 def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
-    """Encoder with the processor of a model, or of an edge bundle.
+    """The encoder of a model, or of an edge bundle.
 
     Raises:
         ConfigError: processor, tokenizer and config are not there or do not fit together.
     """
-    processor = load_processor(checkpoint.folder)
-    config = checkpoint.config
-    encoder = QuestionEncoder(
-        config.model_type,
-        processor,
-        _ends(checkpoint.folder),
-        config.get_text_config().vocab_size,
-        getattr(config, "image_token_id", None),
-    )
-    check_processor(checkpoint, processor, encoder)
+    encoder = QuestionEncoder(checkpoint)
+    check_processor(checkpoint, encoder)
     return encoder
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -16,7 +16,6 @@ from fednano_flwr.edge.questions import load_encoder, used_tokens
 from fednano_flwr.models.checkpoint import Checkpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.processor import load_processor
-from tests import tiny_families
 from tests.models.test_families import SAMPLES, picture
 
 OPTIONS = Sample(
@@ -36,17 +35,16 @@ PICTURES_FIRST = (
 )
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tiny_families.write(request.param, tmp_path_factory.mktemp("model") / request.param)
-    return Checkpoint(str(folder))
+@pytest.fixture(params=list(FAMILIES))
+def checkpoint(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Checkpoint:
+    return Checkpoint(str(family_folder(request.param)))
 
 
 def test_each_option_picture_follows_its_letter_in_every_family(checkpoint: Checkpoint) -> None:
     encoder = load_encoder(checkpoint)
     ids = encoder.encode(OPTIONS).ids.tolist()
     image = checkpoint.config.image_token_id
-    letters = [encoder._processor.tokenizer.convert_tokens_to_ids(x) for x in ("A", "B", "C")]
+    letters = [encoder.processor.tokenizer.convert_tokens_to_ids(x) for x in ("A", "B", "C")]
     places = [ids.index(letter) for letter in letters]
     runs = [ids[a:b].count(image) for a, b in zip([0, *places], [*places, len(ids)], strict=True)]
     assert all(runs) and len(set(runs)) == 1, runs  # four pictures of one size, each in its place
