@@ -61,7 +61,7 @@ def test_an_installed_wheel_has_its_types_its_model_and_its_app(installed: Path)
     for name in (
         *("fednano_flwr/py.typed", "fednano_demo/py.typed", "fednano_flwr/app/pyproject.toml"),
         *("fednano_demo/model/model.safetensors", "fednano_flwr/models/configs/llava-1.5-7b.json"),
-        "fednano_flwr/analysis/report/templates/run.html.j2",
+        "fednano_flwr/analysis/templates/run.html.j2",
         "fednano_flwr/export/templates/card.md.j2",
     ):
         assert (installed / name).is_file(), name

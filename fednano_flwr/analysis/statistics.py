@@ -1,4 +1,4 @@
-"""Means over seeds, and how sure they are."""
+"""Means over seeds, and how certain they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """A sample's mean and spread; None where there are too few values to tell.
+    """A sample's mean and spread; `str` gives `61.0 ± 1.0`.
 
     Attributes:
         mean: None without values.
@@ -20,27 +20,31 @@ class Spread:
         low, high: Student's 95 % interval of the mean (n − 1 degrees of freedom); None likewise.
     """
 
-    mean: float | None
-    stdev: float | None
-    low: float | None
-    high: float | None
+    mean: float | None = None
+    stdev: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "–"
+        return f"{self.mean:.1f}" + ("" if self.stdev is None else f" ± {self.stdev:.1f}")
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean, sample standard deviation and mean ± t(0.975, n − 1) · s / √n."""
     if not values:
-        return Spread(None, None, None, None)
+        return Spread()
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return Spread(mean, None, None, None)
-    from scipy.stats import t
+        return Spread(mean)
+    from scipy.stats import t  # takes seconds
 
     deviation = statistics.stdev(values)
     half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return Spread(mean, deviation, mean - half, mean + half)
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[list[int], Spread]:
-    """Differences ours − theirs, seed by seed, over the seeds that both have."""
-    seeds = [seed for seed in ours if seed in theirs]
-    return seeds, spread([ours[seed] - theirs[seed] for seed in seeds])
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, float]:
+    """Differences ours − theirs by seed, of the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}

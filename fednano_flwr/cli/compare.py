@@ -63,14 +63,16 @@ def compare(
     Exits with 0 if all runs completed, 1 if one failed, 2 if something cannot be used (nothing has
     run then) and 130 if it was interrupted.
     """
-    from fednano_flwr.analysis.experiments.command import compare as carry_out
-    from fednano_flwr.analysis.experiments.plan import Asked
+    from fednano_flwr.analysis.compare import compare as carry_out
+    from fednano_flwr.analysis.experiments.plan import CompareOptions
 
-    asked = Asked(experiments, seeds, vary or [], config or [], clients, baseline, out, name)
+    options = CompareOptions(
+        experiments, seeds, vary or [], config or [], clients, baseline, out, name
+    )
     cwd = Path.cwd()
     interrupted = "interrupted; nothing is left running, and the same command goes on from here"
     with exit_status(interrupted=interrupted):
         say_proxies()
         app = find_app(app, cwd)
-        if not carry_out(app, asked, cwd, workers, dry_run, command_line(), typer.echo):
+        if not carry_out(app, options, cwd, workers, dry_run, command_line(), typer.echo):
             raise typer.Exit(FAILED)

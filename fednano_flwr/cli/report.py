@@ -31,7 +31,7 @@ def report(
     Exits with 0 if it is written, 1 if writing failed, 2 if one of the runs cannot be read (nothing
     is written then) and 130 if it was interrupted.
     """
-    from fednano_flwr.analysis.report.command import report as write
+    from fednano_flwr.analysis.report import report as write
 
     interrupted = "interrupted; the same command writes the report anew"
     with exit_status("the report cannot be written", interrupted):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fednano_flwr.analysis.config_digest import digest_of
 from fednano_flwr.config import LARGEST, ConfigError, RunConfig, key_types
 from fednano_flwr.config.overrides import parse_override
 from fednano_flwr.config.project import PACKAGE, defaults
@@ -35,18 +35,6 @@ ONE_PROCESS = {
     "llm.address": ("", "each compared run serves its own LLM; must be empty"),
 }
 """Keys that a compared run cannot change: what they have to be, and why."""
-NO_MATTER = (
-    "seed",
-    "resume",
-    "run.dir",
-    "run.name",
-    "run.keep-checkpoints",
-    "run.trackers",
-    "edge.state-dir",
-    "edge.feature-dir",
-)
-"""Keys that are not in a run's digest: the seed has its own place in the name, the others are
-places on this machine or elsewhere, or about runs that were stopped."""
 MOST_SEEDS = 1000
 ALIAS = "default"
 """What results call the experiment whose strategy is the app's default."""
@@ -67,7 +55,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of the comparison; two experiments with the same config share its folder."""
 
     experiment: str
@@ -85,6 +73,11 @@ class Run:
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
+    def digest(self) -> str:
+        """The same for runs that differ in the seed alone."""
+        return self.config.run.name.rsplit("-seed", 1)[0]
+
+    @property
     def data(self) -> tuple[Any, ...]:
         """What decides the shards: runs that agree in it read and tokenize the same questions."""
         return self.config.model, self.config.dataset, self.seed, self.clients
@@ -95,8 +88,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command line.
+class CompareOptions:
+    """The command line of `fednano compare`.
 
     Attributes:
         files: one experiment each, named by the file's stem.
@@ -127,7 +120,7 @@ class Plan:
             one is.
     """
 
-    runs: list[Run]
+    runs: list[PlannedRun]
     experiments: list[str]
     settings: list[Setting]
     seeds: list[int]
@@ -137,44 +130,48 @@ class Plan:
     name: str
 
     @property
-    def distinct(self) -> list[Run]:
-        """One run for each folder."""
-        found: dict[Path, Run] = {}
+    def distinct(self) -> list[PlannedRun]:
+        """The first run of each folder."""
+        found: dict[Path, PlannedRun] = {}
         for run in self.runs:
             found.setdefault(run.folder, run)
         return list(found.values())
 
 
-def make_plan(app: Path, asked: Asked, cwd: Path) -> Plan:
+def make_plan(app: Path, options: CompareOptions, cwd: Path) -> Plan:
     """Resolve every run's config, without looking at models or data.
 
     Raises:
         ConfigError: an option, file, key or value cannot be used; the message names it.
     """
     _check_code(app)
-    experiments = _experiments(asked.files)
-    baseline = asked.baseline or next(iter(experiments))
+    experiments = _experiments(options.files)
+    baseline = options.baseline or next(iter(experiments))
     if baseline not in experiments:
         known = ", ".join(experiments)
         raise ConfigError(f"--baseline {baseline}: no such experiment; there are {known}")
-    if asked.name == RUNS or Path(asked.name).name != asked.name or asked.name.startswith("."):
-        raise ConfigError(f"--name {asked.name!r}: give a plain folder name other than {RUNS!r}")
-    seeds = parse_seeds(asked.seeds)
-    grid = [parse_vary(text, cwd) for text in asked.vary]
+    if (
+        options.name == RUNS
+        or Path(options.name).name != options.name
+        or options.name.startswith(".")
+    ):
+        raise ConfigError(f"--name {options.name!r}: give a plain folder name other than {RUNS!r}")
+    seeds = parse_seeds(options.seeds)
+    grid = [parse_vary(text, cwd) for text in options.vary]
     if repeated := _repeated([key for key, _ in grid]):
         raise ConfigError(f"--vary {repeated}: is given twice; join its values by commas")
-    for text in asked.overrides:
+    for text in options.overrides:
         _check_ours(f"-c {text}", parse_override(text, cwd))
-    out = (cwd / asked.out.expanduser()).resolve()
+    out = (cwd / options.out.expanduser()).resolve()
     cells = list(itertools.product(*[[(key, v) for v in values] for key, values in grid]))
     settings = [Setting(cell, _label(cell)) for cell in cells]
     configs = {
-        (name, setting): _resolve(app, file, asked, setting, cwd)
+        (name, setting): _resolve(app, file, options, setting, cwd)
         for setting in settings
         for name, file in experiments.items()
     }
     runs = [
-        _run(name, setting, seed, asked.clients, configs[name, setting], out / RUNS)
+        _run(name, setting, seed, options.clients, configs[name, setting], out / RUNS)
         for setting in settings
         for seed in seeds
         for name in experiments
@@ -184,7 +181,7 @@ def make_plan(app: Path, asked: Asked, cwd: Path) -> Plan:
     for (name, setting), config in configs.items():
         if config.strategy.name == usual:
             default.setdefault(setting, name)
-    return Plan(runs, list(experiments), settings, seeds, baseline, default, out, asked.name)
+    return Plan(runs, list(experiments), settings, seeds, baseline, default, out, options.name)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -224,13 +221,6 @@ def parse_vary(text: str, cwd: Path) -> tuple[str, list[Any]]:
     return key, list(dict.fromkeys(typed))
 
 
-def digest_of(config: RunConfig, clients: int) -> str:
-    """Of everything that decides a run's result but its seed."""
-    flat = {key: value for key, value in config.flat().items() if key not in NO_MATTER}
-    text = json.dumps({**flat, "clients": clients}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def _check_code(app: Path) -> None:
     """Refuse an app that is not this code: compared runs are of the imported package."""
     own = app / PACKAGE.name
@@ -260,12 +250,13 @@ def _repeated(names: Sequence[str]) -> str | None:
 
 
 def _check_ours(where: str, flat: dict[str, Any]) -> None:
-    for key in flat:
-        if key in OURS:
-            raise ConfigError(f"{where}: {key} is set by the comparison; {OURS[key]}")
+    if key := next((key for key in flat if key in OURS), None):
+        raise ConfigError(f"{where}: {key} is set by the comparison; {OURS[key]}")
 
 
-def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -> RunConfig:
+def _resolve(
+    app: Path, file: Path, options: CompareOptions, setting: Setting, cwd: Path
+) -> RunConfig:
     """The app's defaults, the experiment's file, `-c` and `--vary`, the last one winning."""
     at = f" with {setting.label}" if setting.label else ""
     file = cwd / file.expanduser()
@@ -273,7 +264,7 @@ def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -
     _check_ours(str(file), own)
     varied = [f"{key}={_toml(value)}" for key, value in setting.values]
     try:
-        config = run_config(app, [str(file), *asked.overrides, *varied], asked.clients, cwd)
+        config = run_config(app, [str(file), *options.overrides, *varied], options.clients, cwd)
     except ConfigError as error:
         raise ConfigError(f"{file}{at}: {error}") from None
     flat = config.flat()
@@ -285,10 +276,12 @@ def _resolve(app: Path, file: Path, asked: Asked, setting: Setting, cwd: Path) -
 
 def _run(
     name: str, setting: Setting, seed: int, clients: int, config: RunConfig, folder: Path
-) -> Run:
+) -> PlannedRun:
     named = f"{digest_of(config, clients)}-seed{seed}"
     place = dataclasses.replace(config.run, dir=str(folder), name=named)
-    return Run(name, setting, seed, clients, dataclasses.replace(config, seed=seed, run=place))
+    return PlannedRun(
+        name, setting, seed, clients, dataclasses.replace(config, seed=seed, run=place)
+    )
 
 
 def _label(cell: Sequence[tuple[str, Any]]) -> str:
@@ -308,13 +301,3 @@ def _plain(value: Any) -> str:
 
 def _toml(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str | bool) else repr(value)
-
-
-def distinct_configs(runs: Sequence[Run]) -> Iterator[Run]:
-    """One run for each config, whatever its seed."""
-    seen = set()
-    for run in runs:
-        key = run.folder.name.rsplit("-seed", 1)[0]
-        if key not in seen:
-            seen.add(key)
-            yield run

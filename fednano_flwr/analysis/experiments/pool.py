@@ -11,7 +11,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.analysis.experiments.store import clear
 from fednano_flwr.analysis.experiments.worker import Outcome, work
 from fednano_flwr.base.signals import SIGNALS, no_interrupts
@@ -19,12 +19,12 @@ from fednano_flwr.base.version import commit_of
 from fednano_flwr.config.project import PACKAGE
 
 SCRATCH = ".scratch"
-OnStart = Callable[[Run], None]
-OnEnd = Callable[[Run, Outcome], None]
+OnStart = Callable[[PlannedRun], None]
+OnEnd = Callable[[PlannedRun, Outcome], None]
 
 
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[PlannedRun],
     workers: int,
     out: Path,
     on_end: OnEnd,
@@ -85,7 +85,7 @@ class Worker:
         self.scratch = scratch
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, scratch, commit), daemon=True)
-        self.run: Run | None = None
+        self.run: PlannedRun | None = None
         # The process inherits the mask: Ctrl-C in a terminal reaches it too, and is not for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -94,13 +94,13 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
 
-    def give(self, run: Run) -> Run:
+    def give(self, run: PlannedRun) -> PlannedRun:
         self.run = run
         with suppress(OSError):  # it died between two runs, and `outcome` says so
             self.pipe.send(run)
         return run
 
-    def outcome(self) -> tuple[Run, Outcome]:
+    def outcome(self) -> tuple[PlannedRun, Outcome]:
         """How the run that it was given ended; a process that died is a failed run."""
         assert self.run is not None
         try:
@@ -117,7 +117,7 @@ class Worker:
         self.pipe.close()
 
 
-def _next(pending: list[Run], busy: Sequence[Worker], last: Any) -> Run:
+def _next(pending: list[PlannedRun], busy: Sequence[Worker], last: Any) -> PlannedRun:
     """Take the run that a worker does next: of the data it has, else of data that no other has."""
     others = {worker.run.data for worker in busy if worker.run is not None}
     same = (run for run in pending if run.data == last)

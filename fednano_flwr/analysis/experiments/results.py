@@ -31,87 +31,97 @@ seconds are means over all rounds but round 0.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fednano_flwr.analysis.experiments.plan import ALIAS, Plan, Run, Setting
-from fednano_flwr.analysis.experiments.store import Finished
+from fednano_flwr.analysis import facts
+from fednano_flwr.analysis.experiments.plan import ALIAS, Plan, PlannedRun, Setting
+from fednano_flwr.analysis.groups import Group
 from fednano_flwr.analysis.statistics import paired, spread
+from fednano_flwr.runs.comparable import best
+from fednano_flwr.runs.results import Run
 
 Results = dict[str, Any]
+Finished = Mapping[PlannedRun, Run]
 HUB_COMMITS = ("model_revision", "dataset_revision")
 
 
 def summarize(
-    plan: Plan, finished: Mapping[Run, Finished], failed: Mapping[Run, str], command: str
+    plan: Plan, finished: Finished, failed: Mapping[PlannedRun, str], command: str
 ) -> Results:
-    """Everything that the tables and pictures show."""
-    rows = [
-        _row(name, setting, _of(plan, finished, name, setting))
-        for setting in plan.settings
-        for name in plan.experiments
-    ]
+    """Everything that the tables show."""
+    by_setting = grouped(plan, finished)
     return {
         "command": command,
         "baseline": plan.baseline,
         "clients": plan.runs[0].clients,
         "settings": [{"label": s.label, "values": dict(s.values)} for s in plan.settings],
-        "rows": rows,
-        "paired": _all_paired(plan, finished),
+        "rows": [_row(one, setting) for setting in plan.settings for one in by_setting[setting]],
+        "paired": {
+            key: value
+            for setting, groups in by_setting.items()
+            for key, value in _paired(plan, setting, groups).items()
+        },
         "failed": [{"run": str(run), "reason": reason} for run, reason in failed.items()],
         "client_failures": [
-            {"run": str(run), **dataclasses.asdict(failure)}
-            for run, one in finished.items()
-            for failure in one.failures
+            {
+                "run": str(planned),
+                "round": failure.round,
+                "step": failure.phase,
+                "client": failure.who,
+                "reason": failure.reason,
+            }
+            for planned, run in finished.items()
+            for failure in facts.failures(run)
         ],
-        "environment": environments(list({r.folder: f for r, f in finished.items()}.values())),
+        "environment": environments(list({p.folder: run for p, run in finished.items()}.values())),
     }
 
 
-def run_row(one: Finished) -> dict[str, Any]:
-    """One line of runs.csv."""
+def grouped(plan: Plan, finished: Finished) -> dict[Setting, list[Group]]:
+    """For each setting a group an experiment, of the runs that finished."""
     return {
-        "experiment": one.run.experiment,
-        **dict(one.run.setting.values),
-        "seed": one.run.seed,
-        "round_0": _points(one.records[0]["accuracy"]),
-        "last": last_accuracy(one),
-        "best": _points(max((r["accuracy"] or 0.0) for r in one.records if one.of_everyone(r))),
-        "worst": worst_client(one),
-        "all": all_questions(one),
-        "upload_kb_a_round": _mean_of([one], _upload),
-        "step_mb_a_round": _mean_of([one], _step),
-        "seconds_a_round": _mean_of([one], _seconds),
-        "seconds": one.seconds,
-        "client_failures": len(one.failures),
-        "commit": one.environment.get("commit"),
-        "folder": one.run.folder.name,
+        setting: [
+            Group(
+                name,
+                tuple(
+                    finished[run]
+                    for run in plan.runs
+                    if run in finished and (run.experiment, run.setting) == (name, setting)
+                ),
+            )
+            for name in plan.experiments
+        ]
+        for setting in plan.settings
     }
 
 
-def last_accuracy(one: Finished) -> float | None:
-    """Percent, mean over clients, after the last round."""
-    return _points(one.records[-1]["accuracy"])
+def run_row(planned: PlannedRun, run: Run) -> dict[str, Any]:
+    """One line of runs.csv."""
+    alone = Group(planned.experiment, (run,))
+    return {
+        "experiment": planned.experiment,
+        **dict(planned.setting.values),
+        "seed": planned.seed,
+        "round_0": _points(run.rounds[0]["accuracy"]),
+        "last": _points(run.rounds[-1]["accuracy"]),
+        "best": _points(best(run.rounds)["accuracy"] or 0.0),
+        "worst": _worst_client(run),
+        "all": _all_questions(run),
+        **_costs(alone),
+        "seconds": sum(record["seconds"] for record in run.rounds),
+        "client_failures": len(facts.failures(run)),
+        "commit": run.environment.get("commit"),
+        "folder": planned.folder.name,
+    }
 
 
-def worst_client(one: Finished) -> float | None:
-    """Percent, of the client that does worst after the last round."""
-    known = [a for a in one.records[-1]["accuracy_per_client"].values() if a is not None]
-    return _points(min(known)) if known else None
-
-
-def all_questions(one: Finished) -> float | None:
-    """Percent of all clients' test questions together, after the last round."""
-    return _points(one.records[-1]["accuracy_by"].get("all", {}).get("accuracy"))
-
-
-def environments(runs: Sequence[Finished]) -> dict[str, dict[str, int]]:
+def environments(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
     """What the runs come from: for each thing that may differ, its values and their runs."""
     found: dict[str, Counter[str]] = {}
-    for one in runs:
-        known = one.environment
+    for run in runs:
+        known = run.environment
         things = {
             "commit": known.get("commit"),
             "machine": f"{known.get('system')}, {known.get('cpus')} CPUs, "
@@ -119,78 +129,80 @@ def environments(runs: Sequence[Finished]) -> dict[str, dict[str, int]]:
             "Python": known.get("python"),
             **{f"package {name}": v for name, v in known.get("packages", {}).items()},
             **{what: known[what] for what in HUB_COMMITS if known.get(what)},
+            **{what: known[what] for what in ("code",) if what in known},  # a comparison notes it
         }
-        if "code" in known:  # only what a comparison ran
-            things["code"] = known["code"]
         for thing, value in things.items():
             found.setdefault(thing, Counter())[str(value)] += 1
     return {thing: dict(values) for thing, values in found.items()}
 
 
-def pair_key(name: str, baseline: str, setting: Setting) -> str:
-    return f"{name}-vs-{baseline}" + (f"@{setting.label}" if setting.label else "")
+def pair_key(name: str, baseline: str, label: str) -> str:
+    """Of `paired`.
+
+    Args:
+        label: the setting's.
+    """
+    return f"{name}-vs-{baseline}" + (f"@{label}" if label else "")
 
 
-def _row(name: str, setting: Setting, runs: Sequence[Finished]) -> dict[str, Any]:
-    by_round = [
-        [_points(record["accuracy"]) if one.of_everyone(record) else None for record in one.records]
-        for one in runs
-    ]
+def _row(one: Group, setting: Setting) -> dict[str, Any]:
+    config = one.runs[0].config if one.runs else None
     return {
-        "experiment": name,
+        "experiment": one.label,
         "setting": setting.label,
-        "strategy": runs[0].run.config.strategy.name if runs else None,
-        "rounds": runs[0].run.config.num_server_rounds if runs else None,
-        "seeds": [one.run.seed for one in runs],
-        "round_0": _spread([_points(one.records[0]["accuracy"]) for one in runs]),
-        "accuracy": _spread([last_accuracy(one) for one in runs]),
-        "worst": _spread([worst_client(one) for one in runs]),
-        "all": _spread([all_questions(one) for one in runs]),
-        "upload_kb_a_round": _mean_of(runs, _upload),
-        "step_mb_a_round": _mean_of(runs, _step),
-        "seconds_a_round": _mean_of(runs, _seconds),
+        "strategy": config.strategy.name if config else None,
+        "rounds": config.num_server_rounds if config else None,
+        "seeds": one.seeds,
+        "round_0": _spread([_points(run.rounds[0]["accuracy"]) for run in one.runs]),
+        "accuracy": _spread([_points(run.rounds[-1]["accuracy"]) for run in one.runs]),
+        "worst": _spread([_worst_client(run) for run in one.runs]),
+        "all": _spread([_all_questions(run) for run in one.runs]),
+        **_costs(one),
         "accuracy_by_round": [
-            None if None in values else _spread(values)["mean"]
-            for values in zip(*by_round, strict=True)
-        ],
-        "client_failures": sum(len(one.failures) for one in runs),
+            spread(one.values(number)).mean for number in range(len(one.runs[0].rounds))
+        ]
+        if one.runs
+        else [],
+        "client_failures": sum(len(facts.failures(run)) for run in one.runs),
     }
 
 
-def accuracies(
-    plan: Plan, finished: Mapping[Run, Finished], name: str, setting: Setting
-) -> dict[int, float]:
-    """Seed to accuracy after the last round, of the runs that finished."""
-    return {
-        one.run.seed: value
-        for one in _of(plan, finished, name, setting)
-        if (value := last_accuracy(one)) is not None
-    }
-
-
-def _of(
-    plan: Plan, finished: Mapping[Run, Finished], name: str, setting: Setting
-) -> list[Finished]:
-    return [
-        finished[run]
-        for run in plan.runs
-        if run in finished and run.experiment == name and run.setting == setting
-    ]
-
-
-def _all_paired(plan: Plan, finished: Mapping[Run, Finished]) -> dict[str, Any]:
+def _paired(plan: Plan, setting: Setting, groups: Sequence[Group]) -> dict[str, Any]:
+    """Differences from the baseline at one setting, by `pair_key`."""
+    theirs = next(one.by_seed() for one in groups if one.label == plan.baseline)
     result = {}
-    for setting in plan.settings:
-        theirs = accuracies(plan, finished, plan.baseline, setting)
-        for name in plan.experiments:
-            seeds, difference = paired(accuracies(plan, finished, name, setting), theirs)
-            if name == plan.baseline or not seeds:
-                continue
-            values = {"mean": difference.mean, "low": difference.low, "high": difference.high}
-            aliases = (name, ALIAS) if name == plan.default.get(setting) else (name,)
-            for alias in aliases:
-                result[pair_key(alias, plan.baseline, setting)] = {**values, "seeds": seeds}
+    for one in groups:
+        differences = paired(one.by_seed(), theirs)
+        if one.label == plan.baseline or not differences:
+            continue
+        found = spread(list(differences.values()))
+        values = {"mean": found.mean, "low": found.low, "high": found.high}
+        names = (one.label, ALIAS) if one.label == plan.default.get(setting) else (one.label,)
+        for name in names:
+            key = pair_key(name, plan.baseline, setting.label)
+            result[key] = {**values, "seeds": list(differences)}
     return result
+
+
+def _worst_client(run: Run) -> float | None:
+    """Percent, of the client that does worst after the last round."""
+    known = [a for a in run.rounds[-1]["accuracy_per_client"].values() if a is not None]
+    return _points(min(known, default=None))
+
+
+def _all_questions(run: Run) -> float | None:
+    """Percent of all clients' test questions together, after the last round."""
+    return _points(run.rounds[-1]["accuracy_by"].get("all", {}).get("accuracy"))
+
+
+def _costs(one: Group) -> dict[str, float | None]:
+    """Means over all rounds but round 0, in which nobody trains."""
+    upload, step = one.a_round("round_bytes_up"), one.a_round("step_bytes_up", "step_bytes_down")
+    return {
+        "upload_kb_a_round": None if upload is None else upload / 1e3,
+        "step_mb_a_round": None if step is None else step / 1e6,
+        "seconds_a_round": one.a_round("seconds"),
+    }
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
@@ -199,21 +211,3 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 def _points(share: float | None) -> float | None:
     return None if share is None else 100 * share
-
-
-def _mean_of(runs: Sequence[Finished], value: Callable[[dict[str, Any]], float]) -> float | None:
-    """Mean over all rounds of all runs but round 0, in which nobody trains."""
-    values = [value(record) for one in runs for record in one.records[1:]]
-    return statistics.fmean(values) if values else None
-
-
-def _upload(record: dict[str, Any]) -> float:
-    return record["round_bytes_up"] / 1e3
-
-
-def _step(record: dict[str, Any]) -> float:
-    return (record["step_bytes_up"] + record["step_bytes_down"]) / 1e6
-
-
-def _seconds(record: dict[str, Any]) -> float:
-    return record["seconds"]

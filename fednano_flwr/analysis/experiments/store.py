@@ -1,4 +1,4 @@
-"""Runs on disk: which are finished, and what they measured."""
+"""Planned runs on disk: which are finished, and room for the others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.plan import PlannedRun
+from fednano_flwr.base.files import replace_file
 from fednano_flwr.base.lock import FolderLock, LockedError
 from fednano_flwr.base.output import OutputError
 from fednano_flwr.base.reasons import by_reason, first_few
-from fednano_flwr.runs.results import read_rounds as _read_rounds
+from fednano_flwr.runs.results import Run, load_run
 from fednano_flwr.runs.summary import lost_lines
 
 PARTS = {
@@ -29,102 +28,65 @@ PARTS = {
     "tensorboard",
     "wandb",
 }
+"""What a run writes; a file may also be there half written, as `state.partial`."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A client that did not answer, or whose reply was refused; the run went on without it.
+def read_finished(run: PlannedRun) -> Run | None:
+    """The run if all its rounds are there and it lacks no client."""
+    found = read_ended(run)
+    return None if found is None or lacking(found, run.clients) else found
 
-    Attributes:
-        step: `train` or `evaluate`.
-        client: as in `client 1`.
+
+def read_ended(run: PlannedRun) -> Run | None:
+    """The run if all its rounds are there, whoever took part in them.
+
+    Raises:
+        OSError: a file is there and cannot be read.
     """
-
-    round: int
-    step: str
-    client: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that is done: the lines of its metrics.jsonl, and its environment.json."""
-
-    run: Run
-    records: list[dict[str, Any]]
-    environment: dict[str, Any]
-
-    @property
-    def seconds(self) -> float:
-        """Of all rounds together."""
-        return sum(record["seconds"] for record in self.records)
-
-    @property
-    def failures(self) -> list[Failure]:
-        """Of all rounds, in their order."""
-        return [
-            Failure(record["round"], step, client, reason)
-            for record in self.records
-            for step, failed in record.get("failures", {}).items()
-            for client, reason in failed.items()
-        ]
-
-    @property
-    def lacking(self) -> str | None:
-        """Which clients' scores round 0 or the last round lacks, or who took no part, and why.
-
-        None where nothing is lacking. Means of other rounds, or of other runs, would be of other
-        questions; adapters that a client never trained are not those of the experiment.
-        """
-        for record in (self.records[0], self.records[-1]):
-            scored = record["accuracy_per_client"]
-            lacking = [str(k) for k in range(self.run.clients) if str(k) not in scored]
-            if lacking:
-                number = record["round"]
-                failed = record.get("failures", {}).get("evaluate", {})
-                reasons = "".join(
-                    f"; {first_few(who)}: {reason}" for who, reason in by_reason(failed.items())
-                )
-                return f"round {number} lacks the score of client {first_few(lacking)}{reasons}"
-        return "; ".join(lost_lines(self.records)) or None
-
-    def of_everyone(self, record: dict[str, Any]) -> bool:
-        """Whether as many clients scored this round as round 0."""
-        return len(record["accuracy_per_client"]) >= len(self.records[0]["accuracy_per_client"])
-
-
-def read(run: Run) -> Finished | None:
-    """The run if all its rounds are there, with every client's part in them (`lacking`)."""
-    done = read_rounds(run)
-    return None if done is None or done.lacking else done
-
-
-def read_rounds(run: Run) -> Finished | None:
-    """The run if all its rounds are there, whoever is in them; None where it is not at its end."""
-    rounds = run.config.num_server_rounds
     try:
-        records = _read_rounds(run.folder)
+        found = load_run(run.folder)
         state = json.loads((run.folder / "state.json").read_text(encoding="utf-8"))
-        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        cause = error.__context__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise cause from None
         return None
-    if [record["round"] for record in records] != list(range(rounds + 1)):
-        return None
-    return Finished(run, records, environment) if state["round"] == rounds else None
+    rounds = run.config.num_server_rounds
+    whole = [record["round"] for record in found.rounds] == list(range(rounds + 1))
+    return found if whole and state["round"] == rounds else None
 
 
-def note(run: Run, **values: str) -> None:
+def lacking(run: Run, clients: int) -> str:
+    """Which clients' scores round 0 or the last round lacks, or who took no part, and why.
+
+    "" where nothing is lacking. Means of other rounds, or of other runs, would be of other
+    questions; adapters that a client never trained are not those of the experiment.
+
+    Args:
+        clients: number of clients that there should be.
+    """
+    for record in (run.rounds[0], run.rounds[-1]):
+        unscored = [str(k) for k in range(clients) if str(k) not in record["accuracy_per_client"]]
+        if unscored:
+            failed = record.get("failures", {}).get("evaluate", {})
+            reasons = "".join(
+                f"; {first_few(who)}: {why}" for who, why in by_reason(failed.items())
+            )
+            who = first_few(unscored)
+            return f"round {record['round']} lacks the score of client {who}{reasons}"
+    return "; ".join(lost_lines(run.rounds))
+
+
+def note(run: PlannedRun, **values: str) -> None:
     """Add to the run's environment.json, where there is one."""
     file = run.folder / "environment.json"
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))
         text = json.dumps(known | values, indent=2, ensure_ascii=False) + "\n"
-        partial = file.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        replace_file(file, text.encode())
 
 
-def clear(run: Run) -> None:
+def clear(run: PlannedRun) -> None:
     """Make room for a run: remove what an earlier, unfinished one has left.
 
     Raises:
@@ -132,19 +94,17 @@ def clear(run: Run) -> None:
             writes there now.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    if run.folder.is_dir():
-        foreign = [
-            path.name
-            for path in run.folder.iterdir()
-            if path.stem not in _STEMS and not path.name.startswith(".")
-        ]
-        if foreign:
-            raise OutputError(f"{run.folder} holds {foreign[0]}, which is not of a run; remove it")
-        try:
-            with FolderLock(run.folder, print):
-                shutil.rmtree(run.folder)
-        except LockedError as error:
-            raise OutputError(f"{error}; wait for it, or give another --out") from None
+    if not run.folder.is_dir():
+        return
+    stems = {Path(name).stem for name in PARTS}
+    for path in run.folder.iterdir():
+        if path.stem not in stems and not path.name.startswith("."):
+            raise OutputError(f"{run.folder} holds {path.name}, which is not of a run; remove it")
+    try:
+        with FolderLock(run.folder, print):
+            shutil.rmtree(run.folder)
+    except LockedError as error:
+        raise OutputError(f"{error}; wait for it, or give another --out") from None
 
 
 @contextmanager
@@ -162,7 +122,3 @@ def locked(out: Path) -> Iterator[None]:
         ) from None
     with lock:
         yield
-
-
-_STEMS = {Path(name).stem for name in PARTS}
-"""A file may also be there half-written, as `state.partial`."""

@@ -7,68 +7,60 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fednano_flwr.analysis.experiments.plan import Plan
-from fednano_flwr.analysis.experiments.results import Results, pair_key, run_row
-from fednano_flwr.analysis.experiments.store import Finished
+from fednano_flwr.analysis.experiments.plan import Plan, Setting
+from fednano_flwr.analysis.experiments.results import Finished, Results, pair_key, run_row
+from fednano_flwr.analysis.statistics import Spread
 from fednano_flwr.base.console import table
 from fednano_flwr.base.reasons import by_reason, first_few
 
 WIDTH = 140
 
 
-def headings(baseline: str) -> list[str]:
-    return [
-        "experiment",
-        "seeds",
-        "round 0",
-        "mean client",
-        "worst client",
-        "all\nquestions",
-        "upload kB\na round",
-        "step MB\na round",
-        "seconds\na round",
-        f"against {baseline}\n(95 % interval)",
-    ]
+COLUMNS = (
+    *("experiment", "seeds", "round 0", "mean client", "worst client", "all\nquestions"),
+    *("upload kB\na round", "step MB\na round", "seconds\na round"),
+)
+SPREADS = ("round_0", "accuracy", "worst", "all")
+COSTS = ("upload_kb_a_round", "step_mb_a_round", "seconds_a_round")
 
 
-def cells(plan: Plan, results: Results, setting: int) -> list[list[str]]:
+def columns_of(plan: Plan) -> list[str]:
+    """Headings; a line break is where one may be broken."""
+    return [*COLUMNS, f"against {plan.baseline}\n(95 % interval)"]
+
+
+def cells(plan: Plan, results: Results, setting: Setting) -> list[list[str]]:
     """The rows of one setting, as text; one an experiment."""
-    cell = plan.settings[setting]
-    rows = [row for row in results["rows"] if row["setting"] == cell.label]
     return [
         [
             row["experiment"],
             str(len(row["seeds"])),
-            *(_with_spread(row[key]) for key in ("round_0", "accuracy", "worst", "all")),
-            _number(row["upload_kb_a_round"]),
-            _number(row["step_mb_a_round"]),
-            _number(row["seconds_a_round"]),
-            _difference(
-                row["experiment"] == plan.baseline,
-                results["paired"].get(pair_key(row["experiment"], plan.baseline, cell)),
-            ),
+            *(str(Spread(**row[key])) for key in SPREADS),
+            *(_number(row[key]) for key in COSTS),
+            _against(plan.baseline, row, results),
         ]
-        for row in rows
+        for row in results["rows"]
+        if row["setting"] == setting.label
     ]
 
 
 def console_table(plan: Plan, results: Results) -> str:
     """All settings, one table below the other, and what is to be said about them."""
     drawn = [
-        table(_title(plan, index), headings(plan.baseline), cells(plan, results, index), WIDTH)
-        for index in range(len(plan.settings))
+        table(_title(plan, setting), columns_of(plan), cells(plan, results, setting), WIDTH)
+        for setting in plan.settings
     ]
     return "\n\n".join([*drawn, "\n".join(remarks(plan, results))])
 
 
 def markdown(plan: Plan, results: Results) -> str:
     """table.md: the same in Markdown, with the command that gave it."""
+    columns = [heading.replace("\n", " ") for heading in columns_of(plan)]
     parts = [f"`{results['command']}`"]
-    for index in range(len(plan.settings)):
-        columns = [heading.replace("\n", " ") for heading in headings(plan.baseline)]
-        rows = [columns, ["---"] * len(columns), *cells(plan, results, index)]
+    for setting in plan.settings:
+        rows = [columns, ["---"] * len(columns), *cells(plan, results, setting)]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append(f"**{_title(plan, index)}**\n\n" + "\n".join(lines))
+        parts.append(f"**{_title(plan, setting)}**\n\n" + "\n".join(lines))
     parts.append("\n".join(f"- {remark}" for remark in remarks(plan, results)))
     return "\n\n".join(parts) + "\n"
 
@@ -114,28 +106,23 @@ def remarks(plan: Plan, results: Results) -> list[str]:
 
 def table_csv(plan: Plan, results: Results) -> str:
     """table.csv: one line an experiment and setting, unrounded."""
-    cells = {setting.label: setting for setting in plan.settings}
+    values = {setting.label: dict(setting.values) for setting in plan.settings}
     lines = []
     for row in results["rows"]:
-        cell = cells[row["setting"]]
-        line = {
-            "experiment": row["experiment"],
-            **dict(cell.values),
-            "seeds": len(row["seeds"]),
-        }
-        for key in ("round_0", "accuracy", "worst", "all"):
+        line = {"experiment": row["experiment"], **values[row["setting"]]}
+        line["seeds"] = len(row["seeds"])
+        for key in SPREADS:
             line |= {f"{key}_mean": row[key]["mean"], f"{key}_stdev": row[key]["stdev"]}
-        for key in ("upload_kb_a_round", "step_mb_a_round", "seconds_a_round"):
-            line[key] = row[key]
-        pair = results["paired"].get(pair_key(row["experiment"], plan.baseline, cell), {})
+        line |= {key: row[key] for key in COSTS}
+        pair = _pair(plan.baseline, row, results) or {}
         line |= {f"difference_{key}": pair.get(key) for key in ("mean", "low", "high")}
         lines.append(line)
     return _csv(lines)
 
 
-def runs_csv(finished: Sequence[Finished]) -> str:
+def runs_csv(finished: Finished) -> str:
     """runs.csv: one line a run, for whoever wants to compute something else."""
-    return _csv([run_row(one) for one in finished])
+    return _csv([run_row(planned, run) for planned, run in finished.items()])
 
 
 def points(value: float) -> str:
@@ -157,12 +144,10 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _title(plan: Plan, index: int) -> str:
-    setting = plan.settings[index]
-    label = setting.label.replace(",", ", ")
+def _title(plan: Plan, setting: Setting) -> str:
+    label = f"{setting.label.replace(',', ', ')}: " if setting.label else ""
     rounds = sorted({r.config.num_server_rounds for r in plan.runs if r.setting == setting})
-    lasting = " or ".join(map(str, rounds))
-    return f"{label + ': ' if label else ''}{plan.runs[0].clients} clients, {lasting} round(s)"
+    return f"{label}{plan.runs[0].clients} clients, {' or '.join(map(str, rounds))} round(s)"
 
 
 def _on_other_data(plan: Plan) -> list[str]:
@@ -190,21 +175,21 @@ def _missing(plan: Plan, results: Results) -> str:
     return "; ".join(found)
 
 
-def _with_spread(value: Mapping[str, float | None]) -> str:
-    mean, deviation = value["mean"], value["stdev"]
-    if mean is None:
-        return "–"
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-
-
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _difference(is_baseline: bool, pair: Mapping[str, Any] | None) -> str:
-    if is_baseline:
+def _pair(baseline: str, row: Mapping[str, Any], results: Results) -> dict[str, Any] | None:
+    """A row's paired difference."""
+    found = results["paired"].get(pair_key(row["experiment"], baseline, row["setting"]))
+    return found and dict(found)
+
+
+def _against(baseline: str, row: Mapping[str, Any], results: Results) -> str:
+    pair = _pair(baseline, row, results)
+    if row["experiment"] == baseline:
         return "baseline"
     if pair is None:
         return "–"

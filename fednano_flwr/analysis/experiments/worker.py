@@ -1,4 +1,4 @@
-"""A process that does one run after another; what clients keep is kept from run to run."""
+"""A process that does one run after another and keeps the client's half of the model meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fednano_flwr.analysis.experiments.plan import Run
+from fednano_flwr.analysis.experiments.plan import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
         os.environ["FEDNANO_COMMIT"] = commit
     while True:
         try:
-            run: Run = pipe.recv()
+            run: PlannedRun = pipe.recv()
         except EOFError:
             return
         with _output_to(run.log):
@@ -51,7 +51,7 @@ def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
         pipe.send(outcome)
 
 
-def outcome_of(run: Run, scratch: Path) -> Outcome:
+def outcome_of(run: PlannedRun, scratch: Path) -> Outcome:
     """Do one run in this process.
 
     Args:

@@ -1,0 +1,175 @@
+"""What a report says about a run, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs.comparable import Record
+from fednano_flwr.runs.results import Run, load_run
+
+NUMBER = (int, float)
+NEEDED: dict[str, type | tuple[type, ...]] = {
+    "round": int,
+    "accuracy": (*NUMBER, type(None)),
+    "accuracy_per_client": dict,
+    "test_questions_per_client": dict,
+    "accuracy_by": dict,
+    "train_loss_per_client": dict,
+    "train_questions_per_client": dict,
+    "round_bytes_up": int,
+    "round_bytes_down": int,
+    "step_bytes_up": int,
+    "step_bytes_down": int,
+    "seconds": NUMBER,
+    "client_seconds": dict,
+    "peak_memory_mb": dict,
+    "failures": dict,
+}
+"""What a report needs of a line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that did not answer, or whose reply was refused; the run went on without it.
+
+    Attributes:
+        phase: "train" or "evaluate".
+        who: as in "client 3".
+        reason: as the client or the server gave it.
+    """
+
+    round: int
+    phase: str
+    who: str
+    reason: str
+
+
+def read_run(path: Path) -> Run:
+    """A run that has at least its round 0, with text that every file and font can take.
+
+    Raises:
+        ConfigError: there is none in `path`, or a line of its metrics is not what a run writes.
+    """
+    run = load_run(path)
+    if not run.rounds:
+        raise ConfigError(f"{path}: metrics.jsonl is empty, the run has not come to round 0")
+    run = dataclasses.replace(
+        run,
+        config=RunConfig.parse(_printable(run.config.flat())),
+        rounds=_printable(run.rounds),
+        environment=_printable(run.environment),
+        notes=tuple(map(_printable, run.notes)),
+    )
+    if not isinstance(run.environment, dict):
+        raise ConfigError(f"{path}: environment.json is no object")
+    for number, record in enumerate(run.rounds):
+        if problem := _problem(record, number):
+            raise ConfigError(f"{path}: line {number + 1} of metrics.jsonl {problem}")
+    return run
+
+
+def _problem(record: Any, number: int) -> str:
+    """What is wrong with a round's line; "" where nothing is."""
+    if not isinstance(record, dict):
+        return "is no round's record"
+    for key, kinds in NEEDED.items():
+        if key not in record:
+            return f"has no {key}"
+        if not isinstance(record[key], kinds):
+            return f"has {key} = {str(record[key])[:40]!r}, which is none"
+    if record["round"] != number:
+        return f"is of round {record['round']}, round {number} is missing"
+    for key in ("peak_memory_mb", *(key for key in NEEDED if key.endswith("_per_client"))):
+        if not all(_is_number(value) or value is None for value in record[key].values()):
+            return f"has a {key} that is not of numbers"
+    for kind, found in record["accuracy_by"].items():
+        known = isinstance(found, dict) and (found.get("accuracy"), found.get("questions"))
+        if not known or not all(map(_is_number, known)):
+            return f"has no accuracy and number of questions for {kind[:40]!r}"
+    spent = record["client_seconds"]
+    lists = [spent.get(phase) for phase in ("train", "evaluate")]
+    numbers = [spent.get(key) for key in ("encoder", "waiting_for_llm")]
+    for found in lists:
+        numbers += found if isinstance(found, list) else [None]
+    if not all(map(_is_number, numbers)):
+        return "has client_seconds that are not those of a round"
+    if not all(isinstance(of_phase, dict) for of_phase in record["failures"].values()):
+        return "has failures that are not by client"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, NUMBER) and math.isfinite(value)
+
+
+def _printable(value: Any) -> Any:
+    """Replace half characters and control characters, which come from other machines."""
+    if isinstance(value, str):
+        return "".join(
+            c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd"
+            for c in value
+        )
+    if isinstance(value, dict):
+        return {_printable(key): _printable(one) for key, one in value.items()}
+    return [_printable(one) for one in value] if isinstance(value, list) else value
+
+
+def clients(run: Run) -> list[str]:
+    """All partitions that have trained or been scored in any round, in their order."""
+    return scored.clients(run.rounds)
+
+
+def comparable(run: Run) -> list[Record]:
+    """The rounds whose means are of the same questions: those that the most clients scored."""
+    return scored.comparable(run.rounds)
+
+
+def frozen(run: Run) -> Record | None:
+    """Round 0, if it is one of the comparable rounds."""
+    first = run.rounds[0]
+    return first if first in comparable(run) else None
+
+
+def uncompared_clients(run: Run) -> list[str]:
+    """Clients that were scored, but in no comparable round."""
+    everyone = set().union(*map(scored.scorers, run.rounds))
+    lacking = everyone - scored.scorers(comparable(run)[0])
+    return [client for client in clients(run) if client in lacking]
+
+
+def rounds_done(run: Run) -> int:
+    """Rounds of training that there are results of."""
+    return len(run.rounds) - 1
+
+
+def complete(run: Run) -> bool:
+    return rounds_done(run) >= run.config.num_server_rounds
+
+
+def failures(run: Run) -> list[Failure]:
+    """Of all rounds, in their order."""
+    return [
+        Failure(record["round"], phase, str(who), str(reason))
+        for record in run.rounds
+        for phase, of_phase in record.get("failures", {}).items()
+        for who, reason in of_phase.items()
+    ]
+
+
+def questions(run: Run, kind: str) -> dict[str, int]:
+    """Questions of each client whose number is known, "train" or "test"."""
+    known: dict[str, int] = {}
+    for record in run.rounds:
+        known |= record[f"{kind}_questions_per_client"]
+    return {client: known[client] for client in clients(run) if client in known}
+
+
+def percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,264 @@
+"""The pages of one run and of several: what the templates show, escaped but for the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fednano_flwr.analysis import facts, groups
+from fednano_flwr.analysis.groups import Group
+from fednano_flwr.analysis.picture import Picture
+from fednano_flwr.analysis.statistics import spread
+from fednano_flwr.base.console import human_bytes
+from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs.comparable import Record
+from fednano_flwr.runs.results import Run
+from fednano_flwr.runs.summary import lost_lines
+
+MOST_FAILURES = 200
+MOST_LETTERS = 600
+"""Of a failure's reason."""
+COMPARED = (
+    *("group", "seeds (n)", "clients", "round", "round 0, %", "accuracy, %", "change, points"),
+    *("round traffic a round", "step traffic a round", "seconds a round"),
+)
+"""Columns of the comparison's table."""
+
+
+def run_page(
+    run: Run, sections: Mapping[str, Sequence[Picture]], defaults: Mapping[str, Any]
+) -> str:
+    """A run's report as HTML.
+
+    Args:
+        sections: its figures.
+        defaults: those of the run config.
+    """
+    config = run.config.flat()
+    changed = {
+        key: (key, _shown(value), _shown(defaults.get(key)))
+        for key, value in config.items()
+        if value != defaults.get(key)
+    }
+    failed = _failed(run)
+    last, best = facts.comparable(run)[-1], scored.best(run.rounds)
+    return _render(
+        "run.html.j2",
+        name=run.path.resolve().name,
+        tiles=_tiles(run),
+        notes=_notes(run),
+        headline=headline(run),
+        sections=sections,
+        by_client=_by_client(run),
+        last_round=f"round {last['round']}",
+        best_round=f"best mean (round {best['round']})",
+        failed=failed[:MOST_FAILURES],
+        failed_more=len(failed[MOST_FAILURES:]),
+        config=config,
+        changed=changed,
+        defaults=defaults,
+        environment=_environment(run.environment),
+    )
+
+
+def comparison_page(
+    compared: Sequence[Group],
+    repeated: Sequence[Run],
+    figures: Sequence[Picture],
+    hrefs: Mapping[Path, str],
+) -> str:
+    """The comparison of several runs as HTML.
+
+    Args:
+        repeated: runs that are in no group, since others have their config and seed.
+        hrefs: where each run's own report is, by the run's folder.
+    """
+    differing = groups.differing([one.runs[0] for one in compared])
+    return _render(
+        "comparison.html.j2",
+        notes=groups.notes(compared, repeated),
+        columns=COMPARED,
+        rows=[compared_row(one) for one in compared],
+        figures=figures,
+        differing=[(key, *map(str, values)) for key, values in differing.items()],
+        labels=[one.label for one in compared],
+        runs=[_compared_run(run, one.label, hrefs) for one in compared for run in one.runs],
+    )
+
+
+def _render(template: str, **values: Any) -> str:
+    """A page; a name that the template asks for and does not get is an error."""
+    pages = Environment(
+        loader=PackageLoader("fednano_flwr", "analysis/templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    pages.filters["shown"] = _shown
+    return pages.get_template(template).render(version=_version(), **values) + "\n"
+
+
+def _tiles(run: Run) -> list[tuple[str, str]]:
+    """The three numbers that a reader looks for first."""
+    first, last, best = _three(run)
+    by = "the most" if facts.uncompared_clients(run) else "all"
+    return [
+        ("round 0 (frozen model)", facts.percent(first["accuracy"] if first else None)),
+        (f"last scored by {by} (round {last['round']})", facts.percent(last["accuracy"])),
+        (f"best (round {best['round']})", facts.percent(best["accuracy"])),
+    ]
+
+
+def _notes(run: Run) -> list[str]:
+    """What a reader must not miss."""
+    notes = [f"{line[:MOST_LETTERS]}." for line in lost_lines(run.rounds)]
+    notes += run.notes
+    asked, done = run.config.num_server_rounds, facts.rounds_done(run)
+    if not facts.complete(run):
+        notes.append(f"The run is not complete: {done} of {asked} rounds are there.")
+    if not done:
+        notes.append("Only round 0 is there, the frozen model: nothing has been trained.")
+    if failed := facts.failures(run):
+        rounds = len({failure.round for failure in failed})
+        times = "once" if len(failed) == 1 else f"{len(failed)} times"
+        notes.append(f"Clients failed {times}, in {rounds} of the rounds: see Failures.")
+    if partial := len(run.rounds) - len(facts.comparable(run)):
+        notes.append(
+            f"Not all clients scored {partial} of the rounds; their means are of other questions "
+            "and are left out of mean, last and best."
+        )
+    if facts.frozen(run) is None:
+        notes.append(
+            "Round 0 is one of these rounds: there is no mean of the frozen model to compare with. "
+            "Changes of single clients are in Accuracy by client."
+        )
+    if lacking := facts.uncompared_clients(run):
+        notes.append(
+            "No round was scored by all clients: means are of the largest set that scored one, "
+            f"without client {', '.join(lacking)}."
+        )
+    return notes
+
+
+def _failed(run: Run) -> list[tuple[str, ...]]:
+    """A row a reason: rounds, phase, clients, reason."""
+    rows: list[tuple[str, ...]] = []
+    failures = ((failure, f"{failure.phase}: {failure.reason}") for failure in facts.failures(run))
+    for alike, _ in by_reason(failures):
+        rounds = list(dict.fromkeys(str(failure.round) for failure in alike))
+        who = list(dict.fromkeys(failure.who for failure in alike))
+        reason = alike[0].reason[:MOST_LETTERS]
+        rows.append((first_few(rounds), alike[0].phase, first_few(who), reason))
+    return rows
+
+
+def headline(run: Run) -> list[tuple[str, str]]:
+    config, model = run.config, run.environment.get("model") or {}
+    clients = len(facts.clients(run))
+    done, asked = facts.rounds_done(run), config.num_server_rounds
+    commit = run.environment.get("dataset_revision")
+    place = f"{config.dataset.path}, revision {commit[:12]}" if commit else config.dataset.path
+    dataset = f"{config.dataset.name} ({place}), {config.dataset.partitioner}"
+    if config.dataset.partitioner == "dirichlet":
+        dataset += f" α = {config.dataset.alpha:g}"
+    return [
+        ("model", str(model.get("name") or config.model.name)),
+        ("data set", dataset),
+        ("strategy", config.strategy.name),
+        ("clients", str(clients)),
+        ("rounds", f"{done} of {asked}" + ("" if facts.complete(run) else ", not complete")),
+        ("seed", str(config.seed)),
+        ("began", str(run.environment.get("started", "not known"))),
+        ("failures", str(len(facts.failures(run)) or "none")),
+    ]
+
+
+def _by_client(run: Run) -> list[tuple[str, ...]]:
+    """A row a client, and the mean."""
+    frozen, last, best = _three(run)
+    asked = facts.questions(run, "test")
+    rows = [
+        (
+            f"client {client}",
+            str(asked.get(client, "–")),
+            *_from_to(*(one["accuracy_per_client"].get(client) for one in (run.rounds[0], last))),
+            facts.percent(best["accuracy_per_client"].get(client)),
+        )
+        for client in facts.clients(run)
+    ]
+    mean = _from_to(frozen["accuracy"] if frozen else None, last["accuracy"])
+    return [*rows, ("mean", str(sum(asked.values())), *mean, facts.percent(best["accuracy"]))]
+
+
+def _from_to(before: float | None, after: float | None) -> tuple[str, str, str]:
+    change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
+    return facts.percent(before), facts.percent(after), change
+
+
+def compared_row(one: Group) -> tuple[str, ...]:
+    """A group's cells under `COMPARED`."""
+    start, end = spread(one.values(0)), spread(one.values(one.last))
+    change = "–" if start.mean is None or end.mean is None else f"{end.mean - start.mean:+.1f}"
+    traffic = (one.a_round(f"{kind}_bytes_up", f"{kind}_bytes_down") for kind in ("round", "step"))
+    seconds = one.a_round("seconds")
+    return (
+        one.label,
+        f"{', '.join(map(str, one.seeds))} ({len(one.runs)})",
+        str(len(facts.clients(one.runs[0]))),
+        str(one.last),
+        str(start),
+        str(end),
+        change,
+        *("–" if count is None else human_bytes(count) for count in traffic),
+        "–" if seconds is None else f"{seconds:.1f}",
+    )
+
+
+def _compared_run(run: Run, label: str, hrefs: Mapping[Path, str]) -> dict[str, Any]:
+    return {
+        "name": run.path.resolve().name,
+        "group": label,
+        "seed": run.config.seed,
+        "rounds": f"{facts.rounds_done(run)} of {run.config.num_server_rounds}",
+        "accuracy": facts.percent(facts.comparable(run)[-1]["accuracy"]),
+        "href": hrefs[run.path],
+    }
+
+
+def _three(run: Run) -> tuple[Record | None, Record, Record]:
+    """The rounds that a reader looks for: the frozen model, the last and the best."""
+    return facts.frozen(run), facts.comparable(run)[-1], scored.best(run.rounds)
+
+
+def _environment(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as `outer: inner`; of several starts each with its number."""
+    rows: list[tuple[str, str]] = []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            rows += _environment(value, f"{prefix}{key}: ")
+        elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            for number, one in enumerate(value, start=1):
+                rows += _environment(one, f"{prefix}{key} {number}: ")
+        else:
+            rows.append((f"{prefix}{key}", _shown(value)))
+    return rows
+
+
+def _shown(value: Any) -> str:
+    """As in pyproject.toml, without a text's quotes; what is empty is said to be."""
+    if value is None or value == "" or value == []:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("fednano-flwr")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,1 +1,0 @@
-"""`fednano report`: what runs have left, as a page to read and figures to show."""
