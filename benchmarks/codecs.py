@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +30,10 @@ from fednano_flwr.config import RunConfig, project
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder, next_token_labels, teacher_forced
-from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -111,10 +109,10 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
     for name, parameter in parameters.items():
         if "lora_B" in name:
             parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
-    encoder = load_encoder(Checkpoint(config.model.name))
+    encoder = load_encoder(ModelCheckpoint(config.model.name))
     batch = [encoder.encode(sample) for sample in load_questions(config.dataset).train[:size]]
     edge = NanoEdge(half, half.token_table(), adapters, encoder)
-    inputs = EmbeddingInputs.of(edge(batch, teacher_forced(batch)))
+    inputs = edge(batch, teacher_forced(batch)).embedded()
     labels, host = next_token_labels(batch, IGNORE), FrozenLLM(model)
 
     def adapter_gradient(gradient: Tensor) -> Tensor:
@@ -123,14 +121,18 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
         )
         return torch.cat([g.flatten() for g in gradients]).double()
 
-    _, (exact,) = host.step(inputs.detach(), labels)
+    _, exact = host.step(inputs.detach(), labels)
+    assert isinstance(exact, Tensor)  # not low-rank: the inputs are embeddings
     lengths = exact.norm(dim=1)
     results = {}
     for dtype in DTYPES:
         embeds = codec.decode(codec.encode(inputs.embeds, dtype))
-        far = replace(inputs, embeds=embeds).detach()
+        far = type(inputs)(
+            embeds, inputs.lengths, inputs.position_ids, inputs.token_type_ids
+        ).detach()
         down = codec.decode(codec.encode(exact, dtype)).float()
-        _, (moved,) = host.step(far, labels)
+        _, moved = host.step(far, labels)
+        assert isinstance(moved, Tensor)
         whole = codec.decode(codec.encode(moved.float(), dtype)).float()
         results[dtype] = {
             "embeddings_rms": relative(embeds.float() - inputs.embeds.detach(), inputs.embeds),

@@ -35,7 +35,7 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import AdaptedBatch
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 
 WIDTH = 4096  # of the language model, so that features have the size that LLaVA-1.5-7B's have
@@ -48,7 +48,7 @@ class NoHost:
     """In place of the host: a loss whose gradient costs nothing."""
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        return batch.embedded().float().mean()
+        return batch.embedded().embeds.float().mean()
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         raise NotImplementedError
@@ -145,7 +145,7 @@ def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
     started = time.perf_counter()
     half = load_edge_half(str(place / "model"), options.device, options.dtype)
     load_seconds = time.perf_counter() - started
-    encoder = load_encoder(Checkpoint(str(place / "model")))
+    encoder = load_encoder(ModelCheckpoint(str(place / "model")))
     started = time.perf_counter()
     model = model_digest(half, encoder)
     digest_seconds = time.perf_counter() - started

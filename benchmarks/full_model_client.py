@@ -47,17 +47,17 @@ from fednano_flwr.adapters.site import AdapterSite, build_adapters, named_traina
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources.scienceqa import ScienceQA
+from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import LLM
-from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
-from fednano_flwr.exchange.wire.connection import StepTraffic
 from fednano_flwr.exchange.wire.server import serve
+from fednano_flwr.exchange.wire.traffic import StepTraffic
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.bundle import open_checkpoint
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.split import write_bundle
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             place / "model", SHAPES[options.shape], options.dtype, options.weights_device
         )
         write_dataset(place / "data", options.questions, 1, 1)
-        write_bundle(Checkpoint(str(place / "model")), place / "bundle")
+        write_bundle(ModelCheckpoint(str(place / "model")), place / "bundle")
         stored = {FULL: folder_bytes(place / "model")}
         with process(host, place, options) as host_pipe:
             address = host_pipe.recv()
@@ -163,7 +163,7 @@ def full_edge(place: Path, options: argparse.Namespace) -> tuple[NanoEdge, Whole
     whole.model.text_adapter = AdapterSite(whole.hidden_size)
     lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LAYERS)
     adapters = get_peft_model(whole.model, lora)
-    return whole.edge(adapters, load_encoder(Checkpoint(str(place / "model")))), whole
+    return whole.edge(adapters, load_encoder(ModelCheckpoint(str(place / "model")))), whole
 
 
 def nano_client(

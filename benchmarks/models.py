@@ -22,8 +22,8 @@ from transformers import (
 
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import Checkpoint, Target
-from fednano_flwr.models.families import FAMILIES, canonical
+from fednano_flwr.models.checkpoint import ModelCheckpoint, Target
+from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import LLMHalf
 
 DEMO = "package:fednano_demo/model"  # whose tokenizer and prompt are used
@@ -124,14 +124,14 @@ def write_llava(
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
-class RandomCheckpoint(Checkpoint):
+class RandomCheckpoint(ModelCheckpoint):
     """A checkpoint without files: whatever is read of it is drawn at once, where it is wanted."""
 
     fingerprint = ""
 
     def __init__(self, config: PretrainedConfig) -> None:
         self.name, self.hub_id, self.revision = "random weights", "", ""
-        self.config, self.family = config, FAMILIES[config.model_type]
+        self.config = config
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:

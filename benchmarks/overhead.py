@@ -53,7 +53,7 @@ from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import TrainingPlan, train
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.preflight import run_config
 
 FIRST_STEADY = 2  # round 0 encodes test pictures, round 1 those to train on
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
         whole = WholeModel(place / "model", options.device, options.dtype)
         adapters = build_adapters(whole.hidden_size, config.adapter, config.seed)
-        edge = whole.edge(adapters, load_encoder(Checkpoint(config.model.name)))
+        edge = whole.edge(adapters, load_encoder(ModelCheckpoint(config.model.name)))
         finish = waiting_for(options.device)
 
         def central() -> list[float]:

@@ -43,7 +43,7 @@ from fednano_flwr.exchange.protocol import LLM, AdaptedBatch
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -59,7 +59,7 @@ class SleepingHost:
         self.seconds = seconds
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        loss = batch.embedded().float().mean()
+        loss = batch.embedded().embeds.float().mean()
         time.sleep(self.seconds)
         return loss
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(1)
     half = load_edge_half(CONFIG.model.name)
-    encoder = load_encoder(Checkpoint(CONFIG.model.name))
+    encoder = load_encoder(ModelCheckpoint(CONFIG.model.name))
     samples = load_questions(CONFIG.dataset).train[: options.questions]
     questions = [encoder.encode(sample) for sample in samples]
 

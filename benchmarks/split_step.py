@@ -38,7 +38,7 @@ from fednano_flwr.exchange.protocol import IGNORE, LLM
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     adapters = build_adapters(
         half.hidden_size, Adapter(options.rank, 2.0 * options.rank, 0.0, "image,text"), seed=0
     )
-    encoder = load_encoder(Checkpoint(options.model))
+    encoder = load_encoder(ModelCheckpoint(options.model))
     tokens = frozen.token_table()
     edge = NanoEdge(frozen, tokens, adapters, encoder)
     picture = io.BytesIO()
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def whole() -> None:
         inputs = edge(batch)
-        padded = inputs.embedded().view(len(batch), -1, half.hidden_size)
+        padded = inputs.embedded().embeds.view(len(batch), -1, half.hidden_size)
         mask = torch.ones(padded.shape[:2], dtype=torch.bool, device=padded.device)
         logits = half.logits(padded, last_positions(batch).to(padded.device), mask)
         F.cross_entropy(logits.float(), labels[labels != IGNORE].to(logits.device)).backward()

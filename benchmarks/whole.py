@@ -15,8 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import QuestionEncoder
 from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch
-from fednano_flwr.models.edge_half import EdgeHalf, VisionInputs
-from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 
 
 class WholeModel:
@@ -68,7 +67,7 @@ class WholeModel:
 
     def _logits(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """(P, vocabulary): padded on the right, the head at `positions` only, as the host does."""
-        embeds = batch.embedded()
+        embeds = batch.embedded().embeds
         padded = pad_sequence(list(embeds.split(list(batch.lengths))), batch_first=True)
         language: Any = self.model.model.language_model
         hidden = language(inputs_embeds=padded, use_cache=False).last_hidden_state

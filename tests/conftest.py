@@ -11,7 +11,7 @@ import torch
 
 from fednano_flwr.config import Dataset, RunConfig, project
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests import tiny
@@ -83,7 +83,7 @@ def llm_half(tiny_model: Path) -> LLMHalf:
 
 @pytest.fixture(scope="session")
 def encoder(tiny_model: Path) -> QuestionEncoder:
-    return load_encoder(Checkpoint(str(tiny_model)))
+    return load_encoder(ModelCheckpoint(str(tiny_model)))
 
 
 @pytest.fixture(scope="session")

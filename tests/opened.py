@@ -9,14 +9,15 @@ from unittest import mock
 
 from safetensors import safe_open
 
-from fednano_flwr.models import checkpoint
+from fednano_flwr.models import weights
+from fednano_flwr.models.families import canonical
 
 
 class Opened(dict[str, set[int]]):
     """Canonical tensor name → its rows that were read; a scalar has row 0."""
 
     def add(self, key: str, rows: range) -> None:
-        self.setdefault(checkpoint.canonical(key), set()).update(rows)
+        self.setdefault(canonical(key), set()).update(rows)
 
     def inside(self, *parts: str) -> set[str]:
         """Names of the tensors that lie in one of some parts of the model."""
@@ -62,5 +63,5 @@ class _Slice:
 def recorded() -> Iterator[Opened]:
     """Note what is read from here on."""
     opened = Opened()
-    with mock.patch.object(checkpoint, "safe_open", lambda *a, **k: _File(opened, *a, **k)):
+    with mock.patch.object(weights, "safe_open", lambda *a, **k: _File(opened, *a, **k)):
         yield opened

@@ -32,7 +32,7 @@ from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -140,7 +140,11 @@ SETTINGS = Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text")
 
 def test_the_unsplit_model_trains_and_scores_as_a_split_client_does(place: Path) -> None:
     model = str(place / "model")
-    whole, half, encoder = WholeModel(model), load_edge_half(model), load_encoder(Checkpoint(model))
+    whole, half, encoder = (
+        WholeModel(model),
+        load_edge_half(model),
+        load_encoder(ModelCheckpoint(model)),
+    )
     host = FrozenLLM(load_llm_half(model))
     near = whole.edge(build_adapters(64, SETTINGS, seed=0), encoder)
     far = NanoEdge(half, half.token_table(), build_adapters(64, SETTINGS, seed=0), encoder)

@@ -10,16 +10,18 @@ import pytest
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
+from fednano_flwr.data.manifest import TRAIN_FILE
 from fednano_flwr.data.reading import read_json_object
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.shard import Shard
-from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
-from fednano_flwr.data.shard_folder import TRAIN_FILE, load_shard, write_shard
+from fednano_flwr.data.shard import Shard, load_shard
+from fednano_flwr.data.shard_folder import write_shard
 from fednano_flwr.data.table import in_memory, read_table, write_table
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
-from fednano_flwr.models.checkpoint import INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.processor import load_processor
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.models.weights import INDEX
 from fednano_flwr.runs import checkpoint as checkpoints
 from fednano_flwr.runs.checkpoint import CheckpointError
 from tests.files import checkpoint_in
@@ -36,13 +38,13 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 def test_an_index_that_is_none_is_named(model: Path, text: str) -> None:
     (model / INDEX).write_text(text)
     with pytest.raises(ConfigError, match=INDEX):
-        Checkpoint(str(model)).files  # noqa: B018
+        ModelCheckpoint(str(model)).files  # noqa: B018
 
 
 def test_weights_that_are_no_safetensors_are_named(model: Path) -> None:
     file = sorted(model.glob("*.safetensors"))[0]
     file.write_bytes(file.read_bytes()[:100])
-    checkpoint = Checkpoint(str(model))
+    checkpoint = ModelCheckpoint(str(model))
     with pytest.raises(ConfigError, match=f"{file.name} is no safetensors file"):
         list(checkpoint.read(checkpoint.files))
 
@@ -51,14 +53,14 @@ def test_weights_that_are_no_safetensors_are_named(model: Path) -> None:
 def test_a_config_that_is_none_is_named(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is no config|its family is none"):
-        Checkpoint(str(model))
+        ModelCheckpoint(str(model))
 
 
 @pytest.mark.parametrize("kind", [["llava"], {"a": 1}])
 def test_a_family_that_is_no_name_is_refused(model: Path, kind: object) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ConfigError, match="its family is"):
-        Checkpoint(str(model))
+        ModelCheckpoint(str(model))
 
 
 @pytest.mark.parametrize("name", ["AutoModel", "logging", 7, ["x"]])
@@ -77,7 +79,7 @@ def test_a_processors_class_that_is_none_is_an_error_for_people(model: Path, nam
 def test_a_bundles_manifest_that_is_none_is_named(
     tiny_model: Path, tmp_path: Path, text: str
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     (tmp_path / "bundle" / MANIFEST).write_text(text)
     with pytest.raises(ConfigError, match="edge bundle"):
         EdgeBundle(str(tmp_path / "bundle"))
@@ -86,7 +88,7 @@ def test_a_bundles_manifest_that_is_none_is_named(
 def test_a_bundles_manifest_without_its_files_is_incomplete(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     (tmp_path / "bundle" / MANIFEST).write_text('{"format": 1, "model": "m"}')
     with pytest.raises(ConfigError, match=f"{MANIFEST} is incomplete"):
         EdgeBundle(str(tmp_path / "bundle"))
@@ -95,7 +97,7 @@ def test_a_bundles_manifest_without_its_files_is_incomplete(
 def test_a_bundles_manifest_without_a_fingerprint_is_incomplete(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     manifest = tmp_path / "bundle" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))
     with pytest.raises(ConfigError, match=f"{MANIFEST} is incomplete"):
@@ -136,7 +138,7 @@ def test_a_shards_manifest_that_says_nothing_of_a_file_is_named(tmp_path: Path) 
     manifest = json.loads(file.read_text())
     manifest["files"][TRAIN_FILE] = None
     file.write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=f"{TRAIN_FILE} is damaged"):
+    with pytest.raises(DataError, match=f"says nothing of {TRAIN_FILE}"):
         load_shard(tmp_path / "shard")
 
 

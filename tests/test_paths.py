@@ -12,17 +12,19 @@ import pytest
 
 from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.defects import UNNAMED_PICTURE
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
+from fednano_flwr.data.manifest import TRAIN_FILE
+from fednano_flwr.data.reading import UNNAMED_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.shard import Shard
-from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
-from fednano_flwr.data.shard_folder import TRAIN_FILE, load_shard, write_shard
+from fednano_flwr.data.shard import Shard, load_shard
+from fednano_flwr.data.shard_folder import write_shard
 from fednano_flwr.data.sources.scienceqa import ScienceQA
 from fednano_flwr.data.table import in_memory, write_table
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
-from fednano_flwr.models.checkpoint import INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.models.weights import INDEX
 from fednano_flwr.runs import checkpoint as checkpoints
 from fednano_flwr.runs.checkpoint import CheckpointError
 from tests.files import checkpoint_in
@@ -82,15 +84,15 @@ def test_a_checkpoints_index_cannot_name_a_file_elsewhere(model: Path, name: obj
     key = next(iter(json.loads((model / INDEX).read_text())["weight_map"]))
     rewrite(model / INDEX, lambda index: index["weight_map"].__setitem__(key, name))
     with pytest.raises(ConfigError, match=re.escape(str(model / INDEX))) as error:
-        Checkpoint(str(model)).files  # noqa: B018
+        ModelCheckpoint(str(model)).files  # noqa: B018
     assert str(name) in str(error.value)
 
 
 def test_a_checkpoints_index_with_a_name_that_no_file_can_have_is_refused(model: Path) -> None:
     key = next(iter(json.loads((model / INDEX).read_text())["weight_map"]))
     rewrite(model / INDEX, lambda index: index["weight_map"].__setitem__(key, "é" * 200))
-    checkpoint = Checkpoint(str(model))
-    with pytest.raises(ConfigError, match=f"{INDEX} says.*é"):
+    checkpoint = ModelCheckpoint(str(model))
+    with pytest.raises(ConfigError, match=f"{INDEX} .*é"):
         list(checkpoint.read(checkpoint.files))
 
 
@@ -98,7 +100,7 @@ def test_weights_may_lie_on_another_disk_behind_a_link(model: Path) -> None:
     file = sorted(model.glob("*.safetensors"))[0]
     file.rename(model.parent / "elsewhere.safetensors")
     file.symlink_to(model.parent / "elsewhere.safetensors")
-    checkpoint = Checkpoint(str(model))
+    checkpoint = ModelCheckpoint(str(model))
     assert len(list(checkpoint.read(checkpoint.files))) == len(checkpoint.files)
 
 
@@ -110,7 +112,7 @@ def test_links_of_the_hubs_cache_are_followed(model: Path) -> None:
     for number, file in enumerate(sorted(model.iterdir())):
         shutil.copy(file, blobs / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
-    checkpoint = Checkpoint(str(snapshot))
+    checkpoint = ModelCheckpoint(str(snapshot))
     assert len(list(checkpoint.read(checkpoint.files))) == len(checkpoint.files)
 
 
@@ -118,7 +120,7 @@ def test_links_of_the_hubs_cache_are_followed(model: Path) -> None:
 def test_a_bundles_manifest_cannot_name_a_file_elsewhere(
     tiny_model: Path, tmp_path: Path, name: str
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     (tmp_path / "outside").write_bytes(b"x")
     known = describe_file(tmp_path / "outside")
     rewrite(tmp_path / "bundle" / MANIFEST, lambda m: m["files"].__setitem__(name, known))

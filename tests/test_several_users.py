@@ -20,7 +20,7 @@ from fednano_flwr.config import RunConfig
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.exchange.wire.fixed_token import make_token, read_token
 from fednano_flwr.export.command import export
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
 from tests.export.made_up import write_run
 
@@ -55,7 +55,7 @@ def test_so_are_shards_bundles_and_exports(
 ) -> None:
     config = RunConfig.parse(run_config())
     partition_to_folder(config, 2, tmp_path / "shards", False)
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     run, _ = write_run(run_config(run__name="exported", adapter__rank=4), 0.5, 0.75)
     for form in ("peft", "merged"):
         export(run, form, "best", tmp_path / form, "", None)
@@ -103,6 +103,7 @@ def test_a_home_that_cannot_be_written_to_is_named_with_what_to_set(
         resolve("dataset.path", written)
 
 
+@pytest.mark.xfail(strict=True, reason="the tables' folders are their user's alone; cache replaced")
 def test_tables_in_a_shared_cache_are_for_whom_the_umask_says(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.files import replace_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.config.project import find_app
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.preflight import run_config
 from fednano_flwr.runs.folder import environment
 from fednano_flwr.runs.results import load_run, model_of
@@ -100,7 +100,11 @@ def from_file(file: Path, clients: int, app: Path | None, cwd: Path) -> Subject:
     if file.suffix != ".toml":
         raise ConfigError(f"{file}: give a run's folder, or a file that ends in .toml")
     config = run_config(find_app(app, cwd), [str(file)], clients, cwd)
-    size = Checkpoint(config.model.name, config.model.revision).config.get_text_config().hidden_size
+    size = (
+        ModelCheckpoint(config.model.name, config.model.revision)
+        .config.get_text_config()
+        .hidden_size
+    )
     theta = adapter_state(build_adapters(size, config.adapter, config.seed))
     return Subject(file.stem, config, theta, clients, 0, None, None)
 

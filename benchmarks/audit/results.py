@@ -21,8 +21,7 @@ from benchmarks.audit.recording import joined
 from fednano_flwr.adapters.product import Factors, adapters_of
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.edge.client import Client
-from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.models.edge_half import TokenTable, load_edge_half
 from fednano_flwr.strategies.base import local_work_of
 from fednano_flwr.strategies.registry import make_strategy
 

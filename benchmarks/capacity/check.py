@@ -23,7 +23,7 @@ from fednano_flwr.config import RunConfig, machine, project
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.shard import all_shards
 from fednano_flwr.edge.questions import load_encoder, teacher_forced
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.rounds.federation import POLL_SECONDS
 
 ROUNDS = 2  # the first sends the training questions' features, the second sends none
@@ -81,7 +81,7 @@ def calibrate(records: Sequence[Record], config: RunConfig, look: float) -> pape
     overhead = (later["seconds"] - 2 * polls) * at_once / clients - trained - evaluated
     encoded = sum(record["features"]["encoded"] for record in records)
     encoder = sum(record["client_seconds"]["encoder"] for record in records)
-    checkpoint = Checkpoint(config.model.name)
+    checkpoint = ModelCheckpoint(config.model.name)
     text = checkpoint.config.get_text_config()
     return paper.Setup(
         exchange=config.exchange.kind,
@@ -105,7 +105,7 @@ def calibrate(records: Sequence[Record], config: RunConfig, look: float) -> pape
 
 def _workload(config: RunConfig, clients: int) -> paper.Workload:
     """What clients do, from their shards' sizes and their questions' tokens."""
-    checkpoint = Checkpoint(config.model.name)
+    checkpoint = ModelCheckpoint(config.model.name)
     encoder = load_encoder(checkpoint)
     samples = load_questions(config.dataset)
     questions = [encoder.encode(s) for split in (samples.train, samples.test) for s in split]

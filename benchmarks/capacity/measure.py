@@ -32,11 +32,11 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
+from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.rounds.records import to_arrays, to_update
@@ -53,12 +53,12 @@ def host_rates(batch: int, repeats: int) -> dict[str, float]:
     config = RunConfig.parse(project.defaults(ROOT))
     name = config.model.name
     half, model = load_edge_half(name), load_llm_half(name)
-    encoder = load_encoder(Checkpoint(name))
+    encoder = load_encoder(ModelCheckpoint(name))
     questions = [encoder.encode(sample) for sample in load_questions(config.dataset).train[:batch]]
     adapters = build_adapters(model.hidden_size, config.adapter, seed=0)
     edge = NanoEdge(half, half.token_table(), adapters, encoder)
     with torch.no_grad():
-        inputs = EmbeddingInputs.of(edge(questions, teacher_forced(questions)))
+        inputs = edge(questions, teacher_forced(questions)).embedded()
     labels, last = next_token_labels(questions, IGNORE), last_positions(questions)
     host = FrozenLLM(model)
     train = _median_seconds(lambda: host.step(inputs, labels), repeats)

@@ -22,9 +22,8 @@ from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.fixed_token import read_token
 from fednano_flwr.exchange.wire.tls import read_ca
-from fednano_flwr.models.device import describe_device
+from fednano_flwr.models.device import describe_device, threads
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
-from fednano_flwr.models.threads import threads
 from fednano_flwr.runs.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
 
 RETRY_SECONDS = 5.0

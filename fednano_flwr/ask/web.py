@@ -21,7 +21,7 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
-from fednano_flwr.models.token_table import MissingRowError
+from fednano_flwr.models.edge_half import MissingRowError
 
 HERE = "127.0.0.1"
 KEPT_SECONDS = 600

@@ -22,7 +22,7 @@ from fednano_flwr.config import ConfigError
 
 if TYPE_CHECKING:
     from fednano_flwr.ask.session import Asker
-    from fednano_flwr.data.table import Questions
+    from fednano_flwr.data.sample import Questions
 
 command = typer.Typer()
 
@@ -113,7 +113,7 @@ def asking(when_interrupted: int = INTERRUPTED) -> AbstractContextManager[None]:
     """`exit_status` of a command that asks a language model or hosts one."""
     from fednano_flwr.ask.session import AskError
     from fednano_flwr.exchange.protocol import HostRefusedError
-    from fednano_flwr.models.token_table import MissingRowError
+    from fednano_flwr.models.edge_half import MissingRowError
 
     return exit_status(
         interrupted="",

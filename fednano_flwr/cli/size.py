@@ -203,14 +203,15 @@ def _file_bytes(found: SizeConfig) -> int:
 def _download_without_bundle(found: SizeConfig) -> int | None:
     """Bytes of the checkpoint's files that hold a tensor of the client; None without weights."""
     from fednano_flwr.models.bundle import MANIFEST
-    from fednano_flwr.models.checkpoint import INDEX, SINGLE, Checkpoint
+    from fednano_flwr.models.checkpoint import ModelCheckpoint
+    from fednano_flwr.models.weights import INDEX, SINGLE
 
     folder = found.folder
     if folder is None or (folder / MANIFEST).exists():
         return None
     if not any((folder / name).exists() for name in (INDEX, SINGLE)):
         return None
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = ModelCheckpoint(str(folder))
     files = {folder / checkpoint.files[name][0] for name in checkpoint.tensors("edge")}
     if not all(file.exists() for file in files):
         return None

@@ -76,7 +76,7 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
     found = find(name, revision)
     if found.folder is None:
         return [_to_download(name, "is not in the hub's cache")]
-    from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.checkpoint import ModelCheckpoint
     from fednano_flwr.models.processor import has_processor
     from fednano_flwr.models.source import read_config
 
@@ -90,7 +90,7 @@ def check_half(name: str, half: Half, revision: str = "") -> list[Finding]:
                 "copy its tokenizer and processor files there from where the model came from",
             )
         ]
-    checkpoint = Checkpoint(str(found.folder))
+    checkpoint = ModelCheckpoint(str(found.folder))
     shapes = checkpoint.tensors(half)
     files = sorted({checkpoint.files[name][0] for name in shapes if name in checkpoint.files})
     missing = [file for file in files if not (found.folder / file).exists()]
@@ -207,14 +207,14 @@ def check_same(key: str, bundle: EdgeBundle, model: Model) -> list[Finding]:
     Raises:
         ConfigError: the model is damaged.
     """
-    from fednano_flwr.models.checkpoint import Checkpoint
+    from fednano_flwr.models.checkpoint import ModelCheckpoint
     from fednano_flwr.models.fingerprint import same_checkpoint
 
     name, found = model.name, find(model.name, model.revision)
     folder = found.folder
     if folder is None or not _has_weights(folder):
         return []
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = ModelCheckpoint(str(folder))
     if not (folder / checkpoint.files[checkpoint.token_embeddings][0]).exists():
         return []
     other, commit = checkpoint.fingerprint, folder.name if found.on_hub else ""
@@ -240,7 +240,7 @@ def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]
         ConfigError: it lacks some.
     """
     from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.shard_folder import TEST_FILE, TRAIN_FILE
+    from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE
     from fednano_flwr.data.table import read_table
     from fednano_flwr.edge.questions import load_encoder, used_tokens
     from fednano_flwr.models.bundle import TOKEN_IDS
@@ -263,7 +263,7 @@ def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]
 
 def _has_weights(folder: Path) -> bool:
     """Whether the file is here that says which tensors there are."""
-    from fednano_flwr.models.checkpoint import INDEX, SINGLE
+    from fednano_flwr.models.weights import INDEX, SINGLE
 
     return any((folder / name).is_file() for name in (SINGLE, INDEX))
 

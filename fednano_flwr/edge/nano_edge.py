@@ -16,8 +16,7 @@ from fednano_flwr.adapters.site import low_rank
 from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, QuestionEncoder, lengths
 from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
-from fednano_flwr.models.edge_half import EdgeHalf
-from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
 
 
 @dataclass(frozen=True)

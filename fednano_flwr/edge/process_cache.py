@@ -14,17 +14,16 @@ import torch
 
 from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
-from fednano_flwr.data.shard import Shard, read_shards
-from fednano_flwr.data.shard_folder import load_shard, read_manifest
+from fednano_flwr.data.manifest import read_manifest
+from fednano_flwr.data.shard import Shard, load_shard, read_shards
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features, model_digest
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder, used_tokens
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.models.bundle import open_checkpoint
-from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.edge_half import EdgeHalf
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
 from fednano_flwr.models.processor import has_processor
-from fednano_flwr.models.token_table import TokenTable
 
 CLIENTS_KEPT = 8
 """Of whom questions and token embeddings are kept, where nothing else is asked for."""
@@ -51,7 +50,7 @@ def feature_folder(edge: Edge) -> Path:
 
 
 @lru_cache(maxsize=2)  # the server's in a simulation, and its clients' bundle
-def checkpoint(source: Model) -> Checkpoint:
+def checkpoint(source: Model) -> ModelCheckpoint:
     return open_checkpoint(source.name, source.revision)
 
 
@@ -118,9 +117,7 @@ def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: in
     """All clients' training questions; a test question of any client is not among them."""
     shards = read_shards(dataset, seed, num_partitions)
     union = Shard(shards.all_train(), in_memory())
-    return EncodedShard.encode(
-        encoder(source), union, shards.questions.skipped, dataset.max_skipped
-    )
+    return EncodedShard.encode(encoder(source), union, shards.skipped, dataset.max_skipped)
 
 
 def client_data(
@@ -144,7 +141,7 @@ def _load_client_data(
         skipped = Counter(read_manifest(Path(spec.data_path).expanduser())["skipped"])
     else:
         shards = read_shards(dataset, seed, spec.num_partitions)
-        part, skipped = shards.of_client(spec.partition), shards.questions.skipped
+        part, skipped = shards.of_client(spec.partition), shards.skipped
     shard = EncodedShard.encode(encoder(source), part, skipped, dataset.max_skipped)
     loaded = _loaded_half(source, edge)
     if edge.vocabulary == "full":

@@ -14,7 +14,7 @@ from PIL import Image
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.skeleton import count_features
@@ -26,7 +26,7 @@ PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer_config.json"
 QFORMER = "qformer_tokenizer"
 
 
-def check_processor(checkpoint: Checkpoint, encoder: QuestionEncoder) -> None:
+def check_processor(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> None:
     """Take a question without a picture and one with it through processor, tokenizer and config.
 
     Args:
@@ -70,7 +70,7 @@ def _explained(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {type(error).__name__}: {line}") from error
 
 
-def _check_kind(checkpoint: Checkpoint, processor: Any) -> None:
+def _check_kind(checkpoint: ModelCheckpoint, processor: Any) -> None:
     """The processor is the family's, and a Q-Former has its own tokenizer."""
     kind, known = type(processor).__name__, checkpoint.family.processors
     if kind not in known:
@@ -85,7 +85,7 @@ def _check_kind(checkpoint: Checkpoint, processor: Any) -> None:
         )
 
 
-def _check_vocabularies(checkpoint: Checkpoint, processor: Any) -> None:
+def _check_vocabularies(checkpoint: ModelCheckpoint, processor: Any) -> None:
     """All tokens are in the model's tables, and answers have an end."""
     config, tokenizer = checkpoint.config, processor.tokenizer
     rows, end = config.get_text_config().vocab_size, tokenizer.eos_token_id
@@ -156,7 +156,7 @@ def _check_tokens(encoder: QuestionEncoder, prompt: str) -> None:
         )
 
 
-def _check_features(checkpoint: Checkpoint, encoder: QuestionEncoder) -> None:
+def _check_features(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> None:
     """A picture's places in a prompt are the config's, and as many as its features."""
     processor, token = encoder.processor, image_token(checkpoint)
     text = _image_token(processor, in_ids=True)
@@ -174,7 +174,7 @@ def _check_features(checkpoint: Checkpoint, encoder: QuestionEncoder) -> None:
         "the model of config.json (vision_config) cannot take a picture as the processor makes it "
         f"({PROCESSOR}, preprocessor_config.json)"
     ):
-        features = count_features(checkpoint.config, pictures)
+        features = count_features(checkpoint.edge_tree[0], pictures)
     if features is not None and features != places:
         raise ConfigError(
             f"the model gives {features} features a picture, and the processor asks for {places}: "
@@ -199,7 +199,7 @@ def _image_token(processor: Any, in_ids: bool = False) -> str:
     return getattr(token, "content", token)
 
 
-def _settings(checkpoint: Checkpoint, processor: Any) -> str:
+def _settings(checkpoint: ModelCheckpoint, processor: Any) -> str:
     """What decides how many places a picture takes: the settings that look wrong, else all."""
     file, config = checkpoint.folder / PROCESSOR, checkpoint.config
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
 from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
+from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.processor_check import check_processor
 from fednano_flwr.edge.prompting import Prompting
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.processor import load_processor
 
@@ -112,7 +112,7 @@ class QuestionEncoder:
         ConfigError: there is no processor, or it lacks what prompts need.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self.processor = load_processor(checkpoint.folder)
         self.prompting = Prompting(checkpoint.family, self.processor)
         tokenizer, config = self.processor.tokenizer, checkpoint.config
@@ -257,7 +257,7 @@ def encode_all(
     return questions, left_out
 
 
-def load_encoder(checkpoint: Checkpoint) -> QuestionEncoder:
+def load_encoder(checkpoint: ModelCheckpoint) -> QuestionEncoder:
     """The encoder of a model, or of an edge bundle.
 
     Raises:

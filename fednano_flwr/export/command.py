@@ -17,7 +17,7 @@ from fednano_flwr.export.license import CARD, License, find_license
 from fednano_flwr.export.merged import write_merged
 from fednano_flwr.export.result import CONFIG, WEIGHTS, RunResult, read_run
 from fednano_flwr.models.bundle import open_checkpoint, open_whole
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import Family, find
 from fednano_flwr.models.source import locate, read_config
 from fednano_flwr.runs.results import model_of, other_model
@@ -95,7 +95,7 @@ def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) 
     return lines
 
 
-def _open(result: RunResult, model: str, whole: bool) -> Checkpoint:
+def _open(result: RunResult, model: str, whole: bool) -> ModelCheckpoint:
     """The model that the adapters were trained on.
 
     Args:
@@ -134,7 +134,7 @@ def _family(result: RunResult) -> Family | None:
         return None
 
 
-def _license(result: RunResult, checkpoint: Checkpoint | None) -> License:
+def _license(result: RunResult, checkpoint: ModelCheckpoint | None) -> License:
     """The model's license, by its folder if it is on this machine, or by the hub."""
     run = result.run
     hub_id = str(result.model.get("hub_id") or "")

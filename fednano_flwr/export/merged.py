@@ -27,9 +27,10 @@ from fednano_flwr.base.output import require_space
 from fednano_flwr.config import ConfigError
 from fednano_flwr.export.merge_weights import Rounding, merge
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import HEAD, INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import HEAD, ModelCheckpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.split import small_files
+from fednano_flwr.models.weights import INDEX
 
 SPARE = 64 * 2**20
 """Bytes of disk for processor, tokenizer and config."""
@@ -60,7 +61,7 @@ class Merged:
 
 
 def write_merged(
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     adapters: Mapping[str, Factors],
     folder: Path,
     dtype: torch.dtype | None = None,
@@ -118,7 +119,7 @@ def write_merged(
 
 
 def _targets(
-    checkpoint: Checkpoint, adapters: Mapping[str, Factors]
+    checkpoint: ModelCheckpoint, adapters: Mapping[str, Factors]
 ) -> dict[str, tuple[Factors, bool]]:
     """By canonical name, each tensor that changes: its adapter, and whether outputs come first."""
     connector = checkpoint.family.connector
@@ -139,7 +140,7 @@ def _targets(
 
 
 def _check_space(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, untie: bool
+    checkpoint: ModelCheckpoint, folder: Path, dtype: torch.dtype | None, untie: bool
 ) -> None:
     """Refuse a checkpoint that lacks tensors, and a disk that is too small."""
     whole = skeleton.build(checkpoint.config).named_parameters()
@@ -171,7 +172,7 @@ def _check_range(key: str, before: Tensor, after: Tensor) -> None:
 
 
 def _write_config(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None, untie: bool
+    checkpoint: ModelCheckpoint, folder: Path, dtype: torch.dtype | None, untie: bool
 ) -> None:
     """The checkpoint's config, with the dtype and the head as they now are."""
     config: Any = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)

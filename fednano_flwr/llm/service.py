@@ -13,9 +13,8 @@ from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Caches, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
-from fednano_flwr.models.host_options import host_options
+from fednano_flwr.models.device import threads
 from fednano_flwr.models.llm_half import load_llm_half
-from fednano_flwr.models.threads import threads
 
 RAY_STARTS_WITHIN = 60.0
 """Seconds that Flower's simulation may take to start Ray."""
@@ -45,7 +44,13 @@ def load_host(
     with ExitStack() as stack:
         stack.enter_context(threads(config.threads))  # until the host is closed
         half = load_llm_half(
-            model, config.device, config.dtype, config.quantization, host_options(config), revision
+            model,
+            config.device,
+            config.dtype,
+            config.quantization,
+            config.checkpointing,
+            config.device_map,
+            revision,
         )
         features = FeatureStore(
             config.feature_memory_mb * 2**20,

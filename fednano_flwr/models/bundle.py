@@ -19,7 +19,7 @@ from torch import Tensor
 from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import ConfigError, Model
-from fednano_flwr.models.checkpoint import Checkpoint, Half
+from fednano_flwr.models.checkpoint import Half, ModelCheckpoint
 from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.source import locate
 
@@ -29,7 +29,7 @@ TOKEN_IDS = "token_ids"
 HALVES: dict[Half, str] = {"llm": "language model", "edge": "client's half"}
 
 
-class EdgeBundle(Checkpoint):
+class EdgeBundle(ModelCheckpoint):
     """A bundle that `fednano split` wrote, read like the checkpoint it was split from.
 
     Raises:
@@ -109,7 +109,7 @@ def _check_names(path: str, manifest: dict[str, Any]) -> None:
         raise ConfigError(f"edge bundle {path}: {MANIFEST} is incomplete; copy or split it again")
 
 
-def open_checkpoint(name: str, revision: str = "") -> Checkpoint:
+def open_checkpoint(name: str, revision: str = "") -> ModelCheckpoint:
     """The checkpoint called `name`, or the edge bundle where that is what the folder holds.
 
     Args:
@@ -120,10 +120,10 @@ def open_checkpoint(name: str, revision: str = "") -> Checkpoint:
     """
     if (locate(name, revision)[0] / MANIFEST).is_file():
         return EdgeBundle(name)
-    return Checkpoint(name, revision)
+    return ModelCheckpoint(name, revision)
 
 
-def open_whole(name: str, revision: str = "") -> Checkpoint:
+def open_whole(name: str, revision: str = "") -> ModelCheckpoint:
     """The checkpoint called `name`, which a server or a merged model needs.
 
     Raises:
@@ -189,7 +189,7 @@ def check_bundle(key: str, path: str, model: Model | None) -> str:
     if model is None:
         return found
     try:
-        whole = Checkpoint(model.name, model.revision)
+        whole = ModelCheckpoint(model.name, model.revision)
         other, commit = whole.fingerprint, whole.revision
     except ConfigError:  # a client need not have it; a server's own check says what is wrong
         return found

@@ -16,31 +16,19 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
-from fednano_flwr.base.files import check_name
-from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.families import FAMILIES, Family, canonical
 from fednano_flwr.models.fingerprint import digests_of_halves
-from fednano_flwr.models.source import locate, read_config
+from fednano_flwr.models.weights import WeightFiles
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-ADAPTER = "adapter_config.json"
-DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
-OTHER_WEIGHTS = ("*.safetensors", "*.bin*", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
-LFS = b"version https://git-lfs"
 HEAD = "lm_head.weight"
 Half = Literal["llm", "edge"]
 FINGERPRINT_ROWS = 64
@@ -64,107 +52,51 @@ def frozen(name: str, tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
 
-class Checkpoint:
-    """Config and tensors of one model of a known family.
+class ModelCheckpoint(WeightFiles):
+    """Config, module tree and tensors of one model of a known family; each is read once."""
 
-    Args:
-        name: `model.name` of the run config: a folder, a hub id or `package:NAME/SUB`.
-        revision: `model.revision`: branch, tag or commit on the hub.
-
-    Attributes:
-        hub_id: the model's name on the hub; "" for a folder.
-        revision: its commit there; "" for a folder.
-
-    Raises:
-        ConfigError: there is no such model, or its family cannot be cut.
-    """
-
-    def __init__(self, name: str, revision: str = "") -> None:
-        self.name = name
-        self.folder, self.revision = locate(name, revision)
-        self._on_hub = bool(self.revision)
-        self.hub_id = name if self._on_hub else ""
-        self._downloaded: dict[str, Path] = {}
-        self._checked: set[str] = set()
-        self.config: PretrainedConfig = read_config(name, self.folder)
-        self.family: Family = FAMILIES[self.config.model_type]
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.config.model_type]
 
     @cached_property
-    def chosen(self) -> str:
-        """`SINGLE` or `INDEX`: the file that `from_pretrained` begins with, the former before."""
-        if self._has(SINGLE):
-            return SINGLE
-        if (self.folder / INDEX).is_file():
-            return INDEX
-        others = sorted(
-            path.name for kind in OTHER_WEIGHTS for path in self.folder.glob(kind) if path.is_file()
-        )
-        there = f"; of weights there are {', '.join(others)}" if others else ""
-        raise ConfigError(
-            f"model {self.name}: {self.folder} has neither {SINGLE} nor {INDEX}, and no other file "
-            f"of weights is read{there}. Rename a variant of it to {SINGLE}, or load the model "
-            "with transformers and save it with save_pretrained"
-        )
+    def tree(self) -> Any:
+        """The whole model on the meta device, not to be changed."""
+        return skeleton.build(self.config)
 
     @cached_property
-    def files(self) -> dict[str, tuple[str, str]]:
-        """Canonical tensor name → (file, the tensor's name in it).
+    def edge_tree(self) -> tuple[Any, nn.Embedding]:
+        """The client's half on the meta device, and its layer of token embeddings, likewise."""
+        config = copy.deepcopy(self.config)
+        skeleton.trim_encoder(config)
+        edge = skeleton.build(config).eval()
+        return edge, skeleton.drop_language(edge)
 
-        What `from_pretrained` does not take for a part of the model is left out.
-
-        Raises:
-            ConfigError: no files that are read, or some that `from_pretrained` reads otherwise.
-        """
-        self._refuse_other_layouts()
-        files: dict[str, tuple[str, str]] = {}
-        for key, file in self._listed.items():
-            name = self.called(key)
-            if name is None:
-                continue
-            if name in files:
-                other, before = files[name]
-                raise ConfigError(
-                    f"model {self.name}: {before} in {other} and {key} in {file} are the same "
-                    f"tensor, {name}; take one of them out"
-                )
-            files[name] = file, key
-        if self.chosen == INDEX and not self._on_hub:
-            for file in sorted(set(self._listed.values())):
-                if (self.folder / file).exists():
-                    self.path(file)
-        return files
+    def llm_tree(self) -> Any:
+        """The server's half on the meta device, for the caller."""
+        llm = copy.deepcopy(self.tree)
+        skeleton.drop_vision(llm)
+        return llm
 
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the table of the token embeddings, as `from_pretrained` decides."""
-        tied = {canonical(name) for name in self._whole.all_tied_weights_keys}
+        tied = {canonical(name) for name in self.tree.all_tied_weights_keys}
         return HEAD not in self.files and HEAD in tied
 
     def called(self, key: str) -> str | None:
-        """Canonical name of the tensor that a file calls so; None where it is no part of the model.
-
-        Raises:
-            ConfigError: the tensor is stored in a form that is not read.
-        """
         try:
             name = self._names(key)
         except ValueError as error:
-            raise ConfigError(f"model {self.name}: {error}") from None
+            raise self.error(str(error)) from None
         return None if name is None else canonical(name)
 
     def tensors(self, half: Half) -> dict[str, torch.Size]:
         """Canonical names and shapes of what a side reads: "llm" or "edge"."""
-        config = copy.deepcopy(self.config)
+        tree = self.edge_tree[0] if half == "edge" else self.llm_tree()
+        found = {canonical(name): value.shape for name, value in tree.named_parameters()}
         if half == "edge":
-            skeleton.trim_encoder(config)
-        whole = skeleton.build(config)
-        if half == "edge":
-            table = skeleton.drop_language(whole).weight.shape
-        else:
-            skeleton.drop_vision(whole)
-        found = {canonical(name): value.shape for name, value in whole.named_parameters()}
-        if half == "edge":
-            found[self.token_embeddings] = table
+            found[self.token_embeddings] = self.edge_tree[1].weight.shape
         elif self.tied:
             found.pop(HEAD, None)
         return found
@@ -178,20 +110,14 @@ class Checkpoint:
         Raises:
             ConfigError: one is missing, or has another shape or a dtype that is not read.
         """
-        by_file: dict[str, list[str]] = {}
-        for name in shapes:
-            by_file.setdefault(self._entry(name)[0], []).append(name)
-        for filename, names in by_file.items():
-            with self._opened(self.path(filename)) as file:
-                for name in names:
-                    stored = file.get_slice(self.files[name][1])
-                    self._dtype(name, stored)
-                    shape = tuple(stored.get_shape())
-                    if shape != tuple(shapes[name]):
-                        raise ConfigError(
-                            f"model {self.name}: tensor {name} in {filename} has shape {shape}, "
-                            f"the config asks for {tuple(shapes[name])}"
-                        )
+        for name, stored in self._headers(shapes):
+            self._dtype(name, stored)
+            shape = tuple(stored.get_shape())
+            if shape != tuple(shapes[name]):
+                raise self.error(
+                    f"tensor {name} in {self.files[name][0]} has shape {shape}, the config asks "
+                    f"for {tuple(shapes[name])}"
+                )
 
     def read(
         self,
@@ -207,20 +133,16 @@ class Checkpoint:
         Raises:
             ConfigError: the checkpoint lacks one of them; none is read then.
         """
-        by_file: dict[str, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self._entry(name)[0], []).append(name)
-        for filename, wanted in by_file.items():
-            path = self.path(filename)
-            with self._opened(path) as file:
+        for path, wanted in self._by_file(names):
+            with self.opened(path) as file:
                 for name in wanted:
                     key = self.files[name][1]
                     stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
-                    target = _device(device, name)
+                    target = on(device, name)
                     if dtype in (None, stored.dtype) and target in (None, stored.device):
                         yield name, stored.clone() if _is_askew(stored) else stored
                     else:
-                        yield name, _converted(path, key, stored, target, dtype)
+                        yield name, self._converted(path, key, stored, target, dtype)
 
     def rows(
         self,
@@ -230,20 +152,17 @@ class Checkpoint:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """The rows `ids`, ascending, of a two-dimensional tensor, and no others, (len(ids), d)."""
-        filename, key = self._entry(name)
-        path = self.path(filename)
-        with self._opened(path) as file:
-            stored = file.get_slice(key)
-            shape = stored.get_shape()
-            if len(shape) != 2:
-                raise ConfigError(f"model {self.name}: {name} is no table: it has shape {shape}")
-            count, width = shape
-            dtype = dtype or self._dtype(name, stored)
-        if ids and ids[-1] >= count:
-            raise ConfigError(f"model {self.name}: {name} has {count} rows, asked for {ids[-1]}")
-        result = torch.empty(len(ids), width, dtype=dtype, device=device)
+        ((_, header),) = self._headers([name])
+        shape = header.get_shape()
+        if len(shape) != 2:
+            raise self.error(f"{name} is no table: it has shape {shape}")
+        if ids and ids[-1] >= shape[0]:
+            raise self.error(f"{name} has {shape[0]} rows, asked for {ids[-1]}")
+        dtype = dtype or self._dtype(name, header)
+        result = torch.empty(len(ids), shape[1], dtype=dtype, device=device)
+        filename, key = self.files[name]
         for start in range(0, len(ids), PIECE_ROWS):
-            with self._opened(path) as file:
+            with self.opened(self.path(filename)) as file:
                 stored, place = file.get_slice(key), start
                 for first, end in _runs(ids[start : start + PIECE_ROWS]):
                     result[place : place + end - first] = stored[first:end]
@@ -265,13 +184,12 @@ class Checkpoint:
         """
         names = {canonical(name): name for name, _ in module.named_parameters()}
         self.check({canonical(name): value.shape for name, value in module.named_parameters()})
-        for place, tensor in self.read(names, lambda place: _device(device, names[place]), dtype):
+        for place, tensor in self.read(names, lambda place: on(device, names[place]), dtype):
             owner_name, _, leaf = names[place].rpartition(".")
-            owner = module.get_submodule(owner_name)
-            setattr(owner, leaf, make(names[place], tensor))
+            setattr(module.get_submodule(owner_name), leaf, make(names[place], tensor))
         for path, owner in module.named_modules():
             for key, value in owner.named_buffers(recurse=False):
-                setattr(owner, key, value.to(_device(device, f"{path}.{key}")))
+                setattr(owner, key, value.to(on(device, f"{path}.{key}")))
         module.eval()
 
     def embedding_rows(
@@ -288,13 +206,10 @@ class Checkpoint:
 
     def nbytes(self, names: Iterable[str]) -> int:
         """Bytes of the named tensors as they are stored; only the files' headers are read."""
-        total = 0
-        for name in names:
-            filename, key = self._entry(name)
-            with self._opened(self.path(filename)) as file:
-                stored = file.get_slice(key)
-                total += math.prod(stored.get_shape()) * self._dtype(name, stored).itemsize
-        return total
+        return sum(
+            math.prod(stored.get_shape()) * self._dtype(name, stored).itemsize
+            for name, stored in self._headers(names)
+        )
 
     @property
     def longest(self) -> int:
@@ -321,189 +236,68 @@ class Checkpoint:
         """Canonical name of the token-embedding table."""
         found = [name for name in self.files if name.endswith("embed_tokens.weight")]
         if len(found) != 1:
-            raise ConfigError(
-                f"model {self.name}: one tensor embed_tokens.weight expected, there "
-                f"{'are ' + ', '.join(found) if found else 'is none'}"
-            )
+            raise self.error(f"one tensor embed_tokens.weight expected, found {found}")
         return found[0]
-
-    def _entry(self, name: str) -> tuple[str, str]:
-        if name not in self.files:
-            hint = ""
-            if name == HEAD:
-                hint = (
-                    f", and its config.json does not say tie_word_embeddings where "
-                    f"{self.family.architecture} looks for it. Get the file that has it; or, if "
-                    "the head is the table of the token embeddings, set tie_word_embeddings to "
-                    "true, beside model_type"
-                )
-            raise ConfigError(
-                f"model {self.name}: {self.chosen} has no tensor {name}, which the config asks "
-                f"for{hint}"
-            )
-        return self.files[name]
-
-    @cached_property
-    def _whole(self) -> Any:
-        return skeleton.build(self.config)
 
     @cached_property
     def _names(self) -> Callable[[str], str | None]:
-        return skeleton.checkpoint_names(self._whole)
+        return skeleton.checkpoint_names(self.tree)
 
-    @cached_property
-    def _listed(self) -> dict[str, str]:
-        """Which file holds which tensor, by the names that files have for tensors."""
-        if self.chosen == INDEX:
-            return self._weight_map(self.folder / INDEX)
-        with self._opened(self.path(SINGLE)) as file:
-            return dict.fromkeys(file.keys(), SINGLE)
-
-    def _refuse_other_layouts(self) -> None:
-        """Refuse what `from_pretrained` reads besides, or instead of, the usual files.
+    def _by_file(self, names: Iterable[str]) -> list[tuple[Path, list[str]]]:
+        """The named tensors by the file that holds them, all of which are there.
 
         Raises:
-            ConfigError: there is such.
+            ConfigError: the checkpoint lacks one of them.
         """
-        if (self.folder / ADAPTER).is_file():
-            raise ConfigError(
-                f"model {self.name}: {self.folder} has {ADAPTER} beside config.json, and "
-                "from_pretrained puts that adapter on top of the weights. Merge it into them with "
-                "PEFT (merge_and_unload, then save_pretrained), or move it elsewhere"
-            )
-        explicit = getattr(self.config, "transformers_weights", None)
-        if explicit not in (None, SINGLE):
-            raise ConfigError(
-                f"model {self.name}: its config.json names the weights {explicit!r} "
-                f"(transformers_weights), and only {SINGLE} and {INDEX} are read; rename the file "
-                "and take the key out"
-            )
-        if parts := sorted(path.name for path in self.folder.glob(DISTRIBUTED)):
-            raise ConfigError(
-                f"model {self.name}: {self.folder} holds a distributed checkpoint ({parts[0]}, …), "
-                "which is not read; load it with transformers and save it with save_pretrained"
-            )
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self.files:
+                hint = (
+                    "; if the head is the table of the token embeddings, set tie_word_embeddings "
+                    "to true in config.json, beside model_type"
+                )
+                raise self.error(
+                    f"{self.chosen} has no tensor {name}, which the config asks for"
+                    f"{hint if name == HEAD else ''}"
+                )
+            by_file.setdefault(self.files[name][0], []).append(name)
+        return [(self.path(file), wanted) for file, wanted in by_file.items()]
 
-    def _has(self, filename: str) -> bool:
-        """Whether there is such a file; downloaded where it lies on the hub."""
-        if not self._on_hub:
-            return (self.folder / filename).is_file()
-        try:
-            self._downloaded[filename] = self._download(filename)
-        except ConfigError as error:
-            if isinstance(error.__cause__, EntryNotFoundError):
-                return False
-            raise
-        return True
-
-    def _check_shard(self, filename: str, path: Path) -> None:
-        """Compare a file with what the index says of it.
-
-        `from_pretrained` reads what the files hold, and the index says which side reads which file.
-
-        Raises:
-            ConfigError: they differ in a tensor of the model.
-        """
-        try:
-            with self._opened(path) as file:
-                held = set(file.keys())
-        except ConfigError:
-            return  # who reads a tensor of it is told; the other side need not have it
-        listed = {key for key, name in self._listed.items() if name == filename}
-        for key in sorted(held ^ listed):
-            if self.called(key) is None:
-                continue
-            what = f"lists {key} in {filename}, which lacks it"
-            if key in held:
-                other = self._listed.get(key)
-                what = f"{f'says {key} is in {other}' if other else f'does not list {key}'}, and "
-                what += f"{filename} holds it"
-            raise ConfigError(
-                f"model {self.name}: {INDEX} {what}; they are not of one checkpoint: get both anew"
-            )
-
-    def _weight_map(self, index: Path) -> dict[str, str]:
-        """What an index says."""
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            if not isinstance(weight_map, dict):
-                raise ValueError("its weight_map is no object")
-            for name in weight_map.values():
-                check_name(name)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ConfigError(f"model {self.name}: {index} cannot be used: {error}") from error
-        return weight_map
-
-    @contextmanager
-    def _opened(self, path: Path) -> Iterator[Any]:
-        """A file of tensors; what is wrong with it is said as an error of the model."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(
-                f"model {self.name}: {path} is no safetensors file that can be read: "
-                f"{error}{_pointer(path)}"
-            ) from error
+    def _headers(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Each named tensor's dtype, shape and slices, of which none is read."""
+        for path, wanted in self._by_file(names):
+            with self.opened(path) as file:
+                for name in wanted:
+                    yield name, file.get_slice(self.files[name][1])
 
     def _dtype(self, name: str, stored: Any) -> torch.dtype:
         kind = stored.get_dtype()
         if kind not in _DTYPES:
-            raise ConfigError(
-                f"model {self.name}: {name} is of {kind}; read are {', '.join(_DTYPES)}"
-            )
+            raise self.error(f"{name} is of {kind}; read are {', '.join(_DTYPES)}")
         return _DTYPES[kind]
 
-    def path(self, filename: str) -> Path:
-        """Where one of its files lies; downloaded first, where it lies on the hub.
-
-        Raises:
-            ConfigError: the name leads out of the folder, or the file is missing, or a shard does
-                not hold what the index says.
-        """
-        path = self._found(filename)
-        if filename not in self._checked:
-            self._checked.add(filename)
-            if self.chosen == INDEX and filename in self._listed.values():
-                self._check_shard(filename, path)
-        return path
-
-    def _found(self, filename: str) -> Path:
-        if self._on_hub:
-            if filename not in self._downloaded:  # asks the hub each time
-                self._downloaded[filename] = self._download(filename)
-            return self._downloaded[filename]
-        path = self.folder / filename
-        try:
-            check_name(filename)
-            found = path.exists()
-        except (OSError, ValueError) as error:  # a name that is too long for one of a file
-            raise ConfigError(f"model {self.name}, in {self.folder}: {error}") from None
-        if not found:
-            by = f", which {INDEX} lists" if self.chosen == INDEX else ""
-            raise ConfigError(f"model {self.name}: {path} is missing{by}")
-        return path
-
-    def _download(self, filename: str) -> Path:
-        try:
-            return Path(hf_hub_download(self.hub_id, filename, revision=self.revision))
-        except OSError as error:
-            raise ConfigError(
-                f"model {self.name}: {filename} (revision {self.revision}) is not in this "
-                f"machine's cache and cannot be downloaded: {str(error).splitlines()[0]}"
-            ) from error
+    def _converted(
+        self,
+        path: Path,
+        key: str,
+        stored: Tensor,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """A copy of one tensor of a file, of which no more than a piece is ever in memory twice."""
+        if stored.dim() == 0:
+            return stored.to(device, dtype)
+        result = torch.empty(stored.shape, dtype=dtype or stored.dtype, device=device)
+        step = max(1, PIECE_BYTES * len(stored) // max(1, stored.nbytes))
+        for first in range(0, len(stored), step):
+            with self.opened(path) as file:
+                result[first : first + step] = file.get_slice(key)[first : first + step]
+        return result
 
 
-def _device(device: Target, name: str) -> torch.device | None:
+def on(device: Target, name: str) -> torch.device | None:
+    """The device of one tensor."""
     return device if device is None or isinstance(device, torch.device) else device(name)
-
-
-def _pointer(path: Path) -> str:
-    """A hint where a file is what git leaves of one that it keeps elsewhere."""
-    with suppress(OSError), path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            return "; it is a pointer of git-lfs: git lfs pull gets the file itself"
-    return ""
 
 
 def _is_askew(stored: Tensor) -> bool:
@@ -515,30 +309,8 @@ def _is_askew(stored: Tensor) -> bool:
     return stored.dtype in (torch.float32, torch.float64) and stored.data_ptr() % ALIGNED != 0
 
 
-def _converted(
-    path: Path,
-    key: str,
-    stored: Tensor,
-    device: torch.device | None,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    """A copy of one tensor of a file, of which no more than a piece is ever in memory twice."""
-    if stored.dim() == 0:
-        return stored.to(device, dtype)
-    result = torch.empty(stored.shape, dtype=dtype or stored.dtype, device=device)
-    step = max(1, PIECE_BYTES * len(stored) // max(1, stored.nbytes))
-    for first in range(0, len(stored), step):
-        with safe_open(path, framework="pt") as file:
-            result[first : first + step] = file.get_slice(key)[first : first + step]
-    return result
-
-
 def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending ids as ranges [first, end) without gaps."""
-    first = None
-    for position, row in enumerate(ids):
-        if first is None:
-            first = row
-        if position + 1 == len(ids) or ids[position + 1] != row + 1:
-            yield first, row + 1
-            first = None
+    for _, run in groupby(enumerate(ids), lambda place: place[1] - place[0]):
+        rows = [row for _, row in run]
+        yield rows[0], rows[-1] + 1

@@ -1,10 +1,25 @@
-"""Which of PyTorch's devices this machine has."""
+"""PyTorch's devices on this machine, and the threads that it computes with."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from fednano_flwr.config import ConfigError
+
+
+@contextmanager
+def threads(count: int = 0) -> Iterator[None]:
+    """`count` threads inside the block, 0 for as many as there are; as many as before after it."""
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe_device(key: str, name: str, instead: str = "") -> str:
@@ -18,33 +33,32 @@ def describe_device(key: str, name: str, instead: str = "") -> str:
         ConfigError: PyTorch has no such device here; after "; " it says what to do.
     """
     wanted, instead = f"{key} = {name!r}", instead or f'set {key} to "cpu"'
+    installed = f"PyTorch {torch.__version__}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f'{wanted}: {reason}; use "cpu", "cuda" or "cuda:0"') from None
     if device.type == "cpu":
-        return f"PyTorch {torch.__version__}"
+        return installed
     if device.type != "cuda":
         module = getattr(torch, device.type, None)
         if not getattr(module, "is_available", lambda: False)():
-            raise ConfigError(
-                f"{wanted}: PyTorch {torch.__version__} finds no such device; {instead}"
-            )
-        return f"PyTorch {torch.__version__}"
+            raise ConfigError(f"{wanted}: {installed} finds no such device; {instead}")
+        return installed
     built = torch.version.hip and f"ROCm {torch.version.hip}"
     built = built or (torch.version.cuda and f"CUDA {torch.version.cuda}")
     if built is None:
         raise ConfigError(
-            f"{wanted}: PyTorch {torch.__version__} is built without CUDA and ROCm; install a "
-            f"PyTorch for this GPU (https://pytorch.org/get-started), or {instead}"
+            f"{wanted}: {installed} is built without CUDA and ROCm; install a PyTorch for this GPU "
+            f"(https://pytorch.org/get-started), or {instead}"
         )
-    count, index = torch.cuda.device_count(), device.index or 0
+    count = torch.cuda.device_count()
     if not count:
         raise ConfigError(
-            f"{wanted}: PyTorch {torch.__version__} for {built} finds no GPU; look whether the "
-            f"driver works (nvidia-smi, rocm-smi), or {instead}"
+            f"{wanted}: {installed} for {built} finds no GPU; look whether the driver works "
+            f"(nvidia-smi, rocm-smi), or {instead}"
         )
-    if index >= count:
+    if (device.index or 0) >= count:
         raise ConfigError(f"{wanted}: there are {count} GPUs, from cuda:0; {instead}")
-    return f"{torch.cuda.get_device_name(index)}, {built}"
+    return f"{torch.cuda.get_device_name(device.index or 0)}, {built}"

@@ -10,35 +10,80 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_checkpoint
-from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.token_table import TokenTable
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 
 VisionInputs = Mapping[str, Tensor]
+
+
+class MissingRowError(ValueError):
+    """A token turned up whose embedding this client does not hold."""
+
+
+class TokenTable(nn.Module):
+    """Frozen token embeddings: of the whole vocabulary, or only the rows that a shard needs.
+
+    Args:
+        layer: the family's own embedding layer (some scale what they look up); its weight is
+            replaced.
+        table: (n, d), the rows of `ids`.
+        ids: (n,) ascending token ids; None where the table has every row.
+    """
+
+    ids: Tensor | None
+
+    def __init__(self, layer: nn.Embedding, table: Tensor, ids: Tensor | None = None) -> None:
+        super().__init__()
+        layer.weight = nn.Parameter(table, requires_grad=False)
+        layer.num_embeddings = len(table)
+        layer.padding_idx = None  # may lie outside the rows; only matters for training the table
+        for key, value in layer.named_buffers(recurse=False):
+            setattr(layer, key, value.to(table.device))
+        self._layer = layer
+        self.register_buffer("ids", None if ids is None else ids.to(table.device))
+
+    @property
+    def weight(self) -> Tensor:
+        return self._layer.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings (T, d) of token ids (T,).
+
+        Raises:
+            MissingRowError: a token has no row here.
+        """
+        if self.ids is None:
+            return self._layer(ids)
+        rows = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
+        missing = ids[self.ids[rows] != ids]
+        if len(missing):
+            raise MissingRowError(
+                f"token {int(missing[0])} has no embedding here: this client holds the "
+                f'{len(self.ids)} rows that its shard uses (edge.vocabulary = "shard", or an edge '
+                'bundle split for another shard); use edge.vocabulary = "full" with a full bundle'
+            )
+        return self._layer(rows)
 
 
 class EdgeHalf(nn.Module):
     """Frozen vision encoder and connector of one checkpoint; token embeddings on request."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: ModelCheckpoint, device: torch.device, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        config = copy.deepcopy(checkpoint.config)
-        skeleton.trim_encoder(config)
         self.checkpoint = checkpoint
         self.family = checkpoint.family
         self.model = checkpoint.name
         self.hub_id = checkpoint.hub_id
         self.revision = checkpoint.revision
         self.fingerprint = checkpoint.fingerprint
-        self.hidden_size: int = config.get_text_config().hidden_size
+        self.hidden_size: int = checkpoint.config.get_text_config().hidden_size
         self.image_token_id = image_token(checkpoint)
         self.device, self.dtype = device, dtype
-        whole = skeleton.build(config)
-        self._embedding_layer = [skeleton.drop_language(whole)]  # in a list: not a part of this
-        checkpoint.fill(whole, device, dtype)
-        self._vision = whole
+        self._vision = copy.deepcopy(checkpoint.edge_tree[0])
+        checkpoint.fill(self._vision, device, dtype)
 
     def token_table(self, ids: Sequence[int] | None = None) -> TokenTable:
         """Read the embeddings of `ids` (ascending), or of the whole vocabulary.
@@ -47,8 +92,7 @@ class EdgeHalf(nn.Module):
             ConfigError: the checkpoint, or the bundle, lacks one of them.
         """
         table, held = self.checkpoint.embedding_rows(ids, self.device, self.dtype)
-        layer = copy.deepcopy(self._embedding_layer[0])
-        return TokenTable(layer, table, held)
+        return TokenTable(copy.deepcopy(self.checkpoint.edge_tree[1]), table, held)
 
     def vision_digest(self) -> str:
         """SHA-256 of vision encoder and connector as they were loaded, which takes 0.6 s a GB.
@@ -87,7 +131,7 @@ class EdgeHalf(nn.Module):
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
 
     def position_ids(self, ids: Tensor, prompt: int, vision: VisionInputs) -> Tensor | None:
-        """(3, T) positions in time, height and width of one sample; None where they are 0 to T-1.
+        """(axes, T) positions of one sample's tokens; None where they are 0 to T-1.
 
         Args:
             ids: (T,) tokens.
@@ -97,12 +141,7 @@ class EdgeHalf(nn.Module):
         return self.family.position_ids(self._vision, ids, self._pictures(ids, prompt), vision)
 
     def token_type_ids(self, ids: Tensor, prompt: int) -> Tensor | None:
-        """(T,) types of one sample's tokens as its language model's mask needs them, or None.
-
-        Args:
-            ids: (T,) tokens.
-            prompt: how many of them are the prompt; the others are an answer.
-        """
+        """(T,) types of one sample's tokens, where the family's mask needs them; as above."""
         return self.family.token_type_ids(self._pictures(ids, prompt), prompt)
 
     def _pictures(self, ids: Tensor, prompt: int) -> Tensor:
@@ -110,7 +149,7 @@ class EdgeHalf(nn.Module):
         return (ids == self.image_token_id) & (torch.arange(len(ids)) < prompt)
 
 
-def image_token(checkpoint: Checkpoint) -> int:
+def image_token(checkpoint: ModelCheckpoint) -> int:
     """Id of the token that stands where a picture's features go.
 
     Raises:
@@ -118,9 +157,9 @@ def image_token(checkpoint: Checkpoint) -> int:
     """
     token = getattr(checkpoint.config, "image_token_id", None)
     if token is None:
-        raise ConfigError(
-            f"model {checkpoint.name}: its config.json has no image_token_id (image_token_index); "
-            "add it, or take a newer version of the checkpoint"
+        raise checkpoint.error(
+            "its config.json has no image_token_id (image_token_index); add it, or take a newer "
+            "version of the checkpoint"
         )
     return token
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 LANGUAGE = ("language_model.", "lm_head.")
-LONGEST_HEADER = 10**8  # as safetensors has it
+LONGEST_HEADER = 10**8  # bytes, as safetensors has it
 PIECES, PIECE_BYTES = 8, 64  # of a tensor: fine-tuning changes nearly every number of what it tunes
 DIGITS = 8
 
@@ -30,7 +31,8 @@ def same_checkpoint(one: str, other: str) -> bool:
 def digests_of_halves(folder: Path, files: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
     """Of samples of the client's and of the server's tensors; "" where not all of them are here.
 
-    No tensor is loaded, and nothing is downloaded: a few hundred bytes a tensor are read.
+    Nothing is downloaded, and a few hundred bytes a tensor are read. They are not read through a
+    mapping, of which the neighbouring pages would count as this process's memory.
 
     Args:
         files: canonical tensor name → (file in the folder, the tensor's name in it).
@@ -44,42 +46,34 @@ def _digest(folder: Path, files: Mapping[str, tuple[str, str]]) -> str:
     samples: dict[str, bytes] = {}
     try:
         for file in {file for file, _ in files.values()}:
-            keys = {key: name for name, (place, key) in files.items() if place == file}
-            samples |= {keys[key]: sample for key, sample in _samples(folder / file, keys)}
+            with (folder / file).open("rb") as opened:
+                size = int.from_bytes(opened.read(8), "little")
+                if size > LONGEST_HEADER:
+                    return ""
+                header = json.loads(opened.read(size))
+                for name, (place, key) in files.items():
+                    if place == file:
+                        samples[name] = _sample(opened.fileno(), 8 + size, header[key])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""  # who loads such a file says what is wrong with it
+        return ""  # reported when such a file is loaded
     digest = hashlib.sha256()
     for name in sorted(samples):
         digest.update(f"{name} {len(samples[name])}\n".encode() + samples[name])
     return digest.hexdigest()[:DIGITS]
 
 
-def _samples(file: Path, keys: Iterable[str]) -> Iterable[tuple[str, bytes]]:
-    """Some bytes of each of these tensors of a safetensors file.
+def _sample(file: int, start: int, tensor: Mapping[str, Any]) -> bytes:
+    """Dtype, shape and some bytes of a tensor: all, or evenly spread pieces.
 
     Raises:
-        OSError, ValueError, TypeError, KeyError, RecursionError: it is not as it should be.
+        OSError, ValueError, TypeError, KeyError: the file is not as it should be.
     """
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        if size > LONGEST_HEADER:
-            raise ValueError(f"a header of {size} bytes")
-        header = json.loads(opened.read(size))
-        for key in keys:
-            first, end = header[key]["data_offsets"]
-            wanted = [
-                (8 + size + first + offset, length) for offset, length in _places(end - first)
-            ]
-            pieces = [os.pread(opened.fileno(), length, place) for place, length in wanted]
-            if any(len(p) != length for p, (_, length) in zip(pieces, wanted, strict=True)):
-                raise ValueError("the file is cut off")
-            kind = json.dumps([header[key]["dtype"], header[key]["shape"]])
-            yield key, kind.encode() + b"".join(pieces)
-
-
-def _places(size: int) -> list[tuple[int, int]]:
-    """Offsets and lengths of what is read of so many bytes: all, or evenly spread pieces."""
-    if size <= PIECES * PIECE_BYTES:
-        return [(0, size)]
-    last = size - PIECE_BYTES
-    return [(last * index // (PIECES - 1), PIECE_BYTES) for index in range(PIECES)]
+    first, end = tensor["data_offsets"]
+    length, last = PIECE_BYTES, end - first - PIECE_BYTES
+    places = [last * index // (PIECES - 1) for index in range(PIECES)]
+    if end - first <= PIECES * PIECE_BYTES:
+        places, length = [0], end - first
+    pieces = [os.pread(file, length, start + first + place) for place in places]
+    if any(len(piece) != length for piece in pieces):
+        raise ValueError("the file is cut off")
+    return json.dumps([tensor["dtype"], tensor["shape"]]).encode() + b"".join(pieces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,15 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_whole
-from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.host_options import AS_IT_IS, HostOptions, check_options
-from fednano_flwr.models.layers import checkpoint_layers
-from fednano_flwr.models.placement import Places, device_of, dispatch, place
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.layers import (
+    Places,
+    check_device_map,
+    checkpoint_layers,
+    device_of,
+    dispatch,
+    place,
+)
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
 
@@ -38,7 +43,9 @@ class LLMHalf(nn.Module):
     Args:
         dtype: of the embeddings that come in and of all weights that are not quantized.
         quantization: of the linear layers: "none", "8bit" or "4bit".
-        options: how it runs besides.
+        checkpointing: each decoder layer keeps its input only, and is computed again for the
+            backward pass.
+        device_map: "" (all on `device`), or as `layers.place` takes it.
 
     Attributes:
         device: where embeddings go in and logits come out.
@@ -48,11 +55,12 @@ class LLMHalf(nn.Module):
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: ModelCheckpoint,
         device: torch.device,
         dtype: torch.dtype,
         quantization: str = "none",
-        options: HostOptions = AS_IT_IS,
+        checkpointing: bool = False,
+        device_map: str | Mapping[str, str] = "",
     ) -> None:
         super().__init__()
         text = checkpoint.config.get_text_config()
@@ -65,16 +73,15 @@ class LLMHalf(nn.Module):
         self.vocabulary: int = text.vocab_size
         self.longest = checkpoint.longest
         self.dtype = dtype
-        whole = skeleton.build(checkpoint.config)
-        skeleton.drop_vision(whole)
+        whole = checkpoint.llm_tree()
         host: Any = whole.get_submodule(self.family.host)
         tied = checkpoint.tied
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self.size = sum(parameter.numel() for parameter in whole.parameters())
         self.places: Places = {"": device}
-        if options.device_map:
-            self.places = place(host, options.device_map, dtype)
+        if device_map:
+            self.places = place(host, device_map, dtype)
         where = partial(device_of, self.places)
         self.device = where(skeleton.name_of(host, host.get_input_embeddings()))
         prefix = f"{self.family.host}."
@@ -90,9 +97,9 @@ class LLMHalf(nn.Module):
         self._embeddings = host.get_input_embeddings()
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
-        if options.checkpointing:
+        if checkpointing:
             checkpoint_layers(host)
-        if options.device_map:  # last: what goes into a layer is moved before it is kept
+        if device_map:  # last: what goes into a layer is moved before it is kept
             dispatch(host, self.places)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -195,16 +202,33 @@ def load_llm_half(
     device: str = "cpu",
     dtype: str = "float32",
     quantization: str = "none",
-    options: HostOptions = AS_IT_IS,
+    checkpointing: bool = False,
+    device_map: str | Mapping[str, str] = "",
     revision: str = "",
 ) -> LLMHalf:
-    """Read the server's half of `name` and nothing of the vision encoder.
+    """Read the server's half of `name` and nothing of the vision encoder; arguments as above.
 
     Raises:
-        ConfigError: no such model, its family cannot be cut, or this machine lacks what a
-            quantized host or an option needs.
+        ConfigError: no such model, its family cannot be cut, or `check_host` refuses.
     """
-    check_quantization(quantization, device)
-    check_options(options, device, quantization)
-    checkpoint = open_whole(name, revision)
-    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), quantization, options)
+    check_host(device, quantization, device_map)
+    return LLMHalf(
+        open_whole(name, revision),
+        torch.device(device),
+        getattr(torch, dtype),
+        quantization,
+        checkpointing,
+        device_map,
+    )
+
+
+def check_host(device: str, quantization: str, device_map: str | Mapping[str, str] = "") -> None:
+    """Reject options that this machine does not support or that exclude each other.
+
+    Raises:
+        ConfigError: the message says what is missing, or what to change.
+    """
+    if quantization != "none":
+        check_quantization(quantization, device)
+    if device_map and isinstance(device_map, str):
+        check_device_map(device_map, device, quantization)

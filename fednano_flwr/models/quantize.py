@@ -30,14 +30,11 @@ def check_quantization(quantization: str, device: str) -> None:
     Raises:
         ConfigError: the message says what is missing.
     """
-    if quantization == "none":
-        return
     wanted = f"llm.quantization = {quantization!r}"
     kind = device.partition(":")[0]
     if kind not in DEVICES:
         raise ConfigError(
-            f"{wanted}: bitsandbytes is used on a CUDA GPU or a CPU, but llm.device is {device!r}; "
-            'set llm.device to "cuda" or "cpu", or llm.quantization to "none"'
+            f"{wanted} needs llm.device cuda or cpu, which is {device!r}; change one of the two"
         )
     if not is_bitsandbytes_available(OLDEST):
         raise ConfigError(
@@ -45,10 +42,9 @@ def check_quantization(quantization: str, device: str) -> None:
             "install 'fednano-flwr[quantized]', or set llm.quantization to \"none\""
         )
     if kind == "cuda" and not torch.cuda.is_available():
-        built = "has no CUDA" if torch.version.cuda is None else "finds no CUDA GPU"
         raise ConfigError(
-            f"{wanted}: llm.device is {device!r}, but PyTorch {torch.__version__} {built} here; "
-            'set llm.device to "cpu" (slow), or start the server on a machine with a GPU'
+            f"{wanted}: llm.device is {device!r}, but PyTorch {torch.__version__} finds no CUDA "
+            'GPU here; set llm.device to "cpu" (slow), or use a machine with a GPU'
         )
 
 
@@ -117,6 +113,5 @@ class Quantizer:
             if layer.in_features % BLOCK:
                 raise ConfigError(
                     f"llm.quantization = '4bit' on a CPU: layer {name} has {layer.in_features} "
-                    f"inputs, which bitsandbytes decodes wrongly there unless they are a multiple "
-                    f'of {BLOCK}; set llm.quantization to "8bit" or "none"'
+                    f"inputs, and bitsandbytes needs a multiple of {BLOCK} there; use 8bit or none"
                 )

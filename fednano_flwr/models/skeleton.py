@@ -135,12 +135,14 @@ def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Te
     return {name: value for name, value in pictures.items() if name in known}
 
 
-def count_features(config: PretrainedConfig, pictures: Mapping[str, Tensor]) -> int | None:
+@torch.no_grad()
+def count_features(edge: Any, pictures: Mapping[str, Tensor]) -> int | None:
     """How many features the connector makes of a question's pictures, found by shapes alone.
 
     The model's own code runs, on tensors without values wherever a weight takes part.
 
     Args:
+        edge: the client's half on the meta device.
         pictures: what the model's processor made of them.
 
     Returns:
@@ -150,18 +152,16 @@ def count_features(config: PretrainedConfig, pictures: Mapping[str, Tensor]) -> 
         ConfigError: an output of the processor is not for this model.
         Exception: of the model's code, where the pictures do not fit its config.
     """
-    whole = build(config).eval()
-    drop_language(whole)
-    arguments = vision_arguments(whole, pictures)
+    arguments = vision_arguments(edge, pictures)
     try:
-        with torch.no_grad(), _WithoutWeights():
-            output = whole.get_image_features(**arguments).pooler_output
+        with _WithoutWeights():
+            output = edge.get_image_features(**arguments).pooler_output
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" in str(error):
             return None
         raise
     found = [output] if isinstance(output, Tensor) else output
-    return sum(part.numel() for part in found) // config.get_text_config().hidden_size
+    return sum(part.numel() for part in found) // edge.config.get_text_config().hidden_size
 
 
 class _WithoutWeights(TorchDispatchMode):

@@ -18,8 +18,9 @@ from fednano_flwr.base.output import new_folder, require_space
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import FORMAT, MANIFEST, TOKEN_IDS, EdgeBundle
-from fednano_flwr.models.checkpoint import SINGLE, Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.source import SMALL_FILES
+from fednano_flwr.models.weights import SINGLE
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, and bytes in all."""
@@ -27,7 +28,7 @@ SPARE = 64 * 2**20
 
 
 def write_bundle(
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     out: Path,
     ids: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,

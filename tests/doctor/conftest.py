@@ -9,7 +9,7 @@ import pytest
 from fednano_flwr.config import Dataset, RunConfig
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.data.shard_folder import write_shard
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
 
 
@@ -30,7 +30,7 @@ def shard_folder(tiny_dataset: Dataset, tmp_path: Path) -> Path:
 @pytest.fixture
 def bundle(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
-    write_bundle(Checkpoint(str(tiny_model)), folder)
+    write_bundle(ModelCheckpoint(str(tiny_model)), folder)
     return folder
 
 

@@ -12,8 +12,9 @@ from huggingface_hub import constants
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.doctor.model import check_edge_path, check_half, parts_of, rows_of
-from fednano_flwr.models.checkpoint import INDEX, Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
+from fednano_flwr.models.weights import INDEX
 from tests.doctor.found import levels, only, well
 from tests.tiny import write_checkpoint
 
@@ -33,7 +34,7 @@ def files_of(model: Path, part: str) -> set[str]:
 
 def test_a_whole_checkpoint_is_well_for_both_sides(model: Path) -> None:
     assert well(check_half(str(model), "llm")) and well(check_half(str(model), "edge"))
-    assert Checkpoint(str(model)).fingerprint in only(check_half(str(model), "llm"), "ok").what
+    assert ModelCheckpoint(str(model)).fingerprint in only(check_half(str(model), "llm"), "ok").what
 
 
 def test_a_missing_file_of_the_language_model_is_named(model: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_bundle_of_another_model_will_be_refused_by_the_service(
     other = write_checkpoint(tmp_path / "other", seed=1)
     found = only(check_edge_path(KEY, str(bundle), Model(str(other))), "problem")
     manifest = json.loads((bundle / "edge_bundle.json").read_text())
-    for fingerprint in (Checkpoint(str(other)).fingerprint, manifest["fingerprint"]):
+    for fingerprint in (ModelCheckpoint(str(other)).fingerprint, manifest["fingerprint"]):
         assert fingerprint in found.what
     assert "will refuse" in found.what
 
@@ -120,7 +121,7 @@ def test_a_bundle_for_another_shard_lacks_tokens(
     tiny_model: Path, tmp_path: Path, shard_folder: Path
 ) -> None:
     few = tmp_path / "few"
-    write_bundle(Checkpoint(str(tiny_model)), few, ids=[0, 1, 2, 3])
+    write_bundle(ModelCheckpoint(str(tiny_model)), few, ids=[0, 1, 2, 3])
     findings = check_edge_path(KEY, str(few), None, shard_folder)
     assert levels(findings) == ["ok", "ok", "problem"]
     assert "lacks the embeddings" in findings[2].what and rows_of(str(few)) == 4

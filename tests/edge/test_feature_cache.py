@@ -28,7 +28,7 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.split import write_bundle
@@ -97,7 +97,7 @@ def test_a_changed_picture_of_the_same_uid_is_encoded_anew(
     for color in ("red", "blue", "red"):
         Image.new("RGB", (24, 24), color).save(file)
         os.utime(file, ns=(0, 1000 + len(results)))
-        results.append(edge([encoder.encode(sample)]).embedded())
+        results.append(edge([encoder.encode(sample)]).embedded().embeds)
     assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
     assert edge.encoded == 2
 
@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_goes_on(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     edge = make_edge(edge_half, encoder, tmp_path / "file" / "features")
-    assert torch.isfinite(edge(pictured).embedded()).all()
+    assert torch.isfinite(edge(pictured).embedded().embeds).all()
     edge(pictured)
     assert edge.encoded == len(pictured)  # memory still works
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -287,13 +287,13 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
     expected = model_digest(edge_half, encoder)
 
     def digest(folder: Path, dtype: str = "float32") -> str:
-        loaded = load_encoder(Checkpoint(str(folder)))
+        loaded = load_encoder(ModelCheckpoint(str(folder)))
         return model_digest(load_edge_half(str(folder), "cpu", dtype), loaded)
 
     assert digest(tiny_model) == expected
     copied = shutil.copytree(tiny_model, tmp_path / "copied")
     assert digest(copied) == expected
-    bundle = write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle", ids=[3, 4, 5])
+    bundle = write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle", ids=[3, 4, 5])
     assert digest(bundle.folder) == expected
     others = {
         "dtype": digest(tiny_model, "bfloat16"),
@@ -314,7 +314,7 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
 
 
 def keys_of(family: str, folder: Path, questions: Sequence[str]) -> list[str]:
-    reader = load_encoder(Checkpoint(str(tiny_families.write(family, folder))))
+    reader = load_encoder(ModelCheckpoint(str(tiny_families.write(family, folder))))
     picture = folder / "picture.png"
     Image.effect_noise((30, 40), 64).convert("RGB").save(picture)
     return [

@@ -21,7 +21,7 @@ from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.in_process import run_in_process
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.server_app import federate
 from tests import tiny_families
 from tests.models.test_families import SAMPLES
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_with_file_and_key(
     for change in changes:
         change(folder)
     with pytest.raises(ConfigError, match=f"(?s){named}"):
-        load_encoder(Checkpoint(str(folder)))
+        load_encoder(ModelCheckpoint(str(folder)))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_everybody_refuses_it_before_a_weight_is_read(
         raise AssertionError("a weight is read")
 
     for name in ("read", "rows", "fill"):
-        monkeypatch.setattr(Checkpoint, name, weights)
+        monkeypatch.setattr(ModelCheckpoint, name, weights)
     config = RunConfig.parse(run_config(model__name=str(unfit)))
     by_all = {
         "fednano run": lambda: preflight.validate(config),
@@ -235,11 +235,13 @@ def test_a_tokenizer_saved_with_a_length_changes_no_prompt(
 ) -> None:
     long = Sample("l", "w20 " * 40, "g", "s", free_answer="w21")
     samples = (SAMPLES[0], SAMPLES[2], long)
-    expected = [load_encoder(Checkpoint(str(family_folder(family)))).encode(s) for s in samples]
+    expected = [
+        load_encoder(ModelCheckpoint(str(family_folder(family)))).encode(s) for s in samples
+    ]
     for name, change in SAVED.items():
         folder = shutil.copytree(family_folder(family), tmp_path / name)
         change(folder)
-        encoder = load_encoder(Checkpoint(str(folder)))
+        encoder = load_encoder(ModelCheckpoint(str(folder)))
         for sample, question in zip(samples, expected, strict=True):
             found = encoder.encode(sample)
             assert torch.equal(found.ids, question.ids) and found.answer == question.answer, name
@@ -254,7 +256,9 @@ def test_a_template_that_is_only_the_tokenizers_is_the_models(
     file = folder / "chat_template.jinja"
     edit(TOKENIZER, chat_template=file.read_text())(folder)
     file.unlink()
-    encoders = [load_encoder(Checkpoint(str(place))) for place in (folder, family_folder(family))]
+    encoders = [
+        load_encoder(ModelCheckpoint(str(place))) for place in (folder, family_folder(family))
+    ]
     for sample in SAMPLES[:3]:
         moved, expected = (encoder.encode(sample).ids for encoder in encoders)
         assert torch.equal(moved, expected)
@@ -264,4 +268,4 @@ def test_a_date_that_is_only_written_for_tools_is_none(tiny_model: Path, tmp_pat
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     text = (folder / "chat_template.jinja").read_text()
     template("{% if tools %}{{ strftime_now('%d') }}{% endif %}" + text)(folder)
-    load_encoder(Checkpoint(str(folder)))
+    load_encoder(ModelCheckpoint(str(folder)))

@@ -13,7 +13,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.prompting import Prompting
 from fednano_flwr.edge.questions import load_encoder, used_tokens
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.processor import load_processor
 from tests.models.test_families import SAMPLES, picture
@@ -36,11 +36,15 @@ PICTURES_FIRST = (
 
 
 @pytest.fixture(params=list(FAMILIES))
-def checkpoint(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Checkpoint:
-    return Checkpoint(str(family_folder(request.param)))
+def checkpoint(
+    request: pytest.FixtureRequest, family_folder: Callable[[str], Path]
+) -> ModelCheckpoint:
+    return ModelCheckpoint(str(family_folder(request.param)))
 
 
-def test_each_option_picture_follows_its_letter_in_every_family(checkpoint: Checkpoint) -> None:
+def test_each_option_picture_follows_its_letter_in_every_family(
+    checkpoint: ModelCheckpoint,
+) -> None:
     encoder = load_encoder(checkpoint)
     ids = encoder.encode(OPTIONS).ids.tolist()
     image = checkpoint.config.image_token_id
@@ -90,10 +94,10 @@ def test_a_first_token_that_the_template_writes_is_not_added_again(tiny_model: P
 def test_a_chats_own_end_ends_an_answer_too(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "generation_config.json").write_text('{"eos_token_id": [3, 9]}')
-    assert load_encoder(Checkpoint(str(folder))).ends == {3, 9}
+    assert load_encoder(ModelCheckpoint(str(folder))).ends == {3, 9}
 
 
-def test_answers_are_a_letter_or_words_and_an_end(checkpoint: Checkpoint) -> None:
+def test_answers_are_a_letter_or_words_and_an_end(checkpoint: ModelCheckpoint) -> None:
     encoder = load_encoder(checkpoint)
     choice, free = encoder.encode(SAMPLES[0]), encoder.encode(SAMPLES[4])
     assert choice.answer == (choice.options[1],) and len(choice.options) == 2

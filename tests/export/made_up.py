@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.runs.folder import RunFolder
 
 
@@ -44,7 +44,7 @@ def record(server_round: int, accuracy: float) -> dict[str, Any]:
 def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str, Tensor]]:
     """A folder with a round for each accuracy, and the adapters of all rounds after round 0."""
     config = RunConfig.parse(flat)
-    model = Checkpoint(config.model.name, config.model.revision)
+    model = ModelCheckpoint(config.model.name, config.model.revision)
     width = model.config.get_text_config().hidden_size
     folder = RunFolder(config)
     folder.model = {

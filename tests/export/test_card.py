@@ -30,7 +30,7 @@ from fednano_flwr.export import license
 from fednano_flwr.export.card import EXAMPLE, label
 from fednano_flwr.export.license import find_license
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
@@ -72,7 +72,7 @@ def split_run(flat: dict[str, Any], width: int, shown: Picture) -> tuple[Tensor,
     """The card's question asked of the two halves: its tokens, and the logits after it."""
     model = flat["model.name"]
     adapters = random_adapters(width, RunConfig.parse(flat).adapter).eval()
-    encoder, frozen = load_encoder(Checkpoint(model)), load_edge_half(model)
+    encoder, frozen = load_encoder(ModelCheckpoint(model)), load_edge_half(model)
     question = encoder.encode(replace(EXAMPLE, image=shown))
     edge = NanoEdge(frozen, frozen.token_table(), adapters, encoder)
     host = FrozenLLM(load_llm_half(model))
@@ -95,7 +95,7 @@ def test_a_process_without_this_project_answers_as_the_split_model_does(
     assert export(write_run(flat, 0.5, 0.75)[0], out, form=form).exit_code == 0
     shown = picture(0, 48, 48)
     (out / "picture.png").write_bytes(shown.data or b"")
-    code = BLOCKED + code_of(out, Checkpoint(DEMO).folder) + KEEP
+    code = BLOCKED + code_of(out, ModelCheckpoint(DEMO).folder) + KEEP
     result = subprocess.run([sys.executable, "-c", code], cwd=out, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert close(out, split_run(flat, 128, shown)[1])
@@ -171,7 +171,7 @@ def test_a_card_tells_of_data_rounds_and_traffic_and_of_no_place_on_this_machine
     assert "| `dataset.alpha` | `0.25` |" in card and "| `resume`" not in card
     bounds = [key for key in exported.flat if key.startswith("bounds.")]
     assert bounds and all(f"| `{key}` |" in card for key in bounds)
-    assert Checkpoint(exported.flat["model.name"]).fingerprint in card
+    assert ModelCheckpoint(exported.flat["model.name"]).fingerprint in card
     assert ("with its NanoAdapters merged" in card) == (form == "merged")
 
 

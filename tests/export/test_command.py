@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from fednano_flwr.adapters.product import Factors
 from fednano_flwr.export import merged
 from fednano_flwr.export.merge_weights import adapt_rows
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.split import write_bundle
 from tests import tiny, tiny_families
@@ -147,7 +147,7 @@ def test_a_checkpoint_that_cannot_take_adapters_is_refused(
 def test_an_edge_bundle_is_refused_and_its_model_named(
     exported: Exported, tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     result = export(exported.run, tmp_path / "out", "--model", str(tmp_path / "bundle"))
     refused(result, str(tiny_model), tmp_path / "out")
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
     run_config: Config, model: Path, tmp_path: Path
 ) -> None:
     name = "vision_tower.encoder.layers.1.mlp.fc1.bias"
-    file, key = Checkpoint(str(model)).files[name]
+    file, key = ModelCheckpoint(str(model)).files[name]
     state = load_file(model / file)
     del state[key]
     save_file(state, model / file, metadata={"format": "pt"})
@@ -219,7 +219,7 @@ def test_weights_are_stored_as_asked_for(
     result = export(exported.run, tmp_path / "out", "--dtype", "bfloat16")
     assert result.exit_code == 0 and "stored as bfloat16" in result.output
     assert AutoConfig.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
-    before, after = Checkpoint(str(tiny_model)), Checkpoint(str(tmp_path / "out"))
+    before, after = ModelCheckpoint(str(tiny_model)), ModelCheckpoint(str(tmp_path / "out"))
     a, b = (exported.trained[f"base_model.model.text_adapter.lora_{f}.weight"] for f in "AB")
     for (name, old), (same, new) in zip(
         before.read(before.files), after.read(before.files), strict=True
@@ -233,7 +233,7 @@ def test_weights_are_stored_as_asked_for(
 
 def scaled(model: Path, name: str, factor: float) -> None:
     """Make a tensor of a checkpoint larger."""
-    file, key = Checkpoint(str(model)).files[name]
+    file, key = ModelCheckpoint(str(model)).files[name]
     state = load_file(model / file)
     state[key] *= factor
     save_file(state, model / file, metadata={"format": "pt"})
@@ -247,7 +247,7 @@ def test_a_dtype_that_numbers_do_not_fit_into_is_refused(
     scaled(model, "multi_modal_projector.linear_1.bias", float("inf"))  # as it is: not refused
     run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
     half = export(run, tmp_path / "out", "--dtype", "float16")
-    refused(half, f"{Checkpoint(str(model)).files[name][1]} has numbers", tmp_path / "out")
+    refused(half, f"{ModelCheckpoint(str(model)).files[name][1]} has numbers", tmp_path / "out")
     assert "as float16" in half.stderr and "--dtype bfloat16" in half.stderr
     assert export(run, tmp_path / "out", "--dtype", "bfloat16").exit_code == 0
 
@@ -276,7 +276,7 @@ def test_a_tied_head_is_untied_only_where_the_embeddings_change(
     assert result.exit_code == 0, result.output
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert config.tie_word_embeddings == (sites == "image")
-    assert ("lm_head.weight" in Checkpoint(str(tmp_path / "out")).files) == (sites == "text")
+    assert ("lm_head.weight" in ModelCheckpoint(str(tmp_path / "out")).files) == (sites == "text")
 
 
 def test_nothing_but_what_loading_needs_is_copied(exported: Exported, tiny_model: Path) -> None:

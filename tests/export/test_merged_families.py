@@ -25,7 +25,7 @@ from fednano_flwr.edge.questions import (
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
@@ -103,7 +103,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         model = rewritten(model, family, tied, place / "rewritten")
     if request.param in NAMES:
         model = rename(model, place / "renamed", NAMES[request.param], shards=3)
-    checkpoint = Checkpoint(str(model))
+    checkpoint = ModelCheckpoint(str(model))
     adapters = random_adapters(48, ADAPTER)
     merged = place / "merged"
     merged.mkdir()
@@ -165,7 +165,7 @@ def test_transformers_finds_every_weight_and_no_other(setting: Setting) -> None:
 
 
 def test_only_embeddings_and_connector_differ_from_the_checkpoint(setting: Setting) -> None:
-    before, after = Checkpoint(str(setting.model)), Checkpoint(str(setting.merged))
+    before, after = ModelCheckpoint(str(setting.model)), ModelCheckpoint(str(setting.merged))
     assert after.files.keys() - before.files.keys() == (
         {"lm_head.weight"} if setting.report.head else set()
     )

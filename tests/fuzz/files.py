@@ -18,14 +18,14 @@ from fednano_flwr.base.files import describe_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
+from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.shard import Shard
-from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
-from fednano_flwr.data.shard_folder import load_shard, write_shard
+from fednano_flwr.data.shard import Shard, load_shard
+from fednano_flwr.data.shard_folder import write_shard
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.models.bundle import MANIFEST, open_checkpoint
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
 from fednano_flwr.runs import checkpoint as checkpoints
 from fednano_flwr.runs.checkpoint import CheckpointError
@@ -159,7 +159,7 @@ def folders(model: Path, questions: Path, dataset: Any, work: Path) -> dict[str,
     whole = Path(shutil.copytree(model, work / "model"))
     weights = sorted(file.name for file in whole.glob("*.safetensors"))
     bundle = work / "bundle"
-    write_bundle(Checkpoint(str(whole)), bundle)
+    write_bundle(ModelCheckpoint(str(whole)), bundle)
     Image.new("RGB", (4, 4)).save(work / "p.png")
     sample = Sample("1", "?", "g", "s", choices=("a", "b"), answer=0, image=Picture(work / "p.png"))
     write_shard(work / "shard", Shard(in_memory([sample] * 3), in_memory([sample])), {})

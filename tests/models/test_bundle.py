@@ -19,12 +19,11 @@ from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import split as splitting
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle, open_checkpoint
-from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.edge_half import EdgeHalf, MissingRowError, load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.split import write_bundle
-from fednano_flwr.models.token_table import MissingRowError
 from tests import tiny_families
 from tests.models.test_families import SAMPLES
 from tests.tiny import write_checkpoint
@@ -33,7 +32,7 @@ from tests.tiny import write_checkpoint
 @pytest.fixture(scope="module")
 def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "bundle"
-    write_bundle(Checkpoint(str(tiny_model)), folder)
+    write_bundle(ModelCheckpoint(str(tiny_model)), folder)
     return folder
 
 
@@ -42,7 +41,7 @@ def test_a_bundle_of_every_family_gives_the_checkpoints_features(
     family: str, tmp_path: Path
 ) -> None:
     model = tiny_families.write(family, tmp_path / "model")
-    write_bundle(Checkpoint(str(model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(model)), tmp_path / "bundle")
     encoders = [load_encoder(open_checkpoint(str(tmp_path / f))) for f in ("model", "bundle")]
     whole, alone = (load_edge_half(str(tmp_path / f)) for f in ("model", "bundle"))
     for sample in (SAMPLES[0], SAMPLES[2]):
@@ -79,7 +78,7 @@ def test_a_bundle_of_another_model_is_refused_with_both_named(
     tmp_path: Path, llm_half: LLMHalf
 ) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
-    write_bundle(Checkpoint(str(other)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(other)), tmp_path / "bundle")
     half = load_edge_half(str(tmp_path / "bundle"))
     with serve(FrozenLLM(llm_half)) as address, RemoteLLM(address) as remote:
         with pytest.raises(HostRefusedError) as refusal:
@@ -103,7 +102,7 @@ def test_two_different_names_on_the_hub_are_refused_whatever_the_weights(
 def test_only_the_rows_asked_for_are_in_a_cut_bundle(
     tiny_model: Path, tmp_path: Path, edge_half: EdgeHalf
 ) -> None:
-    bundle = write_bundle(Checkpoint(str(tiny_model)), tmp_path / "cut", ids=[2, 3, 11, 40])
+    bundle = write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "cut", ids=[2, 3, 11, 40])
     assert len(load_file(tmp_path / "cut" / "model.safetensors")[bundle.token_embeddings]) == 4
     table = load_edge_half(str(tmp_path / "cut")).token_table()
     wanted = torch.tensor([40, 3, 3])
@@ -126,7 +125,7 @@ def test_a_shards_rows_give_the_embeddings_of_all_and_refuse_others(
 
 
 def test_tensors_can_be_stored_in_another_dtype(tiny_model: Path, tmp_path: Path) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "half", dtype=torch.bfloat16)
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "half", dtype=torch.bfloat16)
     tensors = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert (
@@ -164,14 +163,14 @@ def test_a_failure_leaves_nothing_and_a_folder_in_use_is_not_touched(
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine").touch()
     with pytest.raises(OutputError, match="folder is not empty"):
-        write_bundle(Checkpoint(str(tiny_model)), tmp_path / "used")
+        write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "used")
 
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(splitting, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(Checkpoint(str(tiny_model)), tmp_path / "new")
+        write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
 
@@ -181,5 +180,5 @@ def test_too_small_a_disk_is_noticed_first_with_both_sizes(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("fednano_flwr.base.output.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OutputError, match=r"takes about 67\.\d MB.* 1\.0 kB free"):
-        write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+        write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())

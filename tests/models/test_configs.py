@@ -21,7 +21,7 @@ from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.bundle import HALVES, check_half
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.source import check_model
@@ -195,7 +195,7 @@ def test_a_generation_config_that_cannot_be_used_is_named(
     folder = changed(top())
     (folder / "generation_config.json").write_text(written)
     with pytest.raises(ConfigError, match=r"generation_config\.json"):
-        load_encoder(Checkpoint(str(folder)))
+        load_encoder(ModelCheckpoint(str(folder)))
 
 
 def test_a_generation_config_says_where_answers_end_and_nothing_else(
@@ -204,7 +204,7 @@ def test_a_generation_config_says_where_answers_end_and_nothing_else(
     folder = changed(top())
     written = {"eos_token_id": [3, 9], "do_sample": True, "temperature": 9.0, "max_length": 1}
     (folder / "generation_config.json").write_text(json.dumps(written))
-    half, encoder = load_edge_half(str(folder)), load_encoder(Checkpoint(str(folder)))
+    half, encoder = load_edge_half(str(folder)), load_encoder(ModelCheckpoint(str(folder)))
     adapters = build_adapters(48, Adapter(rank=2, alpha=2.0, dropout=0.0, sites="text"), 0)
     edge = NanoEdge(half, half.token_table(), adapters, encoder)
     llm = LowRankExchange(FrozenLLM(load_llm_half(str(folder))), "server")

@@ -36,7 +36,7 @@ from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
@@ -102,7 +102,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module", params=list(SIDES))
 def setting(request: pytest.FixtureRequest, checkpoint: Path) -> Setting:
-    dtype, source = request.param, Checkpoint(str(checkpoint))
+    dtype, source = request.param, ModelCheckpoint(str(checkpoint))
     encoder = load_encoder(source)
     frozen = load_edge_half(str(checkpoint), dtype=dtype)
     adapters = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
@@ -295,7 +295,7 @@ def test_pictures_of_unlike_sizes_in_a_question_are_each_encoded_as_what_they_ar
 
 
 def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint: Path) -> None:
-    source = Checkpoint(str(checkpoint))
+    source = ModelCheckpoint(str(checkpoint))
     encoder, frozen = load_encoder(source), load_edge_half(str(checkpoint))
     for sample in (sample for sample in SAMPLES if sample.pictures):
         pictures = encoder.vision_inputs(sample)

@@ -18,7 +18,7 @@ from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import fingerprint as module
 from fednano_flwr.models.bundle import MANIFEST
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.llm_half import LLMHalf
@@ -61,7 +61,7 @@ def test_a_client_whose_checkpoint_differs_only_in_one_part_is_refused(
 ) -> None:
     other = tuned(tiny_model, tmp_path / "other", PARTS[part])
     if split:
-        write_bundle(Checkpoint(str(other)), tmp_path / "bundle")
+        write_bundle(ModelCheckpoint(str(other)), tmp_path / "bundle")
         other = tmp_path / "bundle"
     half = load_edge_half(str(other))
     with pytest.raises(HostRefusedError) as refusal:
@@ -79,17 +79,17 @@ def fine_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def half_of(model: Path, folder: Path, language: bool) -> str:
     """Fingerprint where only one half's files are, and the token embeddings."""
-    checkpoint = Checkpoint(str(model))
+    checkpoint = ModelCheckpoint(str(model))
     shutil.copytree(model, folder)
     for name, (file, _) in checkpoint.files.items():
         own = name.startswith(module.LANGUAGE) == language
         if not own and name != checkpoint.token_embeddings:
             (folder / file).unlink(missing_ok=True)
-    return Checkpoint(str(folder)).fingerprint
+    return ModelCheckpoint(str(folder)).fingerprint
 
 
 def test_halves_are_compared_by_what_both_sides_know(fine_shards: Path, tmp_path: Path) -> None:
-    whole = Checkpoint(str(fine_shards)).fingerprint
+    whole = ModelCheckpoint(str(fine_shards)).fingerprint
     edge, llm = (half_of(fine_shards, tmp_path / str(own), own) for own in (False, True))
     assert whole.split("-") == [edge.split("-")[0], edge.split("-")[1], llm.split("-")[2]]
     assert edge.endswith("-") and "--" in llm
@@ -104,7 +104,7 @@ def test_halves_are_compared_by_what_both_sides_know(fine_shards: Path, tmp_path
 
 
 def test_a_copy_in_other_files_has_the_same_fingerprint(tiny_model: Path, tmp_path: Path) -> None:
-    whole = Checkpoint(str(tiny_model))
+    whole = ModelCheckpoint(str(tiny_model))
     tensors = {key: load_file(tiny_model / file)[key] for file, key in whole.files.values()}
     for size, names in (
         ("one", [sorted(tensors)]),
@@ -120,7 +120,7 @@ def test_a_copy_in_other_files_has_the_same_fingerprint(tiny_model: Path, tmp_pa
         if size == "two":
             index = {"metadata": {}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert Checkpoint(str(folder)).fingerprint == whole.fingerprint
+        assert ModelCheckpoint(str(folder)).fingerprint == whole.fingerprint
 
 
 def test_no_more_than_samples_of_large_tensors_are_read(
@@ -144,17 +144,17 @@ def test_a_damaged_file_of_the_other_half_leaves_that_half_unknown(
     size: int, fine_shards: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(fine_shards, tmp_path / "model"))
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = ModelCheckpoint(str(folder))
     file = folder / checkpoint.files["lm_head.weight"][0]
     file.write_bytes(file.read_bytes()[:size])
-    _, edge, llm = Checkpoint(str(folder)).fingerprint.split("-")
+    _, edge, llm = ModelCheckpoint(str(folder)).fingerprint.split("-")
     assert edge and not llm
 
 
 def test_a_bundle_of_an_earlier_version_is_compared_by_what_it_recorded(
     tiny_model: Path, llm_half: LLMHalf, tmp_path: Path
 ) -> None:
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     file = tmp_path / "bundle" / MANIFEST
     manifest = json.loads(file.read_text())
     assert manifest["fingerprint"] == llm_half.fingerprint

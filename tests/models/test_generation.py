@@ -19,11 +19,12 @@ from fednano_flwr.edge.generation import answer_tokens
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, load_encoder
 from fednano_flwr.edge.scoring import generate
-from fednano_flwr.exchange.protocol import LLM, NewToken
+from fednano_flwr.exchange.generation import NewToken
+from fednano_flwr.exchange.protocol import LLM
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
@@ -47,7 +48,7 @@ class Setting:
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     family = request.param
     folder = tiny_families.write(family, tmp_path_factory.mktemp("model") / family)
-    encoder = load_encoder(Checkpoint(str(folder)))
+    encoder = load_encoder(ModelCheckpoint(str(folder)))
     encoder.ends = set()  # every answer is as long as it may be
     frozen = load_edge_half(str(folder))
     adapters = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)

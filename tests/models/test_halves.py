@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError
 from fednano_flwr.doctor.model import check_half
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.size import read_size_config
@@ -32,7 +32,7 @@ def fine_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without(model: Path, target: Path, parts: tuple[str, ...], keep: str = EMBEDDINGS) -> int:
     """Copy a checkpoint without the files of some parts; returns how many are gone."""
     shutil.copytree(model, target)
-    files = Checkpoint(str(model)).files
+    files = ModelCheckpoint(str(model)).files
     doomed = {file for key, (file, _) in files.items() if key.startswith(parts) and key != keep}
     doomed -= {file for key, (file, _) in files.items() if not key.startswith(parts) or key == keep}
     for file in doomed:
@@ -93,7 +93,7 @@ def test_names_of_older_and_newer_checkpoints_give_the_same_halves(
     tiny_model: Path, edge_half: EdgeHalf, llm_half: LLMHalf, tmp_path: Path, style: str
 ) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    for key, (file, name) in Checkpoint(str(tiny_model)).files.items():
+    for key, (file, name) in ModelCheckpoint(str(tiny_model)).files.items():
         tensors[key] = load_file(tiny_model / file)[name]
     if style == "hub":
         renamed = {
@@ -126,7 +126,7 @@ def test_a_tied_head_is_the_token_embeddings(tiny_model: Path, tmp_path: Path) -
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     tensors = {
         key: load_file(tiny_model / file)[name]
-        for key, (file, name) in Checkpoint(str(tiny_model)).files.items()
+        for key, (file, name) in ModelCheckpoint(str(tiny_model)).files.items()
         if key != "lm_head.weight"
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -141,7 +141,7 @@ def test_a_tied_head_is_the_token_embeddings(tiny_model: Path, tmp_path: Path) -
 
 def test_another_model_has_another_fingerprint(tmp_path: Path, llm_half: LLMHalf) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
-    assert Checkpoint(str(other)).fingerprint != llm_half.fingerprint
+    assert ModelCheckpoint(str(other)).fingerprint != llm_half.fingerprint
 
 
 def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> None:

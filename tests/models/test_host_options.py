@@ -21,7 +21,6 @@ from fednano_flwr.llm import service
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
 from fednano_flwr.models.families import FAMILIES
-from fednano_flwr.models.host_options import HostOptions
 from fednano_flwr.models.layers import decoder_layers
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.quantize import OLDEST
@@ -29,7 +28,6 @@ from tests import tiny_families
 from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
 
-CHECKPOINTING = HostOptions(checkpointing=True)
 # Gemma 2 caps attention's logits, which PyTorch's attention cannot, so transformers runs its own.
 OWN_ATTENTION = ("paligemma",)
 WITH_MASK = ("gemma3",)
@@ -90,13 +88,13 @@ def test_checkpointing_changes_no_bit(
     family: str, dtype: str, checkpoints: Callable[[str], str]
 ) -> None:
     plain, saving = (
-        FrozenLLM(load_llm_half(checkpoints(family), dtype=dtype, options=options))
-        for options in (HostOptions(), CHECKPOINTING)
+        FrozenLLM(load_llm_half(checkpoints(family), dtype=dtype, checkpointing=checkpointing))
+        for checkpointing in (False, True)
     )
     inputs, labels = questions(plain._half)
     for _ in range(2):
-        loss, (gradient,) = plain.step(inputs, labels)
-        saved_loss, (saved_gradient,) = saving.step(inputs, labels)
+        loss, gradient = plain.step(inputs, labels)
+        saved_loss, saved_gradient = saving.step(inputs, labels)
         assert saved_loss == loss and gradient.any(dim=1).all()
         assert torch.equal(saved_gradient, gradient)
         scores, again = (
@@ -129,16 +127,16 @@ def test_with_checkpointing_a_layer_keeps_its_input_only(family: str, tmp_path: 
     kept = {}
     for layers in (2, 6):
         folder = write(family, tmp_path / str(layers), layers)
-        for options in (HostOptions(), CHECKPOINTING):
-            half = load_llm_half(folder, options=options)
-            kept[layers, options.checkpointing] = Kept(half, (40, 30)).bytes
+        for checkpointing in (False, True):
+            half = load_llm_half(folder, checkpointing=checkpointing)
+            kept[layers, checkpointing] = Kept(half, (40, 30)).bytes
     one_input = 2 * 40 * 48 * 4
     assert kept[6, True] - kept[2, True] == 4 * one_input
     assert kept[6, False] - kept[2, False] > 4 * 10 * one_input
 
 
 def test_layers_are_computed_again_for_a_gradient_only(checkpoints: Callable[[str], str]) -> None:
-    half = load_llm_half(checkpoints("instructblip"), options=CHECKPOINTING)
+    half = load_llm_half(checkpoints("instructblip"), checkpointing=True)
     host, calls = FrozenLLM(half), []
     for layer in decoder_layers(half.get_submodule("_host")):  # type: ignore[arg-type]
         attention = layer.get_submodule("self_attn")
@@ -157,9 +155,9 @@ def test_checkpointing_turns_no_dropout_on(tmp_path: Path) -> None:
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"dropout": 0.0', '"dropout": 0.5'))
     assert '"dropout": 0.5' in config.read_text()
-    host = FrozenLLM(load_llm_half(str(folder), options=CHECKPOINTING))
+    host = FrozenLLM(load_llm_half(str(folder), checkpointing=True))
     inputs, labels = questions(host._half)
-    (loss, (gradient,)), (again, (gradient_again,)) = (host.step(inputs, labels) for _ in range(2))
+    (loss, gradient), (again, gradient_again) = (host.step(inputs, labels) for _ in range(2))
     assert loss == again and torch.equal(gradient, gradient_again)
     layers = decoder_layers(host._half.get_submodule("_host"))  # type: ignore[arg-type]
     assert not any(module.training for layer in layers for module in layer.modules())
@@ -168,10 +166,12 @@ def test_checkpointing_turns_no_dropout_on(tmp_path: Path) -> None:
 @pytest.mark.skipif(not is_bitsandbytes_available(OLDEST), reason="bitsandbytes is missing")
 def test_a_quantized_host_may_checkpoint(checkpoints: Callable[[str], str]) -> None:
     results = []
-    for options in (HostOptions(), CHECKPOINTING):
-        half = load_llm_half(checkpoints("instructblip"), quantization="8bit", options=options)
+    for checkpointing in (False, True):
+        half = load_llm_half(
+            checkpoints("instructblip"), quantization="8bit", checkpointing=checkpointing
+        )
         results.append(FrozenLLM(half).step(*questions(half)))
-    assert results[0][0] == results[1][0] and torch.equal(*results[0][1], *results[1][1])
+    assert results[0][0] == results[1][0] and torch.equal(results[0][1], results[1][1])
 
 
 def test_a_run_trains_with_a_checkpointing_host_as_without(
@@ -185,7 +185,7 @@ def test_a_run_trains_with_a_checkpointing_host_as_without(
         grid = LocalGrid(client_app.app, flat, clients=2)
         with mock.patch.object(service, "load_llm_half", wraps=service.load_llm_half) as load:
             folder = server_app.federate(grid, 1, RunConfig.parse(flat))
-        assert load.call_args.args[4] == HostOptions(checkpointing=checkpointing)
+        assert load.call_args.args[4] is checkpointing
         losses.append(folder.rounds[1]["train_loss"])
     assert losses[0] == losses[1] > 0
 
@@ -201,19 +201,14 @@ def test_layers_that_cannot_be_told_are_refused(checkpoints: Callable[[str], str
 
 
 @pytest.mark.parametrize(
-    ("options", "device", "quantization", "message"),
+    ("device_map", "device", "quantization", "message"),
     [
-        (HostOptions(device_map="auto"), "cuda", "4bit", r"device-map with llm\.quantization"),
-        (
-            HostOptions(device_map="auto"),
-            "cuda",
-            "none",
-            r"llm\.device-map = 'auto': no GPU on this machine; leave it empty",
-        ),
+        ("auto", "cuda", "4bit", r"llm\.device-map.* llm\.quantization = '4bit'"),
+        ("auto", "cuda", "none", r"llm\.device-map = 'auto': no GPU"),
     ],
 )
 def test_what_cannot_be_had_is_said_before_anything_is_read(
-    options: HostOptions,
+    device_map: str,
     device: str,
     quantization: str,
     message: str,
@@ -226,14 +221,14 @@ def test_what_cannot_be_had_is_said_before_anything_is_read(
     monkeypatch.setattr(llm_half, "check_quantization", lambda *args: None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
-        load_llm_half("model", device, quantization=quantization, options=options)
+        load_llm_half("model", device, quantization=quantization, device_map=device_map)
 
 
 def test_a_map_over_gpus_needs_a_device_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for device in ("cpu", "cuda:1"):
         with pytest.raises(ConfigError, match=f"llm.device is '{device}'; set it to \"cuda\""):
-            load_llm_half("model", device, options=HostOptions(device_map="balanced"))
+            load_llm_half("model", device, device_map="balanced")
 
 
 def test_a_run_that_asks_for_what_this_machine_lacks_is_not_started(

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.checkpoint import HEAD, INDEX, SINGLE, Checkpoint
+from fednano_flwr.models.checkpoint import HEAD, ModelCheckpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import load_llm_half
+from fednano_flwr.models.weights import INDEX, SINGLE
 from tests import tiny_families
 
 OLD_HEAD = "language_model.lm_head.weight"
@@ -265,7 +266,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "PyTorch's own format": (pytorch_only, r"pytorch_model\.bin.*save_pretrained"),
     "only a variant": (named("model.fp16.safetensors"), r"model\.fp16\.safetensors.*Rename"),
     "consolidated.safetensors": (named("consolidated.safetensors"), r"consolidated\.safetensors"),
-    "an adapter beside": (adapter_with_config, r"adapter_config\.json.*merge_and_unload"),
+    "an adapter beside": (adapter_with_config, r"adapter_config\.json.*PEFT"),
     "names of a text model": (renamed(of_a_text_model), r"has no tensor|one tensor"),
     "one tensor twice": (twice, rf"{OLD_HEAD}.*lm_head\.weight"),
     "a smaller table": (of_another_shape(TABLE, 60, 48), r"\(60, 48\).*\(64, 48\)"),
@@ -295,7 +296,7 @@ def read_by_transformers(folder: Path) -> dict[str, Tensor]:
 
 def read_here(folder: Path) -> dict[str, Tensor]:
     """The same from both halves' tensors."""
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = ModelCheckpoint(str(folder))
     found: dict[str, Tensor] = {}
     for half in ("llm", "edge"):
         shapes = checkpoint.tensors(half)
@@ -329,7 +330,7 @@ def test_what_transformers_would_fill_or_read_otherwise_is_refused(
 
 def module_tree(folder: Path) -> None:
     """Names as the installed transformers has them in its module tree."""
-    names = Checkpoint(str(folder))._names
+    names = ModelCheckpoint(str(folder))._names
     write_single(folder, {str(names(key)): value for key, value in tensors_of(folder).items()})
 
 

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from benchmarks import half_loading
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import checkpoint as module
-from fednano_flwr.models import skeleton, source
-from fednano_flwr.models.checkpoint import ALIGNED, FINGERPRINT_ROWS, INDEX, Checkpoint
+from fednano_flwr.models import skeleton, source, weights
+from fednano_flwr.models.checkpoint import ALIGNED, FINGERPRINT_ROWS, ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
+from fednano_flwr.models.weights import INDEX
 from tests import tiny_families
 from tests.opened import recorded
 
@@ -58,7 +59,7 @@ NAMES = {
 def rename(source: Path, target: Path, names: Callable[[str], str], shards: int = 8) -> Path:
     """The same checkpoint under other names, in several shards with an index."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors*"))
-    files = Checkpoint(str(source)).files
+    files = ModelCheckpoint(str(source)).files
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
@@ -89,18 +90,18 @@ def load_edge(name: str) -> EdgeHalf:
     return half
 
 
-def vocabulary(checkpoint: Checkpoint) -> int:
+def vocabulary(checkpoint: ModelCheckpoint) -> int:
     return checkpoint.config.get_text_config().vocab_size
 
 
-def vision_of(checkpoint: Checkpoint) -> set[str]:
+def vision_of(checkpoint: ModelCheckpoint) -> set[str]:
     """Names of all tensors that are neither the language model's nor its head."""
     language = ("language_model.", "lm_head.")
     return {name for name in checkpoint.files if not name.startswith(language)}
 
 
 def test_each_side_opens_its_own_tensors_and_no_others(folder: Path) -> None:
-    checkpoint = Checkpoint(str(folder))
+    checkpoint = ModelCheckpoint(str(folder))
     files, vision = checkpoint.files, vision_of(checkpoint)
     assert (folder / INDEX).is_file() and len({file for file, _ in files.values()}) > 3
     with recorded() as edge:
@@ -137,7 +138,7 @@ def test_weights_lie_alike_wherever_their_file_begins(tiny_model: Path, tmp_path
         for file in folder.glob("*.safetensors"):
             save_file(load_file(file), file, {"format": "pt", "padding": padding})
             begins.add(int.from_bytes(file.read_bytes()[:8], "little") % 16)
-        checkpoint = Checkpoint(str(folder))
+        checkpoint = ModelCheckpoint(str(folder))
         weights = {n: w for n, w in checkpoint.read(sorted(checkpoint.files)) if w.dim() == 2}
         assert all(weight.data_ptr() % ALIGNED == 0 for weight in weights.values())
         seed = torch.Generator().manual_seed(0)
@@ -167,12 +168,12 @@ def test_a_side_downloads_only_the_shards_that_hold_its_tensors(
         return str(folder / file)
 
     monkeypatch.setattr(source, "snapshot_download", whole)
-    monkeypatch.setattr(module, "hf_hub_download", download)
+    monkeypatch.setattr(weights, "hf_hub_download", download)
     with recorded() as opened:
         half = side("owner/model")
     assert half.hub_id == "owner/model"
 
-    files = Checkpoint(str(folder)).files
+    files = ModelCheckpoint(str(folder)).files
     assert sorted(asked) == sorted({files[name][0] for name in opened})  # and each once
     assert set(asked) < {file for file, _ in files.values()}
 
@@ -184,7 +185,7 @@ def test_a_tensor_converted_in_pieces_is_the_tensor_converted(
 ) -> None:
     monkeypatch.setattr(module, "PIECE_BYTES", piece)
     monkeypatch.setattr(module, "PIECE_ROWS", 5)
-    checkpoint, number = Checkpoint(str(tiny_model)), getattr(torch, dtype)
+    checkpoint, number = ModelCheckpoint(str(tiny_model)), getattr(torch, dtype)
     stored = dict(checkpoint.read(checkpoint.files))
     for name, tensor in checkpoint.read(checkpoint.files, torch.device("cpu"), number):
         assert torch.equal(tensor, stored[name].to(number)), name

@@ -25,7 +25,7 @@ from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.bundle import EdgeBundle
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.split import write_bundle
@@ -55,33 +55,33 @@ def cached(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def head(revision: str) -> torch.Tensor:
-    (_, tensor), *_ = Checkpoint(HUB_ID, revision).read(["lm_head.weight"])
+    (_, tensor), *_ = ModelCheckpoint(HUB_ID, revision).read(["lm_head.weight"])
     return tensor
 
 
 def test_a_branch_a_tag_and_a_commit_name_a_revision(cached: Path) -> None:
     for revision, commit in (("", NEW), ("main", NEW), ("v1", OLD), (OLD, OLD)):
-        checkpoint = Checkpoint(HUB_ID, revision)
+        checkpoint = ModelCheckpoint(HUB_ID, revision)
         assert checkpoint.revision == commit and checkpoint.folder == cached / "snapshots" / commit
     assert (head(NEW) - head("v1")).count_nonzero() == 1
-    assert Checkpoint(HUB_ID, OLD).fingerprint == Checkpoint(HUB_ID, NEW).fingerprint
+    assert ModelCheckpoint(HUB_ID, OLD).fingerprint == ModelCheckpoint(HUB_ID, NEW).fingerprint
 
 
 def test_weights_are_of_the_commit_that_the_config_is_of(cached: Path) -> None:
-    checkpoint = Checkpoint(HUB_ID)
+    checkpoint = ModelCheckpoint(HUB_ID)
     (cached / "refs" / "main").write_text(OLD)  # the branch moves on meanwhile
     assert checkpoint.path("config.json").parent.name == NEW
 
 
 def test_a_revision_that_is_not_there_is_named(cached: Path) -> None:
     with pytest.raises(ConfigError, match=r"org/tiny.*model\.revision = 'v7'"):
-        Checkpoint(HUB_ID, "v7")
+        ModelCheckpoint(HUB_ID, "v7")
     with pytest.raises(ConfigError, match=r"org/tiny@v1.*goes into model\.revision"):
-        Checkpoint(f"{HUB_ID}@v1")
+        ModelCheckpoint(f"{HUB_ID}@v1")
 
 
 def test_a_shard_that_the_cache_lacks_is_named_with_its_model(cached: Path) -> None:
-    name = Checkpoint(HUB_ID, OLD).files["lm_head.weight"][0]
+    name = ModelCheckpoint(HUB_ID, OLD).files["lm_head.weight"][0]
     (cached / "snapshots" / OLD / name).unlink()
     with pytest.raises(ConfigError, match=rf"{HUB_ID}.*{name}.*{OLD}"):
         load_llm_half(HUB_ID, revision=OLD)
@@ -100,7 +100,7 @@ def test_halves_of_different_revisions_are_refused_with_both_named(cached: Path)
 
 
 def test_a_bundle_records_its_revision(cached: Path, tmp_path: Path) -> None:
-    write_bundle(Checkpoint(HUB_ID, "v1"), tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(HUB_ID, "v1"), tmp_path / "bundle")
     bundle = str(tmp_path / "bundle")
     assert EdgeBundle(bundle).revision == load_edge_half(bundle).revision == OLD
     assert well(check_edge_path("edge.bundle", bundle, Model(HUB_ID, OLD)))
@@ -140,13 +140,13 @@ def test_what_is_made_of_a_run_has_the_runs_commit(
     (cached / "refs" / "v1").write_text(NEW)
     export(run, "merged", "best", tmp_path / "merged", "", None)
     assert OLD in (tmp_path / "merged" / "README.md").read_text()
-    written = Checkpoint(str(tmp_path / "merged"))
+    written = ModelCheckpoint(str(tmp_path / "merged"))
     (_, tensor), *_ = written.read(["lm_head.weight"])
     assert torch.equal(tensor, head(OLD))
     with open_asker(run):  # another commit's halves would be refused, as this bundle is
         pass
     with pytest.raises(ConfigError, match=f"{OLD}.*{NEW}"):
-        write_bundle(Checkpoint(HUB_ID, NEW), tmp_path / "bundle")
+        write_bundle(ModelCheckpoint(HUB_ID, NEW), tmp_path / "bundle")
         with open_asker(run, bundle=str(tmp_path / "bundle")):
             pass
 

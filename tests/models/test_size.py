@@ -16,7 +16,7 @@ from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
@@ -65,7 +65,7 @@ def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
     assert parts.encoder_used + parts.connector == sum(p.numel() for p in edge.parameters())
     assert parts.token_embeddings == edge.token_table().weight.numel()
     assert parts.server == sum(p.numel() for p in host.parameters())
-    assert parts.tied == ("lm_head.weight" not in Checkpoint(str(saved)).files)
+    assert parts.tied == ("lm_head.weight" not in ModelCheckpoint(str(saved)).files)
     assert (parts.head == 0) == parts.tied
     heads = [module.head for module in host.modules() if isinstance(module, HeadAtRows)]
     head = sum(p.numel() for module in heads for p in module.parameters())
@@ -73,7 +73,7 @@ def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
 
 
 def test_the_encoder_is_what_checkpoints_call_so_and_the_connector_the_rest(saved: Path) -> None:
-    checkpoint, parts = Checkpoint(str(saved)), counted(saved)
+    checkpoint, parts = ModelCheckpoint(str(saved)), counted(saved)
     encoder = connector = 0
     for name, tensor in checkpoint.read(checkpoint.files):
         if name.startswith(("language_model.", "lm_head.")):
@@ -88,7 +88,7 @@ def test_the_encoder_is_what_checkpoints_call_so_and_the_connector_the_rest(save
 
 def test_a_clients_bytes_are_those_of_its_bundle(saved: Path, tmp_path: Path) -> None:
     ids = [1, 4, 5, 9]
-    bundle = write_bundle(Checkpoint(str(saved)), tmp_path / "bundle", ids)
+    bundle = write_bundle(ModelCheckpoint(str(saved)), tmp_path / "bundle", ids)
     parts = counted(saved)
     setting = Setting(rank=1, rows=len(ids), dtype_bytes=4, tokens=1, batch_size=1)
     stored = 0
@@ -102,7 +102,7 @@ def test_a_clients_bytes_are_those_of_its_bundle(saved: Path, tmp_path: Path) ->
 def test_a_picture_takes_as_many_tokens_as_its_prompt_has_placeholders(
     saved: Path, tmp_path: Path
 ) -> None:
-    checkpoint, parts = Checkpoint(str(saved)), counted(saved)
+    checkpoint, parts = ModelCheckpoint(str(saved)), counted(saved)
     assert (parts.picture_tokens is None) == (checkpoint.config.model_type not in FIXED_PICTURES)
     if parts.picture_tokens is None:
         return
@@ -205,7 +205,11 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) 
 def test_a_picture_of_llava_1_5_is_576_features_counted_by_its_own_code() -> None:
     config = read_size_config("llava-1.5-7b").config
     pictures = {"pixel_values": torch.zeros(2, 3, 336, 336)}
-    assert skeleton.count_features(config, pictures) == 2 * count(config).picture_tokens == 1152
+    assert (
+        skeleton.count_features(skeleton.build(config), pictures)
+        == 2 * count(config).picture_tokens
+        == 1152
+    )
 
 
 def test_a_shipped_config_is_small_json_of_a_family_that_is_cut() -> None:

@@ -20,9 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
-from fednano_flwr.models import checkpoint, skeleton
-from fednano_flwr.models.checkpoint import Checkpoint
-from fednano_flwr.models.host_options import HostOptions
+from fednano_flwr.models.checkpoint import ModelCheckpoint, on
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from tests.models.test_placement import on_meta, parts
 
@@ -30,14 +28,17 @@ OTHER = "other"
 
 
 def shaped(
-    self: Checkpoint, names: Iterable[str], device: Any = None, dtype: torch.dtype | None = None
+    self: ModelCheckpoint,
+    names: Iterable[str],
+    device: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """`Checkpoint.read` without values."""
+    """`ModelCheckpoint.read` without values."""
     for name in names:
         filename, key = self.files[name]
         with safe_open(self.folder / filename, framework="pt") as file:
             shape = file.get_slice(key).get_shape()
-        yield name, torch.empty(shape, dtype=dtype, device=checkpoint._device(device, name))
+        yield name, torch.empty(shape, dtype=dtype, device=on(device, name))
 
 
 def devices(half: LLMHalf) -> dict[str, str]:
@@ -66,15 +67,16 @@ def devices(half: LLMHalf) -> dict[str, str]:
 
 
 def main(folder: Path, near: str, far: str) -> None:
-    built = skeleton.build(Checkpoint(str(folder)).config)  # looks at values
+    built = ModelCheckpoint(str(folder)).llm_tree()  # looks at values
     places = parts(on_meta(folder))
     for name in places:
         places[name] = far if name.endswith(("layers.1", "norm", "lm_head")) else near
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
-        mock.patch.object(skeleton, "build", lambda config: built),
-        mock.patch.object(Checkpoint, "read", shaped),
-        mock.patch.object(Checkpoint, "fingerprint", ""),
+        mock.patch.object(ModelCheckpoint, "tree", built),
+        mock.patch.object(ModelCheckpoint, "llm_tree", lambda self: built),
+        mock.patch.object(ModelCheckpoint, "read", shaped),
+        mock.patch.object(ModelCheckpoint, "fingerprint", ""),
         # Told apart by their addresses, of which fake tensors have one: a tied head stays unmoved.
         mock.patch("accelerate.big_modeling.find_tied_parameters", lambda model: []),
         torch.autograd.set_multithreading_enabled(False),  # another thread would compute for real
@@ -82,7 +84,7 @@ def main(folder: Path, near: str, far: str) -> None:
         for module in built.modules():
             for name, value in module.named_buffers(recurse=False):
                 setattr(module, name, fake.from_tensor(value))
-        half = load_llm_half(str(folder), options=HostOptions(device_map=places))
+        half = load_llm_half(str(folder), device_map=places)
         found = devices(half)
         assert half.embed(torch.arange(2, device=half.device)).device.type == near
     assert found == {name: half.places[name].type for name in found}

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.methods import METHODS
+
+NOTHING_DONE = ("refused", "busy", "missing", "gone")
 
 
 class Activity:
@@ -46,7 +47,7 @@ class Activity:
 
 def is_progress(answer: pb.Answer) -> bool:
     """Whether something was computed or kept for the caller, and not only said why not."""
-    return answer.WhichOneof("what") in METHODS
+    return answer.WhichOneof("what") not in (None, *NOTHING_DONE)
 
 
 def is_step(answer: pb.Answer) -> bool:
