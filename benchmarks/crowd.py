@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.runs import process
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
     Inputs,
-    LLMInputs,
-    LowRankInputs,
     adapted,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -61,7 +61,7 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
     labels[-1] = node % vocabulary
     if exchange == "embeddings":
         hidden = 0.02 * torch.randn(length, hidden_size, generator=generator)
-        return Work(LLMInputs(adapted(hidden, is_image, z, b), (length,)), labels, ())
+        return Work(EmbeddingInputs(adapted(hidden, is_image, z, b), (length,)), labels, ())
     ids = torch.randint(0, vocabulary, (text,), generator=generator)
     feature = Feature(f"picture of {node}".encode(), picture)
     return Work(LowRankInputs(ids, is_image, (feature.key,), z, b, (length,)), labels, (feature,))

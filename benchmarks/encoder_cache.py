@@ -48,7 +48,7 @@ class NoHost:
     """In place of the host: a loss whose gradient costs nothing."""
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        return batch.embedded().embeds.float().mean()
+        return batch.embedded().float().mean()
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         raise NotImplementedError

@@ -47,14 +47,14 @@ from fednano_flwr.adapters.site import AdapterSite, build_adapters, named_traina
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources.scienceqa import ScienceQA
-from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import LLM
+from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.connection import StepTraffic
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.traffic import StepTraffic
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint

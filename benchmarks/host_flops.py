@@ -37,6 +37,7 @@ from benchmarks.report import (
     write_json,
 )
 from benchmarks.step_traffic import VOCABULARY, make_batch
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -149,10 +150,10 @@ def host_steps(
     host: FrozenLLM, batch: AdaptedBatch, labels: Tensor
 ) -> dict[str, Callable[[], object]]:
     """A training step of the host, as each exchange asks for it, from and to the CPU."""
-    inputs, low_rank = batch.embedded().detach(), LowRankExchange(host)
+    inputs, low_rank = EmbeddingInputs.of(batch).detach(), LowRankExchange(host)
     return {
         "embeddings": lambda: host.step(inputs, labels),
-        "lowrank": lambda: low_rank.step(batch, labels),
+        "lowrank": lambda: low_rank.loss(batch, labels),
     }
 
 

@@ -68,8 +68,8 @@ def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
     from fednano_flwr.config.project import PACKAGE, defaults
     from fednano_flwr.data.images import first_defect
     from fednano_flwr.data.registry import load_questions
-    from fednano_flwr.data.shard import all_shards, load_shard
-    from fednano_flwr.data.shard_folder import write_shard
+    from fednano_flwr.data.shard import all_shards
+    from fednano_flwr.data.shard_folder import load_shard, write_shard
 
     config = RunConfig.parse(defaults(PACKAGE.parent))
     dataset = dataclasses.replace(config.dataset, name="iconqa", path=str(folder))

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def whole() -> None:
         inputs = edge(batch)
-        padded = inputs.embedded().embeds.view(len(batch), -1, half.hidden_size)
+        padded = inputs.embedded().view(len(batch), -1, half.hidden_size)
         mask = torch.ones(padded.shape[:2], dtype=torch.bool, device=padded.device)
         logits = half.logits(padded, last_positions(batch).to(padded.device), mask)
         F.cross_entropy(logits.float(), labels[labels != IGNORE].to(logits.device)).backward()

@@ -67,7 +67,7 @@ class WholeModel:
 
     def _logits(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """(P, vocabulary): padded on the right, the head at `positions` only, as the host does."""
-        embeds = batch.embedded().embeds
+        embeds = batch.embedded()
         padded = pad_sequence(list(embeds.split(list(batch.lengths))), batch_first=True)
         language: Any = self.model.model.language_model
         hidden = language(inputs_embeds=padded, use_cache=False).last_hidden_state

@@ -273,7 +273,7 @@ def spec_of(config: RunConfig, node: NodeConfig) -> ClientSpec:
         ConfigError: the node config does not say which partition, or has an impossible rank.
         DataError: its `data-path` is no shard.
     """
-    from fednano_flwr.data.manifest import read_manifest
+    from fednano_flwr.data.shard_folder import read_manifest
     from fednano_flwr.edge.shard import ClientSpec
     from fednano_flwr.strategies.registry import check_node_rank
 
@@ -402,7 +402,7 @@ def _spec(config: RunConfig, node: NodeConfig) -> str:
 
 
 def _shard(data_path: str) -> str:
-    from fednano_flwr.data.shard import load_shard
+    from fednano_flwr.data.shard_folder import load_shard
 
     shard = load_shard(Path(data_path))
     if not shard.train:

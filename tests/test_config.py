@@ -42,7 +42,6 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ("adapter.ranks", "4;8", "joined by commas"),
         ("adapter.sites", "image,audio", '"image" and "text"'),
         ("dataset.alpha", 0.0, "above 0"),
-        ("dataset.train-split", "validation", "one of train, val, test, minitrain"),
         ("dataset.test-split", "train", "another split than dataset.train-split"),
         ("dataset.test-fraction", 1.0, r"in \[0, 1\)"),
         ("dataset.max-skipped", 1.1, r"in \[0, 1\]"),

@@ -100,7 +100,7 @@ def test_a_connection_that_stays_away_too_long_fails_its_client_with_the_reason(
 ) -> None:
     port = free_port()
     flat = settings(llm__port=port, exchange__timeout=0.3)
-    monkeypatch.setattr("fednano_flwr.exchange.wire.client.RETRY_SECONDS", 1.0)
+    monkeypatch.setattr("fednano_flwr.exchange.wire.connection.RETRY_SECONDS", 1.0)
     with proxy(f"127.0.0.1:{port}") as between:
         flat["llm.address"] = between.address
         disturb(monkeypatch, between, cut, 3.0)

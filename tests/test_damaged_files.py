@@ -10,12 +10,11 @@ import pytest
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
-from fednano_flwr.data.manifest import TRAIN_FILE
 from fednano_flwr.data.reading import read_json_object
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.shard import Shard, load_shard
-from fednano_flwr.data.shard_folder import write_shard
+from fednano_flwr.data.shard import Shard
+from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
+from fednano_flwr.data.shard_folder import TRAIN_FILE, load_shard, write_shard
 from fednano_flwr.data.table import in_memory, read_table, write_table
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
 from fednano_flwr.models.checkpoint import ModelCheckpoint
@@ -138,7 +137,7 @@ def test_a_shards_manifest_that_says_nothing_of_a_file_is_named(tmp_path: Path) 
     manifest = json.loads(file.read_text())
     manifest["files"][TRAIN_FILE] = None
     file.write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=f"says nothing of {TRAIN_FILE}"):
+    with pytest.raises(DataError, match=f"{TRAIN_FILE} is damaged"):
         load_shard(tmp_path / "shard")
 
 

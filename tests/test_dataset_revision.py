@@ -18,7 +18,7 @@ from fednano_flwr.analysis.pages import headline
 from fednano_flwr.ask.opening import settings_of
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sources.hub import HUB_ID
+from fednano_flwr.data.sources.scienceqa import HUB_ID
 from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.runs.results import load_run

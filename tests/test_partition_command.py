@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from fednano_flwr.cli import app as cli
 from fednano_flwr.cli import partition as command
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.shard import all_shards, load_shard
+from fednano_flwr.data.shard import all_shards
+from fednano_flwr.data.shard_folder import load_shard
 from fednano_flwr.preflight import run_config
 from tests.signals import interruptible
 
@@ -56,7 +57,7 @@ def test_each_client_gets_its_shard_in_a_folder_of_its_own(partition, tiny_quest
         assert (manifest["partition_id"], manifest["num_partitions"]) == (k, 3)
         assert manifest["dataset"]["alpha"] == 0.5
         assert f"│ client {k} " in result.stdout
-    assert "seed 3" in command._title(manifest)
+    assert "seed 3" in command._title(dataclasses.replace(config, seed=3))
 
 
 def test_the_summary_counts_each_client_s_groups(partition, tmp_path):

@@ -12,13 +12,12 @@ import pytest
 
 from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.config import ConfigError
+from fednano_flwr.data.defects import UNNAMED_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
-from fednano_flwr.data.manifest import TRAIN_FILE
-from fednano_flwr.data.reading import UNNAMED_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.shard import Shard, load_shard
-from fednano_flwr.data.shard_folder import write_shard
+from fednano_flwr.data.shard import Shard
+from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
+from fednano_flwr.data.shard_folder import TRAIN_FILE, load_shard, write_shard
 from fednano_flwr.data.sources.scienceqa import ScienceQA
 from fednano_flwr.data.table import in_memory, write_table
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle

@@ -68,7 +68,7 @@ def test_data_settings_that_do_not_fit_the_data_are_refused(names, tmp_path, cha
 
 
 def test_a_hub_id_is_not_downloaded_by_checking_it(names, tmp_path, monkeypatch):
-    monkeypatch.setattr("fednano_flwr.data.sources.hub.download", refuse)
+    monkeypatch.setattr("fednano_flwr.data.hub.download", refuse)
     preflight.validate(config(tmp_path, "dataset.path=derek-thomas/ScienceQA"))
 
 

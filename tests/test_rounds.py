@@ -428,7 +428,7 @@ def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
             yield answer
 
     monkeypatch.setattr(Servicer, "Session", session)
-    monkeypatch.setattr("fednano_flwr.exchange.wire.client.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("fednano_flwr.exchange.wire.connection.RETRY_SECONDS", 0.5)
     folder = server_app.federate(grid, 1, RunConfig.parse(flat))
     assert answered > 2
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "2"]

@@ -103,7 +103,6 @@ def test_a_home_that_cannot_be_written_to_is_named_with_what_to_set(
         resolve("dataset.path", written)
 
 
-@pytest.mark.xfail(strict=True, reason="the tables' folders are their user's alone; cache replaced")
 def test_tables_in_a_shared_cache_are_for_whom_the_umask_says(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

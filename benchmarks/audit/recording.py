@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.audit.attack import answers_of_gradient
-from fednano_flwr.exchange.generation import Generated, NewToken
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.forwarding import ForwardingService
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
     AdaptedBatch,
-    Feature,
-    Gradient,
     Inputs,
     LLMInfo,
-    LLMInputs,
     LLMService,
 )
 
@@ -41,7 +40,7 @@ class Seen:
     answers: Tensor
 
 
-class Recorder:
+class Recorder(ForwardingService):
     """An `LLMService` that remembers the last training step it answered."""
 
     def __init__(self, service: LLMService) -> None:
@@ -58,38 +57,17 @@ class Recorder:
     def describe(self) -> LLMInfo:
         return self._service.describe()
 
-    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
-        answer = self._service.step(inputs, labels, owner)
-        self._seen = Seen(inputs, labels[labels != IGNORE].clone())
-        return answer
-
-    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
-        answer = self._service.forward(inputs, positions, owner)
-        self._first_half = inputs
-        return answer
-
-    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
-        answer = self._service.backward(graph, gradient, owner)
-        assert self._first_half is not None
-        self._seen = Seen(self._first_half, answers_of_gradient(gradient))
-        return answer
-
-    def score(
-        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
-    ) -> Tensor:
-        return self._service.score(inputs, positions, candidates, owner)
-
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        return self._service.next_tokens(inputs, positions, owner)
-
-    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
-        return self._service.prefill(inputs, owner)
-
-    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
-        return self._service.decode(cache, token, owner)
-
-    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
-        self._service.keep_features(features, owner)
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        result = getattr(self._service, method)(*arguments, owner)
+        match method, arguments:
+            case "step", (inputs, labels):
+                self._seen = Seen(inputs, labels[labels != IGNORE].clone())
+            case "forward", (inputs, _):
+                self._first_half = inputs
+            case "backward", (_, gradient):
+                assert self._first_half is not None
+                self._seen = Seen(self._first_half, answers_of_gradient(gradient))
+        return result
 
 
 @dataclass
@@ -155,7 +133,7 @@ class Ledger:
 
 def _text_rows(inputs: Inputs, is_image: Tensor) -> Tensor:
     """What arrived of the text: rows (n, d), or token ids (n,)."""
-    if isinstance(inputs, LLMInputs):
+    if isinstance(inputs, EmbeddingInputs):
         return inputs.embeds[~is_image].float()
     return inputs.token_ids
 

@@ -32,7 +32,7 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.llm.host import FrozenLLM
@@ -58,7 +58,7 @@ def host_rates(batch: int, repeats: int) -> dict[str, float]:
     adapters = build_adapters(model.hidden_size, config.adapter, seed=0)
     edge = NanoEdge(half, half.token_table(), adapters, encoder)
     with torch.no_grad():
-        inputs = edge(questions, teacher_forced(questions)).embedded()
+        inputs = EmbeddingInputs.of(edge(questions, teacher_forced(questions)))
     labels, last = next_token_labels(questions, IGNORE), last_positions(questions)
     host = FrozenLLM(model)
     train = _median_seconds(lambda: host.step(inputs, labels), repeats)

@@ -9,7 +9,8 @@ from fednano_flwr.config import ConfigError, Dataset
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.prompts import LETTERS, normalise_answer
 from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import Questions, Sample
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.table import Questions
 
 RIGHT = "← right"
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -64,6 +66,29 @@ def fresh_folder(parent: Path, prefix: str, suffix: str = "") -> Path:
     folder = parent / f"{prefix}{secrets.token_hex(8)}{suffix}"
     folder.mkdir()
     return folder
+
+
+def write_once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder unless it is there: whole or not at all.
+
+    `write` fills a folder beside it, which is then renamed. So a process that dies leaves no half
+    of it, and of several that start at once the first to finish wins.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = fresh_folder(folder.parent, f"{folder.name}.")
+    try:
+        write(partial)
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def nearest(path: Path) -> Path:

@@ -14,10 +14,9 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 from pathlib import Path
 
-from fednano_flwr.base.files import fresh_folder
+from fednano_flwr.base.files import write_once
 
 
 class ResourceError(ValueError):
@@ -73,11 +72,7 @@ def _installed(key: str, value: str, name: str) -> Path:
 
 
 def _written_dataset(key: str, name: str, source: Path, write: bool) -> Path:
-    """Cached dataset of a generator module, written anew when the module's package changed.
-
-    Safe against a process that dies half-way and against several that start at once: the data are
-    written beside the target and renamed, and whoever comes second discards its copy.
-    """
+    """Cached dataset of a generator module, written anew when the module's package changed."""
     digest = hashlib.sha256()
     for file in sorted(source.parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -88,16 +83,10 @@ def _written_dataset(key: str, name: str, source: Path, write: bool) -> Path:
     if write_dataset is None:
         raise ResourceError(f"{key}: module {name} has no function write_dataset(folder)")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = fresh_folder(target.parent, f"{target.name}.")
+        write_once(target, write_dataset)
     except OSError as error:
-        raise ResourceError(f"{error}: set FEDNANO_CACHE to a folder with room") from error
-    try:
-        write_dataset(partial)
-        os.rename(partial, target)
-    except OSError:
-        if not target.exists():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise ResourceError(
+            f"{key}: {name} cannot write its data set: {error}; set FEDNANO_CACHE to a folder with "
+            "room"
+        ) from error
     return target

@@ -22,7 +22,7 @@ from fednano_flwr.config import ConfigError
 
 if TYPE_CHECKING:
     from fednano_flwr.ask.session import Asker
-    from fednano_flwr.data.sample import Questions
+    from fednano_flwr.data.table import Questions
 
 command = typer.Typer()
 

@@ -1,8 +1,8 @@
-"""`fednano partition`: deal a dataset to clients, each into a folder of its own.
+"""`fednano partition`: deal a data set to clients, each into a folder of its own.
 
 OUT/client-0 … client-(N-1)     shards; a SuperNode gets one as data-path in its node config
 OUT/partition.png               heat map, clients by groups
-OUT/partition.json              settings, the dataset's fingerprint, counts a client and group
+OUT/partition.json              settings, the data set's fingerprint, counts a client and group
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,8 @@ from fednano_flwr.config.project import find_app
 from fednano_flwr.preflight import run_config, validate_dataset
 
 if TYPE_CHECKING:
-    from fednano_flwr.data.sample import QuestionSet
-    from fednano_flwr.data.shard import Shard
+    from fednano_flwr.data.sample import Sample
+    from fednano_flwr.data.shard import Shard, Shards
 
 command = typer.Typer()
 MAP, SUMMARY = "partition.png", "partition.json"
@@ -63,102 +63,105 @@ def partition(
 
 
 def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bool) -> str:
-    """Deal the dataset of the run config and write it to `out`; the table to show is returned.
+    """Deal the data set of the run config and write it to `out`; the table to show is returned.
 
     Everything is written beside `out` and put in its place at the end: whatever goes wrong, `out`
     is whole or not there.
 
     Raises:
-        ConfigError, ResourceError, DataError: the settings or the dataset cannot be used.
+        ConfigError, ResourceError, DataError: the settings or the data set cannot be used.
         OutputError: `out` is there already, or the disk is too small.
         OSError: writing failed.
     """
     # Imported here: they bring NumPy, which `fednano --help` must not wait for.
+    from fednano_flwr.data.defects import describe_skipped
     from fednano_flwr.data.registry import load_questions
     from fednano_flwr.data.shard import all_shards
 
     out = out.absolute()
     require_free(out)
     validate_dataset(config.dataset)
-    questions = load_questions(config.dataset)
-    shards = all_shards(questions, config.dataset, config.seed, clients)
-    facts = _facts(config, clients, questions)
+    shards = all_shards(load_questions(config.dataset), config.dataset, config.seed, clients)
     if not map_only:
-        require_space(out, _bytes_needed(shards), "writing the shards")
+        needed = sum(ROOM_A_QUESTION + _picture_bytes(s) for part in shards for s in _all(part))
+        require_space(out, needed, "writing the shards")
     with new_folder(out) as partial:
-        rows = _write(partial, shards, facts, map_only)
-    return _report(rows, questions, shards, map_only, out)
-
-
-def _bytes_needed(shards: Sequence[Shard]) -> int:
-    """What the shards take on disk, about."""
-    from fednano_flwr.data.shard_folder import picture_size
-
-    return sum(
-        ROOM_A_QUESTION + sum(map(picture_size, sample.pictures))
-        for shard in shards
-        for part in (shard.train, shard.test)
-        for sample in part
-    )
-
-
-def _facts(config: RunConfig, clients: int, questions: QuestionSet) -> dict[str, Any]:
-    """What decides a partition, for the manifests and the summary."""
-    return {
-        "dataset": dataclasses.asdict(config.dataset),
-        "seed": config.seed,
-        "num_partitions": clients,
-        "fingerprint": _fingerprint(questions),
-        "dataset_revision": questions.revision,
-        "skipped": dict(questions.skipped),
-    }
-
-
-def _fingerprint(questions: QuestionSet) -> str:
-    """SHA-256 of all questions' words: the same wherever the dataset lies."""
-    digest = hashlib.sha256()
-    for part in (questions.train, questions.test):
-        for sample in part:
-            words = dataclasses.replace(sample, image=None, choice_images=())
-            digest.update(repr((dataclasses.astuple(words), len(sample.pictures))).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()
+        rows = _write(partial, config, shards, map_only)
+    columns = ["", "train", "test", "groups"] + ([] if map_only else ["pictures", "size"])
+    lines = [table(f"{config.dataset.name} for {clients} clients", columns, rows)]
+    questions = shards.questions
+    dealt = sum(len(shard.train) + len(shard.test) for shard in shards)
+    if unused := len(questions.train) + len(questions.test) - dealt:
+        lines.append(f"dealt to no client: {unused} questions")
+    if questions.skipped:
+        lines.append(f"left out as unreadable: {describe_skipped(questions.skipped)}")
+    return "\n".join([*lines, f"written to {out}"])
 
 
 def _write(
-    folder: Path, shards: Sequence[Shard], facts: dict[str, Any], map_only: bool
+    folder: Path, config: RunConfig, shards: Shards, map_only: bool
 ) -> list[tuple[str, ...]]:
     """Write everything into `folder`; a row a client for the table is returned."""
     from tqdm import tqdm
 
+    from fednano_flwr.data import shard_folder
     from fednano_flwr.data.heatmap import draw_heatmap
-    from fednano_flwr.data.shard_folder import write_shard
 
+    facts = {
+        "dataset": dataclasses.asdict(config.dataset),
+        "seed": config.seed,
+        "num_partitions": len(shards),
+        "fingerprint": _fingerprint(shards),
+        "dataset_revision": shards.questions.revision,
+        "skipped": dict(shards.questions.skipped),
+    }
     counts = [_counts(shard) for shard in shards]
     groups = sorted({group for client in counts for group in client["train_groups"]})
     drawn = {group: [client["train_groups"].get(group, 0) for client in counts] for group in groups}
-    draw_heatmap(drawn, folder / MAP, _title(facts))
-    summary = {**facts, "clients": counts}
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    draw_heatmap(drawn, folder / MAP, _title(config))
+    summary = json.dumps({**facts, "clients": counts}, indent=1)
+    (folder / SUMMARY).write_text(summary + "\n", encoding="utf-8")
     rows = []
-    total = sum(client["train"] + client["test"] for client in counts)
     with tqdm(
         desc="writing shards",
-        total=total,
+        total=sum(client["train"] + client["test"] for client in counts),
         unit=" questions",
         disable=map_only or None,  # None: shown on a terminal alone
         file=sys.stderr,
     ) as bar:
         for k, (shard, client) in enumerate(zip(shards, counts, strict=True)):
-            row = [f"client {k}", str(client["train"]), str(client["test"])]
-            row.append(str(len(client["train_groups"])))
+            row = (f"client {k}", *map(str, (len(shard.train), len(shard.test))))
+            row += (str(len(client["train_groups"])),)
             if not map_only:
-                written = write_shard(
+                written = shard_folder.write_shard(
                     folder / f"client-{k}", shard, {**facts, "partition_id": k}, bar.update
                 )
-                row += [str(written.pictures), human_bytes(written.bytes)]
-            rows.append(tuple(row))
+                row += (str(written["pictures"]), human_bytes(written["bytes"]))
+            rows.append(row)
     return rows
+
+
+def _all(shard: Shard) -> Iterator[Sample]:
+    yield from shard.train
+    yield from shard.test
+
+
+def _picture_bytes(sample: Sample) -> int:
+    """Bytes of a sample's pictures; of one that is gone 0, which writing reports."""
+    files = [picture.path for picture in sample.pictures if picture.path is not None]
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _fingerprint(shards: Shards) -> str:
+    """SHA-256 of all questions' words: the same wherever the data set lies."""
+    digest = hashlib.sha256()
+    for part in (shards.questions.train, shards.questions.test):
+        for s in part:
+            fields = (s.uid, s.question, s.group, s.subject, s.choices, ())
+            words = (*fields, s.answer, s.free_answer, None, s.context)
+            digest.update(repr((words, len(s.pictures))).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def _counts(shard: Shard) -> dict[str, Any]:
@@ -170,32 +173,11 @@ def _counts(shard: Shard) -> dict[str, Any]:
     }
 
 
-def _title(facts: dict[str, Any]) -> str:
-    dataset = facts["dataset"]
-    how = dataset["partitioner"]
+def _title(config: RunConfig) -> str:
+    dataset = config.dataset
+    how = dataset.partitioner
     if how == "dirichlet":
-        how += f", alpha {dataset['alpha']:g}"
-    if dataset["partitioner_args"]:
-        how += f", {dataset['partitioner_args']}"
-    return f"{dataset['name']}: training questions a client and group ({how}, seed {facts['seed']})"
-
-
-def _report(
-    rows: Sequence[tuple[str, ...]],
-    questions: QuestionSet,
-    shards: Sequence[Shard],
-    map_only: bool,
-    out: Path,
-) -> str:
-    from fednano_flwr.data.reading import describe_skipped
-
-    columns = ["", "train", "test", "groups"] + ([] if map_only else ["pictures", "size"])
-    lines = [table(f"{questions.name} for {len(shards)} clients", columns, rows)]
-    dealt = sum(len(shard.train) + len(shard.test) for shard in shards)
-    unused = len(questions.train) + len(questions.test) - dealt
-    if unused:
-        lines.append(f"dealt to no client: {unused} questions")
-    if questions.skipped:
-        lines.append(f"left out as unreadable: {describe_skipped(questions.skipped)}")
-    lines.append(f"written to {out}")
-    return "\n".join(lines)
+        how += f", alpha {dataset.alpha:g}"
+    if dataset.partitioner_args:
+        how += f", {dataset.partitioner_args}"
+    return f"{dataset.name}: training questions a client and group ({how}, seed {config.seed})"

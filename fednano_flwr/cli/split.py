@@ -102,7 +102,7 @@ def describe(bundle: EdgeBundle, out: Path) -> str:
 
 def _tokens(encoder: QuestionEncoder, shard: Path) -> list[int]:
     """Ids of the tokens that a shard's questions and answers use, ascending."""
-    from fednano_flwr.data.shard import load_shard
+    from fednano_flwr.data.shard_folder import load_shard
     from fednano_flwr.edge.questions import encode_all, used_tokens
 
     part = load_shard(shard)

@@ -27,11 +27,6 @@ SCHEDULES = ("constant", "cosine", "linear")
 UPLOAD_ADAPTERS = ("float32", "int8", "int4")
 DP_KINDS = ("none", "client-fixed", "client-adaptive", "server-fixed", "server-adaptive")
 UPLOAD_FISHERS = ("float32", "log4")
-SPLITS = ("train", "val", "test", "minitrain", "minival", "minitest")
-
-
-HUB_DATASETS = ("derek-thomas/ScienceQA",)
-"""Values of `dataset.path` that name a data set on the hub, where no folder has that name."""
 
 SMALLEST, LARGEST = -(2**63), 2**63 - 1
 """Whole numbers that TOML, Flower's messages and JSON readers carry."""
@@ -167,8 +162,6 @@ class Dataset:
     max_skipped: float
 
     def __post_init__(self) -> None:
-        _one_of("dataset.train-split", self.train_split, SPLITS)
-        _one_of("dataset.test-split", self.test_split, SPLITS)
         _require(
             0 <= self.test_fraction < 1, "dataset.test-fraction", self.test_fraction, "in [0, 1)"
         )

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import HUB_DATASETS, ConfigError, RunConfig, check_keys, key_types
+from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types
 from fednano_flwr.config.project import defaults, flatten, read_toml
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
 _PREFIXES = ("package:", "module:")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def parse_config(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
@@ -84,7 +85,7 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
         if key == "resume" and value in ("never", "auto"):
             continue
         path = cwd / Path(value).expanduser()
-        if key == "dataset.path" and value in HUB_DATASETS and not path.is_dir():
+        if key == "dataset.path" and _HUB_ID.fullmatch(value) and not path.exists():
             continue
         if key != "model.name" or path.is_dir():
             result[key] = str(path)

@@ -1,10 +1,11 @@
-"""A dataset's split as a table in the cache folder, so that only the first one to ask reads it.
+"""A data set's split as a table in the cache folder, so that only the first one to ask reads it.
 
-    <cache>/questions/<dataset>-<split>-<digest>/questions.arrow
-                                                 skipped.json      ids left out, by reason
+    <cache>/questions/<name>-<split>-<digest>/questions.arrow
+                                              skipped.json    ids left out, by reason
+                                              images/         pictures that had no file of their own
 
 The digest covers the name, size and time of change of every file that the split is read from: a
-repaired or changed folder is read anew. Any of these folders may be deleted at any time.
+repaired or changed folder is read anew. These folders may be deleted when nothing runs.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fednano_flwr.base.files import write_once
 from fednano_flwr.base.resources import cache_folder
+from fednano_flwr.data.defects import sample_defect
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import Reading, Source, sample_defect
-from fednano_flwr.data.sample import Questions, Sample
-from fednano_flwr.data.table import read_table, write_table
+from fednano_flwr.data.images import with_copied_pictures
+from fednano_flwr.data.reading import files_below
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sources import Found
+from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 2
+FORMAT = 3
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""
@@ -36,7 +40,7 @@ LOGGED_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a dataset.
+    """One split of a data set.
 
     Attributes:
         questions: those that can be used.
@@ -53,60 +57,53 @@ class Split:
         return Counter({reason: len(pids) for reason, pids in self.skipped.items()})
 
 
-def read_split(source: Source, split: str) -> Split:
+def read_split(found: Found, split: str) -> Split:
     """The split, from the cache if it is there and the source's files are unchanged.
 
-    Safe against a process that dies half-way and against several that start at once: the table is
-    written beside its place and renamed, and whoever comes second discards its copy.
-
     Raises:
-        DataError: the source is malformed, or the cache folder cannot be written to.
+        DataError: the data set is malformed, or the cache folder cannot be written to.
     """
-    target = cache_folder() / "questions" / f"{source.name}-{split}-{_digest(source, split)}"
-    if not target.exists():
-        try:
-            _write(source, split, target)
-        except OSError as error:
-            raise DataError(
-                f"the questions of {source.place} cannot be written to {target.parent}: {error}. "
-                "Make room there, or set FEDNANO_CACHE to another folder."
-            ) from error
-    skipped_file = target / "skipped.json"
+    title = re.sub(r"[^\w-]", "_", f"{found.name}-{split}")
+    folder = cache_folder() / "questions" / f"{title}-{_digest(found, split)}"
+    try:
+        write_once(folder, lambda partial: _write(found, split, partial))
+    except OSError as error:
+        raise DataError(
+            f"the questions of {found.place} cannot be written to {folder.parent}: {error}. "
+            "Make room there, or set FEDNANO_CACHE to another folder."
+        ) from error
+    skipped_file = folder / "skipped.json"
     skipped = json.loads(skipped_file.read_text(encoding="utf-8"))
-    return Split(read_table(target / "questions.arrow"), skipped, skipped_file)
+    return Split(read_table(folder / "questions.arrow"), skipped, skipped_file)
 
 
-def _digest(source: Source, split: str) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\n{source.name}\n{source.place}\n{split}\n".encode())
-    for line in source.identity(split):
-        digest.update(os.fsencode(f"{line}\n"))
+def _digest(found: Found, split: str) -> str:
+    parts = (str(FORMAT), found.name, found.place, split, found.reader.settings)
+    digest = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape"))
+    for path in found.reader.files(split):
+        for line in files_below(path):
+            digest.update(os.fsencode(f"\n{line}"))
     return digest.hexdigest()[:16]
 
 
-def _write(source: Source, split: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+def _write(found: Found, split: str, folder: Path) -> None:
     skipped: dict[str, list[str]] = defaultdict(list)
-    try:
-        reading = source.read(split)
-        samples = _usable(reading, skipped, f"reading {source.name} {split}")
-        write_table(partial / "questions.arrow", samples)
-        (partial / "skipped.json").write_text(json.dumps(skipped, indent=1), encoding="utf-8")
-        os.rename(partial, target)
-    except OSError:
-        if not target.exists():
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    samples = (
+        with_copied_pictures(sample, folder, all_pictures=False)
+        for sample in _usable(found, split, skipped)
+    )
+    write_table(folder / "questions.arrow", samples)
+    (folder / "skipped.json").write_text(json.dumps(skipped, indent=1), encoding="utf-8")
 
 
-def _usable(reading: Reading, skipped: dict[str, list[str]], title: str) -> Iterator[Sample]:
-    """The samples of a reading; what it leaves out goes to `skipped`."""
+def _usable(found: Found, split: str, skipped: dict[str, list[str]]) -> Iterator[Sample]:
+    """The samples of a split; ids of what is left out go to `skipped`."""
     from tqdm import tqdm
 
+    reading = found.reader.read(split)
     shown = tqdm(
         reading.problems,
-        desc=title,
+        desc=f"reading {found.name} {split}",
         total=reading.total,
         unit=" questions",
         delay=SILENT_SECONDS,

@@ -10,8 +10,6 @@ MOST_NUMBERS = 1500
 """Cells; with more, the numbers would not be readable and are left out."""
 MOST_LABELS = 300
 """Clients; with more, they are not named and the rows become thinner."""
-DARK = 0.55
-"""Shade, 0 to 1, from which a cell's number is written in white."""
 
 
 def draw_heatmap(table: Mapping[str, Sequence[int]], file: Path, title: str) -> None:
@@ -20,46 +18,40 @@ def draw_heatmap(table: Mapping[str, Sequence[int]], file: Path, title: str) -> 
     Shades grow with the square root of the count, so that small shares can still be told from none.
 
     Args:
-        table: group to a count a client, as `group_table` gives it.
+        table: group to a count a client.
     """
     import numpy as np
+    import seaborn
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    groups = list(table)
-    counts = np.array([table[group] for group in groups]).T  # (clients, groups)
-    clients = len(counts)
-    width = INCHES_A_CELL[0] * len(groups)
-    height = INCHES_A_CELL[1] * min(clients, MOST_LABELS)
-    labels = [
-        f"{group}  ({total})" for group, total in zip(groups, counts.sum(axis=0), strict=True)
-    ]
+    counts = np.array(list(table.values())).T  # (clients, groups)
+    clients, groups = counts.shape
+    named = clients <= MOST_LABELS
+    labels = [f"{group}  ({total})" for group, total in zip(table, counts.sum(0), strict=True)]
     margin = 0.075 * max(map(len, labels))  # inches that the turned labels take
-    figure = Figure(figsize=(width + 3.5, height + margin + 1), layout="constrained")
+    height = INCHES_A_CELL[1] * min(clients, MOST_LABELS)
+    size = (INCHES_A_CELL[0] * groups + 3.5, height + margin + 1)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    norm = PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1))
-    drawn = axes.imshow(counts, cmap="Blues", norm=norm, aspect="auto")
+    axes = seaborn.heatmap(
+        counts,
+        ax=figure.add_subplot(),
+        cmap="Blues",
+        norm=PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1)),
+        annot=np.where(counts, counts.astype(str), "") if counts.size <= MOST_NUMBERS else None,
+        fmt="",
+        annot_kws={"fontsize": 6.5},
+        linewidths=0.6 if named else 0,
+        linecolor="#d8d8d8",
+        xticklabels=labels,
+        yticklabels=[f"client {k}  ({n})" for k, n in enumerate(counts.sum(1))] if named else False,
+        cbar_kws={"label": "training questions", "shrink": 0.9, "pad": 0.01},
+    )
     axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xticks(range(len(groups)), labels, rotation=90, fontsize=8)
-    totals = [f"client {k}  ({total})" for k, total in enumerate(counts.sum(axis=1))]
-    if clients <= MOST_LABELS:
-        axes.set_yticks(range(clients), totals, fontsize=8)
-        axes.set_yticks([y - 0.5 for y in range(1, clients)], minor=True)
-    else:
-        axes.set_ylabel(f"{clients} clients")
-    axes.set_xticks([x - 0.5 for x in range(1, len(groups))], minor=True)
-    axes.grid(which="minor", color="#d8d8d8", linewidth=0.6)
-    axes.tick_params(which="both", length=0)
-    for side in axes.spines.values():
-        side.set_color("#d8d8d8")
-    if counts.size <= MOST_NUMBERS:
-        for (client, group), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if norm(count) > DARK else "black"
-                axes.text(
-                    group, client, str(count), ha="center", va="center", color=colour, fontsize=6.5
-                )
-    figure.colorbar(drawn, ax=axes, label="training questions", shrink=0.9, pad=0.01)
+    axes.tick_params(length=0, labelsize=8)
+    axes.tick_params(axis="x", rotation=90)
+    axes.tick_params(axis="y", rotation=0)
+    axes.set_ylabel("" if named else f"{clients} clients")
     figure.savefig(file, dpi=150, bbox_inches="tight")  # a title may be wider than few groups

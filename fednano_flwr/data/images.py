@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
 
 UNDECODABLE_PICTURE = "picture cannot be decoded"
 DIGESTS_KEPT = 2**16
+IMAGES = "images"
+"""Folder beside a table for pictures that are copied there."""
 
 
 def first_defect(sample: Sample) -> str | None:
@@ -42,7 +45,7 @@ def open_image(picture: Picture) -> Image.Image:
         DataError: it is no picture, is damaged, or is too large.
     """
     try:
-        with Image.open(_file(picture)) as image:
+        with Image.open(picture.path or io.BytesIO(picture.read())) as image:
             image.load()
             _check_scale(image)
             return _to_rgb(_upright(image))
@@ -50,7 +53,7 @@ def open_image(picture: Picture) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise DataError(
-            f"{_name(picture)} cannot be decoded: {error}. Get the file anew, or leave its "
+            f"{picture} cannot be decoded: {error}. Get the file anew, or leave its "
             "question out (fednano_flwr.data.images.first_defect finds such questions)."
         ) from error
 
@@ -71,16 +74,6 @@ def content_digest(picture: Picture) -> bytes:
 def _file_digest(path: Path, *state: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _file(picture: Picture) -> io.BytesIO | str:
-    return str(picture.path) if picture.data is None else io.BytesIO(picture.data)
-
-
-def _name(picture: Picture) -> str:
-    if picture.data is None:
-        return str(picture.path)
-    return f"a picture of {len(picture.data)} bytes in the dataset's table"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -113,3 +106,51 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(canvas, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def with_copied_pictures(sample: Sample, folder: Path, all_pictures: bool = True) -> Sample:
+    """Copy a sample's pictures into `folder`, byte by byte, and name them from there.
+
+    They are called by their SHA-256, so that one that several questions show is there once. A
+    broken one is copied as it is.
+
+    Args:
+        all_pictures: else only those that have no file of their own.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+
+    def copied(picture: Picture) -> Picture:
+        return _copied(picture, folder) if all_pictures or picture.path is None else picture
+
+    return replace(
+        sample,
+        image=sample.image and copied(sample.image),
+        choice_images=tuple(map(copied, sample.choice_images)),
+    )
+
+
+def _copied(picture: Picture, folder: Path) -> Picture:
+    try:
+        data = picture.read()
+    except OSError as error:
+        raise DataError(
+            f"{picture} cannot be read: {error.strerror}. It was there when the dataset was read; "
+            "put it back, or start again to read the dataset anew."
+        ) from error
+    suffix = picture.path.suffix.lower() if picture.path is not None else _suffix(data)
+    name = Path(IMAGES, f"{hashlib.sha256(data).hexdigest()}{suffix}")
+    if not (folder / name).exists():
+        (folder / IMAGES).mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return Picture(name)
+
+
+def _suffix(data: bytes) -> str:
+    """`.png` and the like, "" for what is no picture."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return f".{(image.format or '').lower()}"
+    except Exception:  # Pillow raises nearly anything on a damaged file; opening it counts it
+        return ""

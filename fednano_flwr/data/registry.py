@@ -1,103 +1,75 @@
-"""Datasets by the name that `dataset.name` gives; a new one is a source and a line here."""
+"""Reading the data set that the run config names, and checking it before."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import Dataset
+from fednano_flwr.data import hub
 from fednano_flwr.data.cache import Split, read_split
+from fednano_flwr.data.defects import describe_skipped
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.reading import OWN_QUESTIONS, Source, describe_skipped, names_in
-from fednano_flwr.data.sample import QuestionSet
-from fednano_flwr.data.sources import hub, iconqa, scienceqa
-from fednano_flwr.data.table import in_memory
+from fednano_flwr.data.reading import names_in
+from fednano_flwr.data.sources import (
+    OWN_QUESTIONS,
+    Found,
+    Source,
+    chosen_tasks,
+    find_source,
+    source_names,
+)
+from fednano_flwr.data.table import Questions, in_memory
 
 EXAMPLES_SHOWN = 5
 """Ids that an error names for each reason why questions were left out."""
 
 
-def _open_scienceqa(path: Path, dataset: Dataset) -> Source:
-    _tasks(dataset, ())
-    if hub.is_hub_copy(path):
-        return hub.HubScienceQA(path, str(path))
-    if scienceqa.is_copy(path):
-        return scienceqa.ScienceQA(path)
-    raise DataError(
-        f"No ScienceQA in {path}, which holds {names_in(path)}. {_other_form(path)}Set "
-        f"dataset.path to the folder that looks like this:\n{LAYOUTS['scienceqa']}\n"
-        f"{OWN_QUESTIONS}"
-    )
+@dataclass(frozen=True)
+class QuestionSet:
+    """What was read of a data set, and how many questions were left out for which reason.
 
+    `revision` is its commit on the hub, "" of a folder.
+    """
 
-def _other_form(path: Path) -> str:
-    """What a folder holds that could be made into a layout that is read, and how."""
-    if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return (
-            "That is what `datasets` saves: load it with `load_from_disk`, and write each split "
-            "with `to_parquet` to data/<split>-00000-of-00001.parquet. "
-        )
-    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
-        if file := next(path.glob(pattern), None):
-            return (
-                f"Parquet files such as {file.relative_to(path)} are read where they are called "
-                "data/<split>-*.parquet: rename or link them. "
-            )
-    return "That looks like IconQA: set dataset.name to iconqa. " if _is_iconqa(path) else ""
-
-
-def _is_iconqa(path: Path) -> bool:
-    try:
-        return bool(iconqa.find_root(path))
-    except DataError:
-        return False
-
-
-def _open_iconqa(path: Path, dataset: Dataset) -> Source:
-    root = iconqa.find_root(path)
-    return iconqa.IconQA(root, _tasks(dataset, iconqa.TASKS) or iconqa.tasks_in(root))
-
-
-DATASETS: Mapping[str, Callable[[Path, Dataset], Source]] = {
-    "iconqa": _open_iconqa,
-    "scienceqa": _open_scienceqa,
-}
-LAYOUTS: Mapping[str, str] = {
-    "iconqa": iconqa.LAYOUT,
-    "scienceqa": f"{scienceqa.LAYOUT}\nor, as the Hugging Face hub has it:\n{hub.LAYOUT}",
-}
+    name: str
+    train: Questions
+    test: Questions
+    skipped: Counter[str] = field(default_factory=Counter)
+    revision: str = ""
 
 
 def load_questions(dataset: Dataset) -> QuestionSet:
-    """Read the dataset that the run config names: its train split and, where used, its test split.
+    """Read the data set that the run config names: its train split and, where used, its test split.
 
     With `dataset.test-fraction` above 0, clients cut their test questions from their own training
-    questions; then the dataset's test split is not read, and `test` is empty.
+    questions; then the data set's test split is not read, and `test` is empty.
 
     Raises:
-        DataError: the settings do not fit, the folder is not there or not in the dataset's layout,
-            a file is malformed, too many questions cannot be used, or an id occurs twice.
+        DataError: the settings do not fit, the folder is not there or not in the layout, a file is
+            malformed, too many questions cannot be used, or an id occurs twice.
         ResourceError: a package or module that `dataset.path` names is not installed.
     """
     check_partitioner(dataset)
-    source = _open(dataset, download=True)
-    splits = {name: read_split(source, name) for name in _split_names(source, dataset)}
+    found = _find(dataset)
+    splits = {name: read_split(found, name) for name in _checked_splits(found, dataset)}
     train = splits[dataset.train_split].questions
     test = in_memory() if dataset.test_fraction else splits[dataset.test_split].questions
-    _check_skipped(dataset, source, splits)
+    _check_skipped(dataset, found, splits)
     skipped = sum((split.counts for split in splits.values()), Counter[str]())
-    questions = QuestionSet(dataset.name, train, test, skipped, source.revision)
+    questions = QuestionSet(dataset.name, train, test, skipped, found.revision)
     if not train:
         raise DataError(
-            f"{source.place} has no training question of {dataset.name} that can be used. "
-            f"Left out: {describe_skipped(questions.skipped)}."
+            f"{found.place} has no training question of {dataset.name} that can be used. "
+            f"Left out: {describe_skipped(skipped)}."
         )
-    _check_ids(questions, source.place)
+    _check_ids(questions, found.place)
     return questions
 
 
@@ -113,7 +85,17 @@ def check_dataset(dataset: Dataset) -> None:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     check_partitioner(dataset)
-    _split_names(_open(dataset, download=HF_HUB_OFFLINE), dataset)
+    source = find_source(dataset.name)
+    if HF_HUB_OFFLINE or not _is_on_hub(dataset):
+        _checked_splits(_find(dataset), dataset)
+        return
+    chosen_tasks(dataset, source.tasks)
+    for split in _split_names(dataset):
+        if split not in source.hub_splits:
+            raise DataError(
+                f"there is no split '{split}' in {source.hub_id} on the hub; it has "
+                f"{', '.join(source.hub_splits)}."
+            )
 
 
 def commit_of(dataset: Dataset, here: bool) -> str:
@@ -129,7 +111,7 @@ def commit_of(dataset: Dataset, here: bool) -> str:
     if not _is_on_hub(dataset):
         return ""
     if here:
-        return hub.download(dataset.revision).name
+        return _download(find_source(dataset.name), dataset).name
     return dataset.revision if re.fullmatch("[0-9a-f]{40}", dataset.revision) else ""
 
 
@@ -140,64 +122,72 @@ def check_revision(dataset: Dataset) -> None:
         DataError: the data set is not on the hub.
     """
     if dataset.revision and not _is_on_hub(dataset):
+        hub_id = find_source(dataset.name).hub_id
         raise DataError(
             f"dataset.revision is '{dataset.revision}', and dataset.path '{dataset.path}' is not "
-            "on the hub: a folder has no revision. Leave dataset.revision empty, or set "
-            f"dataset.name to scienceqa and dataset.path to {hub.HUB_ID}."
+            "on the hub: a folder has no revision. Leave dataset.revision empty"
+            + (f", or set dataset.path to {hub_id}." if hub_id else ".")
         )
 
 
 def _is_on_hub(dataset: Dataset) -> bool:
-    on_hub = dataset.name == "scienceqa" and dataset.path == hub.HUB_ID
-    return on_hub and not Path(dataset.path).is_dir()
+    hub_id = find_source(dataset.name).hub_id
+    return bool(hub_id) and dataset.path == hub_id and not Path(hub_id).is_dir()
 
 
-def _open(dataset: Dataset, download: bool) -> Source:
-    """The dataset found at `dataset.path`; of a hub id not to be downloaded, its name."""
-    if dataset.name not in DATASETS:
-        known = ", ".join(sorted(DATASETS))
-        raise DataError(
-            f"dataset.name is '{dataset.name}': must be one of {known}. {OWN_QUESTIONS}"
-        )
+def _download(source: Source, dataset: Dataset) -> Path:
+    return hub.download(source.hub_id, source.hub_files, dataset.revision)
+
+
+def _find(dataset: Dataset) -> Found:
+    """The data set at `dataset.path`, downloaded where that is a hub id."""
+    source = find_source(dataset.name)
     check_revision(dataset)
-    if _is_on_hub(dataset):
-        _tasks(dataset, ())
-        root = hub.download(dataset.revision) if download else None
-        return hub.HubScienceQA(root, hub.HUB_ID, "" if root is None else root.name)
-    path = resolve("dataset.path", dataset.path)
-    if path.is_dir():
-        return DATASETS[dataset.name](Path(os.path.abspath(path)), dataset)
-    what = f"{path} is a file" if path.exists() else f"there is no folder {path} on this machine"
-    raise DataError(
-        f"dataset.path is '{dataset.path}', and {what}. Get the dataset (docs/data.md says where), "
-        "unpack it, and set dataset.path to the folder that looks like this for "
-        f"{dataset.name}:\n{LAYOUTS[dataset.name]}\n{OWN_QUESTIONS} Of the Hugging Face hub, only "
-        f"dataset.name=scienceqa with dataset.path={hub.HUB_ID} is read."
-    )
-
-
-def _tasks(dataset: Dataset, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks that `dataset.tasks` names, in the dataset's order; none where it is `all`."""
-    names = {name.strip() for name in dataset.tasks.split(",")}
-    if names == {"all"}:
-        return ()
-    if not names <= set(known):
-        others = f", or of {', '.join(known)} one or more, joined by commas" if known else ""
+    chosen_tasks(dataset, source.tasks)
+    on_hub = _is_on_hub(dataset)
+    path = _download(source, dataset) if on_hub else resolve("dataset.path", dataset.path)
+    path = Path(os.path.abspath(path))
+    if not path.exists():
+        elsewhere = f" Of the hub, it is {source.hub_id} that is read." if source.hub_id else ""
         raise DataError(
-            f"dataset.tasks is '{dataset.tasks}': for {dataset.name} it must be all{others}."
+            f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get "
+            "the dataset (docs/data.md says where), unpack it, and set dataset.path to the folder "
+            f"that looks like this for {dataset.name}:\n{source.layout}\n{OWN_QUESTIONS}{elsewhere}"
         )
-    return tuple(task for task in known if task in names)
+    reader = source.open(path, dataset)
+    if reader is None:
+        holds = f"which holds {names_in(path)}" if path.is_dir() else "which is a file"
+        raise DataError(
+            f"No {dataset.name} in {path}, {holds}. {_hint(source, path, dataset)}Set dataset.path "
+            f"to the folder that looks like this:\n{source.layout}\n{OWN_QUESTIONS}"
+        )
+    place, revision = (source.hub_id, path.name) if on_hub else (str(path), "")
+    return Found(dataset.name, reader, place, revision)
 
 
-def _split_names(source: Source, dataset: Dataset) -> tuple[str, ...]:
+def _hint(source: Source, path: Path, dataset: Dataset) -> str:
+    """What could be done with a folder that is of another layout, where that is known."""
+    for name in source_names():
+        try:
+            if find_source(name).open(path, replace(dataset, tasks="all")):
+                return f"That looks like {name}: set dataset.name to it. "
+        except DataError:
+            continue
+    return source.hint(path)
+
+
+def _split_names(dataset: Dataset) -> tuple[str, ...]:
+    return (dataset.train_split, *(() if dataset.test_fraction else (dataset.test_split,)))
+
+
+def _checked_splits(found: Found, dataset: Dataset) -> tuple[str, ...]:
     """The splits to read, each found to be there."""
-    names = (dataset.train_split, *(() if dataset.test_fraction else (dataset.test_split,)))
-    for name in names:
-        source.check_split(name)
-    return names
+    for name in _split_names(dataset):
+        found.reader.check_split(name)
+    return _split_names(dataset)
 
 
-def _check_skipped(dataset: Dataset, source: Source, splits: Mapping[str, Split]) -> None:
+def _check_skipped(dataset: Dataset, found: Found, splits: Mapping[str, Split]) -> None:
     """Refuse a dataset of which more than `dataset.max-skipped` cannot be used."""
     skipped = sum(split.counts.total() for split in splits.values())
     total = skipped + sum(len(split.questions) for split in splits.values())
@@ -210,7 +200,7 @@ def _check_skipped(dataset: Dataset, source: Source, splits: Mapping[str, Split]
     ]
     files = [f"  {split.skipped_file}" for split in splits.values() if split.skipped]
     raise DataError(
-        f"{skipped} of {total} questions of {dataset.name} in {source.place} cannot be used: "
+        f"{skipped} of {total} questions of {dataset.name} in {found.place} cannot be used: "
         f"{100 * skipped / total:.1f} %, and dataset.max-skipped is {dataset.max_skipped:g}.\n"
         + "\n".join(lines)
         + "\nAll their ids are in\n"

@@ -1,26 +1,22 @@
-"""One client's own questions: computed from the seed, or read from a folder of its own.
+"""Each client's own questions, computed from the seed.
 
-Computed, every client works out the whole split and takes its part, so nothing about the split has
-to be sent; in return, all clients must read the same dataset. A folder (`fednano partition`) holds
-one client's questions and pictures and nothing of the others'.
+Every client works out the whole split and takes its part, so nothing about the split has to be
+sent; in return, all clients must read the same data set. `shard_folder` is the other way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, check_files, read_manifest
 from fednano_flwr.data.partition import deal
 from fednano_flwr.data.proportions import cut, proportional_partitions
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import Questions, QuestionSet
-from fednano_flwr.data.table import read_table
+from fednano_flwr.data.registry import QuestionSet, load_questions
+from fednano_flwr.data.table import Questions
 
 
 @dataclass(frozen=True)
@@ -35,22 +31,25 @@ class Shards(Sequence[Shard]):
     """Every client's shard, each made when it is asked for: making all to get one takes long.
 
     Args:
-        questions: the data set; where clients cut their own test questions, its `test` is `train`.
+        questions: the data set.
         places: each client's training and test questions, as indices.
+        test: what the test questions are taken from.
     """
 
     def __init__(
-        self, questions: QuestionSet, places: Sequence[tuple[list[int], list[int]]]
+        self,
+        questions: QuestionSet,
+        places: Sequence[tuple[list[int], list[int]]],
+        test: Questions,
     ) -> None:
-        self.skipped = questions.skipped
-        self._questions, self._places = questions, places
+        self.questions, self._places, self._test = questions, places, test
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
         train, test = self._places[index]
-        return Shard(self._questions.train.select(train), self._questions.test.select(test))
+        return Shard(self.questions.train.select(train), self._test.select(test))
 
     def of_client(self, partition_id: int) -> Shard:
         """One client's shard.
@@ -68,7 +67,7 @@ class Shards(Sequence[Shard]):
     def all_train(self) -> Questions:
         """All clients' training questions, in the data set's order."""
         places = sorted(place for train, _ in self._places for place in train)
-        return self._questions.train.select(places)
+        return self.questions.train.select(places)
 
 
 @lru_cache(maxsize=1)
@@ -87,9 +86,9 @@ def _read_once(dataset: Dataset) -> QuestionSet:
 
 
 def all_shards(questions: QuestionSet, dataset: Dataset, seed: int, num_partitions: int) -> Shards:
-    """Every client's shard, each made when it is asked for.
+    """Every client's shard.
 
-    With `dataset.test-fraction` = 0, test questions come from the dataset's test split in the
+    With `dataset.test-fraction` = 0, test questions come from the data set's test split in the
     proportions of each client's training questions; above 0, from its own training questions.
 
     Raises:
@@ -99,18 +98,6 @@ def all_shards(questions: QuestionSet, dataset: Dataset, seed: int, num_partitio
     train = deal(columns, dataset, num_partitions, seed)
     if dataset.test_fraction:
         cuts = [cut(part, dataset.test_fraction, seed, k) for k, part in enumerate(train)]
-        return Shards(replace(questions, test=questions.train), cuts)
+        return Shards(questions, cuts, questions.train)
     test = proportional_partitions(questions.test.groups, columns["group"], train, seed)
-    return Shards(questions, list(zip(train, test, strict=True)))
-
-
-def load_shard(folder: Path) -> Shard:
-    """The shard in a folder that `fednano partition` wrote; each file is checked by the manifest.
-
-    Raises:
-        DataError: the folder is not a shard, is incomplete or is damaged.
-    """
-    folder = folder.expanduser().absolute()
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    return Shard(read_table(folder / TRAIN_FILE, folder), read_table(folder / TEST_FILE, folder))
+    return Shards(questions, list(zip(train, test, strict=True)), questions.test)

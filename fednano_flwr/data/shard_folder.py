@@ -1,35 +1,30 @@
-"""Write one client's shard to a folder of its own, which `shard.load_shard` reads."""
+"""One client's shard in a folder of its own, which holds nothing of the others'.
+
+manifest.json           settings, counts, and size and SHA-256 of every other file
+data/train.arrow, data/test.arrow
+images/<SHA-256>.<type>
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import io
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from fednano_flwr.base.files import describe_file
+from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, write_manifest
-from fednano_flwr.data.sample import Picture, Questions, Sample
+from fednano_flwr.data.images import IMAGES, with_copied_pictures
+from fednano_flwr.data.reading import read_json_object
+from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.shard import Shard
-from fednano_flwr.data.table import write_table
+from fednano_flwr.data.table import Questions, read_table, write_table
 
-IMAGES = "images"
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a shard's folder holds: numbers of questions, of different pictures, and all bytes."""
-
-    train: int
-    test: int
-    pictures: int
-    bytes: int
+FORMAT = 1
+KIND = "fednano-shard"
+MANIFEST = "manifest.json"
+TRAIN_FILE, TEST_FILE = "data/train.arrow", "data/test.arrow"
+AGAIN = "Copy the shard again from where `fednano partition` wrote it, or write it anew."
 
 
 def write_shard(
@@ -37,88 +32,92 @@ def write_shard(
     shard: Shard,
     facts: Mapping[str, Any],
     each: Callable[[], object] = lambda: None,
-) -> Written:
+) -> dict[str, int]:
     """Write a shard's tables, pictures and manifest into `folder`.
-
-    Pictures are copied byte by byte, broken ones too, under the name of their SHA-256, so that one
-    that several questions show is there once.
 
     Args:
         folder: an empty folder, or none yet.
         facts: added to the manifest.
         each: called after each question.
 
+    Returns:
+        Numbers of `train` and `test` questions, of different `pictures`, and of `bytes` in all.
+
     Raises:
         DataError: a picture is gone.
     """
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    (folder / IMAGES).mkdir(exist_ok=True)
-    files: dict[str, dict[str, Any]] = {}
 
-    def moved(questions: Questions) -> Iterator[Sample]:
+    def copied(questions: Questions) -> Iterator[Sample]:
         for sample in questions:
-            yield dataclasses.replace(
-                sample,
-                image=sample.image and _copy(sample.image, folder, files),
-                choice_images=tuple(_copy(p, folder, files) for p in sample.choice_images),
-            )
+            yield with_copied_pictures(sample, folder)
             each()
 
-    train = write_table(folder / TRAIN_FILE, moved(shard.train))
-    test = write_table(folder / TEST_FILE, moved(shard.test))
-    pictures = len(files)
-    for name in (TRAIN_FILE, TEST_FILE):
-        files[name] = describe_file(folder / name)
-    counts = {"train": train, "test": test, "pictures": pictures}
-    write_manifest(folder, {**facts, "counts": counts, "files": files})
-    return Written(train, test, pictures, sum(file["bytes"] for file in files.values()))
+    for name in ("data", IMAGES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    train = write_table(folder / TRAIN_FILE, copied(shard.train))
+    test = write_table(folder / TEST_FILE, copied(shard.test))
+    pictures = {  # called by their SHA-256
+        f"{IMAGES}/{file.name}": {"bytes": file.stat().st_size, "sha256": file.stem}
+        for file in sorted((folder / IMAGES).glob("*"))
+    }
+    tables = {name: describe_file(folder / name) for name in (TRAIN_FILE, TEST_FILE)}
+    counts = {"train": train, "test": test, "pictures": len(pictures)}
+    files = pictures | tables
+    manifest = {"kind": KIND, "format": FORMAT, **facts, "counts": counts, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return counts | {"bytes": sum(file["bytes"] for file in files.values())}
 
 
-def picture_bytes(picture: Picture) -> bytes:
-    """The content of a picture's file.
+def load_shard(folder: Path) -> Shard:
+    """The shard in a folder; each file is compared with the manifest.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder is not a shard, is incomplete or is damaged.
     """
-    if picture.data is not None:
-        return picture.data
-    assert picture.path is not None
-    try:
-        return picture.path.read_bytes()
-    except OSError as error:
+    folder = folder.expanduser().absolute()
+    check_files(folder, read_manifest(folder))
+    return Shard(read_table(folder / TRAIN_FILE, folder), read_table(folder / TEST_FILE, folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DataError: there is none, or it is not one of a shard that can be read.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
         raise DataError(
-            f"{picture.path} cannot be read: {error.strerror}. It was there when the dataset was "
-            "read; put it back, or start again to read the dataset anew."
-        ) from error
+            f"{folder} is not a shard: it has no {MANIFEST}. Give the folder of one client, such "
+            "as client-0 in what `fednano partition` wrote."
+        )
+    manifest = read_json_object(file)
+    if manifest.get("kind") != KIND:
+        raise DataError(f"{file} is not the manifest of a shard. {AGAIN}")
+    if manifest.get("format") != FORMAT:
+        raise DataError(
+            f"{file} has format {manifest.get('format')!r}, and this version of fednano reads "
+            f"format {FORMAT}. Write the shard anew with `fednano partition`."
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not {TRAIN_FILE, TEST_FILE} <= files.keys():
+        raise DataError(f"{file} does not list the shard's files. {AGAIN}")
+    return manifest
 
 
-def picture_size(picture: Picture) -> int:
-    """Bytes of a picture's file; 0 if it is gone, which writing reports."""
-    if picture.data is not None:
-        return len(picture.data)
-    assert picture.path is not None
-    try:
-        return picture.path.stat().st_size
-    except OSError:
-        return 0
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare every file with the manifest.
 
-
-def _copy(picture: Picture, folder: Path, files: dict[str, dict[str, Any]]) -> Picture:
-    """Put a picture into `folder`, note it in `files`, and give it with its path from there."""
-    data = picture_bytes(picture)
-    digest = hashlib.sha256(data).hexdigest()
-    suffix = picture.path.suffix.lower() if picture.path is not None else _suffix(data)
-    name = f"{IMAGES}/{digest}{suffix}"
-    if name not in files:
-        (folder / name).write_bytes(data)
-        files[name] = {"bytes": len(data), "sha256": digest}
-    return Picture(path=Path(name))
-
-
-def _suffix(data: bytes) -> str:
-    """`.png` and the like, none for what is no picture: a broken one is copied as it is."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return f".{(image.format or '').lower()}"
-    except Exception:  # Pillow raises nearly anything on a damaged file; opening it counts it
-        return ""
+    Raises:
+        DataError: one is missing, cannot be read, has another size or content, or lies elsewhere.
+    """
+    for name, expected in manifest["files"].items():
+        try:
+            found = describe_file(inside(folder, name))
+        except ValueError as error:
+            raise DataError(f"{folder / MANIFEST}: {error}. {AGAIN}") from None
+        except OSError as error:
+            raise DataError(f"{folder / name} cannot be read: {error.strerror}. {AGAIN}") from error
+        if found != expected:
+            raise DataError(
+                f"{folder / name} is damaged: it has {found}, and the manifest {expected}. {AGAIN}"
+            )

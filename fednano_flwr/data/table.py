@@ -1,24 +1,25 @@
-"""Samples as Arrow tables (the `datasets` library's): one schema for every dataset."""
+"""Samples as Arrow tables (the `datasets` library's): one schema for every data set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from fednano_flwr.base.files import inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.sample import Picture, Questions, Sample
+from fednano_flwr.data.sample import Picture, Sample
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset, Features
 
 ROWS_AT_ONCE = 250
-"""Rows held in memory while a table is written."""
+"""Rows held in memory while a table is written or gone through."""
 
 
 def features() -> Features:
-    """The schema. A picture is a path or the bytes of an image file, never pixels."""
+    """The schema: `Sample`'s fields. A picture is a path or an image file's bytes, not pixels."""
     from datasets import Features, List, Value
 
     text, picture = Value("string"), {"path": Value("string"), "bytes": Value("binary")}
@@ -36,6 +37,84 @@ def features() -> Features:
             "context": text,
         }
     )
+
+
+class Questions(Sequence[Sample]):
+    """Samples in an Arrow table on disk, made when they are asked for.
+
+    Only the rows in use are in memory. A selection shares the table; pickling and copying pass on
+    where it lies and which rows are meant.
+
+    Args:
+        table: rows as `write_table` writes them.
+        root: folder that pictures' relative paths start from.
+        confined: all pictures must lie in it; taking a question with another raises `DataError`.
+    """
+
+    def __init__(self, table: Dataset, root: Path, confined: bool = False) -> None:
+        self._table, self._root, self._confined = table, root, confined
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Questions: ...
+    def __getitem__(self, index: int | slice) -> Sample | Questions:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return self._sample(self._table[int(index)])
+
+    def __iter__(self) -> Iterator[Sample]:
+        for columns in self._table.iter(batch_size=ROWS_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                yield self._sample(dict(zip(columns, values, strict=True)))
+
+    def __eq__(self, other: object) -> bool:
+        """The same samples in the same order, wherever they are kept."""
+        if not isinstance(other, Questions):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Questions: {len(self)}>"
+
+    @property
+    def uids(self) -> list[str]:
+        return self._table["uid"][:]
+
+    @property
+    def groups(self) -> list[str]:
+        return self._table["group"][:]
+
+    @property
+    def subjects(self) -> list[str]:
+        return self._table["subject"][:]
+
+    def select(self, indices: Sequence[int]) -> Questions:
+        """The samples with these indices, in this order."""
+        return Questions(self._table.select(indices), self._root, self._confined)
+
+    def _sample(self, row: Mapping[str, Any]) -> Sample:
+        try:
+            pictures = {
+                "image": None if row["image"] is None else self._picture(row["image"]),
+                "choice_images": tuple(map(self._picture, row["choice_images"])),
+            }
+            return Sample(**{**row, "choices": tuple(row["choices"]), **pictures})
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"question {row['uid']} in {self._root} cannot be used: {error}"
+            ) from error
+
+    def _picture(self, stored: Mapping[str, Any]) -> Picture:
+        if stored["bytes"] is not None:
+            return Picture(data=stored["bytes"])
+        path = stored["path"]
+        return Picture(inside(self._root, path) if self._confined else self._root / path)
 
 
 def write_table(file: Path, samples: Iterable[Sample]) -> int:
@@ -84,24 +163,16 @@ def in_memory(samples: Iterable[Sample] = ()) -> Questions:
     """A table without a file, for few samples or none."""
     from datasets import Dataset
 
-    rows = [_row(sample) for sample in samples]
-    schema = features()
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in schema}
-    return Questions(Dataset.from_dict(columns, features=schema), Path())
+    rows = list(map(_row, samples))
+    columns = {name: [row[name] for row in rows] for name in features()}
+    return Questions(Dataset.from_dict(columns, features=features()), Path())
 
 
 def _row(sample: Sample) -> dict[str, Any]:
     return {
-        "uid": sample.uid,
-        "question": sample.question,
-        "group": sample.group,
-        "subject": sample.subject,
-        "choices": list(sample.choices),
-        "choice_images": [_stored(picture) for picture in sample.choice_images],
-        "answer": sample.answer,
-        "free_answer": sample.free_answer,
+        **vars(sample),
         "image": None if sample.image is None else _stored(sample.image),
-        "context": sample.context,
+        "choice_images": [_stored(picture) for picture in sample.choice_images],
     }
 
 

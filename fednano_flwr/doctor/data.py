@@ -22,7 +22,7 @@ def check_shard(folder: Path) -> list[Finding]:
     Raises:
         DataError: the folder is no shard.
     """
-    from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE, read_manifest
+    from fednano_flwr.data.shard_folder import TEST_FILE, TRAIN_FILE, read_manifest
     from fednano_flwr.data.table import read_table
 
     folder = folder.expanduser().absolute()
@@ -84,11 +84,11 @@ def check_dataset(dataset: Dataset) -> list[Finding]:
     Raises:
         ConfigError: its settings cannot be used, or it is not here.
     """
-    from fednano_flwr.data.reading import OWN_QUESTIONS
-    from fednano_flwr.data.registry import DATASETS, check_revision
+    from fednano_flwr.data.registry import check_revision
+    from fednano_flwr.data.sources import OWN_QUESTIONS, source_names
 
-    if dataset.name not in DATASETS:
-        known = f"there are {', '.join(sorted(DATASETS))}. {OWN_QUESTIONS}"
+    if dataset.name not in source_names():
+        known = f"there are {', '.join(source_names())}. {OWN_QUESTIONS}"
         return [problem(f"dataset.name = {dataset.name!r}: no such", known)]
     check_revision(dataset)
     kind, _, rest = dataset.path.partition(":")

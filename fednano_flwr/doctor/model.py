@@ -240,7 +240,7 @@ def check_vocabulary(key: str, bundle: EdgeBundle, shard: Path) -> list[Finding]
         ConfigError: it lacks some.
     """
     from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.manifest import TEST_FILE, TRAIN_FILE
+    from fednano_flwr.data.shard_folder import TEST_FILE, TRAIN_FILE
     from fednano_flwr.data.table import read_table
     from fednano_flwr.edge.questions import load_encoder, used_tokens
     from fednano_flwr.models.bundle import TOKEN_IDS

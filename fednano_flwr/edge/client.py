@@ -26,9 +26,8 @@ from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, learning_rate, train
-from fednano_flwr.exchange.embeddings import EmbeddingsExchange
-from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
+from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.models.device import threads
 
 Given = ParamSpec("Given")
@@ -222,12 +221,6 @@ class Client:
         )
         samples = [question.sample for question in questions]
         return Scored(sum(right), len(right), tally(samples, right))
-
-
-EXCHANGES: Mapping[str, Callable[[LLMService, str], GeneratingLLM]] = {
-    "embeddings": EmbeddingsExchange,
-    "lowrank": LowRankExchange,
-}
 
 
 def exchange_of(config: RunConfig, service: LLMService) -> GeneratingLLM:

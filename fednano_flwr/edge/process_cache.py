@@ -14,8 +14,8 @@ import torch
 
 from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
-from fednano_flwr.data.manifest import read_manifest
-from fednano_flwr.data.shard import Shard, load_shard, read_shards
+from fednano_flwr.data.shard import Shard, read_shards
+from fednano_flwr.data.shard_folder import load_shard, read_manifest
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features, model_digest
 from fednano_flwr.edge.questions import QuestionEncoder, load_encoder, used_tokens
@@ -117,7 +117,9 @@ def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: in
     """All clients' training questions; a test question of any client is not among them."""
     shards = read_shards(dataset, seed, num_partitions)
     union = Shard(shards.all_train(), in_memory())
-    return EncodedShard.encode(encoder(source), union, shards.skipped, dataset.max_skipped)
+    return EncodedShard.encode(
+        encoder(source), union, shards.questions.skipped, dataset.max_skipped
+    )
 
 
 def client_data(
@@ -141,7 +143,7 @@ def _load_client_data(
         skipped = Counter(read_manifest(Path(spec.data_path).expanduser())["skipped"])
     else:
         shards = read_shards(dataset, seed, spec.num_partitions)
-        part, skipped = shards.of_client(spec.partition), shards.skipped
+        part, skipped = shards.of_client(spec.partition), shards.questions.skipped
     shard = EncodedShard.encode(encoder(source), part, skipped, dataset.max_skipped)
     loaded = _loaded_half(source, edge)
     if edge.vocabulary == "full":

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
 from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
-from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.processor_check import check_processor
 from fednano_flwr.edge.prompting import Prompting

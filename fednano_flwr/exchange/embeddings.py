@@ -2,58 +2,85 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import Generated, NewToken
-from fednano_flwr.exchange.labels import Step, stepper
-from fednano_flwr.exchange.protocol import AdaptedBatch, LLMInputs, LLMService
+from fednano_flwr.exchange.exchange import Exchange
+from fednano_flwr.exchange.protocol import (
+    AdaptedBatch,
+    Embedded,
+    Inputs,
+    Layout,
+    LLMInfo,
+    NewToken,
+    RefusalError,
+    TokenTable,
+)
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
 
-class EmbeddingsExchange:
-    """An `LLM` on top of any `LLMService`.
+@dataclass(frozen=True)
+class EmbeddingInputs(Inputs):
+    """A batch as its adapted embeddings.
 
-    Args:
-        labels_at: "server" or "client".
+    Attributes:
+        embeds: (N, d) floating point.
+        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
-    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
-        self.service = service
-        self._step = stepper(service, labels_at)
+    FIELD: ClassVar[str] = "embeddings"
+    embeds: Tensor
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
-    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        inputs = batch.embedded()
-        return _HostLoss.apply(inputs.embeds, inputs.detach(), labels, self._step)
-
-    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self.service.score(batch.embedded().detach(), positions, candidates)
-
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        return self.service.next_tokens(batch.embedded().detach(), positions)
-
-    def prefill(self, batch: AdaptedBatch) -> Generated:
-        return self.service.prefill(batch.embedded().detach())
-
-    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        inputs = token.embedded().detach()
-        position = None if inputs.position_ids is None else inputs.position_ids[:, 0]
-        new = NewToken(int(token.token_ids), embedding=inputs.embeds, position=position)
-        return self.service.decode(cache, new)
-
-
-class _HostLoss(torch.autograd.Function):
-    """The host's loss as a node of the client's graph; its gradient came with the loss."""
+    @classmethod
+    def of(cls, batch: AdaptedBatch) -> EmbeddingInputs:
+        return cls(batch.embedded(), *batch.layout)
 
     @staticmethod
-    def forward(ctx: Any, embeds: Tensor, inputs: LLMInputs, labels: Tensor, step: Step) -> Tensor:
-        loss, gradient = step(inputs, labels)
-        assert isinstance(gradient, Tensor)
-        ctx.save_for_backward(gradient.to(embeds))
-        return embeds.new_tensor(loss, dtype=torch.float32)
+    def token_row(token: AdaptedBatch) -> Tensor:
+        return token.embedded()
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient), None, None, None
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.embeds,)
+
+    def detach(self) -> EmbeddingInputs:
+        return replace(self, embeds=self.embeds.detach())
+
+    def fill(self, message: pb.Inputs, dtype: str) -> None:
+        codec.fill(message.embeddings, self.embeds, dtype)
+
+    @classmethod
+    def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> EmbeddingInputs:
+        shape, expected = tuple(message.embeddings.shape), (sum(layout.lengths), info.hidden_size)
+        if shape != expected:
+            raise RefusalError(
+                f"embeddings of shape {shape[:3]}; the lengths and the model need {expected}"
+            )
+        return cls(codec.decode(message.embeddings), *layout)
+
+    def embed(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
+    ) -> Embedded:
+        rows = self.embeds.detach().to(table.device, table.dtype)
+        return Embedded(rows, lambda gradient: (gradient.to(self.embeds),))
+
+    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
+        def embed(token: NewToken) -> Tensor:
+            if token.row is None or token.row.shape != (1, table.hidden_size):
+                raise ValueError("the prompt was embeddings, so each token has to be one, too")
+            return token.row.to(table.device, table.dtype)
+
+        return embed
+
+
+class EmbeddingsExchange(Exchange):
+    """Sends `EmbeddingInputs`."""
+
+    inputs = EmbeddingInputs

@@ -7,113 +7,194 @@ carries dL/dz on into A. The gradients are those of the plain exchange.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import Generated, NewToken
-from fednano_flwr.exchange.labels import stepper
+from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
+    Embedded,
     FeaturesMissingError,
-    HostRefusedError,
-    LLMService,
-    LowRankGradients,
-    LowRankInputs,
+    Gradient,
+    Inputs,
+    Layout,
+    LLMInfo,
+    NewToken,
+    RefusalError,
+    TokenTable,
+    adapted,
 )
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-Answer = TypeVar("Answer")
-TRIES = 4
 SITES = ("image", "text")
 
 
-class LowRankExchange:
-    """An `LLM` on top of any `LLMService`.
+@dataclass(frozen=True)
+class LowRankInputs(Inputs):
+    """A batch without its embeddings: the host makes them from what it has.
 
-    Args:
-        labels_at: "server" or "client".
+    Attributes:
+        token_ids: (N - n,) of the rows that are tokens, in order.
+        is_image: (N,) bool.
+        keys: of the questions' image features, in order.
+        z: (n, R) of each site that has an adapter.
+        b: (d, R) likewise.
+        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
-    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
-        self.service = service
-        self._step = stepper(service, labels_at)
+    FIELD: ClassVar[str] = "low_rank"
+    token_ids: Tensor
+    is_image: Tensor
+    keys: tuple[bytes, ...]
+    z: dict[str, Tensor]
+    b: dict[str, Tensor]
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
-    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        factors = _in_order(batch.z, batch.b)
-        if not factors:  # nothing to train takes part in this batch
-            return torch.tensor(self.step(batch, labels)[0])
-        return _HostLoss.apply(self, batch, labels, *factors)
-
-    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        return self._answered(
-            batch, lambda inputs: self.service.score(inputs, positions, candidates)
-        )
-
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        return self._answered(batch, lambda inputs: self.service.next_tokens(inputs, positions))
-
-    def prefill(self, batch: AdaptedBatch) -> Generated:
-        return self._answered(batch, self.service.prefill)
-
-    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        z, positions = token.z.get("text"), token.position_ids
-        new = NewToken(
-            int(token.token_ids),
-            z=None if z is None else z.detach(),
-            position=None if positions is None else positions[:, 0],
-        )
-        return self.service.decode(cache, new)
-
-    def step(self, batch: AdaptedBatch, labels: Tensor) -> tuple[float, LowRankGradients]:
-        """Loss and gradients of one batch, features sent where the host lacks them."""
-        loss, gradients = self._answered(batch, lambda inputs: self._step(inputs, labels))
-        assert isinstance(gradients, LowRankGradients)
-        return loss, gradients
-
-    def _answered(self, batch: AdaptedBatch, ask: Callable[[LowRankInputs], Answer]) -> Answer:
-        inputs = LowRankInputs(
-            token_ids=batch.token_ids[~batch.is_image],
-            is_image=batch.is_image,
-            keys=tuple(feature.key for feature in batch.features),
-            z={site: z.detach() for site, z in batch.z.items()},
-            b={site: b.detach() for site, b in batch.b.items()},
-            lengths=batch.lengths,
-            position_ids=batch.position_ids,
-            token_type_ids=batch.token_type_ids,
-        )
-        for _ in range(TRIES):
-            try:
-                return ask(inputs)
-            except FeaturesMissingError as missing:
-                wanted = set(missing.keys)
-                self.service.keep_features([f for f in batch.features if f.key in wanted])
-        raise HostRefusedError(
-            f"the LLM host did not keep the features of one batch of {len(batch.features)} "
-            "pictured questions: raise llm.feature-memory-mb, or lower batch-size"
-        )
-
-
-def _in_order(z: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[Tensor]:
-    """Factors, or their gradients, as autograd takes them: a list."""
-    return [part[site] for part in (z, b) for site in SITES if site in part]
-
-
-class _HostLoss(torch.autograd.Function):
-    """The host's loss as a node of the client's graph; its gradients came with the loss."""
+    @classmethod
+    def of(cls, batch: AdaptedBatch) -> LowRankInputs:
+        tokens, keys = batch.token_ids[~batch.is_image], tuple(f.key for f in batch.features)
+        return cls(tokens, batch.is_image, keys, batch.z, batch.b, *batch.layout)
 
     @staticmethod
-    def forward(
-        ctx: Any, exchange: LowRankExchange, batch: AdaptedBatch, labels: Tensor, *factors: Tensor
-    ) -> Tensor:
-        loss, gradients = exchange.step(batch, labels)
-        found = _in_order(gradients.z, gradients.b)
-        moved = [gradient.to(factor) for gradient, factor in zip(found, factors, strict=True)]
-        ctx.save_for_backward(*moved)
-        return factors[0].new_tensor(loss, dtype=torch.float32)
+    def token_row(token: AdaptedBatch) -> Tensor | None:
+        return token.z.get("text")
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_outputs[0]
-        return None, None, None, *(gradient * scale.to(gradient) for gradient in ctx.saved_tensors)
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return tuple(part[site] for part in (self.z, self.b) for site in SITES if site in part)
+
+    def detach(self) -> LowRankInputs:
+        return self._with(Tensor.detach)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> LowRankInputs:
+        """The same with other leaves."""
+        z, b = ({s: change(v) for s, v in part.items()} for part in (self.z, self.b))
+        return replace(self, z=z, b=b)
+
+    def fill(self, message: pb.Inputs, dtype: str) -> None:
+        sent = message.low_rank
+        sent.token_ids.extend(self.token_ids.tolist())
+        sent.image_runs.extend(_runs(self.is_image))
+        sent.features.extend(self.keys)
+        for site in sorted(self.z):
+            factors = sent.factors.add(site=site)
+            codec.fill(factors.z, self.z[site], dtype)
+            codec.fill(factors.b, self.b[site], dtype)
+
+    @classmethod
+    def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> LowRankInputs:
+        sent, count = message.low_rank, sum(layout.lengths)
+        is_image = _from_runs(sent.image_runs, count)
+        pictured = int(is_image.sum())
+        rows = {"image": pictured, "text": count - pictured}
+        tokens = torch.tensor(list(sent.token_ids), dtype=torch.int64)
+        if len(tokens) != rows["text"]:
+            raise RefusalError(f"{len(tokens)} token ids for {rows['text']} rows of text")
+        if len(tokens) and int(tokens.max()) >= info.vocabulary:
+            raise RefusalError(f"token {int(tokens.max())} is out of range")
+        if len(sent.features) > pictured:
+            raise RefusalError(f"{len(sent.features)} features for {pictured} rows of pictures")
+        for key in sent.features:
+            codec.check_key(key)
+        z: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
+        for factors in sent.factors:
+            site = factors.site
+            if site in z or site not in SITES:
+                raise RefusalError(f"factors of site {site[:32]!r}: once each, image and text")
+            z[site], b[site] = codec.decode(factors.z), codec.decode(factors.b)
+            _check_factors(site, z[site], b[site], (rows[site], info.hidden_size))
+        return cls(tokens, is_image, tuple(sent.features), z, b, *layout)
+
+    def embed(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
+    ) -> Embedded:
+        hidden = self._hidden(table, features)
+        leaf = self._with(lambda v: v.detach().to(hidden.device).requires_grad_(trains))
+        with torch.set_grad_enabled(trains):  # the caller may be inside another graph's forward
+            whole = adapted(hidden, self.is_image.to(hidden.device), leaf.z, leaf.b)
+
+        def gradient(rows: Tensor) -> Gradient:
+            found = torch.autograd.grad(whole, leaf.leaves, rows) if leaf.leaves else ()
+            return tuple(g.to(sent) for g, sent in zip(found, self.leaves, strict=True))
+
+        return Embedded(whole.detach(), gradient)
+
+    @torch.no_grad()
+    def _hidden(self, table: TokenTable, features: Callable[[bytes], Tensor | None]) -> Tensor:
+        """Frozen embeddings (N, d) from the token table and the kept features."""
+        kept = {key: features(key) for key in self.keys}
+        missing = tuple(key for key in self.keys if kept[key] is None)
+        if missing:
+            raise FeaturesMissingError(missing)
+        pictures = [rows for key in self.keys if (rows := kept[key]) is not None]
+        is_image = self.is_image.to(table.device)
+        size = (len(is_image), table.hidden_size)
+        hidden = torch.empty(size, device=table.device, dtype=table.dtype)
+        hidden[~is_image] = table.embed(self.token_ids.to(table.device))
+        count = sum(map(len, pictures))
+        if count != int(is_image.sum()):
+            raise ValueError(f"{count} features for {int(is_image.sum())} rows of pictures")
+        if pictures:
+            hidden[is_image] = torch.cat([rows.to(hidden) for rows in pictures])
+        return hidden
+
+    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
+        return partial(_embed_token, table, self.b.get("text"))
+
+
+class LowRankExchange(Exchange):
+    """Sends `LowRankInputs`."""
+
+    inputs = LowRankInputs
+
+
+@torch.no_grad()
+def _embed_token(table: TokenTable, b: Tensor | None, token: NewToken) -> Tensor:
+    hidden, z = table.embed(torch.tensor([token.id], device=table.device)), token.row
+    if (z is None) != (b is None):
+        raise ValueError("the prompt was low-rank, so each token has to be, at the same sites")
+    if z is None or b is None:
+        return hidden
+    if z.shape != (1, b.shape[1]) or z.dtype != b.dtype:
+        raise ValueError(
+            f"z of shape {tuple(z.shape)} in {z.dtype}; the prompt's B has rank {b.shape[1]}, in "
+            f"{b.dtype}"
+        )
+    z, b = z.to(table.device), b.to(table.device)
+    return (hidden.to(z.dtype) + z @ b.T).to(table.dtype)
+
+
+def _check_factors(site: str, z: Tensor, b: Tensor, rows: tuple[int, int]) -> None:
+    if z.dim() != 2 or b.dim() != 2 or z.shape[1] != b.shape[1] or z.dtype != b.dtype:
+        raise RefusalError(
+            f"{site}: z {tuple(z.shape)} in {z.dtype} and b {tuple(b.shape)} in {b.dtype} do not "
+            "fit"
+        )
+    if (len(z), len(b)) != rows:
+        raise RefusalError(f"{site}: z and b have {len(z)} and {len(b)} rows, {rows} are needed")
+
+
+def _runs(is_image: Tensor) -> list[int]:
+    """Lengths of runs of rows: tokens, image, tokens, image, …"""
+    flags = is_image.to("cpu", torch.int8)
+    edges = (flags.diff(prepend=flags.new_zeros(1)) != 0).nonzero().squeeze(1).tolist()
+    return [end - start for start, end in pairwise([0, *edges, len(flags)])]
+
+
+def _from_runs(runs: Sequence[int], count: int) -> Tensor:
+    if len(runs) > count + 1:  # but for the first, none is empty
+        raise RefusalError(f"{len(runs)} runs of tokens and images for {count} rows")
+    if sum(runs) != count:
+        raise RefusalError(f"runs of tokens and images of {sum(runs)} rows for {count}")
+    kinds = torch.arange(len(runs)) % 2 == 1
+    return kinds.repeat_interleave(torch.tensor(list(runs), dtype=torch.int64))

@@ -1,21 +1,25 @@
-"""What crosses between a client and the frozen LLM, as the client's code sees it.
+"""The seam between a client and the frozen LLM.
 
-Training code only knows `LLM`: `loss = llm.loss(inputs, labels); loss.backward()`. Whether the
-language model runs in this process or behind a wire is the business of the `LLMService` below it.
+Training code only knows `LLM`: `loss = llm.loss(inputs, labels); loss.backward()`. An `Exchange`
+stands below it and turns a batch into `Inputs` for an `LLMService`, which is a model in this
+process, several replicas of it, or a host over gRPC.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import Generated, NewToken
+if TYPE_CHECKING:
+    from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 IGNORE = -100
 NOT_FINITE_ADVICE = (
     'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
@@ -23,12 +27,12 @@ NOT_FINITE_ADVICE = (
 )
 
 STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", default=lambda: True)
-"""Whether anyone waits for the answer of the call that this thread is in."""
+"""Whether the caller of this thread's call still waits for its answer."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Frozen image features of one question, by a name that the host may know them under."""
+    """Frozen image features of one question, and the key under which the host may keep them."""
 
     key: bytes
     rows: Tensor  # (n, d)
@@ -47,7 +51,7 @@ class AdaptedBatch:
         features: the questions' image features; together they are the image rows in order.
         z: (n, R) float32 of each site that has an adapter ("image", "text"); s · A h.
         b: (d, R) float32 likewise.
-        lengths, position_ids, token_type_ids: see `LLMInputs`.
+        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
     hidden: Tensor
@@ -60,10 +64,13 @@ class AdaptedBatch:
     position_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
 
-    def embedded(self) -> LLMInputs:
-        """The adapted embeddings themselves, differentiable in z and b."""
-        embeds = adapted(self.hidden, self.is_image, self.z, self.b)
-        return LLMInputs(embeds, self.lengths, self.position_ids, self.token_type_ids)
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.lengths, self.position_ids, self.token_type_ids)
+
+    def embedded(self) -> Tensor:
+        """The adapted embeddings h' (N, d), differentiable in z and b."""
+        return adapted(self.hidden, self.is_image, self.z, self.b)
 
 
 def adapted(
@@ -81,25 +88,144 @@ def adapted(
     return result
 
 
-@dataclass(frozen=True)
-class LLMInputs:
-    """Input embeddings of a batch, samples laid one after another without padding.
+class Layout(NamedTuple):
+    """How a batch's N tokens are laid out.
 
     Attributes:
-        embeds: (N, d) floating point, may require a gradient.
         lengths: tokens of each of the B samples; they sum to N.
         position_ids: (axes, N) int64, where the model's positions are not 0, 1, 2, …
         token_type_ids: (N,) int64, where its attention mask depends on them.
     """
 
-    embeds: Tensor
     lengths: tuple[int, ...]
     position_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
 
-    def detach(self) -> LLMInputs:
+
+Gradient = tuple[Tensor, ...]
+"""Of a loss, with respect to the tensors of `Inputs.leaves` and in their order."""
+
+
+class TokenTable(Protocol):
+    """The host's frozen token embeddings."""
+
+    hidden_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings (n, d) of tokens (n,), on the table's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Input embeddings of a batch at the host, and the way back to what was sent.
+
+    Attributes:
+        rows: (N, d) in the host's dtype, without a gradient.
+        gradient: from the gradient of the rows (N, d) to that of the leaves, each on the device
+            and in the dtype in which it was sent.
+    """
+
+    rows: Tensor
+    gradient: Callable[[Tensor], Gradient]
+
+
+class Inputs(ABC):
+    """A batch as an exchange sends it: everything that the two sides of the exchange agree on.
+
+    Attributes:
+        lengths, position_ids, token_type_ids: see `Layout`.
+        FIELD: of `Inputs` in fednano.proto.
+    """
+
+    FIELD: ClassVar[str]
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None
+    token_type_ids: Tensor | None
+
+    # At the client:
+
+    @classmethod
+    @abstractmethod
+    def of(cls, batch: AdaptedBatch) -> Self:
+        """What is sent of a batch; the leaves are differentiable in its z and b."""
+
+    @staticmethod
+    @abstractmethod
+    def token_row(token: AdaptedBatch) -> Tensor | None:
+        """What is sent of a batch that is one token of text, (1, ·); see `NewToken`."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that a gradient is wanted of."""
+
+    @abstractmethod
+    def detach(self) -> Self:
         """The same without a gradient."""
-        return replace(self, embeds=self.embeds.detach())
+
+    # On the wire:
+
+    @abstractmethod
+    def fill(self, message: pb.Inputs, dtype: str) -> None:
+        """Write all but the layout, numbers cast to `dtype`."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> Self:
+        """What `fill` wrote.
+
+        Raises:
+            ValueError: it does not fit the layout or the model.
+        """
+
+    # At the host:
+
+    @abstractmethod
+    def embed(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
+    ) -> Embedded:
+        """Input embeddings, ready for a gradient where `trains`.
+
+        Args:
+            features: image features (n, d) that the host keeps, by key.
+
+        Raises:
+            FeaturesMissingError: the host lacks some of the image features.
+            ValueError: features and image rows do not agree.
+        """
+
+    @abstractmethod
+    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
+        """From a further token of this sequence to its input embedding (1, d) at the host.
+
+        It raises a ValueError for a token that another exchange sent.
+        """
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One more token of a sequence that the host keeps.
+
+    Attributes:
+        id: of the token.
+        row: what the exchange sends of it: its embedding (1, d), or z (1, R) of the text adapter.
+        position: (axes,) int64, where the model's positions are not 0, 1, 2, …
+    """
+
+    id: int
+    row: Tensor | None = None
+    position: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The likeliest next token, and the number of the cache that takes it; good once."""
+
+    cache: int
+    token: int
 
 
 @dataclass(frozen=True)
@@ -129,44 +255,8 @@ class LLMInfo:
     revision: str = ""
 
 
-@dataclass(frozen=True)
-class LowRankInputs:
-    """The same batch without its embeddings: the host makes them from what it has.
-
-    Attributes:
-        token_ids: (N - n,) of the rows that are tokens, in order.
-        is_image: (N,) bool.
-        keys: of the questions' image features, in order.
-        z: (n, R) of each site that has an adapter.
-        b: (d, R) likewise.
-        lengths, position_ids, token_type_ids: see `LLMInputs`.
-    """
-
-    token_ids: Tensor
-    is_image: Tensor
-    keys: tuple[bytes, ...]
-    z: dict[str, Tensor]
-    b: dict[str, Tensor]
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None = None
-    token_type_ids: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LowRankGradients:
-    """Gradients of a loss with respect to z and b of a `LowRankInputs`, by site."""
-
-    z: dict[str, Tensor]
-    b: dict[str, Tensor]
-
-
-Inputs = LLMInputs | LowRankInputs
-Gradient = Tensor | LowRankGradients
-"""Of a loss: with respect to the embeddings of an `LLMInputs`, or z and b of a `LowRankInputs`."""
-
-
 class FeaturesMissingError(LookupError):
-    """The host does not have (any more) the features of these keys; send them and ask again."""
+    """The host lacks the features of these keys; send them and ask again."""
 
     def __init__(self, keys: tuple[bytes, ...]) -> None:
         super().__init__(keys)
@@ -177,23 +267,27 @@ class FeaturesMissingError(LookupError):
 
 
 class GoneError(LookupError):
-    """The host does not have (any more) what it kept of an earlier call."""
+    """The host no longer has what it kept of an earlier call."""
 
 
 class GraphGoneError(GoneError):
-    """The host does not have (any more) the graph of a `forward`; do it again."""
+    """The host no longer has the graph of a `forward`; do it again."""
 
 
 class CacheGoneError(GoneError):
-    """The host does not have (any more) the cache of a `prefill`; begin again with all tokens."""
+    """The host no longer has the cache of a `prefill`; begin again with all tokens."""
+
+
+class RefusalError(ValueError):
+    """The host will not serve this request; the text goes back to the client."""
 
 
 class HostBusyError(RuntimeError):
-    """The host has as much to do as it may take on; ask again later."""
+    """The host has no room for the request now; ask again later."""
 
 
 class HostRefusedError(RuntimeError):
-    """The host understood the request and will not serve it; repeating it is of no use."""
+    """The host read the request and will not serve it; do not repeat it."""
 
 
 class HostUnreachableError(ConnectionError):
@@ -203,11 +297,11 @@ class HostUnreachableError(ConnectionError):
 class LLMService(Protocol):
     """The frozen language model as a pure function; every call is safe to repeat.
 
-    `owner` is who asks: features and graphs belong to the one who made them. Over a wire it is the
-    caller, whatever the argument says.
+    `owner` is who asks: features, graphs and caches belong to the owner who made them. Over a wire
+    the caller's token decides, whatever the argument says.
 
     Raises (all calls with inputs):
-        FeaturesMissingError: image features that a low-rank batch names are not here.
+        FeaturesMissingError: the host lacks image features that the batch names.
         HostBusyError: too much is waiting already.
     """
 
@@ -223,8 +317,7 @@ class LLMService(Protocol):
             labels: (N,) int64; the token that follows each position, `IGNORE` where unknown.
 
         Returns:
-            Mean cross-entropy over the labelled positions, and its gradient with respect to the
-            embeddings (N, d), or to z and b.
+            Mean cross-entropy over the labelled positions, and its gradient.
         """
         ...
 
@@ -241,7 +334,7 @@ class LLMService(Protocol):
         """The second half: from the loss's gradient with respect to the logits, (P, vocabulary).
 
         Raises:
-            GraphGoneError: the graph is not here (any more).
+            GraphGoneError: the host no longer has the graph.
         """
         ...
 
@@ -270,16 +363,16 @@ class LLMService(Protocol):
     def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
         """Read one more token of a sequence that is kept, and say what follows.
 
-        The cache is then another one, by another number: a call that is repeated finds it gone.
+        The cache gets a new number with each token, so a repeated call finds the old one gone.
 
         Raises:
-            CacheGoneError: the cache is not here (any more).
-            ValueError: the token is not as the prefill was, or logits are not finite.
+            CacheGoneError: the host no longer has the cache.
+            ValueError: another exchange sent the token, or logits are not finite.
         """
         ...
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
-        """Keep frozen image features for later batches to name; they may be gone at any time."""
+        """Keep frozen image features for later batches to name, as long as there is room."""
         ...
 
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from fednano_flwr.exchange.generation import NewToken
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
+    Embedded,
     GoneError,
     GraphGoneError,
     HostBusyError,
-    Inputs,
-    LowRankInputs,
+    NewToken,
 )
-from fednano_flwr.llm.embedding import Embedded
 from fednano_flwr.models.llm_half import LLMHalf
 
 State = TypeVar("State")
@@ -144,23 +142,13 @@ class CachedAnswer:
     Attributes:
         cache: keys and values of the model's layers.
         tokens: how many it has read.
-        low_rank: whether its prompt was; each token has to be as that.
-        b: (d, R) of the text adapter of a low-rank prompt, where there is one.
+        embedder: of the prompt's exchange; makes the input embedding (1, d) of a further token.
     """
 
     cache: Cache
     tokens: int
-    low_rank: bool
-    b: Tensor | None
+    embedder: Callable[[NewToken], Tensor]
 
-    @classmethod
-    def after_prompt(cls, inputs: Inputs, cache: Cache) -> CachedAnswer:
-        """An answer of which the model has read the prompt, one sample."""
-        low_rank = isinstance(inputs, LowRankInputs)
-        b = inputs.b.get("text") if isinstance(inputs, LowRankInputs) else None
-        return cls(cache, sum(inputs.lengths), low_rank, b)
-
-    @torch.no_grad()
     def embed(self, token: NewToken, half: LLMHalf) -> Tensor:
         """The input embedding (1, d) of one more token, in the host's dtype.
 
@@ -172,25 +160,7 @@ class CachedAnswer:
         given = 0 if token.position is None else len(token.position)
         if given != axes:
             raise ValueError(f"{half.model} needs a position with {axes} axes, not {given}")
-        if not self.low_rank:
-            if token.embedding is None or token.z is not None:
-                raise ValueError("the prompt was embeddings, so each token has to be one, too")
-            if token.embedding.shape != (1, half.hidden_size):
-                raise ValueError(f"an embedding of shape {tuple(token.embedding.shape)}")
-            return token.embedding.to(half.device, half.dtype)
-        b = self.b
-        if token.embedding is not None or (token.z is None) != (b is None):
-            raise ValueError("the prompt was low-rank, so each token has to be, at the same sites")
-        hidden = half.embed(torch.tensor([token.id], device=half.device))
-        if token.z is None or b is None:
-            return hidden
-        if token.z.shape != (1, b.shape[1]) or token.z.dtype != b.dtype:
-            raise ValueError(
-                f"z of shape {tuple(token.z.shape)} in {token.z.dtype}; the prompt's B has rank "
-                f"{b.shape[1]}, in {b.dtype}"
-            )
-        z, b = token.z.to(half.device), b.to(half.device)
-        return (hidden.to(z.dtype) + z @ b.T).to(half.dtype)
+        return self.embedder(token)
 
 
 class Caches(ClientState[CachedAnswer]):

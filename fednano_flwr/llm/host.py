@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
-from fednano_flwr.exchange.generation import Generated, NewToken
-from fednano_flwr.exchange.protocol import Feature, Gradient, Inputs, LLMInfo
+from fednano_flwr.exchange.protocol import (
+    Embedded,
+    Feature,
+    Generated,
+    Gradient,
+    Inputs,
+    LLMInfo,
+    NewToken,
+)
 from fednano_flwr.llm.client_state import CachedAnswer, Caches, Graph, Graphs
-from fednano_flwr.llm.embedding import embed
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.jobs import (
     Job,
@@ -92,7 +99,7 @@ class FrozenLLM(JobService):
         with self._lock:
             self.graphs.make_room(owner)
             samples = Job(inputs, positions, owner).samples()
-            embedded = embed(inputs, self._half, self.features, owner, trains=True)
+            embedded = self._embed(inputs, owner, trains=True)
             rows = embedded.rows.requires_grad_()
             try:
                 with torch.enable_grad():
@@ -124,12 +131,13 @@ class FrozenLLM(JobService):
         (count,) = inputs.lengths
         with self._lock:
             samples = Job(inputs, torch.tensor([count - 1]), owner).samples()
-            rows = embed(inputs, self._half, self.features, owner, trains=False).rows
+            rows = self._embed(inputs, owner, trains=False).rows
             self.caches.make_room_for(owner, count)
             cache = self._half.new_cache()
             with self._within_memory(count):
                 logits = self._logits([rows], samples, cache)
-            return self._go_on(owner, CachedAnswer.after_prompt(inputs, cache), logits)
+            begun = CachedAnswer(cache, count, inputs.token_embedder(self._half))
+            return self._go_on(owner, begun, logits)
 
     def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
         """See `LLMService.decode`."""
@@ -178,6 +186,16 @@ class FrozenLLM(JobService):
             if ready:
                 self._serve_within_memory(ready)
 
+    def _embed(self, inputs: Inputs, owner: bytes, trains: bool) -> Embedded:
+        """Input embeddings of a batch.
+
+        Raises:
+            FeaturesMissingError: the owner has to send image features first.
+            ValueError: the model cannot read the batch.
+        """
+        self._half.check(inputs.lengths, inputs.position_ids, inputs.token_type_ids)
+        return inputs.embed(self._half, partial(self.features.get, owner), trains)
+
     def _ask(self, job: Job[Result]) -> Result:
         self.serve(job.samples())
         return job.future.result()
@@ -186,7 +204,7 @@ class FrozenLLM(JobService):
         """Whether the request has its embeddings and has not failed."""
         if job.embedded is None and not job.future.done():
             try:
-                job.embedded = embed(job.inputs, self._half, self.features, job.owner, job.trains)
+                job.embedded = self._embed(job.inputs, job.owner, job.trains)
             except Exception as error:
                 job.fail(error)
         return not job.future.done()

@@ -21,10 +21,10 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     NOT_FINITE_ADVICE,
     STILL_WANTED,
+    Embedded,
     Gradient,
     Inputs,
 )
-from fednano_flwr.llm.embedding import Embedded
 
 Result = TypeVar("Result")
 

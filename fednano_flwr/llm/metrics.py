@@ -12,8 +12,12 @@ from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakKeyDictionary
 
 from fednano_flwr.config import ConfigError, host_and_port
-from fednano_flwr.exchange.protocol import FeaturesMissingError, GoneError, HostBusyError
-from fednano_flwr.exchange.wire.dispatch import RefusalError
+from fednano_flwr.exchange.protocol import (
+    FeaturesMissingError,
+    GoneError,
+    HostBusyError,
+    RefusalError,
+)
 from fednano_flwr.exchange.wire.tokens import TokenError
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Waiting, Watch
 from fednano_flwr.llm.host import HostMemoryError

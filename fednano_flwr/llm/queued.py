@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     Feature,
+    Generated,
     Gradient,
     HostBusyError,
     Inputs,
     LLMInfo,
+    NewToken,
 )
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Harmless, Watch
 from fednano_flwr.llm.fair_queue import FairQueue

@@ -16,13 +16,14 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import Generated, NewToken
 from fednano_flwr.exchange.protocol import (
     Feature,
+    Generated,
     Gradient,
     Inputs,
     LLMInfo,
     LLMService,
+    NewToken,
 )
 from fednano_flwr.llm.homes import Homes
 from fednano_flwr.llm.keeper import AwayError, Keeper, Limits, LostError

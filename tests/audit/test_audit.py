@@ -117,7 +117,7 @@ def test_the_hosts_candidates_are_what_a_client_sends(
     tokens = edge_half.token_table()
     edge = NanoEdge(edge_half, tokens, adapters, encoder)
     question = Question(Sample("1", "?", "g", "s"), torch.arange(10, 20), (1,), (), {})
-    sent = edge([question]).embedded().embeds.detach()
+    sent = edge([question]).embedded().detach()
     rows = torch.cat(list(candidates(tokens, 64, text_factors(theta), 3.0, at_once=9)))
     assert torch.allclose(rows[10:20], sent, atol=1e-5)
     assert (rows[10:20] - tokens(torch.arange(10, 20))).abs().max() > 1

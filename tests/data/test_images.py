@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, first_defect, open_image
-from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from tests.data.conftest import settings
@@ -147,7 +147,7 @@ def test_opening_a_broken_picture_names_the_file(tmp_path):
     (tmp_path / "image.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"image\.png cannot be decoded"):
         open_image(Picture(tmp_path / "image.png"))
-    with pytest.raises(DataError, match="a picture of 10 bytes in the dataset's table cannot be"):
+    with pytest.raises(DataError, match="a picture of 10 bytes cannot be"):
         open_image(Picture(data=b"no picture"))
 
 

@@ -13,9 +13,9 @@ import pytest
 from fednano_flwr.data.cache import read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.prompts import user_text
-from fednano_flwr.data.reading import Reading
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import QuestionSet, Sample
+from fednano_flwr.data.registry import QuestionSet, load_questions
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.sources.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
 from fednano_flwr.data.table import write_table
 from tests.data.conftest import settings
@@ -28,6 +28,10 @@ ODD: list[Any] = [
 ]
 ODD_ID = "7"
 IDS = [str(number) for number in range(10)]
+
+
+def found_in(path: Path) -> Found:
+    return Found("scienceqa", ScienceQA(path), str(path))
 
 
 def shown(value: Any) -> str:
@@ -160,7 +164,7 @@ def test_problems_that_are_no_objects_or_that_share_an_id_cost_themselves(write_
     (path / "problems.json").write_text(
         f'{{"1": {one}, "2": {same}, "2": {same}, "3": {same}, "3": {other}, "4": [], "5": null}}'
     )
-    split = read_split(ScienceQA(path), "train")
+    split = read_split(found_in(path), "train")
     assert split.questions.uids == ["1", "2"]
     assert split.skipped == {TWO_PROBLEMS: ["3"], NO_PROBLEM: ["4"], NOT_IN_PROBLEMS: ["5", "6"]}
 
@@ -169,7 +173,7 @@ def test_a_field_that_is_there_twice_with_different_values_costs_its_question(wr
     path = write_scienceqa({"1": {}, "2": {}}, train=["1", "2"], test=[])
     text = (path / "problems.json").read_text()
     (path / "problems.json").write_text(text.replace('"answer": 2', '"answer": 2, "answer": 1', 1))
-    split = read_split(ScienceQA(path), "train")
+    split = read_split(found_in(path), "train")
     assert split.skipped == {"answer is not one of the choices": ["1"]}
 
 
@@ -178,13 +182,13 @@ def test_a_number_of_thousands_of_digits_costs_its_question(write_scienceqa):
     text = (path / "problems.json").read_text()
     digits = "9" * 5000
     (path / "problems.json").write_text(text.replace('"answer": 2', f'"answer": {digits}', 1))
-    assert read_split(ScienceQA(path), "train").questions.uids == ["2"]
+    assert read_split(found_in(path), "train").questions.uids == ["2"]
 
 
 def test_ids_of_any_kind_are_looked_up_and_named(write_scienceqa):
     ids = [1, "2", None, True, 1.5, [3], {"a": 1}, "9" * 5000, "\ud800", "x\0", ""]
     path = write_scienceqa({str(pid): {} for pid in (1, 2, "\ud800", "x\0", "")}, train=ids)
-    split = read_split(ScienceQA(path), "train")
+    split = read_split(found_in(path), "train")
     assert split.questions.uids == ["1", "2"]
     assert sorted(split.skipped.pop(NOT_IN_PROBLEMS)) == sorted(
         ["None", "True", "1.5", "[3]", "{'a': 1}", "9" * 5000]
@@ -198,7 +202,7 @@ def test_json_in_another_encoding_that_its_first_bytes_tell_is_read(write_scienc
     path = write_scienceqa({"1": {"question": "Größe?"}}, train=["1"], test=[])
     for name in ("problems.json", "pid_splits.json"):
         (path / name).write_bytes((path / name).read_text().encode(encoding))
-    assert read_split(ScienceQA(path), "train").questions[0].question == "Größe?"
+    assert read_split(found_in(path), "train").questions[0].question == "Größe?"
 
 
 def test_whatever_a_source_makes_is_checked_before_it_is_written(write_scienceqa, monkeypatch):
@@ -212,7 +216,7 @@ def test_whatever_a_source_makes_is_checked_before_it_is_written(write_scienceqa
     monkeypatch.setattr(
         ScienceQA, "read", lambda self, split: Reading(len(problems), iter(problems))
     )
-    split = read_split(ScienceQA(write_scienceqa({})), "train")
+    split = read_split(found_in(write_scienceqa({})), "train")
     assert split.questions.uids == ["0"]
     assert sum(map(len, split.skipped.values())) == len(odd)
     assert {reason.split()[0] for reason in split.skipped} >= {"context", "group", "subject"}

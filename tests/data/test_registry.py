@@ -3,25 +3,23 @@ from collections import Counter
 import pytest
 
 from fednano_flwr.base.resources import ResourceError
+from fednano_flwr.data.defects import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import MISSING_PICTURE, OWN_QUESTIONS, describe_skipped
-from fednano_flwr.data.registry import DATASETS, LAYOUTS, check_dataset, load_questions
-from fednano_flwr.data.sources import hub
-from fednano_flwr.data.sources.iconqa import LAYOUT
+from fednano_flwr.data.registry import check_dataset, load_questions
+from fednano_flwr.data.sources import OWN_QUESTIONS, find_source, source_names
+from fednano_flwr.data.sources.scienceqa import HUB_ID
 from tests.data.conftest import settings
+
+LAYOUTS = {name: find_source(name).layout for name in source_names()}
 
 
 def test_each_dataset_loads_by_its_name(sample_data):
-    for name in DATASETS:
+    for name in LAYOUTS:
         dataset = settings(name=name, path=str(sample_data / name), max_skipped=0.5)
         check_dataset(dataset)
         questions = load_questions(dataset)
         assert questions.name == name
         assert len(questions.train) and len(questions.test)
-
-
-def test_each_dataset_says_its_layout():
-    assert LAYOUTS.keys() == DATASETS.keys()
 
 
 @pytest.mark.parametrize("use", [check_dataset, load_questions])
@@ -34,9 +32,9 @@ class TestBeforeAndWhenReading:
         with pytest.raises(DataError, match=r"set dataset\.path") as caught:
             use(settings(name="iconqa", path=str(tmp_path / "nowhere")))
         assert str(tmp_path / "nowhere") in str(caught.value)
-        assert LAYOUT in str(caught.value)
+        assert LAYOUTS["iconqa"] in str(caught.value)
 
-    @pytest.mark.parametrize("name", sorted(DATASETS))
+    @pytest.mark.parametrize("name", sorted(LAYOUTS))
     def test_a_folder_of_something_else_says_the_layout(self, use, tmp_path, name):
         with pytest.raises(DataError, match=r"Set dataset\.path") as caught:
             use(settings(name=name, path=str(tmp_path)))
@@ -74,7 +72,7 @@ class TestBeforeAndWhenReading:
             use(settings(path=str(path), partitioner="natural"))
 
 
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -103,12 +101,12 @@ def test_files_of_a_split_by_another_name_are_named_with_the_layout(tmp_path):
     (tmp_path / "data" / "train.parquet").touch()
     with pytest.raises(DataError, match=r"train\.parquet") as caught:
         check_dataset(settings(path=str(tmp_path)))
-    assert hub.LAYOUT in str(caught.value)
+    assert LAYOUTS["scienceqa"] in str(caught.value)
 
 
 def test_iconqa_read_as_scienceqa_says_which_it_is(write_iconqa, tmp_path):
     write_iconqa("train", "1")
-    with pytest.raises(DataError, match=r"dataset\.name to iconqa"):
+    with pytest.raises(DataError, match="looks like iconqa"):
         check_dataset(settings(path=str(tmp_path)))
 
 
@@ -118,14 +116,14 @@ def test_whatever_else_is_named_is_told_how_own_questions_are_written(tmp_path):
         {"name": "vqa", "path": str(tmp_path)},
         {"path": str(tmp_path / "train.jsonl")},
         {"path": "HuggingFaceM4/VQAv2"},
-        {"name": "iconqa", "path": hub.HUB_ID},
+        {"name": "iconqa", "path": HUB_ID},
     ):
         with pytest.raises(DataError) as caught:
             check_dataset(settings(**changes))
         assert OWN_QUESTIONS in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(DATASETS))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_a_folder_that_cannot_be_read_is_named(
     write_scienceqa, write_picture, write_iconqa, tmp_path, monkeypatch, name
 ):

@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
+from fednano_flwr.data.defects import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import scienceqa

@@ -6,12 +6,11 @@ from collections import Counter
 import pytest
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.manifest import MANIFEST
-from fednano_flwr.data.registry import load_questions
-from fednano_flwr.data.sample import Picture, Questions, QuestionSet, Sample
-from fednano_flwr.data.shard import Shard, all_shards, load_shard, read_shards
-from fednano_flwr.data.shard_folder import picture_bytes, write_shard
-from fednano_flwr.data.table import in_memory
+from fednano_flwr.data.registry import QuestionSet, load_questions
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.shard import Shard, all_shards, read_shards
+from fednano_flwr.data.shard_folder import MANIFEST, load_shard, write_shard
+from fednano_flwr.data.table import Questions, in_memory
 from tests.data.conftest import png, settings
 
 
@@ -101,8 +100,8 @@ def with_bytes(questions) -> list[Sample]:
     return [
         dataclasses.replace(
             sample,
-            image=sample.image and Picture(data=picture_bytes(sample.image)),
-            choice_images=tuple(Picture(data=picture_bytes(p)) for p in sample.choice_images),
+            image=sample.image and Picture(data=sample.image.read()),
+            choice_images=tuple(Picture(data=p.read()) for p in sample.choice_images),
         )
         for sample in questions
     ]
@@ -134,7 +133,7 @@ def test_a_shard_of_pictures_that_a_table_holds_has_them_as_files(tmp_path):
     ]
     part = Shard(in_memory(samples), in_memory())
     written = write_shard(tmp_path, part, {})
-    assert (written.train, written.test, written.pictures) == (3, 0, 2)
+    assert (written["train"], written["test"], written["pictures"]) == (3, 0, 2)
     assert sorted(file.suffix for file in (tmp_path / "images").iterdir()) == ["", ".png"]
     assert_same(load_shard(tmp_path), part)
 
@@ -161,8 +160,8 @@ def test_a_damaged_cut_or_missing_file_is_named(written, name):
         (file,) = file.iterdir()
     data = file.read_bytes()
     for content, says in (
-        (data[:-1], "is damaged: bytes"),
-        (data[:40] + bytes([data[40] ^ 1]) + data[41:], "is damaged: sha256"),
+        (data[:-1], "is damaged"),
+        (data[:40] + bytes([data[40] ^ 1]) + data[41:], "is damaged"),
     ):
         file.write_bytes(content)
         with pytest.raises(DataError, match=says) as caught:

@@ -97,7 +97,7 @@ def test_a_changed_picture_of_the_same_uid_is_encoded_anew(
     for color in ("red", "blue", "red"):
         Image.new("RGB", (24, 24), color).save(file)
         os.utime(file, ns=(0, 1000 + len(results)))
-        results.append(edge([encoder.encode(sample)]).embedded().embeds)
+        results.append(edge([encoder.encode(sample)]).embedded())
     assert torch.equal(results[0], results[2]) and not torch.equal(results[0], results[1])
     assert edge.encoded == 2
 
@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_the_run_goes_on(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     edge = make_edge(edge_half, encoder, tmp_path / "file" / "features")
-    assert torch.isfinite(edge(pictured).embedded().embeds).all()
+    assert torch.isfinite(edge(pictured).embedded()).all()
     edge(pictured)
     assert edge.encoded == len(pictured)  # memory still works
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fednano_flwr.ask.here import Here
 from fednano_flwr.ask.session import Asker
-from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import generate, right_answers
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
-from fednano_flwr.exchange.protocol import GeneratingLLM, HostRefusedError, LLMInputs
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.protocol import GeneratingLLM, HostRefusedError
+from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
@@ -112,7 +113,7 @@ def test_the_next_token_of_a_kept_sequence_needs_finite_logits(
 
 
 def test_in_a_shared_pass_only_the_request_that_overflows_fails(overflowing: FrozenLLM) -> None:
-    inputs = LLMInputs(torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), (4,))
+    inputs = EmbeddingInputs(torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), (4,))
     good, bad = NextTokensJob(inputs, ASKED, b"a"), NextTokensJob(inputs, ASKED, b"b")
     overflowing.serve([*good.samples(), *bad.samples()])
     assert good.future.result().shape == (1,)
@@ -127,8 +128,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step(
     class Steep(FrozenLLM):
         def step(self, inputs, labels, owner=b""):  # type: ignore[no-untyped-def]
             loss, gradient = super().step(inputs, labels, owner)
-            for part in [gradient] if isinstance(gradient, Tensor) else gradient.b.values():
-                part[0] = float("inf")
+            gradient[-1][0] = float("inf")
             return loss, gradient
 
     before = {name: value.clone() for name, value in edge.adapters.state_dict().items()}

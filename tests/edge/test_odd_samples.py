@@ -22,9 +22,9 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import Adapter, RunConfig
+from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
-from fednano_flwr.data.reading import MISSING_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES, Client
 from fednano_flwr.edge.nano_edge import NanoEdge

@@ -195,7 +195,7 @@ def test_an_unreadable_picture_ends_training_at_its_own_batch(
     llm = Counting(FrozenLLM(llm_half))
     edge = make_edge(edge_half, encoder, NanoEdge)
     before = adapter_state(edge.adapters)
-    with pytest.raises(DataError, match=r"a picture of 13 bytes .* cannot be decoded"):
+    with pytest.raises(DataError, match=r"a picture of 13 bytes cannot be decoded"):
         train(edge, llm, broken, PLAN, seed)
     assert llm.asked == trained
     after = adapter_state(edge.adapters)

@@ -67,9 +67,9 @@ def test_fisher_equals_an_independent_computation_batch_by_batch(
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for start in (0, 5, 10):  # the last batch has two questions
         batch = questions[start : start + 5]
-        inputs = edge(batch).embedded()
+        inputs = edge(batch)
         losses = []
-        for embeds, question in zip(inputs.embeds.split(inputs.lengths), batch, strict=True):
+        for embeds, question in zip(inputs.embedded().split(inputs.lengths), batch, strict=True):
             last = torch.tensor([len(embeds) - 1])
             logits = llm_half.logits(embeds[None], last, torch.ones(1, len(embeds)).bool())[0]
             losses.append(torch.logsumexp(logits, 0) - logits[question.answer[0]])
@@ -151,13 +151,13 @@ def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
         EdgeHalf, "image_features", lambda self, one: seen.append(one) or original(self, one)
     )
     pictured = [question for question in questions if question.sample.image is not None]
-    first = edge(pictured).embedded().embeds
-    second = edge(pictured).embedded().embeds
+    first = edge(pictured).embedded()
+    second = edge(pictured).embedded()
     assert len(seen) == len(pictured) and torch.equal(first, second)
     one = 9 * 48 * 4
     edge.cache = FeatureCache(max_bytes=2 * one + 1)
     edge(pictured)
-    again = edge(pictured).embedded().embeds
+    again = edge(pictured).embedded()
     assert len(edge.cache) == 2 and len(seen) == 3 * len(pictured) - 2
     assert torch.equal(again, first)
 

@@ -38,7 +38,7 @@ class Failing:
     def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
         if self.error is not None:
             raise self.error
-        return 0.5, torch.zeros_like(inputs.embeds)
+        return 0.5, (torch.zeros_like(inputs.embeds),)
 
 
 @contextmanager

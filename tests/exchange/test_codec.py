@@ -11,7 +11,12 @@ from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.edge.questions import QuestionEncoder, next_token_labels
-from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError, LLMInputs
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    PROTOCOL_VERSION,
+    HostRefusedError,
+)
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import RemoteLLM
@@ -153,7 +158,7 @@ def test_a_host_refuses_malformed_int8_and_serves_the_next_request(llm_half: LLM
     bad = pb.Tensor()
     bad.CopyFrom(good)
     bad.places, bad.outliers = little_endian(4 * 48), b"\0\0"
-    inputs, labels = LLMInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
+    inputs, labels = EmbeddingInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
     request = pb.StepRequest(
         header=pb.Header(protocol=PROTOCOL_VERSION),
         inputs=pb.Inputs(embeddings=bad, lengths=[4]),
@@ -175,8 +180,8 @@ class Overflowing:
     def __getattr__(self, name: str) -> object:
         return getattr(self._host, name)
 
-    def step(self, inputs: LLMInputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
-        return 1.0, torch.full_like(inputs.embeds, self._gradient, dtype=torch.float32)
+    def step(self, inputs: EmbeddingInputs, labels: Tensor, owner: bytes = b"") -> object:
+        return 1.0, (torch.full_like(inputs.embeds, self._gradient, dtype=torch.float32),)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ class Overflowing:
 def test_a_gradient_the_dtype_cannot_hold_is_refused_by_name(
     llm_half: LLMHalf, dtype: str, gradient: float, complaint: str
 ) -> None:
-    inputs, labels = LLMInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
+    inputs, labels = EmbeddingInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
     host = Overflowing(FrozenLLM(llm_half), gradient)
     with serve(host) as address, RemoteLLM(address, dtype=dtype) as remote:
         with pytest.raises(HostRefusedError, match=complaint):
@@ -207,14 +212,14 @@ def test_a_step_over_the_wire_gives_nearly_float32s_gradient(
     rows = sum(len(question.ids) for question in questions)
     embeds = torch.randn(rows, 48, generator=torch.Generator().manual_seed(0))
     embeds[:, 7] *= 300  # a channel as real LLMs have them
-    inputs = LLMInputs(embeds, tuple(len(question.ids) for question in questions))
+    inputs = EmbeddingInputs(embeds, tuple(len(question.ids) for question in questions))
     labels = next_token_labels(questions, IGNORE)
     host = FrozenLLM(llm_half)
-    loss, gradient = host.step(inputs, labels)
+    loss, (gradient,) = host.step(inputs, labels)
     scores = host.score(inputs, torch.arange(rows), torch.arange(64))
     with serve(host) as address, RemoteLLM(address, dtype=dtype) as remote:
         before = remote.traffic.bytes_up
-        far_loss, far = remote.step(inputs, labels)
+        far_loss, (far,) = remote.step(inputs, labels)
         up = remote.traffic.bytes_up - before
         far_scores = remote.score(inputs, torch.arange(rows), torch.arange(64))
     assert far.dtype == torch.float32

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.exchange.labels import step_in_two, stepper
-from fednano_flwr.exchange.protocol import IGNORE, LLMInputs
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.exchange import step_in_two
+from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import RemoteLLM
@@ -30,8 +31,8 @@ def requests(llm_half: LLMHalf) -> list[Any]:
         sent: list[Any] = []
         answer = remote._answer
         remote._answer = lambda call: sent.append(call) or answer(call)  # type: ignore[method-assign, func-returns-value]
-        inputs = LLMInputs(torch.randn(14, 48), (5, 9))
-        stepper(remote, "server")(inputs, labels)
+        inputs = EmbeddingInputs(torch.randn(14, 48), (5, 9))
+        remote.step(inputs, labels)
         step_in_two(remote, inputs, labels)
     return [getattr(call, call.WhichOneof("what")) for call in sent]
 

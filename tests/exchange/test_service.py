@@ -89,19 +89,21 @@ def test_malformed_requests_are_refused_and_the_next_one_is_served(remote: Remot
 
     def request(labels: tuple[int, ...] = (1,), **changes: Any) -> pb.StepRequest:
         inputs = pb.Inputs(**{"embeddings": good, "lengths": [4], **changes})
-        return pb.StepRequest(header=header, inputs=inputs, label_positions=[3], labels=labels)
+        return pb.StepRequest(
+            header=header, inputs=inputs, label_positions=[3], labels=labels, dtype="float32"
+        )
 
     narrow = codec.encode(torch.zeros(4, 3), "float32")
     truncated = pb.Tensor(dtype="float32", shape=[4, 48], data=good.data[:-1])
     unknown = pb.Tensor(dtype="float8", shape=[4, 48], data=good.data)
-    assert "(N, 48)" in refused(remote, request(embeddings=narrow))
-    assert "do not sum" in refused(remote, request(lengths=[3]))
+    assert "(4, 48)" in refused(remote, request(embeddings=narrow))
+    assert "(3, 48)" in refused(remote, request(lengths=[3]))
     assert "1 label positions and 0" in refused(remote, request(labels=()))
     assert "label 64 is out of range" in refused(remote, request(labels=(64,)))
     assert "767 bytes do not hold" in refused(remote, request(embeddings=truncated))
     assert "float8" in refused(remote, request(embeddings=unknown))
-    assert "do not fit 4 embeddings" in refused(remote, request(position_ids=[0] * 5))
-    assert "do not fit 4 embeddings" in refused(remote, request(token_type_ids=[0] * 3))
+    assert "5 position ids" in refused(remote, request(position_ids=[0] * 5))
+    assert "3 token types" in refused(remote, request(token_type_ids=[0] * 3))
     assert remote.step(*batch(1))[0] > 0
 
 
@@ -111,9 +113,9 @@ def test_requests_of_many_clients_at_once_are_not_mixed_up(host: FrozenLLM) -> N
     def ask(seed: int) -> bool:
         with RemoteLLM(address) as remote:
             answers = [remote.step(*batch(seed)) for _ in range(3)]
-        loss, gradient = expected[seed]
+        loss, (gradient,) = expected[seed]
         return all(
-            abs(a[0] - loss) < 1e-6 * abs(loss) and torch.equal(a[1], gradient) for a in answers
+            abs(a[0] - loss) < 1e-6 * abs(loss) and torch.equal(*a[1], gradient) for a in answers
         )
 
     with serve(host) as address, ThreadPoolExecutor(12) as pool:
@@ -133,7 +135,7 @@ def test_a_step_survives_a_host_that_goes_away_and_comes_back(host: FrozenLLM) -
     with serve(host, port=port):
         asking.join(timeout=15)
     remote.close()
-    assert answers[0][0] == before[0] and torch.equal(answers[0][1], before[1])
+    assert answers[0][0] == before[0] and torch.equal(*answers[0][1], *before[1])
     assert remote.traffic.retries >= 1 and remote.traffic.calls == 3  # describe and two steps
 
 

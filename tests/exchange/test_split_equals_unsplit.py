@@ -17,7 +17,7 @@ from fednano_flwr.edge.questions import (
     last_positions,
     next_token_labels,
 )
-from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -86,7 +86,7 @@ def test_adapters_with_zero_b_change_nothing(
     questions: list[Question],
 ) -> None:
     with torch.no_grad():
-        inputs = nano_edge(edge_half, adapters(zero=True), encoder)(questions).embedded()
+        inputs = EmbeddingInputs.of(nano_edge(edge_half, adapters(zero=True), encoder)(questions))
         scores = FrozenLLM(llm_half).score(inputs, last_positions(questions), torch.arange(64))
         expected = whole.logits(questions, encoder, None, "right")
     assert (scores - expected).abs().max() <= 1e-6 * expected.abs().max()
@@ -96,14 +96,14 @@ def test_adapters_with_zero_b_change_nothing(
 def test_both_services_give_the_same_bits(
     llm_half: LLMHalf, edge_half: EdgeHalf, encoder: QuestionEncoder, questions: list[Question]
 ) -> None:
-    inputs = nano_edge(edge_half, adapters(), encoder)(questions).embedded().detach()
+    inputs = EmbeddingInputs.of(nano_edge(edge_half, adapters(), encoder)(questions)).detach()
     labels, last = next_token_labels(questions, IGNORE), last_positions(questions)
     host = FrozenLLM(llm_half)
     with serve(host) as address, RemoteLLM(address) as remote:
         near, far = host.step(inputs, labels), remote.step(inputs, labels)
         tokens = host.next_tokens(inputs, last), remote.next_tokens(inputs, last)
     assert near[0] == pytest.approx(far[0], rel=1e-7)
-    assert torch.equal(near[1], far[1])
+    assert torch.equal(*near[1], *far[1])
     assert torch.equal(*tokens)
 
 

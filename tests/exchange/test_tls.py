@@ -54,12 +54,12 @@ def test_a_client_that_trusts_the_ca_gets_the_plain_services_numbers(
     with serve(host, tokens=tokens, identity=identity) as address, tokens.open(0, "train") as token:
         caller = Caller(1, 7, 0, "train", token(7))
         with RemoteLLM(address, caller, ca=ca.pem) as remote:
-            loss, gradient = remote.step(*batch(0))
+            loss, (gradient,) = remote.step(*batch(0))
         with RemoteLLM(address, ca=ca.pem) as nobody:
             with pytest.raises(HostRefusedError, match="no token"):
                 nobody.step(*batch(0))
     expected = host.step(*batch(0))
-    assert loss == pytest.approx(expected[0], rel=1e-6) and gradient.equal(expected[1])
+    assert loss == pytest.approx(expected[0], rel=1e-6) and gradient.equal(*expected[1])
 
 
 def refused(remote: RemoteLLM) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError, LLMInfo
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
+from fednano_flwr.exchange.wire.connection import METHOD
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.session import METHOD
 from fednano_flwr.exchange.wire.tokens import TokenError, Tokens
 from tests.batches import answered_at_the_end as batch
 
@@ -33,7 +33,7 @@ class Noting:
 
     def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
         self.owners.append(owner)
-        return 0.5, torch.zeros_like(inputs.embeds)
+        return 0.5, (torch.zeros_like(inputs.embeds),)
 
     def keep_features(self, features: Any, owner: bytes = b"") -> None:
         self.owners.append(owner)
@@ -196,8 +196,7 @@ def test_no_log_line_and_no_text_of_a_caller_holds_a_token(
         with RemoteLLM(address, caller(token)) as remote:
             remote.step(*batch(0))
             assert token(NODE) not in repr(remote)
-        with RemoteLLM(address, caller(token, 8), "float32") as remote:
-            remote.caller = replace(remote.caller, node=NODE)
+        with RemoteLLM(address, replace(caller(token, 8), node=NODE), "float32") as remote:
             with pytest.raises(HostRefusedError):
                 remote.step(*batch(0))
         assert token(NODE) not in caplog.text and token(8) not in caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from fednano_flwr.exchange.generation import NewToken
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -19,11 +19,11 @@ from fednano_flwr.exchange.protocol import (
     GoneError,
     HostRefusedError,
     HostUnreachableError,
-    LLMInputs,
+    NewToken,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
-from fednano_flwr.exchange.wire.dispatch import Answers
+from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.llm.host import FrozenLLM
 from tests.fuzz.messages import fill, mutant, seeds, spoil
 from tests.fuzz.running import Tally, run
@@ -36,11 +36,11 @@ class Malicious:
     """In the place of a client's session: the true answer, or something made of it."""
 
     def __init__(self, rng: random.Random, how: str) -> None:
-        self._answers = Answers(FrozenLLM(stub(), 64))
+        self._dispatcher = Dispatcher(FrozenLLM(stub(), 64))
         self._rng, self._how = rng, how
 
     def ask(self, message: bytes, timeout: float) -> bytes:
-        true = self._answers.of(message, b"1/2").SerializeToString()
+        true = self._dispatcher.answer(message, b"1/2").SerializeToString()
         if self._how == "true":
             return true
         if self._how == "cut and flipped":
@@ -90,8 +90,8 @@ def _train(labels_at: str) -> Callable[[RemoteLLM], object]:
     return ask
 
 
-def _plain() -> LLMInputs:
-    return LLMInputs(torch.ones(4, SIZE), (4,))
+def _plain() -> EmbeddingInputs:
+    return EmbeddingInputs(torch.ones(4, SIZE), (4,))
 
 
 ASKS: dict[str, Callable[[RemoteLLM], object]] = {
@@ -102,7 +102,7 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
     "tokens": lambda remote: remote.next_tokens(_plain(), torch.tensor([1, 3])),
     "an answer's first token": lambda remote: remote.prefill(_plain()),
     "an answer's next token": lambda remote: remote.decode(
-        remote.prefill(_plain()).cache, NewToken(3, embedding=torch.ones(1, SIZE))
+        remote.prefill(_plain()).cache, NewToken(3, torch.ones(1, SIZE))
     ),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),
 }
@@ -111,7 +111,7 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
 def answered(draw: tuple[str, str, int], remote: RemoteLLM) -> Iterator[str]:
     """How a client's request ends."""
     ask, how, seed = draw
-    remote._session = Malicious(random.Random(seed), how)  # type: ignore[assignment]
+    remote._host._session = Malicious(random.Random(seed), how)  # type: ignore[assignment]
     try:
         ASKS[ask](remote)
     except DOCUMENTED as error:

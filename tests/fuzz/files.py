@@ -18,11 +18,11 @@ from fednano_flwr.base.files import describe_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
-from fednano_flwr.data.manifest import MANIFEST as SHARD_MANIFEST
 from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.data.shard import Shard, load_shard
-from fednano_flwr.data.shard_folder import write_shard
+from fednano_flwr.data.shard import Shard
+from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
+from fednano_flwr.data.shard_folder import load_shard, write_shard
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.models.bundle import MANIFEST, open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint

@@ -97,9 +97,7 @@ def good(kind: str, seed: int, size: int, vocabulary: int, graphs: tuple[int, ..
     if kind == "decode":
         request.cache = rng.choice((*graphs, *WIDE))
         request.token = rng.randrange(vocabulary)
-        part = rng.choice(("z", "embedding"))
-        width = size if part == "embedding" else rng.randint(1, 3)
-        getattr(request, part).CopyFrom(tensor(rng, 1, width))
+        request.row.CopyFrom(tensor(rng, 1, rng.choice((size, 1, 2, 3))))
         return call
     request.inputs.CopyFrom(inputs(rng, size, vocabulary, keys))
     count = sum(request.inputs.lengths)
@@ -111,6 +109,7 @@ def good(kind: str, seed: int, size: int, vocabulary: int, graphs: tuple[int, ..
     if kind == "step":
         request.label_positions.extend(places)
         request.labels.extend(rng.randrange(vocabulary) for _ in places)
+        request.dtype = rng.choice(DTYPES)
         return call
     request.positions.extend(places)
     if kind == "score":

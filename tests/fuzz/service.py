@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.dispatch import Answers
+from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
@@ -62,7 +62,7 @@ class Attacked:
         self.size, self.vocabulary = half.hidden_size, half.vocabulary
         self.features = FeatureStore(2**18, 2**18, most=100)
         self.host = FrozenLLM(half, MAX_TOKENS, self.features, Graphs(4, 600))
-        self.answers = Answers(self.host)
+        self.dispatcher = Dispatcher(self.host)
         keep = pb.Call(keep_features=pb.KeepFeaturesRequest(header=header()))
         rows = codec.encode(torch.ones(2, self.size), "float32")
         keep.keep_features.features.add(key=VICTIMS_KEY, rows=rows)
@@ -72,7 +72,7 @@ class Attacked:
         self.expected = self.victims_answers()
 
     def ask(self, call: pb.Call, owner: bytes) -> pb.Answer:
-        return self.answers.of(call.SerializeToString(), owner)
+        return self.dispatcher.answer(call.SerializeToString(), owner)
 
     def victims_answers(self) -> list[bytes]:
         """What a good client gets, to the last bit."""
@@ -106,7 +106,7 @@ class Attacked:
         return ends
 
     def end(self, message: bytes) -> str:
-        answer = self.answers.of(message, ATTACKER)
+        answer = self.dispatcher.answer(message, ATTACKER)
         end = answer.WhichOneof("what")
         assert end is not None, "an empty answer"
         if end == "refused":

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.connection import METHOD
 from fednano_flwr.exchange.wire.limits import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.session import METHOD
 from fednano_flwr.exchange.wire.tokens import Tokens, credentials
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM

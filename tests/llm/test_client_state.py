@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.labels import step_in_two
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.exchange import step_in_two
+from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     CacheGoneError,
@@ -20,8 +21,7 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
-    LLMInputs,
-    LowRankInputs,
+    NewToken,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -30,17 +30,17 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import LLMHalf
 
-NEXT = NewToken(5, embedding=torch.ones(1, 48))
+NEXT = NewToken(5, torch.ones(1, 48))
 
 
-def batch() -> tuple[LLMInputs, Tensor]:
+def batch() -> tuple[EmbeddingInputs, Tensor]:
     labels = torch.full((14,), IGNORE)
     labels[torch.tensor([3, 4, 13])] = torch.tensor([7, 8, 9])
-    return LLMInputs(torch.randn(14, 48, generator=torch.manual_seed(0)), (5, 9)), labels
+    return EmbeddingInputs(torch.randn(14, 48, generator=torch.manual_seed(0)), (5, 9)), labels
 
 
-def prompt(tokens: int = 6) -> LLMInputs:
-    return LLMInputs(torch.randn(tokens, 48, generator=torch.manual_seed(0)), (tokens,))
+def prompt(tokens: int = 6) -> EmbeddingInputs:
+    return EmbeddingInputs(torch.randn(tokens, 48, generator=torch.manual_seed(0)), (tokens,))
 
 
 def low_rank(rank: int = 2) -> LowRankInputs:
@@ -53,7 +53,7 @@ def graph() -> Graph:
 
 
 def answer(tokens: int) -> CachedAnswer:
-    return CachedAnswer(cast(Any, None), tokens, False, None)
+    return CachedAnswer(cast(Any, None), tokens, cast(Any, None))
 
 
 def test_a_graph_is_its_owners_latest_and_is_taken_once() -> None:
@@ -159,8 +159,7 @@ def test_a_step_whose_graph_was_lost_is_repeated_until_it_is_no_use(llm_half: LL
     with serve(cast(Any, Forgetful(host, losses=2))) as address, RemoteLLM(address) as remote:
         loss, gradient = step_in_two(remote, *batch())
     assert loss == pytest.approx(expected[0], rel=1e-6)
-    assert isinstance(gradient, Tensor) and isinstance(expected[1], Tensor)
-    assert torch.equal(gradient, expected[1])
+    assert torch.equal(*gradient, *expected[1])
     with serve(cast(Any, Forgetful(host, losses=100))) as address, RemoteLLM(address) as remote:
         with pytest.raises(HostRefusedError, match="labels-at"):
             step_in_two(remote, *batch())
@@ -189,14 +188,14 @@ def test_a_gradient_of_another_shape_and_several_samples_for_one_answer_are_refu
 @pytest.mark.parametrize(
     ("inputs", "token", "says"),
     [
-        (prompt(), NewToken(5, z=torch.ones(1, 2)), "the prompt was embeddings"),
-        (prompt(), NewToken(5, embedding=torch.ones(1, 47)), r"shape \(1, 47\)"),
-        (prompt(), NewToken(5, embedding=torch.ones(2, 48)), r"shape \(2, 48\)"),
-        (prompt(), NewToken(99, embedding=torch.ones(1, 48)), "token 99 is out of range"),
-        (low_rank(), NEXT, "the prompt was low-rank"),
+        (prompt(), NewToken(5, torch.ones(1, 2)), "the prompt was embeddings"),
+        (prompt(), NewToken(5, torch.ones(1, 47)), "the prompt was embeddings"),
+        (prompt(), NewToken(5, torch.ones(2, 48)), r"shape \(2, 48\)"),
+        (prompt(), NewToken(99, torch.ones(1, 48)), "token 99 is out of range"),
+        (low_rank(), NEXT, r"z of shape \(1, 48\)"),
         (low_rank(), NewToken(5), "the prompt was low-rank"),
-        (low_rank(), NewToken(5, z=torch.ones(1, 3)), r"z of shape \(1, 3\).*rank 2"),
-        (low_rank(), NewToken(5, z=torch.ones(3, 2)), r"shape \(3, 2\)"),
+        (low_rank(), NewToken(5, torch.ones(1, 3)), r"z of shape \(1, 3\).*rank 2"),
+        (low_rank(), NewToken(5, torch.ones(3, 2)), r"shape \(3, 2\)"),
     ],
 )
 def test_a_token_that_does_not_fit_its_prompt_is_refused(

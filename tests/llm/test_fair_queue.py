@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED, LLMInputs
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.jobs import Job, NextTokensJob, StepJob, Task
 
@@ -15,7 +16,7 @@ def step(owner: str, *lengths: int, axes: int = 0) -> StepJob:
     labels = torch.full((sum(lengths),), IGNORE)
     labels[-1] = 0
     positions = torch.zeros(axes, sum(lengths), dtype=torch.int64) if axes else None
-    inputs = LLMInputs(torch.zeros(sum(lengths), 2), lengths, positions)
+    inputs = EmbeddingInputs(torch.zeros(sum(lengths), 2), lengths, positions)
     return StepJob(inputs, labels, owner.encode())
 
 
@@ -86,7 +87,7 @@ def test_a_sample_longer_than_a_pass_is_served_alone() -> None:
 
 
 def test_training_and_reading_and_unlike_positions_do_not_share_a_pass() -> None:
-    read = NextTokensJob(LLMInputs(torch.zeros(10, 2), (10,)), torch.tensor([9]), b"read")
+    read = NextTokensJob(EmbeddingInputs(torch.zeros(10, 2), (10,)), torch.tensor([9]), b"read")
     queue = fill(FairQueue(100), step("a", 10), read, step("b", 10, axes=3), step("c", 10))
     assert passes(queue) == [[("a", 10), ("c", 10)], [("read", 10)], [("b", 10)]]
 

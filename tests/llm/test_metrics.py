@@ -21,8 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.protocol import Feature, HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.protocol import Feature, HostRefusedError, HostUnreachableError, NewToken
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.limits import NodeLimits
@@ -130,7 +129,7 @@ def test_what_is_kept_between_calls_is_shown_as_long_as_it_is(service: tuple[str
         found = remote.prefill(inputs)
         assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 5)
         embedding = torch.zeros(1, 48)
-        remote.decode(found.cache, NewToken(found.token, embedding=embedding))
+        remote.decode(found.cache, NewToken(found.token, embedding))
         assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 6)
         assert page.of("tokens_total") == 6
         graph, logits = remote.forward(inputs, torch.tensor([4]))

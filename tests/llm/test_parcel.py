@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fednano_flwr.exchange.protocol import LLMInputs
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.llm.parcel import pack, unpack
 
 TENSORS = {
@@ -31,7 +31,7 @@ def test_a_tensor_arrives_as_it_was(kind: str) -> None:
 
 def test_dataclasses_arrive_with_their_tensors_and_without_their_graph() -> None:
     leaf = torch.ones(3, 2, requires_grad=True)
-    found = unpack(*pack((LLMInputs(leaf * 2, (1, 2)), {"z": [leaf]}, b"owner")))
+    found = unpack(*pack((EmbeddingInputs(leaf * 2, (1, 2)), {"z": [leaf]}, b"owner")))
     assert torch.equal(found[0].embeds, torch.full((3, 2), 2.0)) and found[0].lengths == (1, 2)
     assert not found[0].embeds.requires_grad and not found[1]["z"][0].requires_grad
     assert found[2] == b"owner"
@@ -51,5 +51,5 @@ def test_what_arrives_from_read_only_memory_may_be_written_and_is_nobodys_else(
 
 
 def test_tensors_travel_beside_the_pickle_and_not_in_it() -> None:
-    data, buffers = pack(LLMInputs(torch.randn(1000, 8), (1000,)))
+    data, buffers = pack(EmbeddingInputs(torch.randn(1000, 8), (1000,)))
     assert len(data) < 1000 and [buffer.nbytes for buffer in buffers] == [32000]

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     FeaturesMissingError,
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
-    LLMInputs,
-    LowRankInputs,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -34,8 +34,9 @@ WAIT = 20  # seconds, for what takes milliseconds
 
 
 def same(got: tuple[float, Any], expected: tuple[float, Any]) -> bool:
-    near = abs(got[0] - expected[0]) <= 1e-6 * abs(expected[0])
-    return near and bool((got[1] - expected[1]).abs().max() <= 1e-6 * expected[1].abs().max())
+    (loss, (gradient,)), (wanted, (right,)) = got, expected
+    near = abs(loss - wanted) <= 1e-6 * abs(wanted)
+    return near and bool((gradient - right).abs().max() <= 1e-6 * right.abs().max())
 
 
 class Gate(FrozenLLM):
@@ -127,7 +128,7 @@ def test_a_bad_request_in_a_shared_pass_costs_the_others_nothing(
     missing = LowRankInputs(
         torch.zeros(13, dtype=torch.int64), torch.arange(14) == 0, (b"x",), {}, {}, (5, 9)
     )
-    ill = LLMInputs(torch.full((14, 48), torch.nan), (5, 9))
+    ill = EmbeddingInputs(torch.full((14, 48), torch.nan), (5, 9))
     with QueuedLLM(host, batch_tokens=1000) as queued:
         first = shut(host, queued, pool)
         lost = pool.submit(queued.step, missing, batch(1)[1], b"lost")

@@ -21,13 +21,13 @@ import ray
 import torch
 
 import fednano_flwr
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
     FeaturesMissingError,
     GraphGoneError,
-    LLMInputs,
-    LowRankInputs,
 )
 from fednano_flwr.llm.homes import Homes
 from fednano_flwr.llm.keeper import Limits
@@ -111,12 +111,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def embeddings(seed: int, size: int) -> tuple[LLMInputs, torch.Tensor]:
+def embeddings(seed: int, size: int) -> tuple[EmbeddingInputs, torch.Tensor]:
     made = torch.Generator().manual_seed(seed)
     lengths = (5 + seed % 3, 3, 7)
     labels = torch.full((sum(lengths),), IGNORE)
     labels[[3, 6, 10]] = torch.randint(0, 64, (3,), generator=made)
-    return LLMInputs(torch.randn(sum(lengths), size, generator=made), lengths), labels
+    return EmbeddingInputs(torch.randn(sum(lengths), size, generator=made), lengths), labels
 
 
 def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Feature]]:
@@ -145,7 +145,7 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
     def work(service: Any, owner: bytes) -> list[Any]:
         seed = owners.index(owner)
         inputs, labels = embeddings(seed, size)
-        loss, gradient = service.step(inputs, labels, owner)
+        loss, (gradient,) = service.step(inputs, labels, owner)
         pictured, targets, features = low_rank(seed, size)
         with pytest.raises(FeaturesMissingError) as missing:
             service.step(pictured, targets, owner)
@@ -156,7 +156,7 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
         scored = service.score(inputs, where, torch.tensor([1, 5, 9]), owner)
         tokens = service.next_tokens(pictured, where, owner)
         gradient += 0  # may be written
-        return [loss, again, gradient, *factors.z.values(), *factors.b.values(), scored, tokens]
+        return [loss, again, gradient, *factors, scored, tokens]
 
     with Replicas(partial(fakes.frozen, str(tiny_model)), 2, limits=QUICK) as service:
         assert service.describe() == host.describe()

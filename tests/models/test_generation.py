@@ -19,8 +19,7 @@ from fednano_flwr.edge.generation import answer_tokens
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, load_encoder
 from fednano_flwr.edge.scoring import generate
-from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.protocol import LLM
+from fednano_flwr.exchange.protocol import LLM, NewToken
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM

@@ -153,8 +153,8 @@ def test_a_dispatched_host_gives_the_same_bits(
     hooked = [module for module in half.modules() if hasattr(module, "_hf_hook")]
     assert len(hooked) > len(wanted) and half.device == torch.device("cpu")
     inputs, labels = questions(half)
-    loss, gradient = FrozenLLM(plain).step(inputs, labels)
-    again, gradient_again = FrozenLLM(half).step(inputs, labels)
+    loss, (gradient,) = FrozenLLM(plain).step(inputs, labels)
+    again, (gradient_again,) = FrozenLLM(half).step(inputs, labels)
     assert again == loss and torch.equal(gradient_again, gradient)
     ids = torch.tensor([3, 5])
     assert torch.equal(half.embed(ids), plain.embed(ids))

@@ -111,14 +111,14 @@ def test_a_quantized_host_gives_nearly_the_models_loss_and_gradient(
     assert half.size == plain.size == sum(p.numel() for p in plain.parameters())
     assert FrozenLLM(half).describe() == FrozenLLM(plain).describe()
     inputs, labels = questions(half)
-    loss, gradient = FrozenLLM(half).step(inputs, labels)
-    plain_loss, plain_gradient = FrozenLLM(plain).step(inputs, labels)
+    loss, (gradient,) = FrozenLLM(half).step(inputs, labels)
+    plain_loss, (plain_gradient,) = FrozenLLM(plain).step(inputs, labels)
     assert loss != plain_loss and loss == pytest.approx(plain_loss, rel=LOSS[kind])
     assert gradient.isfinite().all() and gradient.any(dim=1).all()
     assert cosine(gradient, plain_gradient) > COSINE[kind]
 
     dequantize(half, plain, WEIGHTS[kind])
-    same_loss, same_gradient = FrozenLLM(plain).step(inputs, labels)
+    same_loss, (same_gradient,) = FrozenLLM(plain).step(inputs, labels)
     assert loss == pytest.approx(same_loss, rel=1e-6)
     assert error(gradient, same_gradient) < 1e-5
 
@@ -132,12 +132,12 @@ def test_scoring_does_not_change_what_a_later_step_gives(
     half = load_llm_half(str(wide_model), dtype=dtype, quantization=kind)
     host = FrozenLLM(half)
     inputs, labels = questions(half)
-    loss, gradient = host.step(inputs, labels)
+    loss, (gradient,) = host.step(inputs, labels)
     assert gradient.dtype == half.dtype and gradient.any()
     everything = torch.arange(half.vocabulary)
     scores = host.score(inputs, torch.arange(len(labels)), everything)
     assert F.cross_entropy(scores, labels).item() == pytest.approx(loss, rel=1e-5)
-    again, gradient_again = host.step(inputs, labels)
+    again, (gradient_again,) = host.step(inputs, labels)
     assert again == loss and torch.equal(gradient_again, gradient)
 
 

@@ -13,8 +13,8 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.data.sample import Questions
 from fednano_flwr.data.shard import Shard, Shards, read_shards
+from fednano_flwr.data.table import Questions
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.local_work import LocalWork

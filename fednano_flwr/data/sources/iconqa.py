@@ -14,27 +14,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import (
+from fednano_flwr.config import Dataset
+from fednano_flwr.data.defects import (
     MISSING_PICTURE,
-    OWN_QUESTIONS,
-    Reading,
-    entries,
-    files_below,
     free_answer_defect,
-    id_order,
     is_absent,
-    is_there,
-    names_in,
     picture_choice_defect,
     question_defect,
-    read_json_object,
-    split_ids,
     text_defect,
 )
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.reading import entries, id_order, is_there, read_json_object, split_ids
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sources import Reader, Reading, Source, chosen_tasks
 
 DEFECTS = {
     "choose_txt": question_defect,
@@ -67,14 +61,12 @@ class IconQA:
         tasks: which of `TASKS` to read.
     """
 
-    name: ClassVar[str] = "iconqa"
-    revision: ClassVar[str] = ""
     root: Path
     tasks: tuple[str, ...] = TASKS
 
     @property
-    def place(self) -> str:
-        return str(self.root)
+    def settings(self) -> str:
+        return ",".join(self.tasks)
 
     @property
     def _splits_file(self) -> Path:
@@ -85,7 +77,6 @@ class IconQA:
         return self.root.parent / "pid2skills.json"
 
     def check_split(self, split: str) -> None:
-        """Raises: DataError: the folder has no such split, or not all tasks in it."""
         for task in self.tasks:
             if not (self._folder(split) / task).is_dir():
                 there = [name for name in TASKS if (self._folder(split) / name).is_dir()]
@@ -99,12 +90,9 @@ class IconQA:
         elif _is_small(split):
             raise DataError(f"'{split}' is defined by {self._splits_file}, which is not there.")
 
-    def identity(self, split: str) -> Iterator[str]:
-        yield ",".join(self.tasks)
-        yield from files_below(self._splits_file)
-        yield from files_below(self._skills_file)
-        for task in self.tasks:
-            yield from files_below(self._folder(split) / task)
+    def files(self, split: str) -> list[Path]:
+        folder = self._folder(split)
+        return [self._splits_file, self._skills_file, *(folder / task for task in self.tasks)]
 
     def read(self, split: str) -> Reading:
         listed = self._listed(split) if self._splits_file.is_file() else {}
@@ -132,30 +120,20 @@ class IconQA:
 
     def _listed(self, split: str) -> dict[str, set[str]]:
         """The ids of each task that belong to the split."""
-        pid_splits = read_json_object(self._splits_file)
-        return {
-            task: set(split_ids(pid_splits, f"{task}_{split}", self._splits_file))
-            for task in self.tasks
-        }
+        return {task: set(split_ids(self._splits_file, f"{task}_{split}")) for task in self.tasks}
 
 
-def find_root(path: Path) -> Path:
+def find_root(path: Path) -> Path | None:
     """The folder that holds the splits, from any of the three folders a user may name.
 
     Args:
         path: the folder that holds `iconqa_data`, or `iconqa_data`, or `iconqa_data/iconqa`.
-
-    Raises:
-        DataError: none of them is it.
     """
     for root in (path / "iconqa_data" / "iconqa", path / "iconqa", path):
         if tasks_in(root):
             # The parent must be right for "." too; links are left alone, as they may lead away.
             return Path(os.path.abspath(root))
-    raise DataError(
-        f"No IconQA questions in {path}, which holds {names_in(path)}. Set dataset.path to the "
-        f"folder that looks like this:\n{LAYOUT}\n{OWN_QUESTIONS}"
-    )
+    return None
 
 
 def tasks_in(root: Path) -> tuple[str, ...]:
@@ -207,3 +185,13 @@ def _folder_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return [entry.name for entry in entries(folder) if entry.is_dir()]
+
+
+def _open(path: Path, dataset: Dataset) -> Reader | None:
+    root = find_root(path)
+    if root is None:
+        return None
+    return IconQA(root, chosen_tasks(dataset, TASKS) or tasks_in(root))
+
+
+SOURCE = Source(open=_open, layout=LAYOUT, tasks=TASKS)

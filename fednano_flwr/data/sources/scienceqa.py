@@ -1,8 +1,12 @@
-"""ScienceQA (Lu et al., NeurIPS 2022) as its authors distribute it.
+"""ScienceQA (Lu et al., NeurIPS 2022), as its authors distribute it:
 
-<path>/problems.json                      every question, by id
-<path>/pid_splits.json                    ids of `train`, `val`, `test`, `minitest`, …
-<path>/images/<split>/<id>/image.png
+    <path>/problems.json                      every question, by id
+    <path>/pid_splits.json                    ids of `train`, `val`, `test`, `minitest`, …
+    <path>/images/<split>/<id>/image.png
+
+and as the Hugging Face hub has it, with pictures inside the table, splits train, validation, test:
+
+    <path>/data/<split>-*.parquet
 """
 
 from __future__ import annotations
@@ -10,38 +14,46 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import (
+from fednano_flwr.config import Dataset
+from fednano_flwr.data import parquet
+from fednano_flwr.data.defects import (
     MISSING_PICTURE,
-    TWICE,
     UNNAMED_PICTURE,
-    Reading,
-    files_below,
     is_absent,
     is_file_name,
-    is_there,
     question_defect,
-    read_json_object,
-    split_ids,
 )
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.reading import TWICE, is_there, names_in, read_json_object, split_ids
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sources import Reader, Reading, Source
+
+HUB_ID = "derek-thomas/ScienceQA"
+LAYOUT = """\
+  <dataset.path>/problems.json
+  <dataset.path>/pid_splits.json
+  <dataset.path>/images/<split>/<id>/image.png
+or, as the Hugging Face hub has it:
+  <dataset.path>/data/<split>-*.parquet"""
 
 NOT_IN_PROBLEMS = "listed in pid_splits.json but not in problems.json"
 TWO_PROBLEMS = "id is used for two problems in problems.json"
 NO_PROBLEM = "problem is not a JSON object"
 OPTIONAL = ("hint", "subject", "topic")
-
-LAYOUT = """\
-  <dataset.path>/problems.json
-  <dataset.path>/pid_splits.json
-  <dataset.path>/images/<split>/<id>/image.png"""
+COLUMNS = {
+    "question": parquet.TEXTS,
+    "choices": parquet.LISTS,
+    "answer": parquet.NUMBERS,
+    "image": parquet.PICTURES,
+}
+HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class ScienceQA:
-    """The questions in a folder, with or without a picture, in order of their ids.
+    """The authors' questions, with or without a picture, in order of their ids.
 
     A question's group is its `topic`, of which the full set has 26; its subject is its `subject`.
 
@@ -49,36 +61,31 @@ class ScienceQA:
         root: the folder with the two JSON files.
     """
 
-    name: ClassVar[str] = "scienceqa"
-    revision: ClassVar[str] = ""
     root: Path
+    settings: str = ""
 
     @property
-    def place(self) -> str:
-        return str(self.root)
+    def _problems_file(self) -> Path:
+        return self.root / "problems.json"
 
     @property
     def _splits_file(self) -> Path:
         return self.root / "pid_splits.json"
 
     def check_split(self, split: str) -> None:
-        """Raises: DataError: the folder has no such split, or a file is missing or malformed."""
-        for file in (self.root / "problems.json", self._splits_file):
+        for file in (self._problems_file, self._splits_file):
             if not file.is_file():
                 raise DataError(
                     f"{file} is not there. Set dataset.path to the folder of ScienceQA that looks "
                     f"like this:\n{LAYOUT}"
                 )
-        split_ids(read_json_object(self._splits_file), split, self._splits_file)
+        split_ids(self._splits_file, split)
 
-    def identity(self, split: str) -> Iterator[str]:
-        yield from files_below(self.root / "problems.json")
-        yield from files_below(self._splits_file)
-        yield from files_below(self._pictures(split))
+    def files(self, split: str) -> list[Path]:
+        return [self._problems_file, self._splits_file, self._pictures(split)]
 
     def read(self, split: str) -> Reading:
-        problems = read_json_object(self.root / "problems.json")
-        pids = split_ids(read_json_object(self._splits_file), split, self._splits_file)
+        problems, pids = read_json_object(self._problems_file), split_ids(self._splits_file, split)
         folder = self._pictures(split)
         return Reading(
             len(pids), ((pid, _read_problem(pid, problems.get(pid), folder)) for pid in pids)
@@ -89,27 +96,42 @@ class ScienceQA:
         return self.root / "images" / split.removeprefix("mini")
 
 
-def is_copy(folder: Path) -> bool:
-    """Whether the folder looks like a copy of what the authors distribute."""
-    return any((folder / name).exists() for name in ("problems.json", "pid_splits.json"))
+@dataclass(frozen=True)
+class HubScienceQA:
+    """The questions in a copy of the hub's repository, in the order of its rows.
 
+    The rows have no ids: question 17 of `test` is called `test-17`.
 
-def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
-    """The sample that `problem` describes, or the reason why it is left out."""
-    if problem is None:
-        return NOT_IN_PROBLEMS
-    if not isinstance(problem, dict):
-        return TWO_PROBLEMS if problem is TWICE else NO_PROBLEM
-    defect = question_defect(problem, *OPTIONAL)
-    if defect is not None:
-        return defect
-    name = problem.get("image")
-    if is_absent(name):
-        return make_sample(pid, problem, None)
-    if not is_file_name(name) or not is_file_name(pid):
-        return UNNAMED_PICTURE
-    file = pictures / pid / name
-    return make_sample(pid, problem, Picture(file)) if is_there(file) else MISSING_PICTURE
+    Args:
+        folder: holds the parquet files.
+    """
+
+    folder: Path
+    settings: str = ""
+
+    def check_split(self, split: str) -> None:
+        files = self.files(split)
+        if not files:
+            raise DataError(
+                f"{self.folder} has no {HUB_SPLITS.get(split, split)}-*.parquet, which the split "
+                f"'{split}' is read from; it holds {names_in(self.folder)}. {parquet.AGAIN}, or "
+                f"name the split's files so:\n{LAYOUT}"
+            )
+        parquet.check_whole(files)
+        for file in files:
+            parquet.check_columns(file, COLUMNS, "image")
+
+    def files(self, split: str) -> list[Path]:
+        return parquet.split_files(self.folder, HUB_SPLITS.get(split, split))
+
+    def read(self, split: str) -> Reading:
+        files = self.files(split)
+        return Reading(parquet.count_rows(files), self._problems(split, files))
+
+    def _problems(self, split: str, files: list[Path]) -> Iterator[tuple[str, Sample | str]]:
+        for number, row in enumerate(parquet.read_rows(files, (*COLUMNS, *OPTIONAL))):
+            uid = f"{split}-{number}"
+            yield uid, _read_row(uid, row)
 
 
 def make_sample(uid: str, problem: dict[str, Any], image: Picture | None) -> Sample:
@@ -125,3 +147,67 @@ def make_sample(uid: str, problem: dict[str, Any], image: Picture | None) -> Sam
         image=image,
         context=given.get("hint", ""),
     )
+
+
+def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
+    """The sample that `problem` describes, or the reason why it is left out."""
+    if problem is None:
+        return NOT_IN_PROBLEMS
+    if not isinstance(problem, dict):
+        return TWO_PROBLEMS if problem is TWICE else NO_PROBLEM
+    if defect := question_defect(problem, *OPTIONAL):
+        return defect
+    name = problem.get("image")
+    if is_absent(name):
+        return make_sample(pid, problem, None)
+    if not is_file_name(name) or not is_file_name(pid):
+        return UNNAMED_PICTURE
+    file = pictures / pid / name
+    return make_sample(pid, problem, Picture(file)) if is_there(file) else MISSING_PICTURE
+
+
+def _read_row(uid: str, row: dict[str, Any] | None) -> Sample | str:
+    """The sample in a row, or the reason why it is left out."""
+    if row is None:
+        return parquet.UNREADABLE_ROW
+    if defect := question_defect(row, *OPTIONAL):
+        return defect
+    stored = row.get("image")
+    if is_absent(stored):
+        return make_sample(uid, row, None)
+    data = stored.get("bytes") if isinstance(stored, dict) else stored
+    return make_sample(uid, row, Picture(data=data)) if data else MISSING_PICTURE
+
+
+def _open(path: Path, dataset: Dataset) -> Reader | None:
+    if any((path / "data").glob("*.parquet")):
+        return HubScienceQA(path / "data")
+    if any((path / name).exists() for name in ("problems.json", "pid_splits.json")):
+        return ScienceQA(path)
+    return None
+
+
+def _hint(folder: Path) -> str:
+    """What a folder holds that could be made into a layout that is read, and how."""
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return (
+            "That is what `datasets` saves: load it with `load_from_disk`, and write each split "
+            "with `to_parquet` to data/<split>-00000-of-00001.parquet. "
+        )
+    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        if file := next(folder.glob(pattern), None):
+            return (
+                f"Parquet files such as {file.relative_to(folder)} are read where they are called "
+                "data/<split>-*.parquet: rename or link them. "
+            )
+    return ""
+
+
+SOURCE = Source(
+    open=_open,
+    layout=LAYOUT,
+    hub_id=HUB_ID,
+    hub_files="data/*.parquet",
+    hub_splits=tuple(HUB_SPLITS),
+    hint=_hint,
+)

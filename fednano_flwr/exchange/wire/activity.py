@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-
-NOTHING_DONE = ("refused", "busy", "missing", "gone")
+from fednano_flwr.exchange.wire.methods import METHODS
 
 
 class Activity:
@@ -47,7 +46,7 @@ class Activity:
 
 def is_progress(answer: pb.Answer) -> bool:
     """Whether something was computed or kept for the caller, and not only said why not."""
-    return answer.WhichOneof("what") not in (None, *NOTHING_DONE)
+    return answer.WhichOneof("what") in METHODS
 
 
 def is_step(answer: pb.Answer) -> bool:

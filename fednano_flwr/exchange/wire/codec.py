@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.base import int8
-from fednano_flwr.exchange.generation import NewToken
-from fednano_flwr.exchange.protocol import Inputs, LLMInputs, LowRankInputs
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
 DTYPES: dict[str, torch.dtype] = {
@@ -27,6 +22,8 @@ MOST_NUMBERS = 2**40
 """In a tensor, and of the axes beside those of no length; no message is so long."""
 LONGEST = 32
 """Characters of an unknown name that an error repeats."""
+LONGEST_KEY = 32
+"""Bytes of a feature's key."""
 
 
 def encode(tensor: Tensor, dtype: str) -> pb.Tensor:
@@ -133,115 +130,10 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], what: str) 
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
-def fill_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
-    """A batch, its numbers cast to `dtype`."""
-    message.lengths.extend(inputs.lengths)
-    message.position_ids.extend(_integers(inputs.position_ids))
-    message.token_type_ids.extend(_integers(inputs.token_type_ids))
-    if isinstance(inputs, LLMInputs):
-        fill(message.embeddings, inputs.embeds, dtype)
-        return
-    message.low_rank.token_ids.extend(inputs.token_ids.tolist())
-    message.low_rank.image_runs.extend(_runs(inputs.is_image))
-    message.low_rank.features.extend(inputs.keys)
-    fill_factors(message.low_rank.factors, inputs.z, inputs.b, dtype)
-
-
-def decode_inputs(message: pb.Inputs) -> Inputs:
-    """The batch of `fill_inputs`.
-
-    Raises:
-        ValueError: tensors that cannot be decoded, or parts that do not fit each other.
+def check_key(key: bytes) -> None:
     """
-    lengths = tuple(message.lengths)
-    count = sum(lengths)
-    if count and (
-        len(message.position_ids) % count or len(message.token_type_ids) not in (0, count)
-    ):
-        raise ValueError(
-            f"{len(message.position_ids)} position ids and {len(message.token_type_ids)} token "
-            f"types do not fit {count} embeddings"
-        )
-    positions = torch.tensor(list(message.position_ids)).reshape(-1, max(1, count))
-    types = torch.tensor(list(message.token_type_ids))
-    layout = (positions if len(positions) else None, types if len(types) else None)
-    if not message.HasField("low_rank"):
-        return LLMInputs(decode(message.embeddings), lengths, *layout)
-    is_image = _from_runs(message.low_rank.image_runs, count)
-    tokens = torch.tensor(list(message.low_rank.token_ids), dtype=torch.int64)
-    if len(tokens) != count - int(is_image.sum()):
-        raise ValueError(f"{len(tokens)} token ids for {count - int(is_image.sum())} rows of text")
-    z, b = decode_factors(message.low_rank.factors)
-    keys = tuple(message.low_rank.features)
-    return LowRankInputs(tokens, is_image, keys, z, b, lengths, *layout)
-
-
-def fill_token(message: pb.DecodeRequest, token: NewToken, dtype: str) -> None:
-    """One more token of a sequence, its numbers cast to `dtype`."""
-    message.token = token.id
-    message.position.extend(_integers(token.position))
-    if token.z is not None:
-        fill(message.z, token.z, dtype)
-    if token.embedding is not None:
-        fill(message.embedding, token.embedding, dtype)
-
-
-def decode_token(message: pb.DecodeRequest) -> NewToken:
-    """The token of `fill_token`.
-
     Raises:
-        ValueError: tensors that cannot be decoded.
+        ValueError: it is no key of a feature.
     """
-    return NewToken(
-        id=message.token,
-        z=decode(message.z) if message.HasField("z") else None,
-        embedding=decode(message.embedding) if message.HasField("embedding") else None,
-        position=torch.tensor(list(message.position)) if message.position else None,
-    )
-
-
-def fill_factors(
-    messages: Any, z: Mapping[str, Tensor], b: Mapping[str, Tensor], dtype: str
-) -> None:
-    """Factors of each site, or their gradients, into a repeated field."""
-    for site in sorted(z):
-        message = messages.add(site=site)
-        fill(message.z, z[site], dtype)
-        fill(message.b, b[site], dtype)
-
-
-def decode_factors(messages: Iterable[pb.Factors]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """z and b by site.
-
-    Raises:
-        ValueError: a tensor that cannot be decoded, or a site named twice.
-    """
-    z: dict[str, Tensor] = {}
-    b: dict[str, Tensor] = {}
-    for message in messages:
-        if message.site in z or message.site not in ("image", "text"):
-            raise ValueError(
-                f"factors of site {message.site[:LONGEST]!r}: once each, image and text"
-            )
-        z[message.site], b[message.site] = decode(message.z), decode(message.b)
-    return z, b
-
-
-def _runs(is_image: Tensor) -> list[int]:
-    """Lengths of runs of rows: tokens, image, tokens, image, …"""
-    flags = is_image.to("cpu", torch.int8)
-    edges = (flags.diff(prepend=flags.new_zeros(1)) != 0).nonzero().squeeze(1).tolist()
-    return [end - start for start, end in pairwise([0, *edges, len(flags)])]
-
-
-def _from_runs(runs: Sequence[int], count: int) -> Tensor:
-    if len(runs) > count + 1:  # but for the first, none is empty
-        raise ValueError(f"{len(runs)} runs of tokens and images for {count} rows")
-    if sum(runs) != count:
-        raise ValueError(f"runs of tokens and images of {sum(runs)} rows for {count}")
-    kinds = torch.arange(len(runs)) % 2 == 1
-    return kinds.repeat_interleave(torch.tensor(list(runs), dtype=torch.int64))
-
-
-def _integers(values: Tensor | None) -> list[int]:
-    return [] if values is None else values.flatten().tolist()
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise ValueError(f"a key of {len(key)} bytes; 1 to {LONGEST_KEY}")

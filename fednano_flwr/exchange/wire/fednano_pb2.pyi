@@ -60,18 +60,16 @@ class Missing(_message.Message):
     def __init__(self, keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("protocol", "run", "node", "round", "token")
+    __slots__ = ("protocol", "run", "node", "round")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     run: int
     node: int
     round: int
-    token: bytes
-    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[int] = ..., node: _Optional[int] = ..., round: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., run: _Optional[int] = ..., node: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data", "scales", "places", "outliers")
@@ -112,18 +110,18 @@ class LowRank(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., image_runs: _Optional[_Iterable[int]] = ..., features: _Optional[_Iterable[bytes]] = ..., factors: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
 
 class Inputs(_message.Message):
-    __slots__ = ("embeddings", "lengths", "position_ids", "token_type_ids", "low_rank")
+    __slots__ = ("embeddings", "low_rank", "lengths", "position_ids", "token_type_ids")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    LOW_RANK_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_TYPE_IDS_FIELD_NUMBER: _ClassVar[int]
-    LOW_RANK_FIELD_NUMBER: _ClassVar[int]
     embeddings: Tensor
+    low_rank: LowRank
     lengths: _containers.RepeatedScalarFieldContainer[int]
     position_ids: _containers.RepeatedScalarFieldContainer[int]
     token_type_ids: _containers.RepeatedScalarFieldContainer[int]
-    low_rank: LowRank
-    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ...) -> None: ...
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("header",)
@@ -174,26 +172,26 @@ class RegisterRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., hub_id: _Optional[str] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("header", "inputs", "label_positions", "labels")
+    __slots__ = ("header", "inputs", "label_positions", "labels", "dtype")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     LABEL_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     header: Header
     inputs: Inputs
     label_positions: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., label_positions: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ...) -> None: ...
+    dtype: str
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., label_positions: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class StepReply(_message.Message):
-    __slots__ = ("loss", "gradient", "gradients")
+    __slots__ = ("loss", "gradients")
     LOSS_FIELD_NUMBER: _ClassVar[int]
-    GRADIENT_FIELD_NUMBER: _ClassVar[int]
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     loss: float
-    gradient: Tensor
-    gradients: _containers.RepeatedCompositeFieldContainer[Factors]
-    def __init__(self, loss: _Optional[float] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
+    gradients: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, loss: _Optional[float] = ..., gradients: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions")
@@ -226,12 +224,10 @@ class BackwardRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., graph: _Optional[int] = ..., gradient: _Optional[_Union[Tensor, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class BackwardReply(_message.Message):
-    __slots__ = ("gradient", "gradients")
-    GRADIENT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("gradients",)
     GRADIENTS_FIELD_NUMBER: _ClassVar[int]
-    gradient: Tensor
-    gradients: _containers.RepeatedCompositeFieldContainer[Factors]
-    def __init__(self, gradient: _Optional[_Union[Tensor, _Mapping]] = ..., gradients: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
+    gradients: _containers.RepeatedCompositeFieldContainer[Tensor]
+    def __init__(self, gradients: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions", "candidates")
@@ -276,20 +272,18 @@ class PrefillRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("header", "cache", "token", "z", "embedding", "position")
+    __slots__ = ("header", "cache", "token", "row", "position")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
-    Z_FIELD_NUMBER: _ClassVar[int]
-    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    ROW_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     header: Header
     cache: int
     token: int
-    z: Tensor
-    embedding: Tensor
+    row: Tensor
     position: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., cache: _Optional[int] = ..., token: _Optional[int] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., embedding: _Optional[_Union[Tensor, _Mapping]] = ..., position: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., cache: _Optional[int] = ..., token: _Optional[int] = ..., row: _Optional[_Union[Tensor, _Mapping]] = ..., position: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GeneratedReply(_message.Message):
     __slots__ = ("cache", "token")

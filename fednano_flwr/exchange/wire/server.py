@@ -17,10 +17,11 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     LLMInfo,
     LLMService,
+    RefusalError,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.activity import Activity, is_progress, is_step
-from fednano_flwr.exchange.wire.dispatch import Answers, RefusalError, check_protocol
+from fednano_flwr.exchange.wire.dispatch import Dispatcher, check_protocol
 from fednano_flwr.exchange.wire.guard import Guard
 from fednano_flwr.exchange.wire.limits import Meter, NodeLimits
 from fednano_flwr.exchange.wire.tls import Identity
@@ -65,7 +66,7 @@ class Servicer:
         watch: Watch = UNWATCHED,
     ) -> None:
         self._meter = meter or Meter(NodeLimits())
-        self._answers = Answers(service, self._meter, watch)
+        self._dispatcher = Dispatcher(service, self._meter, watch)
         self._info = service.describe()
         self._tokens = tokens
         self._activity = activity
@@ -119,7 +120,7 @@ class Servicer:
             self._watch.stream(),
         ):
             for call in calls:
-                answer = self._answers.of(call, owner)
+                answer = self._dispatcher.answer(call, owner)
                 if is_progress(answer):
                     self._note(owner, is_step(answer))
                 reply = answer.SerializeToString()

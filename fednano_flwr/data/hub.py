@@ -1,0 +1,49 @@
+"""A data set's files from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from fednano_flwr.data.errors import DataError
+
+
+def download(hub_id: str, files: str, revision: str) -> Path:
+    """The data set's folder in the hub's cache, downloaded if it is not there yet.
+
+    Args:
+        files: pattern of the files that are needed.
+        revision: branch, tag or commit; "" is the default branch.
+
+    Returns:
+        A folder that is called by the commit.
+
+    Raises:
+        DataError: it is neither in the cache nor to be had, or there is no such revision.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    def snapshot(local: bool) -> Path:
+        return Path(
+            snapshot_download(
+                hub_id,
+                repo_type="dataset",
+                revision=revision or None,
+                allow_patterns=files,
+                local_files_only=local,
+            )
+        )
+
+    try:
+        return snapshot(local=HF_HUB_OFFLINE)
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+        with suppress(Exception):  # of a commit, it asks the hub even for what is in the cache
+            return snapshot(local=True)
+        at, option = f" at dataset.revision = '{revision}'", f" --revision {revision}"
+        raise DataError(
+            f"dataset.path = '{hub_id}'{at if revision else ''} is not in this machine's Hugging "
+            f"Face cache and cannot be downloaded: {error}. Fetch it where there is a connection "
+            f"('hf download --repo-type dataset {hub_id}{option if revision else ''}'), or set "
+            "dataset.path to a folder with a copy of it."
+        ) from error

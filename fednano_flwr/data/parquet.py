@@ -1,0 +1,154 @@
+"""Parquet files of one split: found to be whole, and read row by row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fednano_flwr.data.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TEXTS, LISTS, NUMBERS = "texts", "lists of texts", "whole numbers"
+PICTURES = "image files' bytes, or structs with such in a field `bytes`"
+UNREADABLE_ROW = "row has a value that cannot be read"
+_NUMBERED = re.compile(r".+?-(?P<number>\d+)(-of-(?P<total>\d+))?(-[0-9a-f]+)?\.parquet")
+_ROWS_AT_ONCE = 64
+_BUFFER = 2**20
+"""Bytes of a file read at once."""
+AGAIN = (
+    "Get the data set again, with all its files ('hf download --repo-type dataset'; where Git made "
+    "the copy, 'git lfs pull')"
+)
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """The files `<split>-*.parquet`, in the order of their numbers."""
+
+    def order(file: Path) -> tuple[int, str]:
+        match = _NUMBERED.fullmatch(file.name)
+        return int(match["number"]) if match else 0, file.name
+
+    return sorted(folder.glob(f"{split}-*.parquet"), key=order)
+
+
+def check_whole(files: Sequence[Path]) -> None:
+    """Refuse files whose numbers say that one is missing or does not belong.
+
+    Numbers are as in train-00000-of-00002.parquet, or without the total; files of which none has a
+    number are taken as they are.
+
+    Raises:
+        DataError: names files that are there.
+    """
+    matches = [_NUMBERED.fullmatch(file.name) for file in files]
+    numbers = sorted(int(match["number"]) for match in matches if match)
+    if not numbers:
+        return
+    totals = {match and match["total"] for match in matches}
+    total = next(filter(None, totals), None)
+    wanted = range(int(total)) if total else range(numbers[0], numbers[-1] + 1)
+    if len(totals) > 1 or numbers != list(wanted) or not all(matches):
+        missing = [str(number) for number in wanted if number not in numbers]
+        raise DataError(
+            f"{files[0].parent}: {', '.join(file.name for file in files)} are not one whole split"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + f". {AGAIN}, or remove what does not belong to it."
+        )
+
+
+def check_columns(file: Path, wanted: Mapping[str, str], pictures: str) -> None:
+    """Refuse a file that is not parquet, or whose columns are of other kinds than wanted.
+
+    Args:
+        wanted: column to `TEXTS`, `LISTS`, `NUMBERS` or `PICTURES`.
+        pictures: the one of these that may be missing, unless another column holds pictures.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        schema = parquet.read_schema(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise DataError(_damaged(file, error)) from error
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    others = any(_fits(PICTURES, kind) for kind in kinds.values())
+    for name, holds in wanted.items():
+        if name not in kinds and (name != pictures or others):
+            raise DataError(
+                f"{file} has no column '{name}', which must hold {holds}; its columns are "
+                f"{', '.join(kinds)}. Rename the one that is meant."
+            )
+        empty = name == pictures and str(kinds.get(name)) == "null"
+        if name in kinds and not empty and not _fits(holds, kinds[name]):
+            raise DataError(
+                f"{file}: the column '{name}' is of type {kinds[name]}, and must hold {holds}. "
+                "Write the file anew with such a column."
+            )
+
+
+def count_rows(files: Sequence[Path]) -> int:
+    """
+    Raises:
+        DataError: one cannot be read.
+    """
+    import pyarrow.parquet as parquet
+
+    total = 0
+    for file in files:
+        try:
+            total += parquet.ParquetFile(file).metadata.num_rows
+        except (OSError, ValueError) as error:
+            raise DataError(_damaged(file, error)) from error
+    return total
+
+
+def read_rows(files: Sequence[Path], columns: Iterable[str]) -> Iterator[dict[str, Any] | None]:
+    """Each row, in order, with those of the columns that there are; None for an unreadable one.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    import pyarrow.parquet as parquet
+
+    for file in files:
+        try:
+            # As a stream: by default a whole row group, with all its pictures, would be in memory.
+            opened = parquet.ParquetFile(
+                file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
+            )
+            there = [name for name in opened.schema_arrow.names if name in columns]
+            for batch in opened.iter_batches(_ROWS_AT_ONCE, columns=there):
+                for number in range(len(batch)):
+                    yield _row(batch.slice(number, 1))
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(_damaged(file, error)) from error
+
+
+def _row(batch: pyarrow.RecordBatch) -> dict[str, Any] | None:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError):  # a text that is not UTF-8, a date that Python has not
+        return None
+
+
+def _fits(holds: str, kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type can hold that."""
+    from pyarrow import types
+
+    if holds == NUMBERS:
+        return types.is_integer(kind)
+    if holds == LISTS:
+        return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    if holds == PICTURES:
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        return types.is_binary(kind) or types.is_large_binary(kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def _damaged(file: Path, error: Exception) -> str:
+    return f"{file} cannot be read as parquet: {error}. {AGAIN}."

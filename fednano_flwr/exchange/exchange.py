@@ -1,0 +1,132 @@
+"""The client's side that all exchanges share: an `LLM` on top of any `LLMService`.
+
+`exchange.labels-at` says where the answers of a training step stay. At the server, a step is one
+round trip: batch and label ids up, loss and gradient down. At the client, it is two: the host
+returns the logits at the answers' positions, the client computes the loss and sends its gradient
+with respect to them, and the host carries that on to its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    AdaptedBatch,
+    FeaturesMissingError,
+    Generated,
+    Gradient,
+    GraphGoneError,
+    HostRefusedError,
+    Inputs,
+    LLMService,
+    NewToken,
+)
+
+Answer = TypeVar("Answer")
+TRIES = 4
+
+
+class Exchange:
+    """An `LLM`; a subclass says what it sends of a batch.
+
+    Args:
+        labels_at: "server" or "client".
+    """
+
+    inputs: ClassVar[type[Inputs]]
+
+    def __init__(self, service: LLMService, labels_at: str = "server") -> None:
+        self.service = service
+        self._step = service.step if labels_at == "server" else partial(step_in_two, service)
+
+    def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
+        inputs = self.inputs.of(batch)
+
+        def step() -> tuple[float, Gradient]:
+            return self._answer(batch, inputs, lambda sent: self._step(sent, labels))
+
+        if not inputs.leaves:  # nothing to train takes part in this batch
+            return torch.tensor(step()[0])
+        return _HostLoss.apply(step, *inputs.leaves)
+
+    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
+        ask = partial(self.service.score, positions=positions, candidates=candidates)
+        return self._answer(batch, self.inputs.of(batch), ask)
+
+    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
+        ask = partial(self.service.next_tokens, positions=positions)
+        return self._answer(batch, self.inputs.of(batch), ask)
+
+    def prefill(self, batch: AdaptedBatch) -> Generated:
+        return self._answer(batch, self.inputs.of(batch), self.service.prefill)
+
+    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        row, positions = self.inputs.token_row(token), token.position_ids
+        new = NewToken(
+            int(token.token_ids),
+            None if row is None else row.detach(),
+            None if positions is None else positions[:, 0],
+        )
+        return self.service.decode(cache, new)
+
+    def _answer(
+        self, batch: AdaptedBatch, inputs: Inputs, ask: Callable[[Inputs], Answer]
+    ) -> Answer:
+        """The host's answer; features that it lacks are sent first."""
+        sent = inputs.detach()
+        for _ in range(TRIES):
+            try:
+                return ask(sent)
+            except FeaturesMissingError as missing:
+                wanted = set(missing.keys)
+                self.service.keep_features([f for f in batch.features if f.key in wanted])
+        raise HostRefusedError(
+            f"the LLM host did not keep the features of one batch of {len(batch.features)} "
+            "pictured questions: raise llm.feature-memory-mb, or lower batch-size"
+        )
+
+
+def step_in_two(service: LLMService, inputs: Inputs, labels: Tensor) -> tuple[float, Gradient]:
+    """As `LLMService.step`, the labels (N,) staying here.
+
+    Raises:
+        HostRefusedError: the host lost the first half several times.
+    """
+    positions = (labels.cpu() != IGNORE).nonzero().squeeze(1)
+    answers = labels.cpu()[positions]
+    for _ in range(TRIES):
+        graph, logits = service.forward(inputs, positions)
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            loss = F.cross_entropy(leaf, answers)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        try:
+            return loss.item(), service.backward(graph, gradient)
+        except GraphGoneError:
+            continue
+    raise HostRefusedError(
+        f"the LLM host lost the first half of a step {TRIES} times before the second came: "
+        'use exchange.labels-at = "server"'
+    )
+
+
+class _HostLoss(torch.autograd.Function):
+    """The host's loss as a node of the client's graph; its gradient came with the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Callable[[], tuple[float, Gradient]], *leaves: Tensor) -> Tensor:
+        loss, gradient = step()
+        ctx.save_for_backward(*(g.to(leaf) for g, leaf in zip(gradient, leaves, strict=True)))
+        return leaves[0].new_tensor(loss, dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grad_outputs[0]
+        return None, *(gradient * scale.to(gradient) for gradient in ctx.saved_tensors)

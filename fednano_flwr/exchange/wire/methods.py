@@ -1,0 +1,345 @@
+"""The calls of an `LLMService` as messages: each is written and read here, for both ends.
+
+Client and dispatcher go over `METHODS`. What a host reads may have been written by anybody, so
+`read` checks all that the computation relies on, and sizes before it decodes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    Feature,
+    Generated,
+    Gradient,
+    Inputs,
+    Layout,
+    LLMInfo,
+    NewToken,
+    RefusalError,
+)
+from fednano_flwr.exchange.registry import EXCHANGES
+from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import fednano_pb2 as pb
+
+MOST_AXES = 3
+"""Of positions: time, height and width."""
+SHOWN = 16
+INPUTS = {exchange.inputs.FIELD: exchange.inputs for exchange in EXCHANGES.values()}
+
+
+class Method:
+    """A call of the same name in `LLMService`, in `Call` and in `Answer`."""
+
+    def write(self, request: Any, dtype: str, *arguments: Any, **_: Any) -> None:
+        """At the client: the arguments as a request, numbers cast to `dtype`."""
+        raise NotImplementedError
+
+    def read(self, request: Any, info: LLMInfo) -> tuple[Any, ...]:
+        """At the host: the arguments of a request.
+
+        Raises:
+            ValueError: they cannot be served.
+        """
+        raise NotImplementedError
+
+    def fill(self, reply: Any, result: Any, request: Any) -> None:
+        """At the host: the result of a request as its reply."""
+        raise NotImplementedError
+
+    def result(self, reply: Any, *arguments: Any, **_: Any) -> Any:
+        """At the client: the result of these arguments.
+
+        Raises:
+            ValueError: the reply cannot be theirs.
+        """
+        raise NotImplementedError
+
+    def tokens(self, *arguments: Any, **_: Any) -> int:
+        """How many tokens the language model reads."""
+        return sum(arguments[0].lengths)
+
+
+class Step(Method):
+    def write(self, request: Any, dtype: str, inputs: Inputs, labels: Tensor) -> None:
+        _write_inputs(request.inputs, inputs, dtype)
+        positions = (labels != IGNORE).nonzero().squeeze(1)
+        request.label_positions.extend(positions.tolist())
+        request.labels.extend(labels[positions].tolist())
+        request.dtype = dtype
+
+    def read(self, request: pb.StepRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
+        inputs = _read_inputs(request.inputs, info)
+        count = sum(inputs.lengths)
+        positions = _indices(request.label_positions, count, "label position", count)
+        targets = _indices(request.labels, info.vocabulary, "label", count)
+        if not len(positions) or len(positions) != len(targets):
+            raise RefusalError(f"{len(positions)} label positions and {len(targets)} labels")
+        labels = torch.full((count,), IGNORE)
+        labels[positions] = targets
+        _check_dtype(request.dtype)
+        return inputs, labels
+
+    def fill(self, reply: Any, result: tuple[float, Gradient], request: Any) -> None:
+        reply.loss, gradient = result
+        _fill_gradient(reply, gradient, request.dtype)
+
+    def result(self, reply: Any, inputs: Inputs, labels: Tensor) -> tuple[float, Gradient]:
+        return reply.loss, as_sent(_read_gradient(reply), inputs)
+
+
+class Forward(Method):
+    def write(self, request: Any, dtype: str, inputs: Inputs, positions: Tensor) -> None:
+        _write_inputs(request.inputs, inputs, dtype)
+        request.positions.extend(positions.tolist())
+
+    def read(self, request: pb.ForwardRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
+        inputs, positions = _read_positions(request, info)
+        if not len(positions):
+            raise RefusalError("no positions")
+        return inputs, positions
+
+    def fill(self, reply: Any, result: tuple[int, Tensor], request: Any) -> None:
+        reply.graph, logits = result
+        codec.fill(reply.logits, logits, codec.exact(logits))
+
+    def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> tuple[int, Tensor]:
+        logits = codec.decode(reply.logits)
+        _check_shape("logits", logits, (len(positions), None))
+        return reply.graph, logits
+
+
+class Backward(Method):
+    def write(self, request: Any, dtype: str, graph: int, gradient: Tensor) -> None:
+        request.graph, request.dtype = graph, dtype
+        codec.fill(request.gradient, gradient, codec.exact(gradient))
+
+    def read(self, request: pb.BackwardRequest, info: LLMInfo) -> tuple[int, Tensor]:
+        _check_dtype(request.dtype)
+        return request.graph, codec.decode(request.gradient)
+
+    def fill(self, reply: Any, result: Gradient, request: Any) -> None:
+        _fill_gradient(reply, result, request.dtype)
+
+    def result(self, reply: Any, graph: int, gradient: Tensor) -> Gradient:
+        return _read_gradient(reply)  # of which inputs, the caller knows
+
+    def tokens(self, *arguments: Any, **_: Any) -> int:
+        return 0  # they were the forward's
+
+
+class Score(Method):
+    def write(
+        self, request: Any, dtype: str, inputs: Inputs, positions: Tensor, candidates: Tensor
+    ) -> None:
+        _write_inputs(request.inputs, inputs, dtype)
+        request.positions.extend(positions.tolist())
+        request.candidates.extend(candidates.tolist())
+
+    def read(self, request: pb.ScoreRequest, info: LLMInfo) -> tuple[Inputs, Tensor, Tensor]:
+        words = info.vocabulary
+        candidates = _indices(request.candidates, words, "candidate", words)
+        return *_read_positions(request, info), candidates
+
+    def fill(self, reply: Any, result: Tensor, request: Any) -> None:
+        codec.fill(reply.logits, result, "float32")
+
+    def result(self, reply: Any, inputs: Inputs, positions: Tensor, candidates: Tensor) -> Tensor:
+        logits = codec.decode(reply.logits)
+        _check_shape("logits", logits, (len(positions), len(candidates)))
+        return logits
+
+
+class NextTokens(Method):
+    def write(self, request: Any, dtype: str, inputs: Inputs, positions: Tensor) -> None:
+        _write_inputs(request.inputs, inputs, dtype)
+        request.positions.extend(positions.tolist())
+
+    def read(self, request: pb.NextTokensRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
+        return _read_positions(request, info)
+
+    def fill(self, reply: Any, result: Tensor, request: Any) -> None:
+        reply.tokens.extend(result.tolist())
+
+    def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> Tensor:
+        tokens = torch.tensor(list(reply.tokens), dtype=torch.int64)
+        _check_shape("tokens", tokens, (len(positions),))
+        return tokens
+
+
+class Prefill(Method):
+    def write(self, request: Any, dtype: str, inputs: Inputs) -> None:
+        _write_inputs(request.inputs, inputs, dtype)
+
+    def read(self, request: pb.PrefillRequest, info: LLMInfo) -> tuple[Inputs]:
+        if len(request.inputs.lengths) != 1:
+            raise RefusalError(f"{len(request.inputs.lengths)} samples; an answer is one's")
+        return (_read_inputs(request.inputs, info),)
+
+    def fill(self, reply: Any, result: Generated, request: Any) -> None:
+        reply.cache, reply.token = result.cache, result.token
+
+    def result(self, reply: Any, *arguments: Any, **_: Any) -> Generated:
+        return Generated(reply.cache, reply.token)
+
+
+class Decode(Prefill):
+    def write(self, request: Any, dtype: str, cache: int, token: NewToken) -> None:  # type: ignore[override]
+        request.cache, request.token = cache, token.id
+        request.position.extend(_integers(token.position))
+        if token.row is not None:
+            codec.fill(request.row, token.row, dtype)
+
+    def read(self, request: pb.DecodeRequest, info: LLMInfo) -> tuple[int, NewToken]:  # type: ignore[override]
+        if request.token >= info.vocabulary:
+            raise RefusalError(f"token {request.token} is out of range")
+        if len(request.position) > MOST_AXES:
+            raise RefusalError(f"{len(request.position)} position ids for one token")
+        row, shape = None, tuple(request.row.shape)
+        if request.HasField("row"):
+            if len(shape) != 2 or shape[0] != 1:
+                raise RefusalError(f"a row of shape {shape[:3]} for one token")
+            row = codec.decode(request.row)
+        position = torch.tensor(list(request.position)) if request.position else None
+        return request.cache, NewToken(request.token, row, position)
+
+    def tokens(self, *arguments: Any, **_: Any) -> int:
+        return 1
+
+
+class KeepFeatures(Method):
+    def write(self, request: Any, dtype: str, entries: Sequence[pb.FeatureEntry]) -> None:
+        request.features.extend(entries)
+
+    def read(self, request: pb.KeepFeaturesRequest, info: LLMInfo) -> tuple[list[Feature]]:
+        for entry in request.features:
+            shape, most = tuple(entry.rows.shape), info.max_tokens
+            if len(shape) != 2 or shape[0] < 1 or shape[1] != info.hidden_size:
+                raise RefusalError(f"features of shape {shape[:3]}, not (n, {info.hidden_size})")
+            if shape[0] > most:
+                raise RefusalError(
+                    f"features of {shape[0]} rows; a request holds {most} (llm.max-tokens)"
+                )
+            codec.check_key(entry.key)
+        return ([Feature(entry.key, codec.decode(entry.rows)) for entry in request.features],)
+
+    def fill(self, reply: Any, result: None, request: Any) -> None:
+        pass
+
+    def result(self, reply: Any, *arguments: Any, **_: Any) -> None:
+        pass
+
+    def tokens(self, *arguments: Any, **_: Any) -> int:
+        return 0
+
+
+METHODS: Mapping[str, Method] = {
+    "step": Step(),
+    "forward": Forward(),
+    "backward": Backward(),
+    "score": Score(),
+    "next_tokens": NextTokens(),
+    "prefill": Prefill(),
+    "decode": Decode(),
+    "keep_features": KeepFeatures(),
+}
+
+
+def feature_entry(feature: Feature, dtype: str) -> pb.FeatureEntry:
+    """A feature as it is sent; its size says how many go into one message."""
+    entry = pb.FeatureEntry(key=feature.key)
+    codec.fill(entry.rows, feature.rows, dtype)
+    return entry
+
+
+def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:
+    """A gradient that came back, where and as the leaves of the inputs are.
+
+    Raises:
+        ValueError: it is not one with respect to these inputs.
+    """
+    leaves = inputs.leaves
+    if len(gradient) != len(leaves):
+        raise ValueError(f"{len(gradient)} gradients of {len(leaves)} tensors")
+    for found, leaf in zip(gradient, leaves, strict=True):
+        _check_shape("a gradient", found, leaf.shape)
+    return tuple(found.to(leaf) for found, leaf in zip(gradient, leaves, strict=True))
+
+
+def _write_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
+    message.lengths.extend(inputs.lengths)
+    message.position_ids.extend(_integers(inputs.position_ids))
+    message.token_type_ids.extend(_integers(inputs.token_type_ids))
+    inputs.fill(message, dtype)
+
+
+def _read_inputs(message: pb.Inputs, info: LLMInfo) -> Inputs:
+    lengths, kind = tuple(message.lengths), message.WhichOneof("exchange")
+    count, axes = sum(lengths), len(message.position_ids)
+    if kind is None:
+        raise RefusalError(f"a batch of none of {', '.join(INPUTS)}")
+    if not lengths or min(lengths) < 1:
+        shown = str(lengths) if len(lengths) <= SHOWN else f"{str(lengths[:SHOWN])[:-1]}, …)"
+        raise RefusalError(f"lengths {shown}; at least one sample of at least one token")
+    if count > info.max_tokens:
+        raise RefusalError(
+            f"{count} tokens in one request; the host takes {info.max_tokens} (llm.max-tokens): "
+            "use a smaller batch-size"
+        )
+    if axes > MOST_AXES * count or axes % count or len(message.token_type_ids) not in (0, count):
+        raise RefusalError(
+            f"{axes} position ids and {len(message.token_type_ids)} token types for {count} tokens"
+        )
+    positions = torch.tensor(list(message.position_ids)).reshape(-1, count)
+    types = torch.tensor(list(message.token_type_ids))
+    layout = Layout(lengths, positions if axes else None, types if len(types) else None)
+    return INPUTS[kind].read(message, layout, info)
+
+
+def _read_positions(request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
+    """A batch, and rows of it, no more than it has."""
+    inputs = _read_inputs(request.inputs, info)
+    count = sum(inputs.lengths)
+    return inputs, _indices(request.positions, count, "position", count)
+
+
+def _fill_gradient(reply: Any, gradient: Gradient, dtype: str) -> None:
+    for tensor in gradient:
+        codec.fill(reply.gradients.add(), tensor, dtype)
+
+
+def _read_gradient(reply: Any) -> Gradient:
+    return tuple(codec.decode(message) for message in reply.gradients)
+
+
+def _indices(values: Sequence[int], below: int, what: str, most: int) -> Tensor:
+    if len(values) > most:
+        raise RefusalError(f"{len(values)} numbers called {what}, where there can be {most}")
+    indices = torch.tensor(list(values), dtype=torch.int64)
+    if len(indices) and int(indices.max()) >= below:
+        raise RefusalError(f"{what} {int(indices.max())} is out of range (0 to {below - 1})")
+    return indices
+
+
+def _integers(values: Tensor | None) -> list[int]:
+    return [] if values is None else values.flatten().tolist()
+
+
+def _check_dtype(name: str) -> None:
+    if name not in codec.NAMES:
+        raise RefusalError(f"dtype {name[: codec.LONGEST]!r} is none of {', '.join(codec.NAMES)}")
+
+
+def _check_shape(what: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
+    """Refuse another shape than expected, where None is any length."""
+    shape = tuple(tensor.shape)
+    if len(shape) != len(expected) or any(
+        e not in (None, s) for s, e in zip(shape, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if e is None else str(e) for e in expected)
+        raise ValueError(f"{what} of shape {shape}, not ({wanted})")
