@@ -6,10 +6,9 @@ Each client starts from the adapters that the server holds, as in a round, and t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.client import Client, exchange_of
 from fednano_flwr.edge.process_cache import keep_clients
 from fednano_flwr.edge.shard import ClientSpec
-from fednano_flwr.edge.training import TrainingPlan, learning_rate, train
+from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.service import open_host
@@ -58,7 +57,7 @@ def play(
         ConfigError, ResourceError, DataError: model or data are not as the config says.
     """
     keep_clients(clients)
-    alone = dataclasses.replace(config.llm, replicas=1)
+    alone = replace(config.llm, replicas=1)
     exchange = config.exchange
     with open_host(config.model, alone, False, say) as host:
         recorder = Recorder(host)
@@ -86,14 +85,8 @@ def _train(
     config, partition = client.config, client.partition
     generator = torch.Generator().manual_seed(derive_seed(Purpose.AUDITED, seed, partition))
     chosen = torch.randperm(len(client.shard.train), generator=generator)[:count].tolist()
-    plan = TrainingPlan(
-        local_epochs=min(times, config.local_epochs),
-        batch_size=config.batch_size,
-        learning_rate=learning_rate(config, max(1, config.num_server_rounds)),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        limits=client.limits,
-    )
+    plan = TrainingPlan.of(config, max(1, config.num_server_rounds), client.limits)
+    plan = replace(plan, local_epochs=min(times, config.local_epochs))
     for repeat in range(math.ceil(times / plan.local_epochs)):
         load_adapter_state(client.edge.adapters, sent)
         order = derive_seed(Purpose.AUDIT_TRAINING, seed, partition, repeat)

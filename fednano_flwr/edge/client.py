@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,13 +23,10 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.shard import ClientSpec
-from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, learning_rate, train
-from fednano_flwr.exchange.protocol import LLM, GeneratingLLM, LLMInfo, LLMService
+from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
+from fednano_flwr.exchange.protocol import GeneratingLLM, LLMInfo, LLMService
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.models.device import threads
-
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -51,19 +46,6 @@ class Scored:
     correct: int
     num_examples: int
     tally: Tally
-
-
-def _with_own_threads(
-    work: Callable[Concatenate[Client, Given], Result],
-) -> Callable[Concatenate[Client, Given], Result]:
-    """PyTorch computes with `edge.threads` while the client works, and no longer."""
-
-    @wraps(work)
-    def limited(client: Client, *args: Given.args, **kwargs: Given.kwargs) -> Result:
-        with threads(client.config.edge.threads):
-            return work(client, *args, **kwargs)
-
-    return limited
 
 
 class Client:
@@ -114,59 +96,76 @@ class Client:
         self.limits = Limits(info.max_tokens, longest, answer)
         self.shard = self.shard.within(self.limits)
 
-    @_with_own_threads
     def train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
     ) -> Trained:
-        """Train from `theta`, or from what the client has kept, as `work` says.
+        """Train from `theta`, or from the client's own adapters, as `work` says.
 
         Raises:
             ValueError: no usable training question, or `theta` does not fit the adapters.
             ConfigError: the work takes questions that this client cannot read.
             DataError: more questions are left out than `dataset.max-skipped` allows.
         """
+        with threads(self.config.edge.threads):
+            return self._train(theta, service, server_round, work)
+
+    def _train(
+        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
+    ) -> Trained:
+        config = self.config
         self._check_data(work)
         self.keep_within(service.describe())
         questions = self._questions(work)
         if not questions:
-            raise ValueError(
-                f"partition {self.partition} has no training question that can be used"
-            )
-        self._begin(theta, work, server_round)
-        config, llm = self.config, self._llm(service)
-        plan = TrainingPlan(
-            local_epochs=config.local_epochs,
-            batch_size=config.batch_size,
-            learning_rate=learning_rate(config, server_round),
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            proximal_mu=work.proximal_mu,
-            limits=self.limits,
-        )
+            raise ValueError(f"partition {self.partition} has no usable training question")
+        self._start(theta, work, server_round)
+        llm = exchange_of(config, service)
+        plan = TrainingPlan.of(config, server_round, self.limits, work.proximal_mu)
         own = (config.seed, server_round, self.partition)
         seed = derive_seed(Purpose.TRAINING, *own)
         result = train(self.edge, llm, questions, plan, seed, work.fisher == "running")
-        diagonal = result.fisher
+        fisher = result.fisher
         if work.fisher in ("pass", "pass-model"):
             drawing = derive_seed(Purpose.DRAWN_ANSWERS, *own)
             drawn_with = None if work.fisher == "pass" else drawing
-            diagonal = fisher_diagonal(
+            fisher = fisher_diagonal(
                 self.edge, llm, questions, config.batch_size, drawn_with, self.limits
             )
         save_adapters(self.edge.adapters, work, self.local_state(server_round))
         sent = adapter_state(self.edge.adapters) if work.uploads else {}
-        fisher = None if diagonal is None else {name: diagonal[name] for name in sent}
+        if fisher is not None:
+            fisher = {name: fisher[name] for name in sent}
         return Trained(sent, fisher, result.loss, len(questions))
 
+    def evaluate(
+        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
+    ) -> Scored:
+        """Score the client's own test questions, with the adapters of `work` cut to its rank.
+
+        Raises:
+            DataError: more questions are left out than `dataset.max-skipped` allows.
+        """
+        config = self.config
+        with threads(config.edge.threads):
+            self.keep_within(service.describe())
+            self._start(theta, work, server_round + 1)  # with what this round's training has left
+            llm, questions = exchange_of(config, service), self.shard.test
+            right = right_answers(
+                self.edge, llm, questions, config.batch_size, config.max_answer_tokens, self.limits
+            )
+        samples = [question.sample for question in questions]
+        return Scored(sum(right), len(right), tally(samples, right))
+
     def local_state(self, server_round: int) -> LocalState:
-        """What the client has kept from round to round, as training in this round finds it."""
+        """What the client has stored from round to round, as training in this round finds it."""
         folder, client = process_cache.state_folder(self.config.edge), f"client-{self.partition}"
         earlier = [(folder / one.run / client, one.last_round) for one in self._earlier]
         # One more than checkpoints: a client may have trained for the round after the last of them.
         most = self.config.run.keep_checkpoints + 1
         return LocalState(folder / self._run / client, server_round, earlier, most)
 
-    def _begin(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
+    def _start(self, theta: Mapping[str, Tensor], work: LocalWork, server_round: int) -> None:
+        """Set the adapters to what training in a round starts from."""
         config = self.config
         seed = derive_seed(Purpose.LOCAL_ADAPTER, config.seed, self.partition)
         theta = cut_state(theta, self.rank, FACTORIZATIONS[config.strategy.factors])
@@ -178,17 +177,16 @@ class Client:
         """Refuse work on all clients' questions that this client cannot read."""
         if work.data == "own":
             return
+        name = f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions"
         if self.spec.data_path:
             raise ConfigError(
-                f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions, "
-                f"and this client has its own shard only (data-path = {self.spec.data_path!r}); "
-                "it is for runs in which every client can read the data set (dataset.path)"
+                f"{name}, and this client has its own shard only (data-path = "
+                f"{self.spec.data_path!r}); every client has to read the data set (dataset.path)"
             )
         if self.config.edge.vocabulary == "shard":
             raise ConfigError(
-                'edge.vocabulary = "shard" holds the embeddings of a client\'s own questions, and '
-                f"strategy.name = {self.config.strategy.name!r} trains on all clients'; use "
-                'edge.vocabulary = "full"'
+                f'{name}, and edge.vocabulary = "shard" holds the embeddings of a client\'s own; '
+                'use edge.vocabulary = "full"'
             )
 
     def _questions(self, work: LocalWork) -> Sequence[Question]:
@@ -196,31 +194,8 @@ class Client:
         if work.data == "own":
             return self.shard.train
         dataset, seed, count = self.config.dataset, self.config.seed, self.spec.num_partitions
-        return (
-            process_cache.encoded_union(self.source, dataset, seed, count).within(self.limits).train
-        )
-
-    def _llm(self, service: LLMService) -> LLM:
-        return exchange_of(self.config, service)
-
-    @_with_own_threads
-    def evaluate(
-        self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
-    ) -> Scored:
-        """Score the client's own test questions, with the adapters of `work` cut to its rank.
-
-        Raises:
-            DataError: more questions are left out than `dataset.max-skipped` allows.
-        """
-        self.keep_within(service.describe())
-        self._begin(theta, work, server_round + 1)  # with what this round's training has left
-        config, llm = self.config, self._llm(service)
-        questions = self.shard.test
-        right = right_answers(
-            self.edge, llm, questions, config.batch_size, config.max_answer_tokens, self.limits
-        )
-        samples = [question.sample for question in questions]
-        return Scored(sum(right), len(right), tally(samples, right))
+        union = process_cache.encoded_union(self.source, dataset, seed, count)
+        return union.within(self.limits).train
 
 
 def exchange_of(config: RunConfig, service: LLMService) -> GeneratingLLM:

@@ -1,13 +1,18 @@
-"""An answer to one question, token by token, from a host that keeps the keys and values."""
+"""Greedy answers: of a batch in scoring, and of one question as it is asked.
+
+A batch sends its whole prompts for each token, so that the host keeps nothing and requests of many
+clients share a pass. One question sends its prompt once and the host keeps its keys and values, of
+which it has room for a few clients' at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question
+from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.questions import Question, last_positions
 from fednano_flwr.exchange.protocol import (
     LLM,
     NOT_FINITE_ADVICE,
@@ -15,6 +20,34 @@ from fednano_flwr.exchange.protocol import (
     GeneratingLLM,
     HostRefusedError,
 )
+
+
+@torch.no_grad()
+def generate(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    max_tokens: int,
+    frozen: FrozenBatch | None = None,
+) -> list[str]:
+    """Answers of a batch; one that has ended is not sent again.
+
+    Args:
+        frozen: the prompts, where they are embedded already.
+    """
+    answers: list[tuple[int, ...]] = [()] * len(questions)
+    unfinished = list(range(len(questions)))
+    for _ in range(max_tokens):
+        if not unfinished:
+            break
+        asked, endings = [questions[i] for i in unfinished], [answers[i] for i in unfinished]
+        batch, frozen = edge.adapt(frozen or edge.embed(asked, endings)), None
+        tokens = llm.next_tokens(batch, last_positions(asked, endings)).tolist()
+        found = dict(zip(unfinished, tokens, strict=True))
+        unfinished = [i for i, token in found.items() if token not in edge.encoder.ends]
+        for index in unfinished:
+            answers[index] = (*answers[index], found[index])
+    return [edge.encoder.decode(answer) for answer in answers]
 
 
 def answer_tokens(

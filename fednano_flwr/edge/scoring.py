@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, last_positions
@@ -24,14 +24,8 @@ MOST_KINDS, LONGEST_KIND = 2000, 200
 figures at trackers."""
 Tally = dict[str, list[int]]
 """Right answers and questions, by what they have in common."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Questions of one kind in a batch, with their frozen part; None where there are none."""
-
-    questions: list[Question]
-    frozen: FrozenBatch | None
+_Part = tuple[list[Question], FrozenBatch | None]
+"""The questions of one kind in a batch, and their frozen part; None where there are none."""
 
 
 @torch.no_grad()
@@ -56,16 +50,19 @@ def right_answers(
         FloatingPointError: a logit is not finite.
     """
 
-    def prepare(batch: list[Question]) -> tuple[list[Question], _Asked, _Asked]:
+    def prepare(batch: list[Question]) -> tuple[list[Question], _Part, _Part]:
         closed = [question for question in batch if question.options]
         free = [question for question in batch if not question.options]
-        return batch, _asked(edge, closed), _asked(edge, free)
+        one, other = ((part, edge.embed(part) if part else None) for part in (closed, free))
+        return batch, one, other
 
     edge.adapters.eval()
     correct: list[bool] = []
-    for batch, closed, free in prefetch(batches(questions, batch_size, limits), prepare):
-        chosen = iter(_right_options(edge, llm, closed))
-        answers = iter(generate(edge, llm, free.questions, max_answer_tokens, free.frozen))
+    for batch, (closed, frozen), (free, prompts) in prefetch(
+        batches(questions, batch_size, limits), prepare
+    ):
+        chosen = iter(_right_options(edge, llm, closed, frozen) if frozen else [])
+        answers = iter(generate(edge, llm, free, max_answer_tokens, prompts))
         for question in batch:
             if question.options:
                 correct.append(next(chosen))
@@ -75,56 +72,19 @@ def right_answers(
     return correct
 
 
-def _asked(edge: NanoEdge, questions: list[Question]) -> _Asked:
-    return _Asked(questions, edge.embed(questions) if questions else None)
-
-
-def _right_options(edge: NanoEdge, llm: LLM, asked: _Asked) -> list[bool]:
-    if asked.frozen is None:
-        return []
-    questions = asked.questions
+def _right_options(
+    edge: NanoEdge, llm: LLM, questions: list[Question], frozen: FrozenBatch
+) -> list[bool]:
     candidates = sorted({token for question in questions for token in question.options})
     column = {token: i for i, token in enumerate(candidates)}
-    logits: Tensor = llm.score(
-        edge.adapt(asked.frozen), last_positions(questions), torch.tensor(candidates)
-    )
+    positions = last_positions(questions)
+    logits: Tensor = llm.score(edge.adapt(frozen), positions, torch.tensor(candidates))
     check_logits(logits, questions)
     return [
         question.options[int(row[[column[token] for token in question.options]].argmax())]
         == question.answer[0]
         for row, question in zip(logits, questions, strict=True)
     ]
-
-
-@torch.no_grad()
-def generate(
-    edge: NanoEdge,
-    llm: LLM,
-    questions: list[Question],
-    max_tokens: int,
-    frozen: FrozenBatch | None = None,
-) -> list[str]:
-    """Greedy answers, all at once; an answer that has ended is not sent again.
-
-    Each token takes one call with the whole prompts; `generation.py` sends one prompt once.
-
-    Args:
-        frozen: the prompts, where they are embedded already.
-    """
-    answers: list[tuple[int, ...]] = [()] * len(questions)
-    open_ones = list(range(len(questions)))
-    for _ in range(max_tokens):
-        if not open_ones:
-            break
-        asked, endings = [questions[i] for i in open_ones], [answers[i] for i in open_ones]
-        batch, frozen = edge.adapt(frozen or edge.embed(asked, endings)), None
-        tokens = llm.next_tokens(batch, last_positions(asked, endings)).tolist()
-        for index, token in zip(list(open_ones), tokens, strict=True):
-            if token in edge.encoder.ends:
-                open_ones.remove(index)
-            else:
-                answers[index] = (*answers[index], token)
-    return [edge.encoder.decode(answer) for answer in answers]
 
 
 def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:

@@ -47,6 +47,21 @@ class TrainingPlan:
     proximal_mu: float = 0.0
     limits: Limits = NO_LIMITS
 
+    @classmethod
+    def of(
+        cls, config: RunConfig, server_round: int, limits: Limits, proximal_mu: float = 0.0
+    ) -> TrainingPlan:
+        """The plan of one round of a run."""
+        return cls(
+            config.local_epochs,
+            config.batch_size,
+            learning_rate(config, server_round),
+            config.weight_decay,
+            config.max_grad_norm,
+            proximal_mu,
+            limits,
+        )
+
 
 @dataclass(frozen=True)
 class TrainingResult:

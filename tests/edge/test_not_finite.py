@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fednano_flwr.ask.here import Here
 from fednano_flwr.ask.session import Asker
+from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.edge.scoring import generate, right_answers
+from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import GeneratingLLM, HostRefusedError

@@ -15,10 +15,9 @@ from transformers import GenerationConfig
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.client import EXCHANGES
-from fednano_flwr.edge.generation import answer_tokens
+from fednano_flwr.edge.generation import answer_tokens, generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, load_encoder
-from fednano_flwr.edge.scoring import generate
 from fednano_flwr.exchange.protocol import LLM, NewToken
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
