@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from fednano_flwr.analysis.facts import read_run
-from fednano_flwr.analysis.pages import headline
+from fednano_flwr.analysis.pages import dataset_of
 from fednano_flwr.ask.opening import settings_of
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.registry import load_questions
@@ -58,7 +58,7 @@ def test_a_run_records_the_data_sets_commit_and_all_that_is_made_of_it_has_it(
     export(folder, "peft", "last", tmp_path / "out", "", None)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{HUB_ID}, revision {OLD}" in card
-    assert f"{HUB_ID}, revision {OLD[:12]}" in dict(headline(read_run(folder)))["data set"]
+    assert f"{HUB_ID}, revision {OLD[:12]}" in dataset_of(read_run(folder))
 
     (cached / "refs" / "v1").write_text(NEW)  # the branch moves on
     asked = settings_of(load_run(folder), []).dataset

@@ -90,6 +90,16 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.grid(True, axis="x")
 
 
+def finish(
+    figure: Figure, axes: Axes, title: str, unit: str, columns: int = 3, label: str = ROUND
+) -> None:
+    """Title, axes and legend of a figure with one panel, whose horizontal axis counts."""
+    axes.set_title(title)
+    axes.set_ylabel(unit)
+    by_round(axes, label)
+    key_below(figure, [axes], columns)
+
+
 def by_round(axes: Axes, label: str = ROUND) -> None:
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

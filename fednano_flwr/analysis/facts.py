@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,46 @@ from fednano_flwr.runs import comparable as scored
 from fednano_flwr.runs.comparable import Record
 from fednano_flwr.runs.results import Run, load_run
 
-NUMBER = (int, float)
-NEEDED: dict[str, type | tuple[type, ...]] = {
-    "round": int,
-    "accuracy": (*NUMBER, type(None)),
-    "accuracy_per_client": dict,
-    "test_questions_per_client": dict,
-    "accuracy_by": dict,
-    "train_loss_per_client": dict,
-    "train_questions_per_client": dict,
-    "round_bytes_up": int,
-    "round_bytes_down": int,
-    "step_bytes_up": int,
-    "step_bytes_down": int,
-    "seconds": NUMBER,
-    "client_seconds": dict,
-    "peak_memory_mb": dict,
-    "failures": dict,
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _has_numbers(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and all(_is_number(value.get(key)) for key in keys)
+
+
+def _by_client(value: Any) -> bool:
+    return isinstance(value, dict) and all(v is None or _is_number(v) for v in value.values())
+
+
+def _lists(value: dict[str, Any], *keys: str) -> bool:
+    return all(isinstance(value.get(k), list) and all(map(_is_number, value[k])) for k in keys)
+
+
+def _of_dicts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
+
+
+NEEDED: dict[str, Callable[[Any], bool]] = {
+    "accuracy": lambda value: value is None or _is_number(value),
+    "accuracy_per_client": _by_client,
+    "test_questions_per_client": _by_client,
+    "train_loss_per_client": _by_client,
+    "train_questions_per_client": _by_client,
+    "peak_memory_mb": _by_client,
+    "accuracy_by": lambda value: (
+        _of_dicts(value)
+        and all(_has_numbers(kind, "accuracy", "questions") for kind in value.values())
+    ),
+    **{f"{kind}_bytes_{way}": _is_number for kind in ("round", "step") for way in ("up", "down")},
+    "seconds": _is_number,
+    "client_seconds": lambda value: (
+        _has_numbers(value, "encoder", "waiting_for_llm") and _lists(value, "train", "evaluate")
+    ),
+    "failures": _of_dicts,
 }
-"""What a report needs of a line of metrics.jsonl."""
+"""What a report needs of a line of metrics.jsonl: keys, and what their values have to be."""
 
 
 @dataclass(frozen=True)
@@ -77,36 +99,16 @@ def read_run(path: Path) -> Run:
 
 def _problem(record: Any, number: int) -> str:
     """What is wrong with a round's line; "" where nothing is."""
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or "round" not in record:
         return "is no round's record"
-    for key, kinds in NEEDED.items():
-        if key not in record:
-            return f"has no {key}"
-        if not isinstance(record[key], kinds):
-            return f"has {key} = {str(record[key])[:40]!r}, which is none"
     if record["round"] != number:
         return f"is of round {record['round']}, round {number} is missing"
-    for key in ("peak_memory_mb", *(key for key in NEEDED if key.endswith("_per_client"))):
-        if not all(_is_number(value) or value is None for value in record[key].values()):
-            return f"has a {key} that is not of numbers"
-    for kind, found in record["accuracy_by"].items():
-        known = isinstance(found, dict) and (found.get("accuracy"), found.get("questions"))
-        if not known or not all(map(_is_number, known)):
-            return f"has no accuracy and number of questions for {kind[:40]!r}"
-    spent = record["client_seconds"]
-    lists = [spent.get(phase) for phase in ("train", "evaluate")]
-    numbers = [spent.get(key) for key in ("encoder", "waiting_for_llm")]
-    for found in lists:
-        numbers += found if isinstance(found, list) else [None]
-    if not all(map(_is_number, numbers)):
-        return "has client_seconds that are not those of a round"
-    if not all(isinstance(of_phase, dict) for of_phase in record["failures"].values()):
-        return "has failures that are not by client"
+    for key, fits in NEEDED.items():
+        if key not in record:
+            return f"has no {key}"
+        if not fits(record[key]):
+            return f"has {key} = {str(record[key])[:60]}, which no run writes"
     return ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, NUMBER) and math.isfinite(value)
 
 
 def _printable(value: Any) -> Any:

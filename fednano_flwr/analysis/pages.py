@@ -40,28 +40,27 @@ def run_page(
         sections: its figures.
         defaults: those of the run config.
     """
-    config = run.config.flat()
-    changed = {
-        key: (key, _shown(value), _shown(defaults.get(key)))
-        for key, value in config.items()
-        if value != defaults.get(key)
-    }
-    failed = _failed(run)
-    last, best = facts.comparable(run)[-1], scored.best(run.rounds)
+    failed, config = _failed(run), run.config.flat()
+    frozen, last, best = facts.frozen(run), facts.comparable(run)[-1], scored.best(run.rounds)
     return _render(
         "run.html.j2",
-        name=run.path.resolve().name,
-        tiles=_tiles(run),
+        run=run,
         notes=_notes(run),
-        headline=headline(run),
+        model=(run.environment.get("model") or {}).get("name") or run.config.model.name,
+        dataset=dataset_of(run),
+        frozen=frozen["accuracy"] if frozen else None,
+        last=last,
+        best=best,
+        by_client=_by_client(run, frozen, last, best),
         sections=sections,
-        by_client=_by_client(run),
-        last_round=f"round {last['round']}",
-        best_round=f"best mean (round {best['round']})",
         failed=failed[:MOST_FAILURES],
         failed_more=len(failed[MOST_FAILURES:]),
         config=config,
-        changed=changed,
+        changed=[
+            (key, _shown(value), _shown(defaults.get(key)))
+            for key, value in config.items()
+            if value != defaults.get(key)
+        ],
         defaults=defaults,
         environment=_environment(run.environment),
     )
@@ -88,7 +87,9 @@ def comparison_page(
         figures=figures,
         differing=[(key, *map(str, values)) for key, values in differing.items()],
         labels=[one.label for one in compared],
-        runs=[_compared_run(run, one.label, hrefs) for one in compared for run in one.runs],
+        number=sum(len(one.runs) for one in compared),
+        groups=compared,
+        hrefs=hrefs,
     )
 
 
@@ -100,19 +101,9 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    pages.filters["shown"] = _shown
+    pages.filters |= {"shown": _shown, "percent": facts.percent}
+    pages.globals["facts"] = facts
     return pages.get_template(template).render(version=_version(), **values) + "\n"
-
-
-def _tiles(run: Run) -> list[tuple[str, str]]:
-    """The three numbers that a reader looks for first."""
-    first, last, best = _three(run)
-    by = "the most" if facts.uncompared_clients(run) else "all"
-    return [
-        ("round 0 (frozen model)", facts.percent(first["accuracy"] if first else None)),
-        (f"last scored by {by} (round {last['round']})", facts.percent(last["accuracy"])),
-        (f"best (round {best['round']})", facts.percent(best["accuracy"])),
-    ]
 
 
 def _notes(run: Run) -> list[str]:
@@ -158,47 +149,36 @@ def _failed(run: Run) -> list[tuple[str, ...]]:
     return rows
 
 
-def headline(run: Run) -> list[tuple[str, str]]:
-    config, model = run.config, run.environment.get("model") or {}
-    clients = len(facts.clients(run))
-    done, asked = facts.rounds_done(run), config.num_server_rounds
-    commit = run.environment.get("dataset_revision")
-    place = f"{config.dataset.path}, revision {commit[:12]}" if commit else config.dataset.path
-    dataset = f"{config.dataset.name} ({place}), {config.dataset.partitioner}"
-    if config.dataset.partitioner == "dirichlet":
-        dataset += f" α = {config.dataset.alpha:g}"
-    return [
-        ("model", str(model.get("name") or config.model.name)),
-        ("data set", dataset),
-        ("strategy", config.strategy.name),
-        ("clients", str(clients)),
-        ("rounds", f"{done} of {asked}" + ("" if facts.complete(run) else ", not complete")),
-        ("seed", str(config.seed)),
-        ("began", str(run.environment.get("started", "not known"))),
-        ("failures", str(len(facts.failures(run)) or "none")),
-    ]
+def dataset_of(run: Run) -> str:
+    """A run's data set, where it lies and how it is dealt."""
+    dataset, commit = run.config.dataset, run.environment.get("dataset_revision")
+    place = f"{dataset.path}, revision {commit[:12]}" if commit else dataset.path
+    alpha = f" α = {dataset.alpha:g}" if dataset.partitioner == "dirichlet" else ""
+    return f"{dataset.name} ({place}), {dataset.partitioner}{alpha}"
 
 
-def _by_client(run: Run) -> list[tuple[str, ...]]:
+def _by_client(
+    run: Run, frozen: Record | None, last: Record, best: Record
+) -> list[tuple[str, ...]]:
     """A row a client, and the mean."""
-    frozen, last, best = _three(run)
-    asked = facts.questions(run, "test")
+
+    def row(name: str, number: str, *shares: float | None) -> tuple[str, ...]:
+        before, after, top = shares
+        known = before is not None and after is not None
+        change = f"{100 * (after - before):+.1f}" if known else "–"
+        return name, number, *map(facts.percent, (before, after)), change, facts.percent(top)
+
+    asked, key = facts.questions(run, "test"), "accuracy_per_client"
     rows = [
-        (
+        row(
             f"client {client}",
             str(asked.get(client, "–")),
-            *_from_to(*(one["accuracy_per_client"].get(client) for one in (run.rounds[0], last))),
-            facts.percent(best["accuracy_per_client"].get(client)),
+            *(record[key].get(client) for record in (run.rounds[0], last, best)),
         )
         for client in facts.clients(run)
     ]
-    mean = _from_to(frozen["accuracy"] if frozen else None, last["accuracy"])
-    return [*rows, ("mean", str(sum(asked.values())), *mean, facts.percent(best["accuracy"]))]
-
-
-def _from_to(before: float | None, after: float | None) -> tuple[str, str, str]:
-    change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
-    return facts.percent(before), facts.percent(after), change
+    start = frozen["accuracy"] if frozen else None
+    return [*rows, row("mean", str(sum(asked.values())), start, last["accuracy"], best["accuracy"])]
 
 
 def compared_row(one: Group) -> tuple[str, ...]:
@@ -218,22 +198,6 @@ def compared_row(one: Group) -> tuple[str, ...]:
         *("–" if count is None else human_bytes(count) for count in traffic),
         "–" if seconds is None else f"{seconds:.1f}",
     )
-
-
-def _compared_run(run: Run, label: str, hrefs: Mapping[Path, str]) -> dict[str, Any]:
-    return {
-        "name": run.path.resolve().name,
-        "group": label,
-        "seed": run.config.seed,
-        "rounds": f"{facts.rounds_done(run)} of {run.config.num_server_rounds}",
-        "accuracy": facts.percent(facts.comparable(run)[-1]["accuracy"]),
-        "href": hrefs[run.path],
-    }
-
-
-def _three(run: Run) -> tuple[Record | None, Record, Record]:
-    """The rounds that a reader looks for: the frozen model, the last and the best."""
-    return facts.frozen(run), facts.comparable(run)[-1], scored.best(run.rounds)
 
 
 def _environment(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -171,7 +171,7 @@ def make_plan(app: Path, options: CompareOptions, cwd: Path) -> Plan:
         for name, file in experiments.items()
     }
     runs = [
-        _run(name, setting, seed, options.clients, configs[name, setting], out / RUNS)
+        _planned(name, setting, seed, options.clients, configs[name, setting], out / RUNS)
         for setting in settings
         for seed in seeds
         for name in experiments
@@ -274,7 +274,7 @@ def _resolve(
     return config
 
 
-def _run(
+def _planned(
     name: str, setting: Setting, seed: int, clients: int, config: RunConfig, folder: Path
 ) -> PlannedRun:
     named = f"{digest_of(config, clients)}-seed{seed}"
@@ -292,11 +292,9 @@ def _label(cell: Sequence[tuple[str, Any]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _toml(value: Any) -> str:

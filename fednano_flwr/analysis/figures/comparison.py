@@ -39,10 +39,7 @@ def curves(groups: Sequence[Group]) -> Picture:
     if not said:
         reason = "no round was scored by all clients of a group's runs"
         return Picture(name, title, reason=reason)
-    axes.set_title(title)
-    axes.set_ylabel("mean accuracy of clients, %")
-    canvas.by_round(axes)
-    canvas.key_below(figure, [axes], 1)
+    canvas.finish(figure, axes, title, "mean accuracy of clients, %", 1)
     note = "Lines are means over seeds; a band is one standard deviation over seeds, where n ≥ 2."
     return Picture(name, title, figure, "; ".join(said) + ".", note)
 

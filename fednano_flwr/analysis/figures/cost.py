@@ -97,11 +97,8 @@ def memory(run: Run) -> Picture:
         rounds = [record["round"] for record in run.rounds]
         axes.plot(rounds, values, color=shade, marker=mark, markersize=4.5, label=label)
         said.append(f"{label} {max(values):,.0f} MiB")
-    axes.set_title(title)
-    axes.set_ylabel("peak memory, MiB")
     axes.set_ylim(bottom=0)
-    canvas.by_round(axes)
-    canvas.key_below(figure, [axes], 2)
+    canvas.finish(figure, axes, title, "peak memory, MiB", 2)
     note = (
         "Resident memory of a process, and memory allocated on a GPU, at the peak since the "
         "process began. Where server and clients were one process, so are their lines."

@@ -32,10 +32,7 @@ def accuracy(run: Run) -> Picture:
         axes.axhline(
             means[0], color=canvas.INK, linestyle="--", linewidth=1, label="frozen model, mean"
         )
-    axes.set_title(title)
-    axes.set_ylabel("accuracy on own test questions, %")
-    canvas.by_round(axes)
-    canvas.key_below(figure, [axes])
+    canvas.finish(figure, axes, title, "accuracy on own test questions, %")
     best = max(means, key=lambda number: means[number])
     words = (
         f"Mean accuracy of {len(scorers(scored[0]))} clients: {means[first]:.1f} % in "
@@ -59,10 +56,7 @@ def loss(run: Run) -> Picture:
     if not means:
         return Picture(name, title, reason="no round of training has been done")
     figure, axes = _client_lines(run, "train_loss_per_client", 1, means)
-    axes.set_title(title)
-    axes.set_ylabel("mean cross-entropy, nats")
-    canvas.by_round(axes, "round")
-    canvas.key_below(figure, [axes])
+    canvas.finish(figure, axes, title, "mean cross-entropy, nats", label="round")
     first, last = min(means), max(means)
     words = (
         f"Mean training loss: {means[first]:.3f} in round {first}, {means[last]:.3f} in round "

@@ -74,10 +74,8 @@ def budget(run: Run) -> Picture:
         return Picture(name, title, reason="no round of training has been done")
     figure, (axes,) = canvas.panels(height=2.8)
     axes.plot(list(spent), list(spent.values()), color=canvas.BLUE, marker="o", linewidth=2)
-    axes.set_title(title)
-    axes.set_ylabel("ε (no unit)")
     axes.set_ylim(bottom=0)
-    canvas.by_round(axes, "round")
+    canvas.finish(figure, axes, title, "ε (no unit)", label="round")
     last, delta = max(spent), run.config.privacy.delta
     words = f"ε = {spent[last]:.2f} at δ = {delta:g} after round {last}."
     note = f"Of all rounds up to each, at δ = {delta:g}. What it promises: docs/privacy.md."

@@ -34,12 +34,9 @@ def questions(run: Run) -> Picture:
     for label, counts, shade, shift in bars:
         at = [places[client] + shift for client in counts]
         axes.bar(at, list(counts.values()), 0.38, color=shade, label=label)
-    axes.set_title(title)
-    axes.set_ylabel("questions")
-    canvas.by_round(axes, "client")
+    canvas.finish(figure, axes, title, "questions", 2, "client")
     if len(places) <= MOST_NUMBERS:
         axes.set_xticks(list(places.values()), list(places))
-    canvas.key_below(figure, [axes], 2)
     words = "; ".join(
         f"client {client}: {train.get(client, 'unknown')} training, {test.get(client, 0)} test"
         for client in list(places)[:MOST_NUMBERS]
