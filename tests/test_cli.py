@@ -101,7 +101,8 @@ def test_an_unknown_key_in_a_file_names_the_file(launched, tmp_path):
 
 
 def test_relative_paths_are_taken_from_where_the_user_stands(launched, tmp_path):
-    (tmp_path / "tiny").mkdir()
+    for folder in ("tiny", "data/iconqa"):
+        (tmp_path / folder).mkdir(parents=True)
     run("-c", "dataset.path=data/iconqa", "-c", "model.name=tiny", "-c", "run.dir=../out")
     config = launched[0]["run_config"]
     assert config["dataset.path"] == str(tmp_path / "data/iconqa")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 
 from fednano_flwr.config import ConfigError, Privacy, RunConfig
-from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.registry import MEAN_ONLY, OWN, own_class
 
 ADAPTIVE_ONLY = ("target_quantile", "clip_rate", "count_noise")
@@ -43,6 +42,8 @@ def check_privacy(config: RunConfig) -> None:
 
 def reason_against(name: str) -> str:
     """Why a strategy cannot have differential privacy around it; "" if it can."""
+    from fednano_flwr.strategies.base import AdapterStrategy  # brings torch and Flower
+
     if own := own_class(name):
         return own.without_privacy
     return "" if name in MEAN_ONLY else AdapterStrategy.without_privacy
