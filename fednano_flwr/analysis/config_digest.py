@@ -5,24 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 
-from fednano_flwr.config import RunConfig
+from fednano_flwr.config import RunConfig, keys
 
-NO_MATTER = (
-    "seed",
-    "resume",
-    "run.dir",
-    "run.name",
-    "run.keep-checkpoints",
-    "run.trackers",
-    "edge.state-dir",
-    "edge.feature-dir",
-)
-"""Keys that are not in a digest: the seed, places on this machine or elsewhere, and what is about
-runs that were stopped."""
+
+def matters(key: str) -> bool:
+    """Whether runs that differ in this key are of different experiments; the seed is none such."""
+    return key != "seed" and not keys()[key].place
 
 
 def digest_of(config: RunConfig, clients: int) -> str:
     """Of everything that decides a run's result but its seed."""
-    flat = {key: value for key, value in config.flat().items() if key not in NO_MATTER}
+    flat = {key: value for key, value in config.flat().items() if matters(key)}
     text = json.dumps({**flat, "clients": clients}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

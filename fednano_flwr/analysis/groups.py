@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from fednano_flwr.analysis import facts
-from fednano_flwr.analysis.config_digest import NO_MATTER, digest_of
+from fednano_flwr.analysis.config_digest import digest_of, matters
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.runs.results import Run
 from fednano_flwr.runs.summary import lost_lines
@@ -105,7 +105,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {
         key: [flat[key] for flat in flats]
         for key in flats[0]
-        if key not in NO_MATTER and any(flat[key] != flats[0][key] for flat in flats)
+        if matters(key) and any(flat[key] != flats[0][key] for flat in flats)
     }
 
 

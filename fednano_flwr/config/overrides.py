@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types
+from fednano_flwr.config import ConfigError, RunConfig, check_keys, key_types, keys
 from fednano_flwr.config.project import defaults, flatten, read_toml
 
 _ASSIGNMENT = re.compile(r"\s*([\w.-]+)\s*=(.*)", re.DOTALL)
 _PREFIXES = ("package:", "module:")
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def parse_config(app: Path, overrides: Sequence[str], cwd: Path) -> RunConfig:
@@ -67,27 +66,14 @@ def parse_override(text: str, cwd: Path) -> dict[str, Any]:
 def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     """Paths relative to `cwd` made absolute; hub ids and `package:`, `module:` stay as they are."""
     result = dict(flat)
-    for key in (
-        "resume",
-        "dataset.path",
-        "run.dir",
-        "model.name",
-        "edge.bundle",
-        "edge.feature-dir",
-        "edge.state-dir",
-        "llm.tls-cert",
-        "llm.tls-key",
-        "exchange.ca-cert",
-    ):
+    for key, declaration in keys().items():
         value = result.get(key)
-        if not isinstance(value, str) or not value or value.startswith(_PREFIXES):
+        if not declaration.path or not isinstance(value, str) or not value:
             continue
-        if key == "resume" and value in ("never", "auto"):
+        if value.startswith(_PREFIXES):
             continue
         path = cwd / Path(value).expanduser()
-        if key == "dataset.path" and _HUB_ID.fullmatch(value) and not path.exists():
-            continue
-        if key != "model.name" or path.is_dir():
+        if declaration.path == "yes" or path.is_dir():
             result[key] = str(path)
     return result
 

@@ -13,39 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
-from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config import ConfigError, RunConfig, keys
 
 NEVER, AUTO = "never", "auto"
-MAY_DIFFER = (
-    "resume",
-    "run.dir",
-    "run.name",
-    "run.keep-checkpoints",
-    "run.trackers",
-    "round-timeout",
-    "round-limit",
-    "edge.feature-cache-mb",
-    "edge.feature-disk-mb",
-    "edge.feature-dir",
-    "edge.bundle",
-    "llm.bind",
-    "llm.port",
-    "llm.address",
-    "llm.tls-cert",
-    "llm.tls-key",
-    "llm.insecure-beyond-loopback",
-    "llm.replicas",
-    "llm.replica-gpus",
-    "llm.feature-memory-mb",
-    "llm.feature-disk-mb",
-    "llm.max-clients",
-    "llm.node-requests-per-second",
-    "llm.metrics",
-    "exchange.timeout",
-    "exchange.ca-cert",
-)
-"""Keys that say where things run, how fast, and for how long they are waited for. Not
-`edge.state-dir`: what lies there is part of the run."""
 
 
 def folder_of(config: RunConfig) -> Path:
@@ -150,7 +120,11 @@ def _names(folder: Path) -> set[str]:
 
 
 def _fixed(flat: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if key not in MAY_DIFFER}
+    """Without the keys that a resumed run may have other values of."""
+    known = keys()
+    return {
+        key: value for key, value in flat.items() if not (key in known and known[key].resumable)
+    }
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
