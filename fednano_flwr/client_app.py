@@ -22,7 +22,7 @@ from fednano_flwr.edge.client import Client, peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
-from fednano_flwr.preflight import preferred, spec_of, validate_client
+from fednano_flwr.preflight import check_all, client_checks, preferred, spec_of
 from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.rounds.records import failed, from_arrays
 from fednano_flwr.rounds.uploads import to_upload
@@ -101,7 +101,7 @@ def _reply(message: Message, context: Context, work: Work) -> Message:
         config = node.applied_to(RunConfig.parse(context.run_config))
         spec = spec_of(config, node)
         partition = spec.partition
-        validate_client(config, node)
+        check_all(client_checks(config, node))
         earlier = lineage.from_config(message.content.config_records["config"])
         client = Client(config, spec, context.run_id, earlier)
         half = client.half

@@ -24,7 +24,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.edge.process_cache import keep_clients
-from fednano_flwr.preflight import validate_clients, validate_number
+from fednano_flwr.preflight import check_all, client_checks, client_files, validate_number
 from fednano_flwr.rounds.compat import give_id, identify
 from fednano_flwr.runs.folder import RunFolder
 
@@ -47,7 +47,7 @@ def run_in_process(config: RunConfig, clients: int) -> RunFolder:
         )
     try:
         validate_number(config, clients)
-        validate_clients(config)
+        check_all([*client_checks(config), *client_files(config)])
         keep_clients(clients)
         read_shards(config.dataset, config.seed, clients)
         run_id = secrets.randbits(62) + 1

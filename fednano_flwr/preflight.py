@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.files import nearest
@@ -39,22 +39,25 @@ if TYPE_CHECKING:
 
 NODE_KEYS = {"ca-cert": "exchange.ca-cert", "device": "edge.device", "edge-path": "edge.bundle"}
 """Keys of a node config, and those of the run config that they go before."""
+PROCESSOR = "the client's processor"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Generic[Found]):
     """One thing that a run needs of this machine.
 
     Attributes:
         theme: heading under which `fednano doctor` shows it.
         subject: what is looked at, in words.
-        find: returns what was found, "" for nothing worth a line. Raises ConfigError, DataError or
-            ResourceError where a run would fail; after "; " their texts say what to do.
+        find: returns what was found, here in words ("" for nothing worth a line). Raises
+            ConfigError, DataError or ResourceError where a run would fail; after "; " their texts
+            say what to do.
     """
 
     theme: str
     subject: str
-    find: Callable[[], str]
+    find: Callable[[], Found]
 
 
 def run_config(app: Path, overrides: Sequence[str], clients: int, cwd: Path) -> RunConfig:
@@ -93,35 +96,20 @@ def validate(config: RunConfig, weights: bool = True) -> None:
     Raises:
         ConfigError: the run would fail; names the key, and says what to do.
     """
-    validate_server(config, weights)
-    validate_clients(config, weights)
+    files = client_files(config, weights=weights)
+    check_all([*server_checks(config, weights), *client_checks(config), *files])
 
 
-def validate_server(config: RunConfig, weights: bool = True) -> None:
-    """Check what the server's machine needs.
-
-    Raises:
-        ConfigError: as `validate`.
+def check_all(checks: Sequence[Check[str]]) -> None:
     """
-    _pass(server_checks(config, weights))
-
-
-def validate_clients(config: RunConfig, weights: bool = True) -> None:
-    """Check what clients on this machine need.
-
     Raises:
-        ConfigError: as `validate`.
+        ConfigError: of the first check that fails.
     """
-    _pass([*client_checks(config), *client_files(config, weights=weights)])
-
-
-def validate_client(config: RunConfig, node: NodeConfig) -> None:
-    """Check what the machine of one client needs; its files are checked when they are read.
-
-    Raises:
-        ConfigError: as `validate`.
-    """
-    _pass(client_checks(config, node))
+    for check in checks:
+        try:
+            check.find()
+        except (DataError, ResourceError) as error:
+            raise ConfigError(str(error)) from None
 
 
 def validate_machine(clients: int, client_cpus: int, client_gpus: float) -> None:
@@ -157,7 +145,7 @@ def validate_dataset(dataset: Dataset) -> None:
     Raises:
         ConfigError: it is not there or does not fit; the message says what there is.
     """
-    _pass([Check("data", "the data set", partial(_dataset, dataset))])
+    check_all([Check("data", "the data set", partial(_dataset, dataset))])
 
 
 def read_questions(dataset: Dataset, seed: int, clients: int | None) -> None:
@@ -181,10 +169,10 @@ def read_questions(dataset: Dataset, seed: int, clients: int | None) -> None:
             read_shards(dataset, seed, clients)
         return ""
 
-    _pass([Check("data", "the questions", read)])
+    check_all([Check("data", "the questions", read)])
 
 
-def server_checks(config: RunConfig, weights: bool = True) -> list[Check]:
+def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
     """What the server's machine needs, the quickest first.
 
     Args:
@@ -198,14 +186,14 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check]:
         Check("run config", "resume", partial(_resume, config)),
         Check("certificates", "llm.tls-cert", partial(_identity, llm)),
         Check("network", "llm.address", partial(_address, llm)),
-        Check("machine", "llm.device", partial(_device, "llm.device", llm.device)),
+        Check("machine", "llm.device", partial(check_device, "llm.device", llm.device)),
         Check("folders", "run.dir", partial(_run_dir, config)),
-        Check("model", "the processor", partial(_processor, model, at_server=True)),
+        Check("model", "the processor", partial(check_processor, model, at_server=True)),
         Check("model", "the language model", partial(_half, model, "llm", weights)),
     ]
 
 
-def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Check]:
+def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Check[str]]:
     """What a client's machine needs beside files.
 
     Args:
@@ -220,7 +208,7 @@ def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Che
         Check("run config", "the strategy", partial(check_strategy, config)),
         *own,
         Check("certificates", "the CA's certificate", partial(_ca, ca_key, ca)),
-        Check("machine", device_key, partial(_device, device_key, device)),
+        Check("machine", device_key, partial(check_device, device_key, device)),
         *(
             Check("folders", key, partial(check_writable, key, Path(folder)))
             for key, folder in folders.items()
@@ -231,7 +219,7 @@ def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Che
 
 def client_files(
     config: RunConfig, node: NodeConfig | None = None, weights: bool = True, write: bool = True
-) -> list[Check]:
+) -> list[Check[str]]:
     """What a client reads: its questions, its half of the model, the processor.
 
     Args:
@@ -245,23 +233,23 @@ def client_files(
         half = partial(_half, config.model, "edge", weights)
     questions = partial(_dataset, config.dataset, write)
     if node is not None and node.data_path:
-        questions = partial(_shard, node.data_path)
+        questions = partial(check_shard, node.data_path)
     return [
         Check("data", "the questions", questions),
-        Check("model", "the client's processor", partial(_processor, source)),
+        Check("model", PROCESSOR, partial(check_processor, source)),
         Check("model", "the client's half of the model", half),
     ]
 
 
-def preferred(config: RunConfig, node: NodeConfig | None, own: str) -> tuple[str, str]:
-    """Key and value of a setting that the node config's key `own` decides, else the run config's.
+def preferred(config: RunConfig | None, node: NodeConfig | None, own: str) -> tuple[str, str]:
+    """Key and value of a setting: the node config's key `own` decides, else the run config's.
 
     Returns:
         The key as errors name it, and its value, "" where neither has one.
     """
     if value := getattr(node, own.replace("-", "_"), None):
         return f"the node config's {own}", value
-    return NODE_KEYS[own], str(config.flat()[NODE_KEYS[own]])
+    return NODE_KEYS[own], str(config.flat()[NODE_KEYS[own]]) if config else ""
 
 
 def spec_of(config: RunConfig, node: NodeConfig) -> ClientSpec:
@@ -300,18 +288,6 @@ def check_writable(key: str, folder: Path) -> str:
         raise ConfigError(f"{name} cannot be written to: {why}; set {key} to another") from None
     how = "written to" if there == folder.expanduser().absolute() else f"made in {there}"
     return f"{name} can be {how}; {human_bytes(shutil.disk_usage(there).free)} free"
-
-
-def _pass(checks: Sequence[Check]) -> None:
-    """
-    Raises:
-        ConfigError: of the first check that fails.
-    """
-    for check in checks:
-        try:
-            check.find()
-        except (DataError, ResourceError) as error:
-            raise ConfigError(str(error)) from None
 
 
 def check_strategy(config: RunConfig) -> str:
@@ -386,7 +362,7 @@ def _address(llm: LLM) -> str:
     return f"llm.address = {llm.address!r} is what clients dial"
 
 
-def _device(key: str, device: str) -> str:
+def check_device(key: str, device: str) -> str:
     from fednano_flwr.models.device import describe_device
 
     return f"{key} = {device!r} ({describe_device(key, device)})"
@@ -401,7 +377,7 @@ def _spec(config: RunConfig, node: NodeConfig) -> str:
     )
 
 
-def _shard(data_path: str) -> str:
+def check_shard(data_path: str) -> str:
     from fednano_flwr.data.shard_folder import load_shard
 
     shard = load_shard(Path(data_path))
@@ -440,7 +416,7 @@ def _bundle(key: str, path: str, model: Model | None) -> str:
     return check_bundle(key, path, model)
 
 
-def _processor(source: Model, at_server: bool = False) -> str:
+def check_processor(source: Model, at_server: bool = False) -> str:
     """Of a server, which need not have one, only where it is there."""
     from fednano_flwr.edge.process_cache import check_processor_here, encoder
 

@@ -21,7 +21,13 @@ from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.registry import commit_of
-from fednano_flwr.preflight import read_questions, validate_clients, validate_server
+from fednano_flwr.preflight import (
+    check_all,
+    client_checks,
+    client_files,
+    read_questions,
+    server_checks,
+)
 from fednano_flwr.privacy.private import Private, with_privacy
 from fednano_flwr.rounds.announcements import data_lines, setup_lines
 from fednano_flwr.rounds.compat import (
@@ -104,9 +110,9 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         MergeError: the strategy fails, or makes numbers that are not finite.
     """
     simulated = is_simulation(grid)
-    validate_server(config)
+    check_all(server_checks(config))
     if simulated:
-        validate_clients(config)
+        check_all([*client_checks(config), *client_files(config)])
         read_questions(config.dataset, config.seed, clients=None)
         replace_dead_workers()
     commit = commit_of(config.dataset, here=not is_deployment(grid))

@@ -18,7 +18,7 @@ import pytest
 from fednano_flwr import server_app
 from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.doctor.folders import check_folder
+from fednano_flwr.doctor.files import check_private
 from fednano_flwr.exchange.wire.fixed_token import read_token
 from fednano_flwr.preflight import config_of
 from fednano_flwr.runs import resume
@@ -155,7 +155,7 @@ def test_printed_commands_can_be_pasted(
     command = capsys.readouterr().out.rpartition(": ")[2]
     assert shlex.split(command) == ["fednano", "report", str(folder)]
     folder.mkdir(parents=True)
-    (told,) = check_folder("edge.state-dir", folder, 0, private=True)
+    (told,) = check_private("edge.state-dir", str(folder))
     assert shlex.split(told.do) == ["chmod", "700", str(folder)]
     token = folder / "token"
     token.write_text("x" * 32)

@@ -43,12 +43,12 @@ def doctor(
     from rich.console import Console
 
     from fednano_flwr.doctor import report
-    from fednano_flwr.doctor.command import Asked, examine, role_of
+    from fednano_flwr.doctor.command import DoctorOptions, examine, role_of
 
-    asked = Asked(role, app, config or [], node_config, superlink, llm)
+    options = DoctorOptions(role, app, config or [], node_config, superlink, llm)
     with exit_status():
-        looked_at = role_of(asked)
-        sections = examine(asked, looked_at, Path.cwd())
+        looked_at = role_of(options)
+        sections = examine(options, looked_at, Path.cwd())
     if as_json:
         typer.echo(report.as_json(looked_at, sections))
     else:

@@ -1,5 +1,1 @@
-"""`fednano doctor`: whether a run has on this machine what it needs, and what to do if not.
-
-One file a theme, each of small functions that return findings; `finding.py` says what that is,
-`command.py` which are asked for, `report.py` how they are shown.
-"""
+"""`fednano doctor`: whether this machine has what a run needs, and what to do where it has not."""

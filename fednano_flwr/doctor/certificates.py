@@ -1,115 +1,130 @@
-"""The LLM service's certificate and key, the CA that clients trust, and the clock they rely on."""
+"""Certificates: their dates, and whether one side of a TLS connection will trust the other."""
 
 from __future__ import annotations
 
-import shlex
+import contextlib
 import ssl
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 
-from fednano_flwr.config import LLM, RunConfig
-from fednano_flwr.doctor import trust
+from fednano_flwr.config import LLM
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
-DAY = 86_400.0
-PACKAGE = Path(__file__).resolve().parents[1]
+SOON_DAYS = 30
+FLIGHTS = 4
+"""Of messages from side to side until both are done."""
+EXPIRED, NOT_YET = 10, 9
+NAMES = (62, 64)  # another host name, another IP address
+UNKNOWN_ISSUER = (2, 7, 18, 19, 20, 21)
+"""Numbers of OpenSSL's verification errors (x509_vfy.h)."""
 
 
-def check_service(config: RunConfig) -> list[Finding]:
-    """The server's own certificate and key, and whether clients that trust the CA will trust it.
+def check_dates(key: str, path: str) -> list[Finding]:
+    """Whether certificates that are valid today will be for a while.
+
+    Args:
+        path: of their file; "" for none.
 
     Raises:
-        ConfigError: the files cannot be used.
+        ConfigError: the file cannot be used, or one of them is not valid today.
+    """
+    from cryptography import x509
+
+    from fednano_flwr.exchange.wire.tls import read_ca
+
+    findings = []
+    for certificate in x509.load_pem_x509_certificates(read_ca(key, path)) if path else []:
+        end = certificate.not_valid_after_utc
+        left = (end - datetime.now(UTC)).days
+        name = f"{key} = {path!r}: {certificate.subject.rfc4514_string()}"
+        until = f"{end:%Y-%m-%d %H:%M} UTC"
+        if left >= SOON_DAYS:
+            findings.append(ok(f"{name} until {until}"))
+            continue
+        do = "have a new one made; connections made after that fail, in a run too"
+        findings.append(warning(f"{name} expires in {left} days ({until})", do))
+    return findings
+
+
+def check_trust(llm: LLM, ca_path: str) -> list[Finding]:
+    """Whether a client with this CA trusts the service at the address that clients dial.
+
+    Raises:
+        ConfigError: a file cannot be used.
     """
     from fednano_flwr.exchange.wire.tls import read_ca, read_identity
 
-    llm, ca_path = config.llm, config.exchange.ca_cert
-    identity = read_identity(llm)
-    if identity is None:
-        return [ok("llm.tls-cert is not set: the LLM service speaks no TLS")]
-    findings = trust.check_dates("llm.tls-cert", llm.tls_cert, identity.certificate)
-    findings.append(ok("llm.tls-key is the key of llm.tls-cert"))
-    findings += check_key_file(Path(llm.tls_key).expanduser())
+    if read_identity(llm) is None:
+        return []
     if not ca_path:
-        findings.append(
+        return [
             warning(
-                "exchange.ca-cert is not set, so that it was not tried whether clients will trust "
-                "llm.tls-cert for the address that they dial",
+                "exchange.ca-cert is not set: whether clients trust llm.tls-cert for the address "
+                "that they dial was not tried",
                 "set it here to the file of the CA's certificate (clients may have their own "
                 "ca-cert in the node config)",
             )
-        )
-        return findings
-    ca = read_ca("exchange.ca-cert", ca_path)
-    findings += trust.check_dates("exchange.ca-cert", ca_path, ca)
-    return findings + check_trust(llm, ca)
-
-
-def check_trust(llm: LLM, ca: bytes) -> list[Finding]:
-    """Whether a client with this CA trusts the service at the address that clients dial."""
-    host = host_of(llm.address) if llm.address else llm.bind
-    paths = (Path(llm.tls_cert).expanduser(), Path(llm.tls_key).expanduser())
+        ]
+    host = llm.address.rpartition(":")[0].strip("[]") if llm.address else llm.bind
+    own = (Path(llm.tls_cert).expanduser(), Path(llm.tls_key).expanduser())
     try:
-        trust.handshake(*paths, ca, host)
+        handshake(*own, read_ca("exchange.ca-cert", ca_path), host)
     except ssl.SSLCertVerificationError as error:
-        found = trust.distrust(error, host, "exchange.ca-cert")
+        found = distrust(error, host, "exchange.ca-cert")
         what = f"llm.tls-cert = {llm.tls_cert!r}: clients will not trust it: {found.what}"
-        return [Finding(found.level, what, found.do)]
+        return [problem(what, found.do)]
     return [ok(f"clients that trust exchange.ca-cert will trust llm.tls-cert at {host}")]
 
 
-def check_key_file(file: Path) -> list[Finding]:
-    """Whether the private key is its owner's alone."""
-    mode = file.stat().st_mode & 0o777
-    if not mode & 0o077:
-        return []
-    return [
-        warning(
-            f"llm.tls-key = {str(file)!r}: others of this machine may read it (mode {mode:04o})",
-            shlex.join(["chmod", "600", str(file)]),
-        )
-    ]
-
-
-def check_ca(key: str, path: str) -> list[Finding]:
-    """The CA that a client trusts.
-
-    Args:
-        path: "" for none.
+def handshake(certificate: Path, key: Path, ca: bytes, host: str) -> None:
+    """Let a service with these files and a client that trusts `ca` meet, in memory.
 
     Raises:
-        ConfigError: the file cannot be used.
+        ssl.SSLError: the client does not trust the service at `host`.
     """
-    from fednano_flwr.exchange.wire.tls import read_ca
+    service = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    service.load_cert_chain(certificate, key, password=lambda: "")
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting(ca).wrap_bio(back, there, server_hostname=host)
+    server = service.wrap_bio(there, back, server_side=True)
+    for _ in range(FLIGHTS):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
 
-    if path:
-        return trust.check_dates(key, path, read_ca(key, path))
-    return [
-        ok(
-            "no ca-cert in the node config and no exchange.ca-cert: this client speaks to the LLM "
-            "service without TLS, and refuses one that has it"
-        )
-    ]
+
+def trusting(ca: bytes) -> ssl.SSLContext:
+    """A client's side that trusts the certificates that a CA file's have signed, and no others."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=ca.decode("ascii", errors="ignore"))
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC does
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
-def check_clock(now: float) -> list[Finding]:
-    """Whether the clock is one that certificates' dates can be compared with.
+def distrust(error: ssl.SSLCertVerificationError, host: str, ca_key: str) -> Finding:
+    """What a failed verification means.
 
     Args:
-        now: seconds since 1970, as this machine counts them.
+        host: that was dialled.
+        ca_key: that names the file of the CA's certificate.
     """
-    newest = max(file.stat().st_mtime for file in PACKAGE.rglob("*.py"))
-    shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
-    if now < newest - DAY:
-        return [
-            problem(
-                f"this machine's clock says {shown}, which is before fednano-flwr was installed",
-                "set the clock (timedatectl set-ntp true): certificates seem not valid yet",
-            )
-        ]
-    return [ok(f"this machine's clock says {shown}")]
-
-
-def host_of(address: str) -> str:
-    """The host in `host:port`, without the brackets of an IPv6 address."""
-    return address.rpartition(":")[0].strip("[]")
+    if error.verify_code in NAMES:
+        return problem(
+            f"its certificate is for another address than {host!r}",
+            "set llm.address to a name or IP address that is in the certificate, or have one made "
+            f"for {host!r} (subjectAltName; an IP address counts as one, not as a name)",
+        )
+    if error.verify_code in UNKNOWN_ISSUER:
+        return problem(
+            f"its certificate was not signed by the CA in {ca_key} ({error.verify_message})",
+            f"set {ca_key} to the certificate of the CA that signed llm.tls-cert; where there are "
+            "CAs in between, llm.tls-cert has to hold theirs too",
+        )
+    if error.verify_code == EXPIRED:
+        do = "have a new one made for llm.tls-cert, and check this machine's clock"
+        return problem("its certificate has expired", do)
+    if error.verify_code == NOT_YET:
+        clock = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        return problem("its certificate is not valid yet", f"check this machine's clock ({clock})")
+    return problem(f"its certificate is not trusted: {error.verify_message}", f"check {ca_key}")

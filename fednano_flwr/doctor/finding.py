@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from fednano_flwr.preflight import Check
+
 Level = Literal["ok", "warning", "problem"]
+TO_DOWNLOAD = "a run downloads it at its start; hf download fetches it before, or give a folder"
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Finding:
 
     Attributes:
         level: `problem`: a run that needs it fails; `warning`: it may, or is less safe.
-        what: the key or file, and what is the matter with it.
+        what: the key or file, and what is wrong with it.
         do: what to do about it; "" where nothing is to be done, or `what` says it.
     """
 
@@ -24,15 +26,16 @@ class Finding:
     do: str = ""
 
 
-Check = Callable[[], list[Finding]]
-
-
 @dataclass(frozen=True)
 class Section:
     """The findings of a theme."""
 
     theme: str
     findings: list[Finding]
+
+
+Look = Check[list[Finding]]
+"""A check of doctor's own, which may have several findings or none."""
 
 
 def ok(what: str) -> Finding:
@@ -47,32 +50,32 @@ def problem(what: str, do: str = "") -> Finding:
     return Finding("problem", what, do)
 
 
-def look(name: str, check: Check) -> list[Finding]:
+def look(check: Check[str] | Look, downloads: bool = False) -> list[Finding]:
     """The findings of a check; whatever it raises is one.
 
     Args:
-        name: what is looked at, in words.
+        downloads: a run may ask the hub for what this machine's cache lacks.
     """
     try:
-        return check()
+        found = check.find()
     except Exception as error:
-        if _for_people(error):
-            return [problem(str(error))]
-        if isinstance(error, ImportError):
-            return [
-                problem(
-                    f"{name} could not be looked at: {error}",
-                    "repair what is said of the versions above, then ask again",
-                )
-            ]
-        return [
-            problem(
-                f"{name} could not be looked at: {type(error).__name__}: {error}",
-                "look at the file or key that it names; where it names none, report this",
-            )
-        ]
+        return [_of_error(check.subject, error, downloads)]
+    if isinstance(found, str):
+        return [ok(found)] if found else []
+    return found
 
 
-def _for_people(error: Exception) -> bool:
-    """Whether the project wrote the error's text, which then says what to do."""
-    return type(error).__module__.partition(".")[0] == __name__.partition(".")[0]
+def _of_error(subject: str, error: Exception, downloads: bool) -> Finding:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause = error.__cause__
+    if downloads and isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        what = f"{subject}: not in this machine's Hugging Face cache ({error})"
+        return warning(what, TO_DOWNLOAD)
+    if type(error).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        what, _, do = str(error).partition("; ")  # the project wrote it for people
+        return problem(what, do)
+    do = "look at the file or key that it names; where it names none, report this"
+    if isinstance(error, ImportError):
+        do = "repair what is said of the versions above, and ask again"
+    return problem(f"{subject} could not be looked at: {type(error).__name__}: {error}", do)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -12,13 +13,12 @@ from rich.text import Text
 
 from fednano_flwr.doctor.finding import Level, Section
 
-MARKS: dict[Level, tuple[str, str]] = {
-    "ok": ("✓", "green"),
-    "warning": ("!", "yellow"),
-    "problem": ("✗", "bold red"),
+MARKS: dict[Level, tuple[str, str, str]] = {
+    "ok": ("✓", "+", "green"),
+    "warning": ("!", "!", "yellow"),
+    "problem": ("✗", "x", "bold red"),
 }
-PLAIN: dict[Level, str] = {"ok": "+", "warning": "!", "problem": "x"}
-"""Where the screen's encoding has none of the marks."""
+"""Of each level a mark, one for a screen whose encoding lacks it, and a style."""
 
 
 def counts(sections: Sequence[Section]) -> Counter[Level]:
@@ -28,7 +28,7 @@ def counts(sections: Sequence[Section]) -> Counter[Level]:
 
 def show(role: str, sections: Sequence[Section], console: Console) -> None:
     """A block a theme, a line a finding with what to do below it, then how many there are."""
-    unicode = console.encoding.startswith("utf")
+    plain = not console.encoding.startswith("utf")
     for section in sections:
         if not section.findings:
             continue
@@ -37,48 +37,33 @@ def show(role: str, sections: Sequence[Section], console: Console) -> None:
         for _ in range(3):
             lines.add_column(overflow="fold")
         for finding in section.findings:
-            mark, style = MARKS[finding.level]
-            lines.add_row(
-                Text(f"  {mark if unicode else PLAIN[finding.level]}", style=style),
-                Text(finding.level, style=style),
-                Text(finding.what),
-            )
+            *marks, style = MARKS[finding.level]
+            mark = Text(f"  {marks[plain]}", style=style)
+            lines.add_row(mark, Text(finding.level, style=style), Text(finding.what))
             if finding.do:
-                lines.add_row("", "", Text(f"→ {finding.do}" if unicode else f"> {finding.do}"))
+                lines.add_row("", "", Text(f"{'>' if plain else '→'} {finding.do}"))
         console.print(lines)
     console.print(Text(summary(role, sections), style="bold"))
 
 
 def summary(role: str, sections: Sequence[Section]) -> str:
-    """How it stands, in a line."""
+    """How many findings there are, in a line."""
     found = counts(sections)
-    if not found["problem"] and not found["warning"]:
-        return f"{role}: all {found['ok']} checks are well"
     words = [
-        f"{found[level]} {level}{'' if found[level] == 1 else 's'}"
-        for level in ("problem", "warning")
+        f"{found[level]} {level}{'' if found[level] == 1 or level == 'ok' else 's'}"
+        for level in reversed(MARKS)
         if found[level]
     ]
-    return f"{role}: {', '.join(words)}, {found['ok']} well"
+    return f"{role}: {', '.join(words)}"
 
 
 def as_json(role: str, sections: Sequence[Section]) -> str:
     """The same for programs."""
     found = counts(sections)
-    return json.dumps(
-        {
-            "role": role,
-            **{level: found[level] for level in MARKS},
-            "findings": [
-                {
-                    "theme": section.theme,
-                    "level": finding.level,
-                    "what": finding.what,
-                    "do": finding.do,
-                }
-                for section in sections
-                for finding in section.findings
-            ],
-        },
-        indent=2,
-    )
+    findings = [
+        {"theme": section.theme, **dataclasses.asdict(finding)}
+        for section in sections
+        for finding in section.findings
+    ]
+    totals = {level: found[level] for level in MARKS}
+    return json.dumps({"role": role, **totals, "findings": findings}, indent=2)

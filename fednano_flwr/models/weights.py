@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
@@ -183,6 +183,9 @@ class WeightFiles:
         try:
             self._found(filename)
         except ConfigError as error:
+            unknown = isinstance(error.__cause__, LocalEntryNotFoundError)  # the hub was not asked
+            if unknown and not (self.folder / INDEX).is_file():
+                raise
             if isinstance(error.__cause__, EntryNotFoundError):
                 return False
             raise

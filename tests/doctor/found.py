@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from fednano_flwr.doctor.finding import Finding
 
 
-def levels(findings: Sequence[Finding]) -> list[str]:
-    return [finding.level for finding in findings]
-
-
 def only(findings: Sequence[Finding], level: str) -> Finding:
-    """The one finding of a level, which is to say what to do."""
+    """The one finding of a level, which has to say what to do."""
     (found,) = [finding for finding in findings if finding.level == level]
     assert level == "ok" or found.do
     return found
 
 
 def well(findings: Sequence[Finding]) -> bool:
-    return bool(findings) and set(levels(findings)) == {"ok"}
+    """Whether nothing is wrong: there may be no finding."""
+    return all(finding.level == "ok" for finding in findings)

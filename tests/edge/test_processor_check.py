@@ -16,7 +16,6 @@ from fednano_flwr import preflight
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.doctor.model import check_half, check_processor
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.shard import ClientSpec
@@ -198,7 +197,6 @@ def test_everybody_refuses_it_before_a_weight_is_read(
         "the ServerApp": lambda: federate(cast(Grid, None), 1, config),
         "a run in this process": lambda: run_in_process(config, 2),
         "a client": lambda: Client(config, ClientSpec()),
-        "doctor": lambda: check_processor(str(unfit)),
         "split": lambda: split(str(unfit), tmp_path / "bundle", shard=None, dtype=None),
     }
     for who, refuse in by_all.items():
@@ -210,15 +208,15 @@ def test_everybody_refuses_it_before_a_weight_is_read(
 
 
 def test_a_server_may_hold_a_model_without_its_processor_and_a_client_not(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, run_config: Callable[..., Any]
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     for file in ("processor_config.json", "tokenizer_config.json"):
         (folder / file).unlink()
-    assert check_processor(str(folder)) == []
-    assert [finding.level for finding in check_half(str(folder), "llm")] == ["ok"]
-    (finding,) = check_half(str(folder), "edge")
-    assert finding.level == "problem" and "processor" in finding.what
+    config = RunConfig.parse(run_config(model__name=str(folder)))
+    preflight.check_all(preflight.server_checks(config))
+    with pytest.raises(ConfigError, match="processor"):
+        preflight.check_all(preflight.client_files(config))
 
 
 CUT = {"direction": "Right", "max_length": 16, "strategy": "LongestFirst", "stride": 0}

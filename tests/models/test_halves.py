@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from fednano_flwr.cli.split import split
-from fednano_flwr.config import ConfigError
-from fednano_flwr.doctor.model import check_half
+from fednano_flwr.config import ConfigError, Model
+from fednano_flwr.models.bundle import check_half
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
@@ -190,8 +190,8 @@ def test_a_config_in_another_format_is_refused_by_all_who_read_it(
         check_model,  # `fednano run` and `compare`
         read_size_config,
         lambda name: split(name, tmp_path / "out", shard=None, dtype=None),
-        lambda name: check_half(name, "llm"),  # `fednano doctor`
-        lambda name: check_half(name, "edge"),
+        lambda name: check_half(Model(name), "llm"),
+        lambda name: check_half(Model(name), "edge"),
         load_llm_half,
     )
     for read in readers:

@@ -17,19 +17,17 @@ from typer.testing import CliRunner
 from fednano_flwr.ask.opening import open_asker
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError, Model, RunConfig
-from fednano_flwr.doctor.model import check_edge_path, check_half
 from fednano_flwr.exchange.protocol import HostRefusedError
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.bundle import EdgeBundle
+from fednano_flwr.models.bundle import EdgeBundle, check_bundle, check_half
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.split import write_bundle
-from tests.doctor.found import only, well
 from tests.export.made_up import write_run
 from tests.files import hub_cache
 
@@ -103,15 +101,16 @@ def test_a_bundle_records_its_revision(cached: Path, tmp_path: Path) -> None:
     write_bundle(ModelCheckpoint(HUB_ID, "v1"), tmp_path / "bundle")
     bundle = str(tmp_path / "bundle")
     assert EdgeBundle(bundle).revision == load_edge_half(bundle).revision == OLD
-    assert well(check_edge_path("edge.bundle", bundle, Model(HUB_ID, OLD)))
-    refused = only(check_edge_path("edge.bundle", bundle, Model(HUB_ID)), "problem")
-    assert OLD in refused.what and NEW in refused.what
+    check_bundle("edge.bundle", bundle, Model(HUB_ID, OLD))
+    with pytest.raises(ConfigError, match=f"edge.bundle.*{OLD}.*{NEW}"):
+        check_bundle("edge.bundle", bundle, Model(HUB_ID))
 
 
-def test_doctor_looks_at_the_revision_of_the_run(cached: Path) -> None:
+def test_the_revision_of_the_run_is_checked(cached: Path) -> None:
     shutil.rmtree(cached / "snapshots" / OLD)
-    assert well(check_half(HUB_ID, "llm"))
-    assert "not in the hub's cache" in only(check_half(HUB_ID, "llm", "v1"), "problem").what
+    check_half(Model(HUB_ID), "llm")
+    with pytest.raises(ConfigError, match="v1"):
+        check_half(Model(HUB_ID, "v1"), "llm")
 
 
 def test_a_run_records_the_commit_and_is_continued_with_no_other(
