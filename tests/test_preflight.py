@@ -11,15 +11,14 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 from typer.testing import CliRunner
 
-from fednano_flwr import client_app, preflight
+from fednano_flwr import client_app, preflight, server_app
 from fednano_flwr.base import output
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError, RunConfig, machine
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.bundle import HALVES
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
-from fednano_flwr.server_app import federate
 from tests.certificates import authority, certificate
 from tests.local_grid import LocalGrid
 from tests.tiny import write_checkpoint
@@ -97,34 +96,20 @@ def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, 
             preflight.validate(config(tmp_path, *own, change))
 
 
-REFUSED = {
-    "beta": (["strategy.name=FedTrimmedAvg", "strategy.args=beta=0.7"], r"strategy\.args.*beta"),
-    "no number": (["strategy.name=FedAdam", "strategy.args=eta=nan"], r"strategy\.args.*eta"),
-    "infinite": (["strategy.name=FedAvgM", "strategy.args=server_momentum=inf"], "server_mom"),
-    "too many": (
-        ["strategy.name=Krum", "strategy.args=num_malicious_nodes=5"],
-        "13 clients.*are 3",
-    ),
-    "a fraction": (["strategy.name=Krum", "strategy.args=num_malicious_nodes=0.5"], "0.5.*whole"),
-    "none of them": (
-        ["strategy.name=MultiKrum", "strategy.args=num_nodes_to_select=0"],
-        "1 or more",
-    ),
-    "too few": (
-        ["strategy.name=Bulyan", "strategy.args=num_malicious_nodes=1"],
-        "7 clients.*are 3",
-    ),
-    "address": (["llm.address=localhost"], r"llm\.address.*HOST:PORT"),
-    "no device": (["llm.device=x"], r"llm\.device = 'x'"),
-    "no device of this kind": (["llm.device=mps"], r"llm\.device = 'mps'"),
-    "a device that computes nothing": (["edge.device=meta"], r"edge\.device = 'meta'"),
-    "no GPU": (["edge.device=cuda:63"], r"edge\.device = 'cuda:63'"),
-    "folder": (["run.dir=file/runs"], r"run\.dir.*file.*cannot be written"),
-    "state": (["edge.state-dir=file/state"], r"edge\.state-dir.*cannot be written"),
-    "features": (["edge.feature-dir=/proc/features"], r"edge\.feature-dir.*cannot be written"),
-    "tracker": (["run.trackers=mlflow"], "mlflow"),
-    "metrics": (["llm.metrics=127.0.0.1:0"], "prometheus"),
-}
+REFUSED = [
+    ("strategy.name=FedTrimmedAvg strategy.args=beta=0.7", r"strategy\.args.*beta"),
+    ("strategy.name=Krum strategy.args=num_malicious_nodes=5", "13 clients.*are 3"),
+    ("llm.address=localhost", r"llm\.address.*HOST:PORT"),
+    ("llm.device=x", r"llm\.device = 'x'"),
+    ("llm.device=mps", r"llm\.device = 'mps'"),
+    ("edge.device=meta", r"edge\.device = 'meta'"),
+    ("edge.device=cuda:63", r"edge\.device = 'cuda:63'"),
+    ("run.dir=file/runs", r"run\.dir.*file.*cannot be written"),
+    ("edge.state-dir=file/state", r"edge\.state-dir.*cannot be written"),
+    ("edge.feature-dir=/proc/features", r"edge\.feature-dir.*cannot be written"),
+    ("run.trackers=mlflow", "mlflow"),
+    ("llm.metrics=127.0.0.1:0", "prometheus"),
+]
 COMPARE_SETS = ("run.dir", "llm.address", "edge.state-dir")
 
 
@@ -140,10 +125,12 @@ def tiny(run_config, tmp_path, monkeypatch) -> list[str]:
     return [f"{key}={flat[key]}" for key in ("model.name", "dataset.path", "dataset.alpha")]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("asked", "says"), REFUSED)
+def test_what_can_be_known_is_refused_before_anything_is_started(
+    asked, says, tiny, tmp_path, monkeypatch
+):
     """By the command, a comparison, in one process and by the app of the side that it is of."""
-    changes, says = REFUSED[name]
+    changes = asked.split()
     given = [part for text in (*tiny, *changes) for part in ("-c", text)]
     monkeypatch.setattr("fednano_flwr.cli.app.launch", refuse)
     result = CliRunner().invoke(cli, ["run", "--clients", "3", "--app", str(ROOT), *given])
@@ -166,15 +153,31 @@ def test_what_can_be_known_is_refused_before_anything_is_started(name, tiny, tmp
         assert re.search(says, reply.error.reason), reply.error
     elif "num_malicious" not in changes[-1]:  # how many clients there are is known later
         with pytest.raises(ConfigError, match=says):
-            federate(grid, 1, parsed)
+            server_app.federate(grid, 1, parsed)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "args", "says"),
+    [
+        ("FedAdam", "eta=nan", r"strategy\.args.*eta"),
+        ("FedAvgM", "server_momentum=inf", "server_mom"),
+        ("Krum", "num_malicious_nodes=0.5", "0.5.*whole"),
+        ("MultiKrum", "num_nodes_to_select=0", "1 or more"),
+        ("Bulyan", "num_malicious_nodes=1", "7 clients.*are 3"),
+        ("Bulyan", "", "3 clients.*are 2"),
+    ],
+)
+def test_arguments_that_a_strategy_cannot_have_are_refused(tmp_path, strategy, args, says):
+    given = [f"strategy.name={strategy}", *([f"strategy.args={args}"] if args else [])]
+    with pytest.raises(ConfigError, match=says):
+        made = preflight.run_config(ROOT, given, 3 if args else 2, tmp_path)
+        preflight.check_all(preflight.server_checks(made))
 
 
 def test_a_strategy_that_stands_so_many_wrong_clients_passes(tmp_path):
     for strategy, wrong, clients in (("Krum", 1, 5), ("MultiKrum", 0, 2), ("Bulyan", 1, 7)):
         args = [f"strategy.name={strategy}", f"strategy.args=num_malicious_nodes={wrong}"]
         preflight.run_config(ROOT, args, clients, tmp_path)
-    with pytest.raises(ConfigError, match=r"Bulyan.* 3 clients .* 2"):
-        preflight.run_config(ROOT, ["strategy.name=Bulyan"], 2, tmp_path)
 
 
 def test_seeds_beyond_64_bits_are_refused_by_the_key(tiny, tmp_path):
@@ -212,23 +215,36 @@ def test_a_model_that_lacks_a_file_is_refused_before_the_llm_is_loaded(
 ):
     monkeypatch.setattr("fednano_flwr.models.llm_half.load_llm_half", refuse)
     model = shutil.copytree(tiny_model, tmp_path / "model")
-    whole = Checkpoint(str(model))
+    whole = ModelCheckpoint(str(model))
     llm, edge = ({whole.files[name][0] for name in whole.tensors(half)} for half in HALVES)
     lost = min(llm - edge)
     (model / lost).unlink()
     parsed = RunConfig.parse(run_config(model__name=str(model)))
-    for run in (preflight.validate, lambda parsed: federate(LocalGrid(None, {}, 1), 1, parsed)):
-        with pytest.raises(ConfigError, match=lost):
-            run(parsed)
+    with pytest.raises(ConfigError, match=lost):
+        preflight.validate(parsed)
+    with pytest.raises(ConfigError, match=lost):
+        server_app.federate(LocalGrid(None, {}, 1), 1, parsed)
+
+
+def test_the_server_of_a_simulation_reads_the_data_before_it_loads_the_llm(
+    run_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(server_app, "is_simulation", lambda grid: True)
+    empty = config(tmp_path).dataset.path
+    parsed = RunConfig.parse(run_config(dataset__path=empty))
+    with pytest.raises(ConfigError, match="no training question"):
+        server_app.federate(LocalGrid(None, {}, 1), 1, parsed)
 
 
 def test_a_bundle_of_another_model_is_refused_before_the_run(tiny_model, run_config, tmp_path):
     def validate(bundle: Path) -> None:
         preflight.validate(RunConfig.parse(run_config(edge__bundle=str(bundle))))
 
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "own")
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "own")
     validate(tmp_path / "own")
-    write_bundle(Checkpoint(str(write_checkpoint(tmp_path / "other", seed=1))), tmp_path / "bundle")
+    write_bundle(
+        ModelCheckpoint(str(write_checkpoint(tmp_path / "other", seed=1))), tmp_path / "bundle"
+    )
     with pytest.raises(ConfigError, match=r"edge\.bundle = .*model\.name"):
         validate(tmp_path / "bundle")
     with pytest.raises(ConfigError, match=r"edge\.bundle = .*edge_bundle\.json"):

@@ -110,7 +110,7 @@ def _check_agrees(config: RunConfig, folder: Path) -> None:
     if differing:
         raise ConfigError(
             f"resume = {config.resume!r}: the run in {folder} has another config: "
-            + "; ".join(differing)
+            + ", ".join(differing)
         )
 
 

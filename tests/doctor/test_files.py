@@ -15,7 +15,7 @@ import pytest
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, Model, RunConfig
 from fednano_flwr.doctor import files
-from fednano_flwr.models.checkpoint import Checkpoint
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.split import write_bundle
 from tests.doctor.found import only, well
 
@@ -109,7 +109,7 @@ def test_a_bundle_has_the_tokens_of_its_own_shard(
     split(str(tiny_model), tmp_path / "own", shard_folder, dtype=None)
     kept = files.rows_of(str(tmp_path / "own"))
     assert kept is not None and kept < 64 and f"{kept} tokens" in tokens(tmp_path / "own")
-    write_bundle(Checkpoint(str(tiny_model)), tmp_path / "few", ids=[0, 1, 2, 3])
+    write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "few", ids=[0, 1, 2, 3])
     with pytest.raises(ConfigError, match="lacks the embeddings"):
         tokens(tmp_path / "few")
     assert files.rows_of("/nowhere") is None
