@@ -9,29 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fednano_flwr.base.console import human_bytes
+from fednano_flwr.cli import size_tables
 from fednano_flwr.cli.options import Revision, exit_status
 from fednano_flwr.cli.size_tables import (
-    COMPRESSED,
-    DTYPE_BYTES,
     LIMIT,
     PICTURE_TOKENS,
     SHARD_ROWS,
     TEXT_TOKENS,
-    UPLOADS,
-    PackedRecord,
-    Records,
+    Counted,
     SizeOptions,
-    client_table,
-    memory_table,
-    parts_table,
-    round_table,
-    step_table,
+    Upload,
 )
 from fednano_flwr.config import DTYPES, ConfigError
 
 if TYPE_CHECKING:
-    from fednano_flwr.models.size import SizeConfig, Sizes
+    from fednano_flwr.models.size import SizeConfig
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+UPLOADS = (("float32", ""), ("float32", "float32"), ("int8", ""), ("int4", ""), ("int4", "log4"))
+"""`upload.adapters` and `upload.fisher` that are weighed; "": no Fisher is asked for."""
 
 command = typer.Typer()
 
@@ -75,64 +71,47 @@ def size_command(
     Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
     model or it cannot be cut.
     """
+    options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
     with exit_status():
-        options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
-        typer.echo(size(options, as_json))
+        counted = count(options)
+        whole = json.dumps(_as_json(counted), indent=2) if as_json else size_tables.show(counted)
+        typer.echo(whole)
 
 
-def size(options: SizeOptions, as_json: bool) -> str:
-    """The tables to show, or one JSON object.
+def count(options: SizeOptions) -> Counted:
+    """Count all that the command shows.
 
     Raises:
         ConfigError: there is no such model, its family cannot be cut, or it has fewer rows.
     """
-    # Imported here: they bring torch, which `fednano --help` must not wait for.
-    from fednano_flwr.models.size import Setting, Sizes, count, read_size_config
+    # Imported here: it brings torch, which `fednano --help` must not wait for.
+    from fednano_flwr.models import size
 
-    found = read_size_config(options.model, options.revision)
-    parts = count(found.config)
+    found = size.read_size_config(options.model, options.revision)
+    parts = size.count(found.config)
     if options.rows is not None and options.rows > parts.vocabulary:
         raise ConfigError(f"--rows {options.rows}: the model has {parts.vocabulary:,} rows")
     pictures = PICTURE_TOKENS if parts.picture_tokens is None else parts.picture_tokens
-    setting = Setting(
+    setting = size.Setting(
         rank=options.rank,
-        rows=min(SHARD_ROWS, parts.vocabulary) if options.rows is None else options.rows,
+        rows=options.rows or min(SHARD_ROWS, parts.vocabulary),
         dtype_bytes=DTYPE_BYTES[options.dtype],
-        tokens=pictures + TEXT_TOKENS if options.tokens is None else options.tokens,
+        tokens=options.tokens or pictures + TEXT_TOKENS,
         batch_size=options.batch_size,
         file_bytes=_file_bytes(found),
     )
-    sizes = Sizes(parts, setting)
-    records = _records(parts.hidden_size, options.rank)
-    download = _download_without_bundle(found)
-    if as_json:
-        return json.dumps(_as_json(options, found, sizes, records, download), indent=2)
-    heading = (
-        f"{options.model}: {parts.model:,} parameters, {human_bytes(sizes.model_bytes)} in "
-        f"{options.dtype} ({found.config.model_type}; {found.origin})"
-    )
-    return "\n\n".join(
-        [
-            heading,
-            parts_table(sizes),
-            client_table(options, found, sizes, download),
-            memory_table(sizes),
-            round_table(sizes, records),
-            step_table(options, sizes),
-        ]
-    )
+    uploads = _uploads(parts.hidden_size, options.rank)
+    return Counted(options, found, size.Sizes(parts, setting), uploads, _download(found))
 
 
-def _as_json(
-    options: SizeOptions, found: SizeConfig, sizes: Sizes, records: Records, download: int | None
-) -> dict[str, Any]:
-    parts, setting = sizes.parts, sizes.setting
+def _as_json(counted: Counted) -> dict[str, Any]:
+    sizes, parts = counted.sizes, counted.sizes.parts
     return {
-        "model": options.model,
-        "family": found.config.model_type,
-        "config": found.origin,
-        "dtype": options.dtype,
-        "setting": asdict(setting),
+        "model": counted.options.model,
+        "family": counted.found.config.model_type,
+        "config": counted.found.origin,
+        "dtype": counted.options.dtype,
+        "setting": asdict(sizes.setting),
         "parts": asdict(parts),
         "parameters": {
             "token_embeddings": parts.token_embeddings,
@@ -142,27 +121,16 @@ def _as_json(
         },
         "model_bytes": sizes.model_bytes,
         "server_bytes": sizes.server_bytes,
+        "adapter_bytes": sizes.adapter_bytes,
         "client_bytes": sizes.client_bytes,
-        "client_share": sizes.client_bytes / sizes.model_bytes,
         "client_parts": [asdict(item) for item in sizes.client()],
         "client_bytes_without_options": sizes.client_bytes_without_options,
-        "client_share_without_options": sizes.client_bytes_without_options / sizes.model_bytes,
         "client_parts_without_options": [asdict(item) for item in sizes.client(False)],
-        "client_files_counted": found.folder is not None,
-        "download_bytes_without_bundle": download,
+        "client_files_counted": counted.found.folder is not None,
+        "download_bytes_without_bundle": counted.download,
         "rows_within_5_percent": sizes.most_rows(LIMIT),
         "training_memory": [asdict(item) for item in sizes.training_memory()],
-        "adapter_bytes": sizes.adapter_bytes,
-        "download_bytes": sizes.adapter_bytes,
-        "upload_bytes": sizes.upload_bytes(fisher=True),
-        "upload_bytes_without_fisher": sizes.upload_bytes(fisher=False),
-        "upload_bytes_compressed": records.compressed.record,
-        "upload_share_compressed": records.compressed.record / sizes.model_bytes,
-        "upload_compressed": dict(zip(("adapters", "fisher"), COMPRESSED, strict=True)),
-        "upload_bytes_packed": {
-            "+".join(filter(None, key)): each.record for key, each in records.packed.items()
-        },
-        "record_bytes": {"adapters": records.adapters, "with_fisher": records.with_fisher},
+        "uploads": {upload.name: asdict(upload) for upload in counted.uploads},
         "step_bytes": {
             "embeddings": asdict(sizes.embeddings_step()),
             "lowrank": asdict(sizes.lowrank_step()),
@@ -170,25 +138,24 @@ def _as_json(
     }
 
 
-def _records(hidden_size: int, rank: int) -> Records:
+def _uploads(hidden_size: int, rank: int) -> list[Upload]:
     """Weigh the records of real adapters of this size."""
     import torch
 
+    from fednano_flwr import config
     from fednano_flwr.adapters.site import adapter_state, build_adapters
-    from fednano_flwr.config import SITES, Adapter, Upload
-    from fednano_flwr.rounds.records import to_arrays
     from fednano_flwr.rounds.uploads import to_upload
 
-    adapter = Adapter(rank, 2.0 * rank, 0.0, ",".join(SITES))
+    adapter = config.Adapter(rank, 2.0 * rank, 0.0, ",".join(config.SITES))
     theta = adapter_state(build_adapters(hidden_size, adapter, seed=0))
-    fisher = {key: torch.zeros_like(value) for key, value in theta.items()}
-    packed = {}
-    for adapters, diagonals in UPLOADS:
-        upload = Upload(adapters, diagonals or "float32", error_feedback=False)
-        record = to_upload(theta, fisher if diagonals else None, theta, upload, own=None)
+    diagonals = {key: torch.zeros_like(value) for key, value in theta.items()}
+    found = []
+    for adapters, fisher in UPLOADS:
+        upload = config.Upload(adapters, fisher or "float32", error_feedback=False)
+        record = to_upload(theta, diagonals if fisher else None, theta, upload, own=None)
         state = sum(array.numpy().nbytes for array in record.values())
-        packed[adapters, diagonals] = PackedRecord(state, record.count_bytes())
-    return Records(to_arrays(theta).count_bytes(), to_arrays(theta, fisher).count_bytes(), packed)
+        found.append(Upload(adapters, fisher, state, record.count_bytes()))
+    return found
 
 
 def _file_bytes(found: SizeConfig) -> int:
@@ -200,7 +167,7 @@ def _file_bytes(found: SizeConfig) -> int:
     return sum((found.folder / file).stat().st_size for file in small_files(found.folder))
 
 
-def _download_without_bundle(found: SizeConfig) -> int | None:
+def _download(found: SizeConfig) -> int | None:
     """Bytes of the checkpoint's files that hold a tensor of the client; None without weights."""
     from fednano_flwr.models.bundle import MANIFEST
     from fednano_flwr.models.checkpoint import ModelCheckpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,6 @@ TEXT_TOKENS = 128
 PICTURE_TOKENS = 576
 """LLaVA-1.5's, for a family whose pictures take a number of tokens that depends on the picture."""
 LIMIT = 0.05
-UPLOADS = (("int8", None), ("int4", None), ("int4", "log4"))
-"""`upload.adapters` and `upload.fisher` that are weighed; None where no Fisher is asked for."""
-COMPRESSED = ("int4", "log4")
-"""The smallest that keeps a value of every parameter's Fisher diagonal: conf/compressed.toml."""
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -38,28 +32,60 @@ class SizeOptions:
 
 
 @dataclass(frozen=True)
-class Records:
-    """Bytes of the records that carry a round's state, as Flower counts them."""
+class Upload:
+    """What a client sends in a round.
 
-    adapters: int
-    with_fisher: int
-    packed: Mapping[tuple[str, str | None], PackedRecord]
+    Attributes:
+        adapters, fisher: as `upload.adapters` and `upload.fisher`; "" where none is asked for.
+        state: bytes of the numbers.
+        record: bytes of Flower's record.
+    """
 
-    @property
-    def compressed(self) -> PackedRecord:
-        """Adapters with Fisher, packed small."""
-        return self.packed[COMPRESSED]
-
-
-@dataclass(frozen=True)
-class PackedRecord:
-    """Bytes of a packed update: what its arrays hold, and the record as Flower counts it."""
-
+    adapters: str
+    fisher: str
     state: int
     record: int
 
+    @property
+    def name(self) -> str:
+        """As "int4+log4"."""
+        return "+".join(filter(None, (self.adapters, self.fisher)))
 
-def parts_table(sizes: Sizes) -> str:
+
+@dataclass(frozen=True)
+class Counted:
+    """All that the command shows.
+
+    Attributes:
+        download: bytes of the checkpoint's files that hold a tensor of the client; None without
+            weights.
+    """
+
+    options: SizeOptions
+    found: SizeConfig
+    sizes: Sizes
+    uploads: list[Upload]
+    download: int | None
+
+
+def show(counted: Counted) -> str:
+    """The tables, one below the other."""
+    options, sizes = counted.options, counted.sizes
+    heading = (
+        f"{options.model}: {sizes.parts.model:,} parameters, {human_bytes(sizes.model_bytes)} in "
+        f"{options.dtype} ({counted.found.config.model_type}; {counted.found.origin})"
+    )
+    tables = (
+        _parts(sizes),
+        _client(counted),
+        _memory(sizes),
+        _round(counted),
+        _step(options, sizes),
+    )
+    return "\n\n".join((heading, *tables))
+
+
+def _parts(sizes: Sizes) -> str:
     parts = sizes.parts
     head = "head (is the token embeddings)" if parts.tied else "head"
     frozen = (
@@ -81,38 +107,38 @@ def parts_table(sizes: Sizes) -> str:
     return table("Parts", ("", "side", "parameters", "bytes", "of the parameters"), rows)
 
 
-def client_table(
-    options: SizeOptions, found: SizeConfig, sizes: Sizes, download: int | None
-) -> str:
-    parts = sizes.parts
-    rows = []
-    for plain, cut in zip(sizes.client(with_options=False), sizes.client(), strict=True):
-        if plain.bytes or cut.bytes:
-            rows.append((_named(plain.name, sizes), *_shown(plain), *_shown(cut)))
+def _client(counted: Counted) -> str:
+    sizes, parts = counted.sizes, counted.sizes.parts
+    details = {
+        "ids of the kept rows": " (int64)",
+        "NanoAdapters": f", rank {sizes.setting.rank} (float32)",
+    }
+    rows = [
+        (full.name + details.get(full.name, ""), *_shown(full), *_shown(cut))
+        for full, cut in zip(sizes.client(with_options=False), sizes.client(), strict=True)
+        if full.bytes or cut.bytes
+    ]
     both = (sizes.client_bytes_without_options, sizes.client_bytes)
     without, with_options = (human_bytes(each) for each in both)
     rows.append(("all of it", "", without, "", with_options))
-    shares = [_percent(each / sizes.model_bytes) for each in both]
-    rows.append(("of the model's bytes", "", shares[0], "", shares[1]))
+    without, with_options = (_percent(each / sizes.model_bytes) for each in both)
+    rows.append(("of the model's bytes", "", without, "", with_options))
     columns = ("", "parameters", "in full", "parameters", "as a bundle")
     lines = [
         table("What a client stores", columns, rows),
         "A bundle is what fednano split writes; a client that has one needs no other file.",
-        f"It has {_rows_kept(options, sizes)}",
+        f"It has {_rows_kept(counted.options, sizes)}",
         _limit(sizes),
     ]
-    if parts.layers_unused:
-        lines.insert(
-            2,
-            f"It lacks {_counted(parts.layers_unused, 'encoder layer')} whose output the model "
-            "never uses.",
-        )
-    if download:
+    if unused := parts.layers_unused:
+        layers = f"{unused} encoder layer{'' if unused == 1 else 's'}"
+        lines.insert(2, f"It lacks {layers} whose output the model never uses.")
+    if counted.download:
         lines.append(
-            f"Without a bundle a client downloads {human_bytes(download)}: whole files of the "
-            "checkpoint."
+            f"Without a bundle a client downloads {human_bytes(counted.download)}: whole files of "
+            "the checkpoint."
         )
-    if found.folder is None:
+    if counted.found.folder is None:
         lines.append("Not counted: config, processor and tokenizer, which a config does not tell.")
     return "\n".join(lines)
 
@@ -132,98 +158,64 @@ def _rows_kept(options: SizeOptions, sizes: Sizes) -> str:
 
 def _limit(sizes: Sizes) -> str:
     most, vocabulary = sizes.most_rows(LIMIT), sizes.parts.vocabulary
+    within = f"{100 * LIMIT:g} % of the model's bytes."
     if most is None:
-        return f"Even without any token row it would exceed {100 * LIMIT:g} % of the model's bytes."
-    if most == vocabulary:
-        return f"With all {vocabulary:,} rows it is within {100 * LIMIT:g} % of the model's bytes."
-    return f"Up to {most:,} rows it is within {100 * LIMIT:g} % of the model's bytes."
+        return f"Even without any token row it would exceed {within}"
+    with_rows = f"With all {vocabulary:,}" if most == vocabulary else f"Up to {most:,}"
+    return f"{with_rows} rows it is within {within}"
 
 
-def memory_table(sizes: Sizes) -> str:
+def _memory(sizes: Sizes) -> str:
     rows = [(item.name, *_shown(item)) for item in sizes.training_memory()]
-    title = "Memory only while a client trains"
     return (
-        table(title, ("in float32", "numbers", "bytes"), rows)
+        table("Memory only while a client trains", ("in float32", "numbers", "bytes"), rows)
         + "\nBeside what it stores; activations and the image features that it keeps come on top."
     )
 
 
-def round_table(sizes: Sizes, records: Records) -> str:
-    plain, both = sizes.upload_bytes(fisher=False), sizes.upload_bytes(fisher=True)
-    weighed = [
-        ("down: adapters", plain, records.adapters),
-        ("up: adapters", plain, records.adapters),
-        ("up: adapters and Fisher", both, records.with_fisher),
-        *((_upload(*key), each.state, each.record) for key, each in records.packed.items()),
-    ]
-    rows = [
-        (name, _bytes(state), _bytes(record), _percent(record / sizes.model_bytes))
-        for name, state, record in weighed
-    ]
-    title = f"Round traffic of a client, rank {sizes.setting.rank}, float32 unless packed"
+def _round(counted: Counted) -> str:
+    rows = [("down: adapters", *_sent(counted.uploads[0], counted.sizes))]
+    for upload in counted.uploads:
+        name = f"up: adapters {upload.adapters}" + (upload.fisher and f", Fisher {upload.fisher}")
+        rows.append((name, *_sent(upload, counted.sizes)))
+    columns = ("", "state", "as Flower's record", "of the model's bytes")
     return (
-        table(title, ("", "state", "as Flower's record", "of the model's bytes"), rows)
+        table(f"Round traffic of a client, rank {counted.options.rank}", columns, rows)
         + "\nA client that is scored gets the adapters once more.\n"
         "upload.adapters and upload.fisher choose how an upload is packed (docs/upload.md)."
     )
 
 
-def _upload(adapters: str, fisher: str | None) -> str:
-    return f"up: adapters {adapters}" + (f", Fisher {fisher}" if fisher else "")
+def _sent(upload: Upload, sizes: Sizes) -> tuple[str, str, str]:
+    share = _percent(upload.record / sizes.model_bytes)
+    return human_bytes(upload.state), human_bytes(upload.record), share
 
 
-def step_table(options: SizeOptions, sizes: Sizes) -> str:
+def _step(options: SizeOptions, sizes: Sizes) -> str:
     setting, pictures = sizes.setting, sizes.parts.picture_tokens
     plain, low = sizes.embeddings_step(), sizes.lowrank_step()
+    once = human_bytes(low.once) if low.once else "its features"
     rows = [
-        (name, human_bytes(each.up), human_bytes(each.down), human_bytes(each.up + each.down), once)
-        for name, each, once in (
-            ("embeddings", plain, "–"),
-            ("lowrank", low, human_bytes(low.once) if low.once else "its features"),
-        )
+        (name, *map(human_bytes, (each.up, each.down, each.up + each.down)), kept)
+        for name, each, kept in (("embeddings", plain, "–"), ("lowrank", low, once))
     ]
-    if options.tokens is not None:
-        consists = f"T = {setting.tokens} tokens a sample."
-    elif pictures is None:
-        consists = (
-            f"T = {setting.tokens} tokens a sample: LLaVA-1.5's {PICTURE_TOKENS} for a picture, as "
-            "this family's depend\non the picture, "
-            f"and {TEXT_TOKENS} of text. Give your own with --tokens."
-        )
-    else:
-        consists = (
-            f"T = {setting.tokens} tokens a sample: {pictures} of a picture and {TEXT_TOKENS} of "
-            "text (--tokens changes it)."
-        )
+    consists = f"T = {setting.tokens} tokens a sample"
+    if options.tokens is None:
+        consists += f": {pictures or PICTURE_TOKENS} of a picture and {TEXT_TOKENS} of text"
+        consists += " (--tokens changes it)"
+        if pictures is None:
+            consists += ";\nthe picture's are LLaVA-1.5's, as this family's depend on the picture"
     columns = ("exchange", "up", "down", "both", "once a picture")
-    return "\n".join(
-        [
-            table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows),
-            consists,
-            f"With lowrank the {_counted(setting.batch_size, 'sample')} of a step share B and dB, "
-            "which are counted.",
-        ]
+    return (
+        table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows)
+        + f"\n{consists}.\nWith lowrank, B and dB are counted in shares of a step's batch, "
+        f"{setting.batch_size}."
     )
 
 
-def _named(name: str, sizes: Sizes) -> str:
-    details = {
-        "ids of the kept rows": " (int64)",
-        "NanoAdapters": f", rank {sizes.setting.rank} (float32)",
-    }
-    return name + details.get(name, "")
-
-
 def _shown(item: Item) -> tuple[str, str]:
-    return (f"{item.parameters:,}" if item.parameters else "", _bytes(item.bytes))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def _bytes(count: int) -> str:
-    return human_bytes(count) if count else "–"
+    numbers = f"{item.parameters:,}" if item.parameters else ""
+    return numbers, human_bytes(item.bytes) if item.bytes else "–"
 
 
 def _percent(share: float) -> str:
