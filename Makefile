@@ -36,7 +36,7 @@ $(VENV)/.app $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $(VENV)/.app $@
 
 proto:  ## regenerate the gRPC code; needs grpcio-tools 1.71
-	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	$(PYTHON) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. \
 		fednano_flwr/exchange/wire/fednano.proto
 
 clean:

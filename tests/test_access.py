@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.wire.tokens import Tokens
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.rounds.records import with_tokens
 from fednano_flwr.runs.folder import RunFolder
 from tests.certificates import authority, certificate

@@ -19,6 +19,7 @@ from fednano_flwr.cli.split import split
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge import process_cache
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.exchange.wire.server import Servicer
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.rounds import progress, snapshot
@@ -414,7 +415,7 @@ def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
     grid = LocalGrid(client_app.app, flat, clients=3)
     unlucky = next(node for node, partition in grid.nodes.items() if partition == 1)
     answered = 0
-    healthy = Servicer.Session
+    healthy = Servicer.session
 
     def session(self: Servicer, calls: Any, context: grpc.ServicerContext) -> Any:
         nonlocal answered
@@ -427,7 +428,7 @@ def test_a_client_that_loses_the_host_in_the_middle_does_not_stop_the_round(
                     context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
             yield answer
 
-    monkeypatch.setattr(Servicer, "Session", session)
+    monkeypatch.setattr(Servicer, "session", session)
     monkeypatch.setattr("fednano_flwr.exchange.wire.connection.RETRY_SECONDS", 0.5)
     folder = server_app.federate(grid, 1, RunConfig.parse(flat))
     assert answered > 2
@@ -446,7 +447,7 @@ def test_a_connection_lost_for_a_moment_changes_nothing(
     run_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = adapters(run(run_config(run__name="calm")))
-    healthy, count = Servicer.Session, 0
+    healthy, count = Servicer.session, 0
 
     def session(self: Servicer, calls: Any, context: grpc.ServicerContext) -> Any:
         nonlocal count
@@ -456,7 +457,7 @@ def test_a_connection_lost_for_a_moment_changes_nothing(
                 context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
             yield answer
 
-    monkeypatch.setattr(Servicer, "Session", session)
+    monkeypatch.setattr(Servicer, "session", session)
     shaken = run(run_config(run__name="shaken"))
     assert shaken.rounds[1]["step_retries"] > 0
     assert all(torch.equal(value, expected[key]) for key, value in adapters(shaken).items())
@@ -527,14 +528,15 @@ def test_a_run_says_where_it_is_and_counts_what_its_metrics_say(
         seen.append(found)
 
     introductions: list[str] = []
-    for name in ("Describe", "Register"):
-        asked = getattr(Servicer, name)
+    answered = Dispatcher.answer
 
-        def introduce(self: Servicer, *args: Any, asked: Any = asked, name: str = name) -> Any:
-            introductions.append(name)
-            return asked(self, *args)
+    def answer(self: Dispatcher, message: bytes, owner: bytes | None = None) -> pb.Answer:
+        found = answered(self, message, owner)
+        if (kind := found.WhichOneof("what")) in ("describe", "register"):
+            introductions.append(str(kind))
+        return found
 
-        monkeypatch.setattr(Servicer, name, introduce)
+    monkeypatch.setattr(Dispatcher, "answer", answer)
     monkeypatch.setattr("fednano_flwr.rounds.progress.write", write)
     file = tmp_path / "progress.json"
     flat = run_config(exchange__kind="embeddings")  # no call only keeps features

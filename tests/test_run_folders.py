@@ -19,7 +19,7 @@ from fednano_flwr import server_app
 from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.doctor.files import check_private
-from fednano_flwr.exchange.wire.fixed_token import read_token
+from fednano_flwr.exchange.wire.auth import read_token
 from fednano_flwr.preflight import config_of
 from fednano_flwr.runs import resume
 from fednano_flwr.runs.folder import RunFolder

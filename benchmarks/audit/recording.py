@@ -15,7 +15,6 @@ from torch import Tensor
 
 from benchmarks.audit.attack import answers_of_gradient
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.forwarding import ForwardingService
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
@@ -40,7 +39,7 @@ class Seen:
     answers: Tensor
 
 
-class Recorder(ForwardingService):
+class Recorder(LLMService):
     """An `LLMService` that remembers the last training step it answered."""
 
     def __init__(self, service: LLMService) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +11,7 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
+    LLMInfo,
     LLMService,
 )
 
@@ -20,25 +19,22 @@ PICTURES = 8
 """Of the last so many pictures the features are kept."""
 
 
-class Here:
+class Here(LLMService):
     """An `LLMService` in this process that refuses as one behind a wire does."""
 
     def __init__(self, service: LLMService) -> None:
         self._service = service
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        call = getattr(self._service, name)
+    def describe(self) -> LLMInfo:
+        return self._service.describe()
 
-        @wraps(call)
-        def refusing(*arguments: Any, **named: Any) -> Any:
-            try:
-                return call(*arguments, **named)
-            except HostBusyError as busy:
-                raise HostUnreachableError(str(busy)) from busy
-            except ValueError as refusal:
-                raise HostRefusedError(str(refusal)) from refusal
-
-        return refusing
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        try:
+            return getattr(self._service, method)(*arguments, owner)
+        except HostBusyError as busy:
+            raise HostUnreachableError(str(busy)) from busy
+        except ValueError as refusal:
+            raise HostRefusedError(str(refusal)) from refusal
 
 
 class LastFeatures:

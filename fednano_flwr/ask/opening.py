@@ -19,8 +19,8 @@ from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.wire.auth import read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
-from fednano_flwr.exchange.wire.fixed_token import read_token
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.models.device import describe_device, threads
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half

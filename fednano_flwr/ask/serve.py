@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import LLM, ConfigError
-from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.wire.fixed_token import FixedToken, make_token, read_token
-from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
+from fednano_flwr.exchange.wire.auth import FixedToken, make_token, read_token
+from fednano_flwr.exchange.wire.nodes import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.llm.client_state import LIMIT
@@ -22,19 +22,22 @@ from fednano_flwr.preflight import config_of
 ANY = ("0.0.0.0", "::")
 
 
-class AnswersOnly:
+TRAINING = ("step", "forward", "backward")
+
+
+class AnswersOnly(LLMService):
     """An `LLMService` that generates and scores, and answers nothing that training needs."""
 
     def __init__(self, service: LLMService) -> None:
         self._service = service
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._service, name)
+    def describe(self) -> LLMInfo:
+        return self._service.describe()
 
-    def _refuse(self, *args: object, **kwargs: object) -> Any:
-        raise ValueError("this LLM service answers questions and takes no part in training")
-
-    step = forward = backward = _refuse
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        if method in TRAINING:
+            raise ValueError("this LLM service answers questions and takes no part in training")
+        return getattr(self._service, method)(*arguments, owner)
 
 
 def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str], cwd: Path) -> LLM:
@@ -85,7 +88,7 @@ def serving(
         info = host.describe()
         limits = NodeLimits(config.node_requests_per_second, config.max_clients)
         with serve(
-            AnswersOnly(host),  # type: ignore[arg-type]
+            AnswersOnly(host),
             config.bind,
             config.port,
             config.max_clients,

@@ -14,7 +14,7 @@ from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.generation import answer_tokens, option_probabilities
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.exchange.protocol import GeneratingLLM
+from fednano_flwr.exchange.exchange import Exchange
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """How a tokenizer writes a character of which not all bytes are there."""
@@ -55,9 +55,7 @@ class Asker:
         max_tokens: most tokens of a free answer.
     """
 
-    def __init__(
-        self, tuned: NanoEdge, frozen: NanoEdge, llm: GeneratingLLM, max_tokens: int
-    ) -> None:
+    def __init__(self, tuned: NanoEdge, frozen: NanoEdge, llm: Exchange, max_tokens: int) -> None:
         self.tuned, self.frozen, self.llm = tuned, frozen, llm
         self.max_tokens = max_tokens
 

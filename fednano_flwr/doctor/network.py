@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from contextlib import closing
 
 from fednano_flwr.config import LLM, ConfigError, address_to_dial, host_and_port, is_loopback
 from fednano_flwr.config.proxies import (
@@ -265,16 +266,17 @@ def _called(text: str, ca: bytes | None, name: str) -> Finding:
 
     from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
-    from fednano_flwr.exchange.wire.fednano_pb2_grpc import LLMStub
+    from fednano_flwr.exchange.wire.connection import Session
 
-    request = pb.DescribeRequest(header=pb.Header(protocol=PROTOCOL_VERSION))
-    with open_channel(text, ca) as channel:
+    call = pb.Call(describe=pb.DescribeRequest(header=pb.Header(protocol=PROTOCOL_VERSION)))
+    with open_channel(text, ca) as channel, closing(Session(channel)) as session:
         try:
-            reply = LLMStub(channel).Describe(request, timeout=SECONDS)
+            answer = pb.Answer.FromString(session.ask(call.SerializeToString(), SECONDS))
         except grpc.RpcError as error:
             code, details = error.code(), str(error.details())  # type: ignore[attr-defined]
         else:
-            what = f"{name} answers without a token (it hosts {reply.model}): a run's asks for one"
+            model = answer.describe.model
+            what = f"{name} answers without a token (it hosts {model}): a run's asks for one"
             return problem(what, "find out who started it: whoever reaches the port can use it")
     if code is grpc.StatusCode.UNAUTHENTICATED and details.startswith(NO_TOKEN):
         return ok(f"{name} is FedNano's, and refuses a call without a token as it should")

@@ -24,7 +24,8 @@ from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.scoring import Tally, right_answers, tally
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
-from fednano_flwr.exchange.protocol import GeneratingLLM, LLMInfo, LLMService
+from fednano_flwr.exchange.exchange import Exchange
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.models.device import threads
 
@@ -198,7 +199,7 @@ class Client:
         return union.within(self.limits).train
 
 
-def exchange_of(config: RunConfig, service: LLMService) -> GeneratingLLM:
+def exchange_of(config: RunConfig, service: LLMService) -> Exchange:
     """The exchange that a run config asks for, on top of a service."""
     return EXCHANGES[config.exchange.kind](service, config.exchange.labels_at)
 

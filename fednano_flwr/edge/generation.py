@@ -13,11 +13,11 @@ import torch
 
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions
+from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     LLM,
     NOT_FINITE_ADVICE,
     CacheGoneError,
-    GeneratingLLM,
     HostRefusedError,
 )
 
@@ -51,7 +51,7 @@ def generate(
 
 
 def answer_tokens(
-    edge: NanoEdge, llm: GeneratingLLM, question: Question, max_tokens: int
+    edge: NanoEdge, llm: Exchange, question: Question, max_tokens: int
 ) -> Iterator[int]:
     """The likeliest tokens one after another, each as soon as the host has it, without the end.
 

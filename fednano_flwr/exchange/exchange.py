@@ -65,9 +65,11 @@ class Exchange:
         return self._answer(batch, self.inputs.of(batch), ask)
 
     def prefill(self, batch: AdaptedBatch) -> Generated:
+        """See `LLMService.prefill`."""
         return self._answer(batch, self.inputs.of(batch), self.service.prefill)
 
     def decode(self, cache: int, token: AdaptedBatch) -> Generated:
+        """See `LLMService.decode`; `token` is a batch of one token of text."""
         row, positions = self.inputs.token_row(token), token.position_ids
         new = NewToken(
             int(token.token_ids),

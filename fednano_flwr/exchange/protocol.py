@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -294,8 +294,10 @@ class HostUnreachableError(ConnectionError):
     """The host did not answer within the time that retries may take."""
 
 
-class LLMService(Protocol):
+class LLMService:
     """The frozen language model as a pure function; every call is safe to repeat.
+
+    A subclass says what each call does, or in `_call` what becomes of all that it does not say.
 
     `owner` is who asks: features, graphs and caches belong to the owner who made them. Over a wire
     the caller's token decides, whatever the argument says.
@@ -307,7 +309,7 @@ class LLMService(Protocol):
 
     def describe(self) -> LLMInfo:
         """What runs here."""
-        ...
+        raise NotImplementedError
 
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         """Loss of a batch and its gradient.
@@ -319,7 +321,7 @@ class LLMService(Protocol):
         Returns:
             Mean cross-entropy over the labelled positions, and its gradient.
         """
-        ...
+        return self._call("step", owner, inputs, labels)
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """The first half of a step whose labels stay with the client.
@@ -328,7 +330,7 @@ class LLMService(Protocol):
             The number of the graph that is kept for `backward`, one an owner and for a limited
             time; and the logits (P, vocabulary) after `positions` (P,).
         """
-        ...
+        return self._call("forward", owner, inputs, positions)
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
         """The second half: from the loss's gradient with respect to the logits, (P, vocabulary).
@@ -336,13 +338,13 @@ class LLMService(Protocol):
         Raises:
             GraphGoneError: the host no longer has the graph.
         """
-        ...
+        return self._call("backward", owner, graph, gradient)
 
     def score(
         self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
         """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
-        ...
+        return self._call("score", owner, inputs, positions, candidates)
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,).
@@ -350,7 +352,7 @@ class LLMService(Protocol):
         Raises:
             ValueError: logits are not finite, so that no token is the likeliest.
         """
-        ...
+        return self._call("next_tokens", owner, inputs, positions)
 
     def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
         """Read one sample, keep its keys and values for a limited time, and say what follows.
@@ -358,7 +360,7 @@ class LLMService(Protocol):
         Raises:
             ValueError: there are several samples, or logits are not finite.
         """
-        ...
+        return self._call("prefill", owner, inputs)
 
     def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
         """Read one more token of a sequence that is kept, and say what follows.
@@ -369,11 +371,15 @@ class LLMService(Protocol):
             CacheGoneError: the host no longer has the cache.
             ValueError: another exchange sent the token, or logits are not finite.
         """
-        ...
+        return self._call("decode", owner, cache, token)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """Keep frozen image features for later batches to name, as long as there is room."""
-        ...
+        self._call("keep_features", owner, features)
+
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        """Carry out a call by its method's name."""
+        raise NotImplementedError
 
 
 class LLM(Protocol):
@@ -389,16 +395,4 @@ class LLM(Protocol):
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,)."""
-        ...
-
-
-class GeneratingLLM(LLM, Protocol):
-    """One that also answers token by token."""
-
-    def prefill(self, batch: AdaptedBatch) -> Generated:
-        """See `LLMService.prefill`."""
-        ...
-
-    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        """See `LLMService.decode`; `token` is a batch of one token of text."""
         ...

@@ -24,6 +24,7 @@ from fednano_flwr.exchange.protocol import (
     Embedded,
     Gradient,
     Inputs,
+    LLMService,
 )
 
 Result = TypeVar("Result")
@@ -250,7 +251,7 @@ def check_finite(logits: Tensor, where: str) -> None:
         raise ValueError(f"the logits after {where} are not finite: {NOT_FINITE_ADVICE}")
 
 
-class JobService:
+class JobService(LLMService):
     """The calls of an `LLMService` that are jobs; a subclass says how a job is served."""
 
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:

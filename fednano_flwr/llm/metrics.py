@@ -18,7 +18,7 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     RefusalError,
 )
-from fednano_flwr.exchange.wire.tokens import TokenError
+from fednano_flwr.exchange.wire.auth import TokenError
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Waiting, Watch
 from fednano_flwr.llm.host import HostMemoryError
 

@@ -37,7 +37,7 @@ class ReplicasLostError(RuntimeError):
     """No replica is left to answer, or too many were lost over one call."""
 
 
-class Replicas:
+class Replicas(LLMService):
     """An `LLMService` over `count` replicas; for calls from many threads at once.
 
     Use it as a context manager: the block begins when every replica has been started once, and at

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.exchange.protocol import LLMInfo
-from fednano_flwr.exchange.wire.activity import Activity
-from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.wire.auth import Tokens, owner
+from fednano_flwr.exchange.wire.nodes import Activity, NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
-from fednano_flwr.exchange.wire.tokens import Tokens, owner
 from fednano_flwr.llm.metrics import open_metrics
 from fednano_flwr.llm.service import open_host
 

@@ -18,8 +18,8 @@ from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.exchange.protocol import CacheGoneError, Generated, HostRefusedError
+from fednano_flwr.exchange.wire.auth import make_token, read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
-from fednano_flwr.exchange.wire.fixed_token import make_token, read_token
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import tiny

@@ -86,7 +86,7 @@ def test_a_refusal_in_this_process_is_the_one_of_a_service() -> None:
         def __init__(self, error: Exception) -> None:
             self._error = error
 
-        def prefill(self, tokens: int) -> None:
+        def prefill(self, tokens: int, owner: bytes) -> None:
             raise self._error
 
     for error, wanted in (

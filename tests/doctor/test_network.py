@@ -21,9 +21,9 @@ from fednano_flwr.doctor import network
 from fednano_flwr.doctor.finding import Finding
 from fednano_flwr.doctor.network import check_proxies, check_superlink
 from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import Identity
-from fednano_flwr.exchange.wire.tokens import Tokens
 from tests.certificates import Certificate, authority, certificate
 from tests.doctor.found import only, well
 

@@ -18,7 +18,8 @@ from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import GeneratingLLM, HostRefusedError
+from fednano_flwr.exchange.exchange import Exchange
+from fednano_flwr.exchange.protocol import HostRefusedError
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -53,7 +54,7 @@ def overflowing(
 @pytest.fixture(
     params=["embeddings server", "embeddings client", "lowrank server", "lowrank client"]
 )
-def llm(request: pytest.FixtureRequest, overflowing: FrozenLLM) -> Iterator[GeneratingLLM]:
+def llm(request: pytest.FixtureRequest, overflowing: FrozenLLM) -> Iterator[Exchange]:
     kind, labels_at = request.param.split()
     with serve(overflowing) as address, RemoteLLM(address) as remote:
         yield EXCHANGES[kind](remote, labels_at)
@@ -74,7 +75,7 @@ WORK: dict[str, Callable[[NanoEdge, Any, list[Question]], object]] = {
 
 @pytest.mark.parametrize("work", WORK)
 def test_logits_that_are_not_finite_are_an_error_that_names_the_question_and_the_dtype(
-    work: str, edge: NanoEdge, llm: GeneratingLLM, asked: list[Question]
+    work: str, edge: NanoEdge, llm: Exchange, asked: list[Question]
 ) -> None:
     with pytest.raises(FloatingPointError, match=r"llm\.dtype") as caught:
         WORK[work](edge, llm, asked)
@@ -84,7 +85,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_question_and_the
 
 
 def test_a_generated_token_needs_finite_logits(
-    edge: NanoEdge, llm: GeneratingLLM, asked: list[Question]
+    edge: NanoEdge, llm: Exchange, asked: list[Question]
 ) -> None:
     with pytest.raises(HostRefusedError, match=r"sample 4 of 4 .*llm\.dtype"):
         generate(edge, llm, asked, 2)

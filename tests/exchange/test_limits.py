@@ -20,13 +20,13 @@ from fednano_flwr.exchange.protocol import (
     HostUnreachableError,
     LLMInfo,
 )
-from fednano_flwr.exchange.wire import codec, server
+from fednano_flwr.exchange.wire import codec, methods
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.connection import METHOD, Session
-from fednano_flwr.exchange.wire.limits import BURST_SECONDS, Meter, NodeLimits
+from fednano_flwr.exchange.wire.nodes import BURST_SECONDS, Meter, NodeLimits
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.tokens import Tokens
 from tests.batches import answered_at_the_end as batch
 
 RUN, GREEDY, OTHER = 5, 7, 8
@@ -203,7 +203,7 @@ def test_a_node_with_too_many_sessions_is_told_so_and_another_gets_its_own(
 def test_a_message_beyond_its_size_is_refused_with_the_key(
     served: Served, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "largest_message", lambda info: 1000)
+    monkeypatch.setattr(methods, "largest_message", lambda info: 1000)
     address = served()
     with tokens.open(1, "train") as token:
         with remote(address, token, GREEDY, retry_seconds=30) as greedy:

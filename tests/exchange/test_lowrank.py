@@ -15,7 +15,7 @@ from fednano_flwr.edge.questions import Question, QuestionEncoder, last_position
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, FeaturesMissingError, HostRefusedError
-from fednano_flwr.exchange.wire import client, server
+from fednano_flwr.exchange.wire import client, methods
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -91,7 +91,7 @@ def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
     questions: list[Question],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "largest_message", lambda info: largest)
+    monkeypatch.setattr(methods, "largest_message", lambda info: largest)
     features = edge(questions).features
     assert len(features) == 4
     with serve(host) as address, RemoteLLM(address) as remote:

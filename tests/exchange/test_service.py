@@ -17,9 +17,9 @@ from fednano_flwr.exchange.protocol import (
 )
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch

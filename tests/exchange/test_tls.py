@@ -9,10 +9,10 @@ import pytest
 
 from fednano_flwr.config import LLM, ConfigError, RunConfig
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import Identity, read_ca, read_identity
-from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch

@@ -104,6 +104,7 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
     "an answer's next token": lambda remote: remote.decode(
         remote.prefill(_plain()).cache, NewToken(3, torch.ones(1, SIZE))
     ),
+    "what runs there": lambda remote: remote.describe(),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),
 }
 
@@ -125,27 +126,9 @@ def client() -> RemoteLLM:
     return RemoteLLM("127.0.0.1:1", Caller(), "float32", retry_seconds=0)
 
 
-def introduced(draw: tuple[int, int], remote: RemoteLLM) -> Iterator[str]:
-    """How a client ends that a host introduces itself to."""
-    seed, times = draw
-    rng = random.Random(seed)
-    description = pb.Description(hidden_size=8, vocabulary=16, dtype="float32", max_tokens=64)
-    spoil(description, rng, times)
-    try:
-        remote._introduced(description)
-    except DOCUMENTED as error:
-        yield type(error).__name__
-    else:
-        yield "used"
-
-
 def attack(tally: Tally, examples: int, start: int | None) -> None:
-    """Answers, then introductions."""
     hows = st.sampled_from(("spoiled", "absurd", "cut and flipped"))
     asks: st.SearchStrategy[Any] = st.tuples(st.sampled_from(list(ASKS)), hows, seeds)
-    times = st.tuples(seeds, st.integers(1, 3))
     with client() as remote:
         used = partial(answered, remote=remote)
         run(tally, "answers to a client", examples, asks, used, start)
-        met = partial(introduced, remote=remote)
-        run(tally, "introductions to a client", examples // 10, times, met, start)

@@ -15,19 +15,11 @@ from hypothesis import strategies as st
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.methods import METHODS
 
 VICTIMS_KEY = b"the victim's"
 OWN_KEYS = (b"a", b"b", b"c" * 32)
-KINDS = (
-    "step",
-    "forward",
-    "backward",
-    "score",
-    "next_tokens",
-    "keep_features",
-    "prefill",
-    "decode",
-)
+KINDS = tuple(METHODS)
 INTEGERS = (0, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 WIDE = (*INTEGERS, 2**63, 2**64 - 1)
 FLOATS = (0.0, 1.0, -1.0, 1e38, 3e38, 1e-40, float("inf"), float("-inf"), float("nan"))
@@ -85,6 +77,11 @@ def good(kind: str, seed: int, size: int, vocabulary: int, graphs: tuple[int, ..
     call = pb.Call()
     request = getattr(call, kind)
     request.header.CopyFrom(header())
+    if kind == "describe":
+        return call
+    if kind == "register":
+        request.model, request.fingerprint, request.hidden_size = "mine", "f", size
+        return call
     if kind == "keep_features":
         for _ in range(rng.randint(0, 2)):
             request.features.add(key=rng.choice(OWN_KEYS), rows=tensor(rng, 2, size))

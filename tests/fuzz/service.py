@@ -124,7 +124,7 @@ class Attacked:
         request = getattr(call, kind)
         if kind == "backward":
             assert request.graph != self.graph.forward.graph, "another's graph"
-        elif kind not in ("keep_features", "decode"):
+        elif kind not in ("describe", "register", "keep_features", "decode"):
             named = list(request.inputs.low_rank.features)
             owned = [self.features.get(ATTACKER, key) is not None for key in named]
             assert all(owned), "features that are not the caller's own"

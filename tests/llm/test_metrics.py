@@ -23,10 +23,10 @@ from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.exchange.protocol import Feature, HostRefusedError, HostUnreachableError, NewToken
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
-from fednano_flwr.exchange.wire.limits import NodeLimits
+from fednano_flwr.exchange.wire.nodes import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
-from fednano_flwr.exchange.wire.tokens import Tokens
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM

@@ -10,7 +10,6 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from fednano_flwr.exchange.forwarding import ForwardingService
 from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     CacheGoneError,
@@ -22,12 +21,13 @@ from fednano_flwr.exchange.protocol import (
     HostRefusedError,
     Inputs,
     LLMInfo,
+    LLMService,
 )
-from fednano_flwr.exchange.wire import codec, connection
+from fednano_flwr.exchange.wire import connection
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.exchange.wire.auth import credentials
 from fednano_flwr.exchange.wire.connection import Connection, StepTraffic
 from fednano_flwr.exchange.wire.methods import METHODS, as_sent, feature_entry
-from fednano_flwr.exchange.wire.tokens import credentials
 
 FEATURES_AT_ONCE = 16 * 2**20
 """Bytes of features in one message, unless it is one picture's: each has to be there in time."""
@@ -58,7 +58,7 @@ class Caller:
 
 
 @dataclass
-class RemoteLLM(ForwardingService):
+class RemoteLLM(LLMService):
     """An LLM host at `address`, used like a local one.
 
     All calls go through one stream. A lost connection is retried with doubling pauses; a repeated
@@ -107,8 +107,7 @@ class RemoteLLM(ForwardingService):
 
     def describe(self) -> LLMInfo:
         """What runs there; also settles the wire's dtype where it is "auto"."""
-        request = pb.DescribeRequest(header=self.caller.header())
-        return self._introduced(self._host.introduce("Describe", request))
+        return self._introduced("describe")
 
     def register(
         self,
@@ -119,15 +118,9 @@ class RemoteLLM(ForwardingService):
         revision: str = "",
     ) -> LLMInfo:
         """Tell the host what this client holds; a mismatch raises `HostRefusedError`."""
-        request = pb.RegisterRequest(
-            header=self.caller.header(),
-            model=model,
-            fingerprint=fingerprint,
-            hidden_size=hidden_size,
-            hub_id=hub_id,
-            revision=revision,
-        )
-        return self._introduced(self._host.introduce("Register", request))
+        names = ("model", "fingerprint", "hidden_size", "hub_id", "revision")
+        values = (model, fingerprint, hidden_size, hub_id, revision)
+        return self._introduced("register", dict(zip(names, values, strict=True)))
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         graph, logits = super().forward(inputs, positions, owner)
@@ -158,10 +151,14 @@ class RemoteLLM(ForwardingService):
             self._call("keep_features", owner, together)
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        return self._ask(method, self._wire_dtype(), *arguments)
+
+    def _ask(self, method: str, dtype: str, *arguments: Any) -> Any:
+        """The host's result of a call, unless it computed nothing."""
         call = pb.Call()
         request = getattr(call, method)
         request.header.CopyFrom(self.caller.header())
-        METHODS[method].write(request, self._wire_dtype(), *arguments)
+        METHODS[method].write(request, dtype, *arguments)
         answer = self._answer(call)
         with self._understood():
             return METHODS[method].result(getattr(answer, method), *arguments)
@@ -195,11 +192,8 @@ class RemoteLLM(ForwardingService):
             raise HostBusyError(answer.busy)
         return answer
 
-    def _introduced(self, reply: pb.Description) -> LLMInfo:
-        if reply.dtype not in codec.DTYPES:
-            raise HostRefusedError(
-                f"LLM host {self.address}: computes in {reply.dtype[:32]!r}, which is no dtype here"
-            )
+    def _introduced(self, method: str, *arguments: Any) -> LLMInfo:
+        reply: pb.Description = self._ask(method, "", *arguments)
         self._max_message = reply.max_message
         if self.dtype == "auto":
             self.dtype = reply.dtype

@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
 from fednano_flwr.config.proxies import open_channel, proxy_of
 from fednano_flwr.exchange.protocol import HostBusyError, HostRefusedError, HostUnreachableError
-from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.fednano_pb2_grpc import LLMStub
 
 log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")
@@ -150,18 +148,6 @@ class Connection:
         self._end_session()
         self._channel.close()
 
-    def introduce(self, method: str, request: Any) -> pb.Description:
-        """The reply to a call outside the session, `Describe` or `Register`."""
-
-        def ask() -> pb.Description:
-            self._traffic.bytes_up += request.ByteSize()
-            call = getattr(self._stub, method)
-            reply = call(request, timeout=self._timeout, metadata=self._metadata)
-            self._traffic.bytes_down += reply.ByteSize()
-            return reply
-
-        return self._persistently(ask)
-
     def ask(self, call: bytes, understand: Callable[[bytes], Reply]) -> Reply:
         """The answer to a serialized call of the session.
 
@@ -240,7 +226,6 @@ class Connection:
 
     def _connect(self) -> None:
         self._channel = open_channel(self._address, self._ca, OPTIONS)
-        self._stub = LLMStub(self._channel)
 
     def _end_session(self) -> None:
         if self._session is not None:

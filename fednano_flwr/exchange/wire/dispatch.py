@@ -15,9 +15,9 @@ from fednano_flwr.exchange.protocol import (
     RefusalError,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.limits import Meter, NodeLimits
+from fednano_flwr.exchange.wire.auth import owner as owner_of
 from fednano_flwr.exchange.wire.methods import METHODS
-from fednano_flwr.exchange.wire.tokens import owner as owner_of
+from fednano_flwr.exchange.wire.nodes import Activity, Meter
 from fednano_flwr.exchange.wire.watch import NO_CALL, UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
@@ -28,16 +28,20 @@ class Dispatcher:
 
     Args:
         meter: counts what each node takes.
+        activity: notes each call that was served to a node whose token says who it is.
         watch: is told how each call ends.
     """
 
     def __init__(
-        self, service: LLMService, meter: Meter | None = None, watch: Watch = UNWATCHED
+        self,
+        service: LLMService,
+        meter: Meter | None = None,
+        activity: Activity | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         self._service = service
         self._info = service.describe()
-        self._meter = meter or Meter(NodeLimits())
-        self._watch = watch
+        self._meter, self._activity, self._watch = meter, activity, watch
 
     def answer(self, message: bytes, owner: bytes | None = None) -> pb.Answer:
         """The answer to a serialized call; never raises, so that one bad call ends no session.
@@ -47,7 +51,7 @@ class Dispatcher:
         """
         answer, kind, failed = pb.Answer(), NO_CALL, None
         try:
-            if owner is not None:
+            if owner is not None and self._meter is not None:
                 self._meter.request(owner)
             call = _parsed(message)
             kind = call.WhichOneof("what") or NO_CALL
@@ -78,11 +82,16 @@ class Dispatcher:
         check_protocol(request.header)
         arguments = method.read(request, self._info)
         who = owner or owner_of(request.header.run, request.header.node)
-        result = getattr(self._service, kind)(*arguments, who)
+        if kind in ("describe", "register"):
+            result = self._info
+        else:
+            result = getattr(self._service, kind)(*arguments, who)
         if tokens := method.tokens(*arguments):
             self._watch.computed(tokens)
         reply.SetInParent()
         method.fill(reply, result, request)
+        if owner is not None and self._activity is not None:
+            self._activity.served(owner, method.computes)
 
 
 def _parsed(message: bytes) -> pb.Call:

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "prefill", "decode")
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "prefill", "decode", "describe", "register")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,8 @@ class Call(_message.Message):
     KEEP_FEATURES_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIBE_FIELD_NUMBER: _ClassVar[int]
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
     step: StepRequest
     forward: ForwardRequest
     backward: BackwardRequest
@@ -23,10 +25,12 @@ class Call(_message.Message):
     keep_features: KeepFeaturesRequest
     prefill: PrefillRequest
     decode: DecodeRequest
-    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ...) -> None: ...
+    describe: DescribeRequest
+    register: RegisterRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode")
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +43,8 @@ class Answer(_message.Message):
     GONE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIBE_FIELD_NUMBER: _ClassVar[int]
+    REGISTER_FIELD_NUMBER: _ClassVar[int]
     step: StepReply
     forward: ForwardReply
     backward: BackwardReply
@@ -51,7 +57,9 @@ class Answer(_message.Message):
     gone: bool
     prefill: GeneratedReply
     decode: GeneratedReply
-    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ...) -> None: ...
+    describe: Description
+    register: Description
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("keys",)

@@ -7,6 +7,7 @@ Client and dispatcher go over `METHODS`. What a host reads may have been written
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fednano_flwr.exchange.protocol import (
     IGNORE,
+    PROTOCOL_VERSION,
     Feature,
     Generated,
     Gradient,
@@ -26,19 +28,29 @@ from fednano_flwr.exchange.protocol import (
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
+from fednano_flwr.models.fingerprint import same_checkpoint
 
 MOST_AXES = 3
 """Of positions: time, height and width."""
 SHOWN = 16
+LARGEST = 2**31 - 1
+"""Bytes of any message of gRPC's."""
+LONGEST_NAME = 100
+"""Characters of what a client calls its model that a refusal repeats."""
 INPUTS = {exchange.inputs.FIELD: exchange.inputs for exchange in EXCHANGES.values()}
 
 
 class Method:
-    """A call of the same name in `LLMService`, in `Call` and in `Answer`."""
+    """A call of the same name in `LLMService`, in `Call` and in `Answer`.
+
+    Attributes:
+        computes: whether the language model has to compute something for it.
+    """
+
+    computes = True
 
     def write(self, request: Any, dtype: str, *arguments: Any, **_: Any) -> None:
         """At the client: the arguments as a request, numbers cast to `dtype`."""
-        raise NotImplementedError
 
     def read(self, request: Any, info: LLMInfo) -> tuple[Any, ...]:
         """At the host: the arguments of a request.
@@ -46,11 +58,10 @@ class Method:
         Raises:
             ValueError: they cannot be served.
         """
-        raise NotImplementedError
+        return ()
 
     def fill(self, reply: Any, result: Any, request: Any) -> None:
         """At the host: the result of a request as its reply."""
-        raise NotImplementedError
 
     def result(self, reply: Any, *arguments: Any, **_: Any) -> Any:
         """At the client: the result of these arguments.
@@ -58,11 +69,42 @@ class Method:
         Raises:
             ValueError: the reply cannot be theirs.
         """
-        raise NotImplementedError
 
     def tokens(self, *arguments: Any, **_: Any) -> int:
         """How many tokens the language model reads."""
-        return sum(arguments[0].lengths)
+        return sum(arguments[0].lengths) if self.computes else 0
+
+
+class Describe(Method):
+    computes = False
+
+    def fill(self, reply: pb.Description, result: LLMInfo, request: Any) -> None:
+        for field in fields(LLMInfo):
+            setattr(reply, field.name, getattr(result, field.name))
+        reply.protocol, reply.max_message = PROTOCOL_VERSION, largest_message(result)
+
+    def result(self, reply: pb.Description, *arguments: Any, **_: Any) -> pb.Description:
+        if reply.dtype not in codec.DTYPES:
+            raise ValueError(f"it computes in {reply.dtype[: codec.LONGEST]!r}, which is no dtype")
+        return reply
+
+
+class Register(Describe):
+    def write(self, request: Any, dtype: str, half: Mapping[str, Any]) -> None:
+        for name, value in half.items():
+            setattr(request, name, value)
+
+    def read(self, request: pb.RegisterRequest, info: LLMInfo) -> tuple[()]:
+        # Copies in folders may have any name; names and commits on the hub say what was meant.
+        pairs = (info.hub_id, request.hub_id), (info.revision, request.revision)
+        other_model = any(ours and theirs and ours != theirs for ours, theirs in pairs)
+        same = same_checkpoint(request.fingerprint, info.fingerprint)
+        if other_model or not same or request.hidden_size != info.hidden_size:
+            raise RefusalError(
+                f"the halves do not belong together: host has {_half(info)}, client has "
+                f"{_half(request)}"
+            )
+        return ()
 
 
 class Step(Method):
@@ -98,8 +140,10 @@ class Forward(Method):
         _write_inputs(request.inputs, inputs, dtype)
         request.positions.extend(positions.tolist())
 
-    def read(self, request: pb.ForwardRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
-        inputs, positions = _read_positions(request, info)
+    def read(self, request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
+        inputs = _read_inputs(request.inputs, info)
+        count = sum(inputs.lengths)
+        positions = _indices(request.positions, count, "position", count)
         if not len(positions):
             raise RefusalError("no positions")
         return inputs, positions
@@ -109,9 +153,7 @@ class Forward(Method):
         codec.fill(reply.logits, logits, codec.exact(logits))
 
     def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> tuple[int, Tensor]:
-        logits = codec.decode(reply.logits)
-        _check_shape("logits", logits, (len(positions), None))
-        return reply.graph, logits
+        return reply.graph, _decoded("logits", reply.logits, (len(positions), None))
 
 
 class Backward(Method):
@@ -137,39 +179,30 @@ class Score(Method):
     def write(
         self, request: Any, dtype: str, inputs: Inputs, positions: Tensor, candidates: Tensor
     ) -> None:
-        _write_inputs(request.inputs, inputs, dtype)
-        request.positions.extend(positions.tolist())
+        METHODS["forward"].write(request, dtype, inputs, positions)
         request.candidates.extend(candidates.tolist())
 
     def read(self, request: pb.ScoreRequest, info: LLMInfo) -> tuple[Inputs, Tensor, Tensor]:
         words = info.vocabulary
         candidates = _indices(request.candidates, words, "candidate", words)
-        return *_read_positions(request, info), candidates
+        inputs, positions = METHODS["forward"].read(request, info)
+        return inputs, positions, candidates
 
     def fill(self, reply: Any, result: Tensor, request: Any) -> None:
         codec.fill(reply.logits, result, "float32")
 
     def result(self, reply: Any, inputs: Inputs, positions: Tensor, candidates: Tensor) -> Tensor:
-        logits = codec.decode(reply.logits)
-        _check_shape("logits", logits, (len(positions), len(candidates)))
-        return logits
+        return _decoded("logits", reply.logits, (len(positions), len(candidates)))
 
 
-class NextTokens(Method):
-    def write(self, request: Any, dtype: str, inputs: Inputs, positions: Tensor) -> None:
-        _write_inputs(request.inputs, inputs, dtype)
-        request.positions.extend(positions.tolist())
-
-    def read(self, request: pb.NextTokensRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
-        return _read_positions(request, info)
-
-    def fill(self, reply: Any, result: Tensor, request: Any) -> None:
+class NextTokens(Forward):
+    def fill(self, reply: Any, result: Any, request: Any) -> None:
         reply.tokens.extend(result.tolist())
 
-    def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> Tensor:
-        tokens = torch.tensor(list(reply.tokens), dtype=torch.int64)
-        _check_shape("tokens", tokens, (len(positions),))
-        return tokens
+    def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> Any:
+        if len(reply.tokens) != len(positions):
+            raise ValueError(f"{len(reply.tokens)} tokens after {len(positions)} positions")
+        return torch.tensor(list(reply.tokens), dtype=torch.int64)
 
 
 class Prefill(Method):
@@ -188,14 +221,16 @@ class Prefill(Method):
         return Generated(reply.cache, reply.token)
 
 
-class Decode(Prefill):
-    def write(self, request: Any, dtype: str, cache: int, token: NewToken) -> None:  # type: ignore[override]
+class Decode(Method):
+    fill, result = Prefill.fill, Prefill.result
+
+    def write(self, request: Any, dtype: str, cache: int, token: NewToken) -> None:
         request.cache, request.token = cache, token.id
         request.position.extend(_integers(token.position))
         if token.row is not None:
             codec.fill(request.row, token.row, dtype)
 
-    def read(self, request: pb.DecodeRequest, info: LLMInfo) -> tuple[int, NewToken]:  # type: ignore[override]
+    def read(self, request: pb.DecodeRequest, info: LLMInfo) -> tuple[int, NewToken]:
         if request.token >= info.vocabulary:
             raise RefusalError(f"token {request.token} is out of range")
         if len(request.position) > MOST_AXES:
@@ -213,32 +248,28 @@ class Decode(Prefill):
 
 
 class KeepFeatures(Method):
+    computes = False
+
     def write(self, request: Any, dtype: str, entries: Sequence[pb.FeatureEntry]) -> None:
         request.features.extend(entries)
 
     def read(self, request: pb.KeepFeaturesRequest, info: LLMInfo) -> tuple[list[Feature]]:
         for entry in request.features:
-            shape, most = tuple(entry.rows.shape), info.max_tokens
+            shape = tuple(entry.rows.shape)
             if len(shape) != 2 or shape[0] < 1 or shape[1] != info.hidden_size:
                 raise RefusalError(f"features of shape {shape[:3]}, not (n, {info.hidden_size})")
-            if shape[0] > most:
+            if shape[0] > info.max_tokens:
                 raise RefusalError(
-                    f"features of {shape[0]} rows; a request holds {most} (llm.max-tokens)"
+                    f"features of {shape[0]} rows; a request holds {info.max_tokens} "
+                    "(llm.max-tokens)"
                 )
             codec.check_key(entry.key)
         return ([Feature(entry.key, codec.decode(entry.rows)) for entry in request.features],)
 
-    def fill(self, reply: Any, result: None, request: Any) -> None:
-        pass
-
-    def result(self, reply: Any, *arguments: Any, **_: Any) -> None:
-        pass
-
-    def tokens(self, *arguments: Any, **_: Any) -> int:
-        return 0
-
 
 METHODS: Mapping[str, Method] = {
+    "describe": Describe(),
+    "register": Register(),
     "step": Step(),
     "forward": Forward(),
     "backward": Backward(),
@@ -248,6 +279,11 @@ METHODS: Mapping[str, Method] = {
     "decode": Decode(),
     "keep_features": KeepFeatures(),
 }
+
+
+def largest_message(info: LLMInfo) -> int:
+    """Bytes of the largest request: embeddings in float64 and some integers a token."""
+    return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, LARGEST)
 
 
 def feature_entry(feature: Feature, dtype: str) -> pb.FeatureEntry:
@@ -263,11 +299,9 @@ def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:
     Raises:
         ValueError: it is not one with respect to these inputs.
     """
-    leaves = inputs.leaves
-    if len(gradient) != len(leaves):
-        raise ValueError(f"{len(gradient)} gradients of {len(leaves)} tensors")
-    for found, leaf in zip(gradient, leaves, strict=True):
-        _check_shape("a gradient", found, leaf.shape)
+    shapes, leaves = [tuple(g.shape) for g in gradient], inputs.leaves
+    if shapes != [tuple(leaf.shape) for leaf in leaves]:
+        raise ValueError(f"gradients of shapes {shapes}, sent were {[(*v.shape,) for v in leaves]}")
     return tuple(found.to(leaf) for found, leaf in zip(gradient, leaves, strict=True))
 
 
@@ -301,13 +335,6 @@ def _read_inputs(message: pb.Inputs, info: LLMInfo) -> Inputs:
     return INPUTS[kind].read(message, layout, info)
 
 
-def _read_positions(request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
-    """A batch, and rows of it, no more than it has."""
-    inputs = _read_inputs(request.inputs, info)
-    count = sum(inputs.lengths)
-    return inputs, _indices(request.positions, count, "position", count)
-
-
 def _fill_gradient(reply: Any, gradient: Gradient, dtype: str) -> None:
     for tensor in gradient:
         codec.fill(reply.gradients.add(), tensor, dtype)
@@ -330,16 +357,22 @@ def _integers(values: Tensor | None) -> list[int]:
     return [] if values is None else values.flatten().tolist()
 
 
+def _half(what: LLMInfo | pb.RegisterRequest) -> str:
+    texts = (what.model, what.fingerprint, what.revision or "none (from a folder)")
+    model, fingerprint, revision = (text[:LONGEST_NAME] for text in texts)
+    return (
+        f"{model} (hidden size {what.hidden_size}, fingerprint {fingerprint}, revision {revision})"
+    )
+
+
 def _check_dtype(name: str) -> None:
     if name not in codec.NAMES:
         raise RefusalError(f"dtype {name[: codec.LONGEST]!r} is none of {', '.join(codec.NAMES)}")
 
 
-def _check_shape(what: str, tensor: Tensor, expected: Sequence[int | None]) -> None:
-    """Refuse another shape than expected, where None is any length."""
-    shape = tuple(tensor.shape)
-    if len(shape) != len(expected) or any(
-        e not in (None, s) for s, e in zip(shape, expected, strict=True)
-    ):
-        wanted = ", ".join("any" if e is None else str(e) for e in expected)
-        raise ValueError(f"{what} of shape {shape}, not ({wanted})")
+def _decoded(what: str, message: pb.Tensor, expected: tuple[int, int | None]) -> Tensor:
+    """A matrix of so many rows and columns, where None is any number."""
+    tensor, (rows, columns) = codec.decode(message), expected
+    if tensor.dim() != 2 or len(tensor) != rows or columns not in (None, tensor.shape[1]):
+        raise ValueError(f"{what} of shape {tuple(tensor.shape)}, not {expected}")
+    return tensor

@@ -1,7 +1,7 @@
-"""How much of the LLM service one node may take, so that it leaves the others theirs.
+"""What a service keeps of each node: how much it takes, and when it was last served.
 
-A node is whom a token speaks for. What is over a limit that time mends is answered with "busy", and
-an honest client asks again. It is said before anything of the call is decoded.
+A token says which node calls. A request over a limit is answered with "busy" before it is decoded,
+and an honest client asks again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NodeLimits:
     """Limits of one node; 0 is none.
 
     Attributes:
-        requests_per_second: calls of all its sessions, and introductions.
+        requests_per_second: calls of all its sessions.
         sessions: streams open at once.
     """
 
@@ -41,11 +41,7 @@ class Meter:
         clock: seconds.
     """
 
-    def __init__(
-        self,
-        limits: NodeLimits,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, limits: NodeLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
         self._lock = threading.Lock()
         self._buckets: dict[bytes, tuple[float, float]] = {}  # requests left, and when
@@ -95,3 +91,37 @@ class Meter:
                 self._sessions[owner] -= 1
                 if not self._sessions[owner]:
                     del self._sessions[owner]
+
+
+class Activity:
+    """Per-node time of the last served call, used to detect stalled clients; for many threads.
+
+    Args:
+        clock: seconds that only ever grow, as `time.monotonic`'s.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[bytes, float] = {}
+        self._steps = 0
+        self._lock = threading.Lock()
+
+    def served(self, owner: bytes, computed: bool = False) -> None:
+        """Note that a call of this owner (`auth.owner`) was served just now.
+
+        Args:
+            computed: by the language model.
+        """
+        with self._lock:
+            self._last[owner] = self._clock()
+            self._steps += computed
+
+    def steps(self) -> int:
+        """How many calls the language model has computed so far, of all owners together."""
+        with self._lock:
+            return self._steps
+
+    def last_seen(self, owner: bytes) -> float | None:
+        """When an owner was last served, by the clock; None where it never was."""
+        with self._lock:
+            return self._last.get(owner)
