@@ -1,8 +1,8 @@
-"""Greedy answers: of a batch in scoring, and of one question as it is asked.
+"""What the language model answers: the likeliest option, or greedy text.
 
-A batch sends its whole prompts for each token, so that the host keeps nothing and requests of many
-clients share a pass. One question sends its prompt once and the host keeps its keys and values, of
-which it has room for a few clients' at a time.
+For text, a batch sends its whole prompts for each token, so that the host keeps nothing and
+requests of many clients share a pass. One question sends its prompt once and the host keeps its
+keys and values, of which it has room for a few clients' at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions
@@ -20,6 +21,9 @@ from fednano_flwr.exchange.protocol import (
     CacheGoneError,
     HostRefusedError,
 )
+
+NAMED = 4
+"""Questions of a batch that an error names, at most."""
 
 
 @torch.no_grad()
@@ -86,6 +90,31 @@ def answer_tokens(
         yield found.token
 
 
+def option_logits(
+    edge: NanoEdge, llm: LLM, questions: Sequence[Question], frozen: FrozenBatch
+) -> list[Tensor]:
+    """Logits (K,) of the letters of each question's own K options as its answer, in one call.
+
+    Args:
+        frozen: the questions, embedded.
+
+    Raises:
+        FloatingPointError: one is infinite or no number; the message names its questions.
+    """
+    candidates = sorted({token for question in questions for token in question.options})
+    column = {token: i for i, token in enumerate(candidates)}
+    positions = last_positions(questions)
+    logits = llm.score(edge.adapt(frozen), positions, torch.tensor(candidates))
+    finite = logits.isfinite().all(1).tolist()
+    if not all(finite):
+        wrong = [question for question, good in zip(questions, finite, strict=True) if not good]
+        raise not_finite("logits are not finite", wrong)
+    return [
+        row[[column[token] for token in question.options]]
+        for row, question in zip(logits, questions, strict=True)
+    ]
+
+
 def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[float]:
     """How likely each option's letter is as the answer, among the options alone.
 
@@ -93,11 +122,19 @@ def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[f
         HostRefusedError: the host's logits are not finite.
     """
     edge.adapters.eval()
-    with torch.no_grad():
-        last = torch.tensor([len(question.ids) - 1])
-        logits = llm.score(edge([question]), last, torch.tensor(question.options))
-    if not logits.isfinite().all():
+    try:
+        with torch.no_grad():
+            (logits,) = option_logits(edge, llm, [question], edge.embed([question]))
+    except FloatingPointError:
         raise HostRefusedError(
             f"the LLM host's answer cannot be used: logits are not finite: {NOT_FINITE_ADVICE}"
-        )
-    return logits[0].double().softmax(0).tolist()
+        ) from None
+    return logits.double().softmax(0).tolist()
+
+
+def not_finite(what: str, questions: Sequence[Question]) -> FloatingPointError:
+    """The error for a number that is not finite; it names some of a batch's questions."""
+    names = [question.sample.uid for question in questions[:NAMED]]
+    more = len(questions) - len(names)
+    where = ", ".join(names) + (f" and {more} more" if more else "")
+    return FloatingPointError(f"{what}, at question {where}: {NOT_FINITE_ADVICE}")

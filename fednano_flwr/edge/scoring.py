@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.generation import generate
+from fednano_flwr.edge.generation import generate, option_logits
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
-from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, last_positions
-from fednano_flwr.edge.training import batches, check_logits
+from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
+from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import LLM
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
@@ -61,30 +60,16 @@ def right_answers(
     for batch, (closed, frozen), (free, prompts) in prefetch(
         batches(questions, batch_size, limits), prepare
     ):
-        chosen = iter(_right_options(edge, llm, closed, frozen) if frozen else [])
+        letters = iter(option_logits(edge, llm, closed, frozen) if frozen else [])
         answers = iter(generate(edge, llm, free, max_answer_tokens, prompts))
         for question in batch:
             if question.options:
-                correct.append(next(chosen))
+                likeliest = question.options[int(next(letters).argmax())]
+                correct.append(likeliest == question.answer[0])
             else:
                 wanted = normalise_answer(question.sample.free_answer)
                 correct.append(normalise_answer(next(answers)) == wanted)
     return correct
-
-
-def _right_options(
-    edge: NanoEdge, llm: LLM, questions: list[Question], frozen: FrozenBatch
-) -> list[bool]:
-    candidates = sorted({token for question in questions for token in question.options})
-    column = {token: i for i, token in enumerate(candidates)}
-    positions = last_positions(questions)
-    logits: Tensor = llm.score(edge.adapt(frozen), positions, torch.tensor(candidates))
-    check_logits(logits, questions)
-    return [
-        question.options[int(row[[column[token] for token in question.options]].argmax())]
-        == question.answer[0]
-        for row, question in zip(logits, questions, strict=True)
-    ]
 
 
 def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:

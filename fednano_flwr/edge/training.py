@@ -15,20 +15,17 @@ from torch import Tensor, nn
 from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
+from fednano_flwr.edge.generation import not_finite, option_logits
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import (
     NO_LIMITS,
     Limits,
     Question,
-    last_positions,
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.protocol import IGNORE, LLM, NOT_FINITE_ADVICE
-
-NAMED = 4
-"""Questions of a batch that an error names, at most."""
+from fednano_flwr.exchange.protocol import IGNORE, LLM
 
 
 @dataclass(frozen=True)
@@ -207,13 +204,10 @@ def with_drawn_answers(
             'strategy.fisher-estimate = "pass-model" draws among options, and this shard has '
             'questions with a free answer; use "pass"'
         )
-    candidates = sorted({token for question in batch for token in question.options})
-    logits = llm.score(edge.adapt(frozen), last_positions(batch), torch.tensor(candidates))
-    check_logits(logits, batch)
     drawn = []
-    for row, question in zip(logits.float().cpu(), batch, strict=True):
-        own = row[[candidates.index(token) for token in question.options]].softmax(0)
-        choice = int(torch.multinomial(own, 1, generator=generator))
+    for question, logits in zip(batch, option_logits(edge, llm, batch, frozen), strict=True):
+        likely = logits.float().cpu().softmax(0)
+        choice = int(torch.multinomial(likely, 1, generator=generator))
         drawn.append(replace(question, answer=(question.options[choice],)))
     return drawn
 
@@ -236,32 +230,13 @@ def backward(edge: NanoEdge, llm: LLM, batch: list[Question], frozen: FrozenBatc
     """
     loss = llm.loss(edge.adapt(frozen), next_token_labels(batch, IGNORE))
     if not torch.isfinite(loss):
-        raise _not_finite(f"the loss is {loss.item()}", batch)
+        raise not_finite(f"the loss is {loss.item()}", batch)
     if loss.requires_grad:  # a batch of text takes no part in an image adapter alone
         loss.backward()
     for name, parameter in named_trainable(edge.adapters).items():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            raise _not_finite(f"the gradient of {name} is not finite", batch)
+            raise not_finite(f"the gradient of {name} is not finite", batch)
     return loss.item()
-
-
-def check_logits(logits: Tensor, questions: Sequence[Question]) -> None:
-    """Refuse logits (B, K), a row a question, that cannot be compared.
-
-    Raises:
-        FloatingPointError: one is infinite or no number; the message names its questions.
-    """
-    finite = logits.isfinite().all(1).tolist()
-    wrong = [question for question, good in zip(questions, finite, strict=True) if not good]
-    if wrong:
-        raise _not_finite("logits are not finite", wrong)
-
-
-def _not_finite(what: str, questions: Sequence[Question]) -> FloatingPointError:
-    names = [question.sample.uid for question in questions[:NAMED]]
-    more = len(questions) - len(names)
-    where = ", ".join(names) + (f" and {more} more" if more else "")
-    return FloatingPointError(f"{what}, at question {where}: {NOT_FINITE_ADVICE}")
 
 
 def add_squared_gradients(squares: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:

@@ -51,9 +51,7 @@ def overflowing(
     return FrozenLLM(llm_half)
 
 
-@pytest.fixture(
-    params=["embeddings server", "embeddings client", "lowrank server", "lowrank client"]
-)
+@pytest.fixture(params=["embeddings server", "lowrank client"])
 def llm(request: pytest.FixtureRequest, overflowing: FrozenLLM) -> Iterator[Exchange]:
     kind, labels_at = request.param.split()
     with serve(overflowing) as address, RemoteLLM(address) as remote:

@@ -1,7 +1,4 @@
-import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +7,10 @@ import torch
 from fednano_flwr.adapters.site import adapter_state, build_adapters, named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Adapter, ConfigError, RunConfig
-from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.feature_cache import FeatureCache
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.edge.scoring import right_answers
-from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import (
     TrainingPlan,
     TrainingResult,
@@ -104,14 +99,6 @@ def test_while_b_is_zero_the_fisher_of_a_is_zero(
         assert (value.max() == 0) == ("lora_A" in name), name
 
 
-def test_a_loss_that_is_not_finite_stops_training_with_advice(
-    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
-) -> None:
-    next(iter(named_trainable(edge.adapters).values())).data.fill_(float("inf"))
-    with pytest.raises(FloatingPointError, match="learning-rate"):
-        train(edge, llm, questions, PLAN, seed=1)
-
-
 def test_an_image_adapter_alone_survives_batches_of_text(
     edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
 ) -> None:
@@ -167,18 +154,6 @@ def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> Non
     first = len(questions[0].ids)
     assert labels[first - 1] == questions[0].answer[0] and labels[-1] == questions[1].answer[0]
     assert int((labels != IGNORE).sum()) == 2
-
-
-def test_a_client_reads_its_shard_and_reports_unreadable_pictures(
-    run_config: Callable[..., dict[str, Any]], tiny_questions: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_questions, tmp_path / "broken")
-    (folder / "images" / "train" / "0" / "image.png").write_bytes(b"not a picture")
-    config = RunConfig.parse(run_config(dataset__path=str(folder)))
-    clients = [Client(config, ClientSpec(partition, 2)) for partition in range(2)]
-    assert sum(len(client.shard.train) for client in clients) == 59
-    left_out = [one for client in clients for one in client.shard.left_out]
-    assert left_out == [("0", "picture cannot be decoded")]
 
 
 def test_drawn_answers_follow_the_models_own_distribution(
