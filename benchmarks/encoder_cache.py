@@ -166,7 +166,7 @@ def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
                 subject="counting",
                 choices=("1", "2", "3"),
                 answer=0,
-                image=Picture(file),
+                images=(Picture(file),),
             )
         )
         for file in sorted((place / "pictures").iterdir())

@@ -33,7 +33,7 @@ from benchmarks.runs import process
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig, project
 from fednano_flwr.config.machine import cpus
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge import training
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.prefetch import prefetch

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         subject="counting",
         choices=("1", "2", "3"),
         answer=0,
-        image=Picture(data=picture.getvalue()),
+        images=(Picture(data=picture.getvalue()),),
     )
     batch = [encoder.encode(sample)] * options.batch
     labels = next_token_labels(batch, IGNORE)

@@ -74,7 +74,7 @@ def read(path: Path) -> list[Sample]:
 
 def turn(sample: Sample) -> str:
     """Prompt and right answer in LLaVA-1.5's chat template, without the placeholder."""
-    picture = "\n" if sample.image else ""
+    picture = "\n" if sample.images else ""
     return f"USER: {picture}{user_text(sample)} ASSISTANT: {answer_text(sample)}"
 
 

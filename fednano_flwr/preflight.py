@@ -160,7 +160,7 @@ def read_questions(dataset: Dataset, seed: int, clients: int | None) -> None:
     """
 
     def read() -> str:
-        from fednano_flwr.data.registry import load_questions
+        from fednano_flwr.data.load import load_questions
         from fednano_flwr.data.shard import read_shards
 
         if clients is None:
@@ -390,7 +390,7 @@ def check_shard(data_path: str) -> str:
 
 
 def _dataset(dataset: Dataset, write: bool = True) -> str:
-    from fednano_flwr.data.registry import check_dataset, check_revision
+    from fednano_flwr.data.load import check_dataset, check_revision
 
     if not write and dataset.path.startswith("module:"):
         check_revision(dataset)

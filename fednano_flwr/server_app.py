@@ -20,7 +20,7 @@ from fednano_flwr.base.seeds import Purpose
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
-from fednano_flwr.data.registry import commit_of
+from fednano_flwr.data.load import commit_of
 from fednano_flwr.preflight import (
     check_all,
     client_checks,

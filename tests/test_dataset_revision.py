@@ -17,7 +17,7 @@ from fednano_flwr.analysis.facts import read_run
 from fednano_flwr.analysis.pages import dataset_of
 from fednano_flwr.ask.opening import settings_of
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sources.scienceqa import HUB_ID
 from fednano_flwr.export.command import export
 from fednano_flwr.in_process import run_in_process

@@ -45,7 +45,7 @@ WITHOUT_FLOWER = (
     "fednano_flwr.config.node",
     "fednano_flwr.adapters.product",
     "fednano_flwr.base.resources",
-    "fednano_flwr.data.registry",
+    "fednano_flwr.data.load",
     "fednano_flwr.data.shard",
     "fednano_flwr.models.checkpoint",
     "fednano_flwr.models.edge_half",

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fednano_flwr.cli import app as cli
 from fednano_flwr.cli import partition as command
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.shard import all_shards
 from fednano_flwr.data.shard_folder import load_shard
 from fednano_flwr.preflight import run_config
@@ -90,7 +90,7 @@ def test_the_fingerprint_is_that_of_the_questions_not_of_where_they_lie(
 def test_the_commit_of_a_data_set_from_the_hub_is_written_down(partition, tmp_path, monkeypatch):
     questions = load_questions(run_config(ROOT, [], 3, tmp_path).dataset)
     found = dataclasses.replace(questions, revision="a" * 40)
-    monkeypatch.setattr("fednano_flwr.data.registry.load_questions", lambda dataset: found)
+    monkeypatch.setattr("fednano_flwr.data.load.load_questions", lambda dataset: found)
     assert partition("--out", "shards").exit_code == 0
     for file in ("partition.json", "client-0/manifest.json"):
         written = json.loads((tmp_path / "shards" / file).read_text())

@@ -128,7 +128,8 @@ def test_a_bundles_manifest_cannot_name_a_file_elsewhere(
 
 
 def question(uid: str, image: Picture | None = None) -> Sample:
-    return Sample(uid, "?", "g", "s", choices=("a", "b"), answer=0, image=image)
+    images = () if image is None else (image,)
+    return Sample(uid, "?", "g", "s", choices=("a", "b"), answer=0, images=images)
 
 
 @pytest.fixture

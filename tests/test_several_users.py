@@ -17,7 +17,7 @@ from fednano_flwr.base.output import new_folder
 from fednano_flwr.base.resources import ResourceError, cache_folder, resolve
 from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.config import RunConfig
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.exchange.wire.auth import make_token, read_token
 from fednano_flwr.export.command import export
 from fednano_flwr.models.checkpoint import ModelCheckpoint

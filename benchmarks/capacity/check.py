@@ -20,7 +20,7 @@ from benchmarks.report import ROOT
 from benchmarks.runs import fednano_run
 from fednano_demo.generate import write_dataset
 from fednano_flwr.config import RunConfig, machine, project
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.shard import all_shards
 from fednano_flwr.edge.questions import load_encoder, teacher_forced
 from fednano_flwr.models.checkpoint import ModelCheckpoint

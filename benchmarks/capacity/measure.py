@@ -24,7 +24,7 @@ from benchmarks.report import ROOT, in_turns, memory
 from benchmarks.runs import process
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig, project
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     last_positions,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from fednano_flwr.ask.session import Answer, Asker, AskError
 from fednano_flwr.config import ConfigError, Dataset
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.prompts import LETTERS, normalise_answer
-from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.table import Questions
 

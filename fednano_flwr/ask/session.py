@@ -167,7 +167,7 @@ def _sample(question: str, image: Path | str | None, choices: Sequence[str], hin
         subject="",
         choices=_choices(choices),
         answer=0 if choices else None,  # which is right does not show in the prompt
-        image=None if image is None else _picture(Path(image)),
+        images=() if image is None else (_picture(Path(image)),),
         context=_readable("context", hint),
     )
 

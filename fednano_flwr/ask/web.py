@@ -150,10 +150,10 @@ def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, 
     values: list[tuple[str | None, ...]] = []
     for number, sample in enumerate(samples):
         picture = None
-        if sample.image is not None:
+        if sample.images:
             picture = str(folder / f"{number}.png")
             try:
-                open_image(sample.image).save(picture)
+                open_image(sample.images[0]).save(picture)
             except (FileNotFoundError, DataError):
                 continue  # the run left it out as well
         choices, right = "\n".join(sample.choices), right_answer(sample)

@@ -75,7 +75,7 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     """
     # Imported here: they bring NumPy, which `fednano --help` must not wait for.
     from fednano_flwr.data.defects import describe_skipped
-    from fednano_flwr.data.registry import load_questions
+    from fednano_flwr.data.load import load_questions
     from fednano_flwr.data.shard import all_shards
 
     out = out.absolute()

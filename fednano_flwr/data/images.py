@@ -126,7 +126,7 @@ def with_copied_pictures(sample: Sample, folder: Path, all_pictures: bool = True
 
     return replace(
         sample,
-        image=sample.image and copied(sample.image),
+        images=tuple(map(copied, sample.images)),
         choice_images=tuple(map(copied, sample.choice_images)),
     )
 

@@ -7,9 +7,9 @@
     Answer with the option's letter from the given choices directly.
 
 LLaVA's published format for ScienceQA; for a free answer there are no options, and the last line is
-the one LLaVA-1.5 was published with for short answers. The question's picture comes before the
-text; an option that is a picture stands in its line, after its letter. What stands around a user's
-turn ("USER: … ASSISTANT:") is the model's own chat template.
+the one LLaVA-1.5 was published with for short answers. The question's pictures come before the
+text, one after the other; an option that is a picture stands in its line, after its letter. What
+stands around a user's turn ("USER: … ASSISTANT:") is the model's own chat template.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def user_content(sample: Sample) -> list[dict[str, Any]]:
 
     Joined one after another they are the prompt: no part needs a separator of its own.
     """
-    parts: list[dict[str, Any]] = [] if sample.image is None else [dict(IMAGE)]
+    parts: list[dict[str, Any]] = [dict(IMAGE) for _ in sample.images]
     text = sample.question
     if sample.context:
         text += f"\nContext: {sample.context}"

@@ -50,7 +50,7 @@ class Sample:
         choice_images: the options as pictures; at most one of the two is non-empty.
         answer: index of the right option, None for a free answer.
         free_answer: text of a free answer, else "".
-        image: the question's own picture, or None.
+        images: the question's own pictures, in the order in which the prompt shows them.
         context: text given with the question (a hint), or "".
     """
 
@@ -62,14 +62,13 @@ class Sample:
     choice_images: tuple[Picture, ...] = ()
     answer: int | None = None
     free_answer: str = ""
-    image: Picture | None = None
+    images: tuple[Picture, ...] = ()
     context: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in the order in which the prompt shows them."""
-        own = () if self.image is None else (self.image,)
-        return own + self.choice_images
+        return self.images + self.choice_images
 
     @property
     def num_options(self) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.load import QuestionSet, load_questions
 from fednano_flwr.data.partition import deal
 from fednano_flwr.data.proportions import cut, proportional_partitions
-from fednano_flwr.data.registry import QuestionSet, load_questions
 from fednano_flwr.data.table import Questions
 
 

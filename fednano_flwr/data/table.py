@@ -33,7 +33,7 @@ def features() -> Features:
             "choice_images": List(picture),
             "answer": Value("int32"),
             "free_answer": text,
-            "image": picture,
+            "images": List(picture),
             "context": text,
         }
     )
@@ -101,7 +101,7 @@ class Questions(Sequence[Sample]):
     def _sample(self, row: Mapping[str, Any]) -> Sample:
         try:
             pictures = {
-                "image": None if row["image"] is None else self._picture(row["image"]),
+                "images": tuple(map(self._picture, row["images"])),
                 "choice_images": tuple(map(self._picture, row["choice_images"])),
             }
             return Sample(**{**row, "choices": tuple(row["choices"]), **pictures})
@@ -171,7 +171,7 @@ def in_memory(samples: Iterable[Sample] = ()) -> Questions:
 def _row(sample: Sample) -> dict[str, Any]:
     return {
         **vars(sample),
-        "image": None if sample.image is None else _stored(sample.image),
+        "images": [_stored(picture) for picture in sample.images],
         "choice_images": [_stored(picture) for picture in sample.choice_images],
     }
 

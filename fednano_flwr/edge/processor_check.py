@@ -49,9 +49,9 @@ def check_processor(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> No
 def _question(pictures: int) -> Sample:
     file = io.BytesIO()
     Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(file, "PNG")
-    picture = Picture(data=file.getvalue()) if pictures else None
+    images = (Picture(data=file.getvalue()),) * pictures
     options = ("the first one", "the second one")
-    return Sample("check", "Which one is it?", "check", "check", options, answer=0, image=picture)
+    return Sample("check", "Which one is it?", "check", "check", options, answer=0, images=images)
 
 
 @contextmanager

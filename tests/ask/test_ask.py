@@ -116,7 +116,7 @@ def test_a_token_that_the_model_does_not_have_is_the_hosts_fault(asked: Asked) -
 def test_the_prompt_is_the_one_of_training(asked: Asked) -> None:
     with open_asker(asked.run) as asker:
         picture, encoder = Picture(path=asked.picture), asker.tuned.encoder
-        closed = Sample("u", QUESTION, "", "", CHOICES, answer=2, image=picture, context="w23")
+        closed = Sample("u", QUESTION, "", "", CHOICES, answer=2, images=(picture,), context="w23")
         free = Sample("u", QUESTION, "", "", free_answer="w40")
         for sample, image in ((closed, asked.picture), (free, None)):
             trained = encoder.encode(sample)

@@ -87,11 +87,11 @@ def test_a_test_question_gets_the_answer_of_the_same_question_typed_in(asked: As
     run = load_run(asked.run)
     questions = shared_questions(settings_of(run, []).dataset)
     assert len(questions) == 24
-    sample = next(sample for sample in questions if sample.image)
+    sample = next(sample for sample in questions if sample.images)
     with open_asker(asked.run) as asker:
         for frozen in (True, False):
             typed = asker.answer(
-                sample.question, sample.image.path, sample.choices, sample.context, frozen
+                sample.question, sample.images[0].path, sample.choices, sample.context, frozen
             )
             assert asker.answer_sample(sample, frozen) == typed
             other = replace(sample, answer=(sample.answer + 1) % sample.num_options)
@@ -139,7 +139,7 @@ def test_a_picture_that_is_gone_is_not_offered(asked: Asked, tmp_path: Path) -> 
     good = tmp_path / "good.png"
     Image.new("RGB", (4, 4)).save(good)
     samples = [
-        Sample(str(file), "?", "g", "s", ("a", "b"), answer=1, image=Picture(path=file))
+        Sample(str(file), "?", "g", "s", ("a", "b"), answer=1, images=(Picture(path=file),))
         for file in (tmp_path / "gone.png", good)
     ]
     assert [values[1:] for values in _offered(samples, tmp_path)] == [("?", "a\nb", "", "b")]

@@ -2,8 +2,8 @@ import json
 import re
 from pathlib import Path
 
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.registry import load_questions
 from fednano_flwr.data.sources import OWN_QUESTIONS, find_source, source_names
 from tests.data.conftest import png, settings
 
@@ -32,7 +32,7 @@ def test_the_documented_way_to_write_own_questions_is_read(tmp_path, monkeypatch
     (script,) = re.findall(r"## Your own questions\n.*?```python\n(.*?)```", DOCS, re.DOTALL)
     exec(script, {})
     found = load_questions(settings(path="my-questions"))
-    assert [(s.group, s.image is not None, s.answer) for s in (*found.train, *found.test)] == [
+    assert [(s.group, bool(s.images), s.answer) for s in (*found.train, *found.test)] == [
         ("kitchen", True, 0),
         ("materials", False, 0),
         ("house", True, 2),

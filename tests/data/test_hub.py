@@ -12,8 +12,8 @@ import pytest
 
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.load import check_dataset, commit_of, load_questions
 from fednano_flwr.data.parquet import UNREADABLE_ROW
-from fednano_flwr.data.registry import check_dataset, commit_of, load_questions
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources.scienceqa import HUB_ID
 from tests import files
@@ -61,8 +61,8 @@ def test_a_copy_of_the_hub_s_repository_is_read_with_every_field(write_hub):
     )
     questions = load_questions(settings(path=str(path)))
     first, second = questions.train
-    assert first.image is not None and first.image.read() == png()
-    assert [replace(first, image=None), second] == [
+    assert [picture.read() for picture in first.images] == [png()]
+    assert [replace(first, images=()), second] == [
         Sample(
             uid="train-0",
             question="Which is it?",
@@ -266,13 +266,13 @@ def test_a_column_of_image_files_bytes_is_read_as_pictures(hub_files, kind):
     path = hub_files("train-0-of-1.parquet", image=pyarrow.array([png(), None, b""], kind))
     questions = load_questions(settings(path=str(path), max_skipped=1))
     first, second = questions.train
-    assert first.image is not None and first.image.read() == png() and second.image is None
+    assert [picture.read() for picture in first.images] == [png()] and not second.images
     assert questions.skipped == {MISSING_PICTURE: 1}
 
 
 def test_without_a_column_of_pictures_all_questions_are_text(hub_files):
     path = hub_files("train-0-of-1.parquet", image=None)
-    assert [sample.image for sample in load_questions(settings(path=str(path))).train] == [None]
+    assert [sample.images for sample in load_questions(settings(path=str(path))).train] == [()]
 
 
 @pytest.mark.parametrize("value", [None, math.nan])

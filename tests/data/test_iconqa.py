@@ -6,7 +6,7 @@ import pytest
 
 from fednano_flwr.data.defects import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import iconqa
 from fednano_flwr.data.sources.iconqa import TASKS, IconQA, find_root
@@ -30,7 +30,7 @@ def test_a_question_with_options_in_words_is_read_with_every_field(tmp_path, wri
             subject="choose_txt",
             choices=("odd", "even"),
             answer=0,
-            image=Picture(folder / "image.png"),
+            images=(Picture(folder / "image.png"),),
         )
     ]
 

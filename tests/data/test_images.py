@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, first_defect, open_image
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from tests.data.conftest import settings
 
@@ -15,9 +15,9 @@ WHITE = (255, 255, 255)
 
 
 def ask(*pictures: Picture) -> Sample:
-    image, *options = pictures or [None]
+    image, options = pictures[:1], pictures[1:]
     return Sample(
-        "1", "?", group="g", subject="s", choice_images=tuple(options), answer=0, image=image
+        "1", "?", group="g", subject="s", choice_images=tuple(options), answer=0, images=image
     )
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from fednano_flwr.data.cache import read_split
 from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.load import QuestionSet, load_questions
 from fednano_flwr.data.prompts import user_text
-from fednano_flwr.data.registry import QuestionSet, load_questions
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.sources.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
@@ -86,7 +86,7 @@ def odd_one(found: QuestionSet) -> Sample | None:
 def test_an_optional_value_that_is_empty_or_nan_counts_as_absent(value, scienceqa, iconqa):
     sample = odd_one(scienceqa(hint=value, topic=value, subject=value, image=value))
     assert sample is not None and "Context" not in user_text(sample)
-    assert (sample.context, sample.image) == ("", None)
+    assert (sample.context, sample.images) == ("", ())
     assert (sample.group, sample.subject) == ("no topic", "no subject")
     sample = odd_one(iconqa(hint=value, grade=value))
     assert sample is not None and "Context" not in user_text(sample)

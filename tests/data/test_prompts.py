@@ -37,14 +37,14 @@ def test_no_context_is_no_line():
 
 
 def test_the_picture_comes_first_and_only_where_there_is_one():
-    (turn,) = conversation(ask(image=PICTURE))
+    (turn,) = conversation(ask(images=(PICTURE,)))
     assert turn["role"] == "user"
     assert [part["type"] for part in turn["content"]] == ["image", "text"]
     assert [part["type"] for part in user_content(ask())] == ["text"]
 
 
 def test_each_letter_stands_right_before_the_picture_it_names():
-    sample = ask(image=PICTURE, choices=(), choice_images=(PICTURE, PICTURE), context="Look.")
+    sample = ask(images=(PICTURE,), choices=(), choice_images=(PICTURE, PICTURE), context="Look.")
     assert user_content(sample) == [
         IMAGE,
         {"type": "text", "text": "Which?\nContext: Look.\nA. "},
@@ -60,7 +60,7 @@ def test_each_letter_stands_right_before_the_picture_it_names():
 
 
 def test_a_free_answer_is_asked_for_as_a_word_or_phrase():
-    sample = ask(choices=(), answer=None, free_answer="7,364", image=PICTURE)
+    sample = ask(choices=(), answer=None, free_answer="7,364", images=(PICTURE,))
     assert user_text(sample) == "Which?\nAnswer the question using a single word or phrase."
     assert answer_text(sample) == "7,364"
 
@@ -89,3 +89,9 @@ def test_a_free_answer_is_asked_for_as_a_word_or_phrase():
 def test_free_answers_are_compared_in_one_form(said, meant):
     assert normalise_answer(said) == meant
     assert normalise_answer(meant) == normalise_answer(said)
+
+
+def test_several_pictures_come_before_the_text():
+    sample = ask(images=(PICTURE, PICTURE), choices=(), choice_images=(PICTURE, PICTURE))
+    assert [part["type"] for part in user_content(sample)][:3] == ["image", "image", "text"]
+    assert user_content(sample).count(IMAGE) == len(sample.pictures) == 4

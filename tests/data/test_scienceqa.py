@@ -5,7 +5,7 @@ import pytest
 
 from fednano_flwr.data.defects import MISSING_PICTURE, UNNAMED_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import scienceqa
 from fednano_flwr.data.sources.scienceqa import ScienceQA
@@ -26,14 +26,14 @@ def test_a_question_with_a_picture_is_read_with_every_field(write_scienceqa, wri
     assert (sample.uid, sample.question, sample.answer) == ("5", "Which is it?", 2)
     assert sample.choices == ("this", "that", "neither")
     assert (sample.group, sample.subject) == ("physics", "natural science")
-    assert (sample.context, sample.image) == ("Look.", Picture(image))
+    assert (sample.context, sample.images) == ("Look.", (Picture(image),))
 
 
 @pytest.mark.parametrize("no_image", [None, ""])
 def test_a_question_without_a_picture_is_text_only(write_scienceqa, no_image):
     path = write_scienceqa({"1": {"image": no_image, "hint": None}}, train=["1"], test=[])
     ((sample,), _) = read(path)
-    assert sample.image is None
+    assert sample.images == ()
     assert sample.context == ""
 
 
@@ -48,7 +48,7 @@ def test_a_split_is_what_pid_splits_lists_in_numeric_order(write_scienceqa):
 def test_pictures_of_a_small_split_lie_with_the_split_it_is_part_of(write_scienceqa, write_picture):
     path = write_scienceqa({"5": {"image": "image.png"}}, minitest=["5"])
     image = write_picture(path / "images" / "test" / "5" / "image.png")
-    assert read(path, "minitest")[0][0].image == Picture(image)
+    assert read(path, "minitest")[0][0].images == (Picture(image),)
 
 
 def test_what_cannot_be_asked_is_left_out_and_counted(write_scienceqa):
@@ -108,8 +108,8 @@ def test_the_real_sample_is_read_as_counted_by_hand(sample_data):
     questions = load_questions(settings(path=str(path), max_skipped=0.5))
     assert (len(questions.train), len(questions.test)) == (520, 241)
     assert questions.skipped == {MISSING_PICTURE: 1041 - 520}
-    assert sum(sample.image is not None for sample in questions.test) == 107
-    assert not any(sample.image for sample in questions.train)
+    assert sum(len(sample.images) for sample in questions.test) == 107
+    assert not any(sample.images for sample in questions.train)
     assert Counter(sample.group for sample in questions.train) == Counter(
         problem["topic"] for problem in text_only
     )

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.registry import QuestionSet, load_questions
+from fednano_flwr.data.load import QuestionSet, load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.shard import Shard, all_shards, read_shards
 from fednano_flwr.data.shard_folder import MANIFEST, load_shard, write_shard
@@ -100,7 +100,7 @@ def with_bytes(questions) -> list[Sample]:
     return [
         dataclasses.replace(
             sample,
-            image=sample.image and Picture(data=sample.image.read()),
+            images=tuple(Picture(data=p.read()) for p in sample.images),
             choice_images=tuple(Picture(data=p.read()) for p in sample.choice_images),
         )
         for sample in questions
@@ -127,9 +127,9 @@ def test_a_written_shard_comes_back_exactly_wherever_it_is_moved(sample_data, tm
 
 def test_a_shard_of_pictures_that_a_table_holds_has_them_as_files(tmp_path):
     samples = [
-        dataclasses.replace(question("1", "a"), image=Picture(data=png(1))),
-        dataclasses.replace(question("2", "a"), image=Picture(data=b"no picture")),
-        dataclasses.replace(question("3", "a"), image=Picture(data=png(1))),
+        dataclasses.replace(question("1", "a"), images=(Picture(data=png(1)),)),
+        dataclasses.replace(question("2", "a"), images=(Picture(data=b"no picture"),)),
+        dataclasses.replace(question("3", "a"), images=(Picture(data=png(1)),)),
     ]
     part = Shard(in_memory(samples), in_memory())
     written = write_shard(tmp_path, part, {})
@@ -140,14 +140,14 @@ def test_a_shard_of_pictures_that_a_table_holds_has_them_as_files(tmp_path):
 
 @pytest.fixture
 def written(tmp_path):
-    sample = dataclasses.replace(question("1", "a"), image=Picture(data=png(1)))
+    sample = dataclasses.replace(question("1", "a"), images=(Picture(data=png(1)),))
     write_shard(tmp_path / "client-0", Shard(in_memory([sample]), in_memory([sample])), {"seed": 7})
     return tmp_path / "client-0"
 
 
 def test_a_manifest_says_what_is_in_the_folder(written):
     manifest = json.loads((written / MANIFEST).read_text())
-    assert (manifest["format"], manifest["seed"]) == (1, 7)
+    assert (manifest["format"], manifest["seed"]) == (2, 7)
     assert manifest["counts"] == {"train": 1, "test": 1, "pictures": 1}
     files = {str(f.relative_to(written)) for f in written.rglob("*") if f.is_file()}
     assert {*manifest["files"], MANIFEST} == files
@@ -191,6 +191,6 @@ def test_a_picture_that_went_away_since_reading_is_named(sample_data, tmp_path):
     shutil.copytree(sample_data / "iconqa", tmp_path / "iconqa")
     dataset = settings(name="iconqa", path=str(tmp_path / "iconqa"))
     part = read_shards(dataset, 0, 2)[0]
-    part.train[0].image.path.unlink()
+    part.train[0].images[0].path.unlink()
     with pytest.raises(DataError, match=r"image\.png cannot be read: No such file"):
         write_shard(tmp_path / "shard", part, {})

@@ -36,7 +36,7 @@ def sample_of(question, picture_file) -> Sample:
     sample = question.sample()
     if question.picture is None:
         return sample
-    return dataclasses.replace(sample, image=Picture(picture_file))
+    return dataclasses.replace(sample, images=(Picture(picture_file),))
 
 
 @pytest.mark.parametrize("shift", [BASE, DOWNSTREAM])

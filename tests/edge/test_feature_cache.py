@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, Dataset, RunConfig
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
@@ -80,7 +80,7 @@ def test_the_same_pictures_under_other_names_are_encoded_once(
     path = sample.pictures[0].path
     assert path is not None
     twin = Sample(
-        "other", "w20", "g", "s", ("A", "B"), answer=0, image=Picture(data=path.read_bytes())
+        "other", "w20", "g", "s", ("A", "B"), answer=0, images=(Picture(data=path.read_bytes()),)
     )
     edge = make_edge(edge_half, encoder, tmp_path)
     edge([pictured[0], encoder.encode(twin)])
@@ -91,7 +91,7 @@ def test_a_changed_picture_of_the_same_uid_is_encoded_anew(
     edge_half: EdgeHalf, encoder: QuestionEncoder, tmp_path: Path
 ) -> None:
     file = tmp_path / "image.bmp"  # all of one size: neither name nor size tells them apart
-    sample = Sample("1", "w20", "g", "s", ("A", "B"), answer=0, image=Picture(file))
+    sample = Sample("1", "w20", "g", "s", ("A", "B"), answer=0, images=(Picture(file),))
     edge = make_edge(edge_half, encoder, tmp_path / "features")
     results = []
     for color in ("red", "blue", "red"):
@@ -107,7 +107,9 @@ def test_a_picture_that_changes_while_it_is_encoded_is_not_kept(
 ) -> None:
     file = tmp_path / "image.bmp"
     Image.new("RGB", (24, 24), "red").save(file)
-    question = encoder.encode(Sample("1", "w20", "g", "s", ("A",), answer=0, image=Picture(file)))
+    question = encoder.encode(
+        Sample("1", "w20", "g", "s", ("A",), answer=0, images=(Picture(file),))
+    )
     healthy = QuestionEncoder.vision_inputs
 
     def vision_inputs(self: QuestionEncoder, sample: Sample) -> dict[str, Tensor]:
@@ -318,7 +320,7 @@ def keys_of(family: str, folder: Path, questions: Sequence[str]) -> list[str]:
     picture = folder / "picture.png"
     Image.effect_noise((30, 40), 64).convert("RGB").save(picture)
     return [
-        reader.vision_key(Sample("1", text, "g", "s", ("A",), answer=0, image=Picture(picture)))
+        reader.vision_key(Sample("1", text, "g", "s", ("A",), answer=0, images=(Picture(picture),)))
         for text in questions
     ]
 

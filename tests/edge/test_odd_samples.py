@@ -50,7 +50,7 @@ from tests.models.test_families import picture
 
 Config = Callable[..., dict[str, Any]]
 PLAIN = Sample("plain", "w20 w21", "g", "s", ("w22", "w23"), answer=1)
-PICTURED = replace(PLAIN, image=picture(0, 24, 30))
+PICTURED = replace(PLAIN, images=(picture(0, 24, 30),))
 FREE = replace(PLAIN, choices=(), answer=None, free_answer="w22 w23")
 OWN = {  # what stands for a picture, or a video, in a family's prompts
     "internvl": ["<IMG_CONTEXT>", "<video>"],
@@ -112,7 +112,7 @@ def test_a_picture_token_that_was_typed_leaves_its_question_out_and_other_tokens
 def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
     """A model may generate it."""
     edge = nano_edge(folder)
-    question = edge.encoder.unanswered(replace(FREE, image=PICTURED.image))
+    question = edge.encoder.unanswered(replace(FREE, images=PICTURED.images))
     ending = (edge.frozen.image_token_id, 5)
     batch, plain = (edge([question], [one]) for one in (ending, (6, 5)))
     for one, other in ((batch.position_ids, plain.position_ids),):
@@ -140,8 +140,8 @@ def file(image: Image.Image) -> Picture:
         (replace(FREE, free_answer=""), "its answer has no token"),
         (replace(FREE, free_answer=" \n"), "its answer has no token"),
         (replace(FREE, free_answer="..."), "its answer has no token"),
-        (replace(PLAIN, image=Picture(data=b"")), UNDECODABLE_PICTURE),
-        (replace(PLAIN, image=Picture(Path("gone.png"))), MISSING_PICTURE),
+        (replace(PLAIN, images=(Picture(data=b""),)), UNDECODABLE_PICTURE),
+        (replace(PLAIN, images=(Picture(Path("gone.png")),)), MISSING_PICTURE),
         (
             replace(PICTURED, choices=(), choice_images=(PICTURED.pictures[0], Picture(Path("x")))),
             MISSING_PICTURE,
@@ -165,7 +165,7 @@ def test_pictures_of_every_mode_and_of_one_pixel_can_be_used(
 ) -> None:
     for size in ((1, 1), (1, 300), (300, 1)):
         questions, left_out = encode_all(
-            encoder, [replace(PLAIN, image=file(Image.new(mode, size)))]
+            encoder, [replace(PLAIN, images=(file(Image.new(mode, size)),))]
         )
         assert questions and not left_out
 

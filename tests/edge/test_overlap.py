@@ -42,11 +42,11 @@ def picture(seed: int) -> Picture:
 
 def sample(number: int) -> Sample:
     """Every second with a picture, every third with a free answer."""
-    image = picture(number) if number % 2 == 0 else None
+    images = (picture(number),) if number % 2 == 0 else ()
     uid, text = str(number), f"w{20 + number} w21"
     if number % 3 == 0:
-        return Sample(uid, text, "g", "s", free_answer="w37 w38", image=image)
-    return Sample(uid, text, "g", "s", ("w22", "w23"), answer=1, image=image)
+        return Sample(uid, text, "g", "s", free_answer="w37 w38", images=images)
+    return Sample(uid, text, "g", "s", ("w22", "w23"), answer=1, images=images)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,10 @@ def test_an_unreadable_picture_ends_training_at_its_own_batch(
     drawn = torch.Generator().manual_seed(derive_seed(Purpose.ORDER, seed))
     order = torch.randperm(8, generator=drawn).tolist()
     broken = list(questions)
-    bad = next(i for i in order[2 * per_batch :] if broken[i].sample.image is not None)
+    bad = next(i for i in order[2 * per_batch :] if broken[i].sample.images)
     trained = order.index(bad) // per_batch  # batches before the bad one
     assert trained >= 2
-    damaged = replace(broken[bad].sample, image=Picture(data=b"not a picture"))
+    damaged = replace(broken[bad].sample, images=(Picture(data=b"not a picture"),))
     broken[bad] = replace(broken[bad], sample=damaged)
 
     class Counting(EmbeddingsExchange):

@@ -25,7 +25,7 @@ OPTIONS = Sample(
     "s",
     choice_images=(picture(1, 20, 20), picture(2, 20, 20), picture(3, 20, 20)),
     answer=2,
-    image=picture(4, 20, 20),
+    images=(picture(4, 20, 20),),
 )
 # The template that LLaVA-1.5 is published with writes a turn's pictures before its texts.
 PICTURES_FIRST = (

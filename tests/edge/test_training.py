@@ -103,7 +103,7 @@ def test_an_image_adapter_alone_survives_batches_of_text(
     edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
 ) -> None:
     adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image"), seed=0)
-    text = [question for question in questions if question.sample.image is None]
+    text = [question for question in questions if not question.sample.images]
     alone = NanoEdge(edge.frozen, edge.tokens, adapters, edge.encoder)
     fisher = train(alone, llm, text, PLAN, 1, running_fisher=True).fisher
     assert fisher is not None and all(value.max() == 0 for value in fisher.values())
@@ -137,7 +137,7 @@ def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
     monkeypatch.setattr(
         EdgeHalf, "image_features", lambda self, one: seen.append(one) or original(self, one)
     )
-    pictured = [question for question in questions if question.sample.image is not None]
+    pictured = [question for question in questions if question.sample.images]
     first = edge(pictured).embedded()
     second = edge(pictured).embedded()
     assert len(seen) == len(pictured) and torch.equal(first, second)

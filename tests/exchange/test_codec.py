@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.config import Dataset
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge.questions import QuestionEncoder, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import (

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, Dataset
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     Question,

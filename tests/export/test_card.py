@@ -73,7 +73,7 @@ def split_run(flat: dict[str, Any], width: int, shown: Picture) -> tuple[Tensor,
     model = flat["model.name"]
     adapters = random_adapters(width, RunConfig.parse(flat).adapter).eval()
     encoder, frozen = load_encoder(ModelCheckpoint(model)), load_edge_half(model)
-    question = encoder.encode(replace(EXAMPLE, image=shown))
+    question = encoder.encode(replace(EXAMPLE, images=(shown,)))
     edge = NanoEdge(frozen, frozen.token_table(), adapters, encoder)
     host = FrozenLLM(load_llm_half(model))
     every = torch.arange(host.describe().vocabulary)

@@ -18,7 +18,7 @@ from fednano_flwr.base.files import describe_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
-from fednano_flwr.data.registry import load_questions
+from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.data.shard_folder import MANIFEST as SHARD_MANIFEST
@@ -161,7 +161,9 @@ def folders(model: Path, questions: Path, dataset: Any, work: Path) -> dict[str,
     bundle = work / "bundle"
     write_bundle(ModelCheckpoint(str(whole)), bundle)
     Image.new("RGB", (4, 4)).save(work / "p.png")
-    sample = Sample("1", "?", "g", "s", choices=("a", "b"), answer=0, image=Picture(work / "p.png"))
+    sample = Sample(
+        "1", "?", "g", "s", choices=("a", "b"), answer=0, images=(Picture(work / "p.png"),)
+    )
     write_shard(work / "shard", Shard(in_memory([sample] * 3), in_memory([sample])), {})
     picture = next((work / "shard" / "images").iterdir())
     place = checkpoint_in(work / "run")

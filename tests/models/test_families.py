@@ -67,7 +67,7 @@ def picture(seed: int, height: int, width: int) -> Picture:
 
 
 SAMPLES = (
-    Sample("0", "w20 w21 ?", "g", "s", ("w22", "w23"), answer=1, image=picture(0, 40, 30)),
+    Sample("0", "w20 w21 ?", "g", "s", ("w22", "w23"), answer=1, images=(picture(0, 40, 30),)),
     Sample("1", "w24 w25 w26", "g", "s", ("w27", "w28", "w29"), answer=0),
     Sample(
         "2",
@@ -76,10 +76,10 @@ SAMPLES = (
         "s",
         choice_images=(picture(1, 20, 60), picture(2, 32, 32)),
         answer=1,
-        image=picture(3, 24, 24),
+        images=(picture(3, 24, 24),),
     ),
-    Sample("3", "w32 " * 9, "g", "s", ("w33", "w34"), answer=0, image=picture(4, 64, 20)),
-    Sample("4", "w35 w36", "g", "s", free_answer="w37 w38 w39", image=picture(5, 30, 30)),
+    Sample("3", "w32 " * 9, "g", "s", ("w33", "w34"), answer=0, images=(picture(4, 64, 20),)),
+    Sample("4", "w35 w36", "g", "s", free_answer="w37 w38 w39", images=(picture(5, 30, 30),)),
 )
 
 

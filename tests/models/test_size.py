@@ -108,7 +108,7 @@ def test_a_picture_takes_as_many_tokens_as_its_prompt_has_placeholders(
         return
     Image.new("RGB", (24, 24)).save(tmp_path / "one.png")
     sample = Sample(
-        "s", "what is it", "g", "g", ("w1", "w2"), answer=0, image=Picture(tmp_path / "one.png")
+        "s", "what is it", "g", "g", ("w1", "w2"), answer=0, images=(Picture(tmp_path / "one.png"),)
     )
     ids = load_encoder(checkpoint).encode(sample).ids
     assert int((ids == image_token(checkpoint)).sum()) == parts.picture_tokens

@@ -171,7 +171,7 @@ def _read_question(folder: Path, task: str, skills: Any) -> Sample | str:
         choice_images=tuple(map(Picture, options)),
         answer=None if free else raw["answer"],
         free_answer=raw["answer"] if free else "",
-        image=Picture(image),
+        images=(Picture(image),),
         context="" if is_absent(raw.get("hint")) else raw["hint"],
     )
 

@@ -144,7 +144,7 @@ def make_sample(uid: str, problem: dict[str, Any], image: Picture | None) -> Sam
         subject=given.get("subject", "no subject"),
         choices=tuple(problem["choices"]),
         answer=problem["answer"],
-        image=image,
+        images=() if image is None else (image,),
         context=given.get("hint", ""),
     )
 

@@ -5,7 +5,7 @@ import pytest
 from fednano_flwr.base.resources import ResourceError
 from fednano_flwr.data.defects import MISSING_PICTURE, describe_skipped
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.registry import check_dataset, load_questions
+from fednano_flwr.data.load import check_dataset, load_questions
 from fednano_flwr.data.sources import OWN_QUESTIONS, find_source, source_names
 from fednano_flwr.data.sources.scienceqa import HUB_ID
 from tests.data.conftest import settings
