@@ -1,7 +1,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
-from tests import tiny
+from tests import tiny, tiny_families
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
@@ -63,6 +63,17 @@ def sample_data() -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random LLaVA checkpoint in the hub's format, in several shards."""
     return tiny.write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of each family, written when it is asked for."""
+
+    @cache
+    def folder(family: str) -> Path:
+        return tiny_families.write(family, tmp_path_factory.mktemp("model") / family)
+
+    return folder
 
 
 @pytest.fixture(scope="session")

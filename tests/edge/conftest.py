@@ -1,7 +1,3 @@
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-
 import pytest
 
 from fednano_flwr.adapters.site import build_adapters
@@ -13,7 +9,6 @@ from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
-from tests import tiny_families
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +25,3 @@ def edge(encoder: QuestionEncoder, edge_half: EdgeHalf) -> NanoEdge:
 @pytest.fixture(scope="session")
 def llm(llm_half: LLMHalf) -> EmbeddingsExchange:
     return EmbeddingsExchange(FrozenLLM(llm_half))
-
-
-@pytest.fixture(scope="session")
-def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint of each family, written when it is asked for."""
-
-    @cache
-    def folder(family: str) -> Path:
-        return tiny_families.write(family, tmp_path_factory.mktemp("model") / family)
-
-    return folder

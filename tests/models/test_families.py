@@ -6,8 +6,11 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES
-from fednano_flwr.edge.generation import generate
+from fednano_flwr.edge.generation import answer_tokens, generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import (
     Question,
@@ -30,7 +33,7 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService
+from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService, NewToken
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
@@ -57,6 +60,8 @@ SIDES = {"float32": "right", "float64": "left"}
 TOLERANCE = 1e-6
 OWN_ROUNDING = 4
 FLOAT32_INSIDE = {"gemma3": 1e-5, "paligemma": 1e-5}
+TOKENS = 10
+"""Of an answer: more than the windows of the tiny sliding layers (Gemma 3: 8)."""
 
 
 def picture(seed: int, height: int, width: int) -> Picture:
@@ -96,8 +101,8 @@ class Setting:
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_families.write(request.param, tmp_path_factory.mktemp("model") / request.param)
+def checkpoint(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
+    return family_folder(request.param)
 
 
 @pytest.fixture(scope="module", params=list(SIDES))
@@ -288,7 +293,9 @@ def test_pictures_of_unlike_sizes_in_a_question_are_each_encoded_as_what_they_ar
         "image_sizes": torch.tensor([[24, 64], [32, 32]]),
     }
     features = load_edge_half(str(tmp_path)).image_features(pictures)
-    assert len(features) == 3 * 8 + 4 * 4 == skeleton.count_features(config, pictures)
+    assert (
+        len(features) == 3 * 8 + 4 * 4 == skeleton.count_features(skeleton.build(config), pictures)
+    )
     with torch.no_grad():
         expected = model.eval().get_image_features(**pictures).pooler_output
     assert torch.equal(features, torch.cat(list(expected)))
@@ -300,37 +307,51 @@ def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint
     for sample in (sample for sample in SAMPLES if sample.pictures):
         pictures = encoder.vision_inputs(sample)
         features = frozen.image_features(pictures)
-        assert skeleton.count_features(source.config, pictures) == len(features)
+        assert skeleton.count_features(source.edge_tree[0], pictures) == len(features)
     with pytest.raises(ConfigError, match="aspect_ratio_ids"):  # nothing is left out in silence
         frozen.image_features(pictures | {"aspect_ratio_ids": torch.ones(1, 1)})
 
 
-def test_greedy_answers_are_those_of_the_whole_models_own_generation(
-    setting: Setting, exchange: Callable[[LLMService], LLM]
+@contextmanager
+def logits_of(host: FrozenLLM) -> Iterator[list[Tensor]]:
+    """Logits (1, vocabulary) of each pass."""
+    found = []
+    original = host._half.logits
+
+    def logits(*arguments: Any) -> Tensor:
+        found.append(original(*arguments))
+        return found[-1]
+
+    with mock.patch.object(host._half, "logits", logits):
+        yield found
+
+
+@pytest.mark.parametrize("setting", ["float32"], indirect=True)
+def test_a_generated_answer_is_the_whole_models_with_and_without_the_cache(
+    setting: Setting, llm: LLM
 ) -> None:
-    if setting.dtype == "float64":
-        pytest.skip("argmax is not a matter of rounding here: float32 says it all")
-    zero = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
-    edge = NanoEdge(setting.edge.frozen, setting.edge.tokens, zero, setting.encoder)
-    chosen = [setting.questions[i] for i in (4, 0, 3)]
-    answers = generate(edge, exchange(setting.host), chosen, max_tokens=6)
-    for question, answer in zip(chosen, answers, strict=True):
-        vision = setting.encoder.vision_inputs(question.sample)
-        prompt = {
-            "input_ids": question.ids[None],
-            "attention_mask": torch.ones_like(question.ids)[None],
-        }
-        if setting.family in ("gemma3", "qwen2_5_vl"):
-            key = "token_type_ids" if setting.family == "gemma3" else "mm_token_type_ids"
-            prompt[key] = (question.ids == setting.whole.image_token).long()[None]
-        if setting.family == "paligemma":
-            prompt["token_type_ids"] = torch.zeros_like(question.ids)[None]
-        written = setting.whole.model.generate(
-            **prompt,
-            **vision,
-            max_new_tokens=6,
-            do_sample=False,
-            eos_token_id=sorted(setting.encoder.ends),
-        )[0].tolist()
-        assert setting.encoder.decode(written[len(question.ids) :]) == answer
-    assert any(answers)
+    edge = setting.edge
+    edge.adapters.float()
+    for question in (setting.questions[3], setting.questions[1]):
+        with mock.patch.object(setting.encoder, "ends", set()):  # as long as it may be
+            with logits_of(setting.host) as cached:
+                tokens = list(answer_tokens(edge, llm, question, TOKENS))
+            with logits_of(setting.host) as uncached:
+                (text,) = generate(edge, llm, [question], TOKENS)
+        assert tokens == setting.whole.generate(question, setting.encoder, edge.adapters, TOKENS)
+        assert len(tokens) == TOKENS and text == setting.encoder.decode(tokens)
+        # A random model's answer may be one word again and again; its logits are not.
+        got, expected = torch.cat(cached), torch.cat(uncached)
+        allowed = OWN_ROUNDING * FLOAT32_INSIDE.get(setting.family, TOLERANCE)
+        assert len(got) == TOKENS and error(got, expected) <= allowed
+        assert error(got[1:], got[:-1]) > 100 * allowed
+
+
+@pytest.mark.parametrize("setting", ["float32"], indirect=True)
+def test_a_position_that_does_not_fit_the_family_is_refused(setting: Setting) -> None:
+    wrong = None if setting.family == "qwen2_5_vl" else torch.tensor([1, 2, 3])
+    begun = EXCHANGES["lowrank"](setting.host, "server").prefill(
+        setting.edge(setting.questions[1:2])
+    )
+    with pytest.raises(ValueError, match="position"):
+        setting.host.decode(begun.cache, NewToken(5, position=wrong))

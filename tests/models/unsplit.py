@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from peft import PeftModel
 from torch import Tensor
+from transformers import GenerationConfig
 
 from fednano_flwr.edge.questions import Question, QuestionEncoder, teacher_forced
 from fednano_flwr.models.families import FAMILIES
@@ -22,7 +22,7 @@ class Unsplit:
     """A transformers model, called with its processor's tensors on a padded batch."""
 
     def __init__(self, folder: Path, family: str, dtype: str) -> None:
-        architecture = getattr(transformers, FAMILIES[family].architecture)
+        architecture = FAMILIES[family].model_class
         self.model = architecture.from_pretrained(folder, dtype=dtype).eval()
         self.model.requires_grad_(False)
         self.family = family
@@ -49,9 +49,7 @@ class Unsplit:
             [F.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]
         )
         arguments = {"input_ids": ids, "attention_mask": mask}
-        if self.family in ("gemma3", "qwen2_5_vl"):
-            key = "token_type_ids" if self.family == "gemma3" else "mm_token_type_ids"
-            arguments[key] = (ids == self.image_token).long()
+        arguments |= self._types(ids)
         if self.family == "paligemma":
             types = [
                 (torch.arange(len(r)) >= len(q.ids)).long()
@@ -80,6 +78,32 @@ class Unsplit:
             end = width - (gap if side == "right" else 0)
             wanted.append(logits[row, end - len(question.answer) : end])
         return torch.cat(wanted)
+
+    def generate(
+        self, question: Question, encoder: QuestionEncoder, adapters: PeftModel, tokens: int
+    ) -> list[int]:
+        """What the model's own greedy `generate` gives, `tokens` long."""
+        ids = question.ids[None]
+        arguments = {"attention_mask": torch.ones_like(ids), **self._types(ids)}
+        vision = encoder.vision_inputs(question.sample) if question.sample.pictures else {}
+        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        with self.adapted(adapters), torch.no_grad():
+            writer, inputs = self.model, {"input_ids": ids}
+            if self.family in ("instructblip", "blip-2") and not vision:
+                writer = self.model.language_model
+                inputs = {"inputs_embeds": self.model.get_input_embeddings()(ids)}
+            found = writer.generate(generation_config=settings, **inputs, **arguments, **vision)
+        return found[0, -tokens:].tolist()
+
+    def _types(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the family's own processor says of the kinds of tokens in prompts."""
+        pictures = (ids == self.image_token).long()
+        kinds = {
+            "gemma3": {"token_type_ids": pictures},
+            "qwen2_5_vl": {"mm_token_type_ids": pictures},
+            "paligemma": {"token_type_ids": torch.zeros_like(ids)},
+        }
+        return kinds.get(self.family, {})
 
     @contextmanager
     def adapted(self, adapters: PeftModel | None) -> Iterator[None]:
