@@ -6,7 +6,7 @@ have colours of their own, which a page exchanges for its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -75,6 +75,30 @@ def panels(
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
     return figure, list(axes.flat)
+
+
+def line(
+    axes: Axes,
+    points: Mapping[int, float],
+    color: str = BLUE,
+    marker: str = "o",
+    size: float = 4.5,
+    width: float = 1.8,
+    label: str | None = None,
+    **style: Any,
+) -> None:
+    """A line through points, from round to value."""
+    looks = {"color": color, "marker": marker, "markersize": size, "linewidth": width}
+    axes.plot(list(points), list(points.values()), label=label, **looks, **style)
+
+
+def shade(place: int) -> str:
+    """The colour of what is drawn at this place; they come again and again."""
+    return PALETTE[place % len(PALETTE)]
+
+
+def mark(place: int) -> str:
+    return MARKERS[place % len(MARKERS)]
 
 
 def titled(figure: Figure, title: str, size: float = 10.5) -> None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,33 +30,36 @@ from fednano_flwr.models import bundle
 from tests.analysis.made_up import a_plan, write_finished
 from tests.conftest import REPOSITORY
 
+Compare = Callable[[str], Result]
 Config = Callable[..., dict[str, Any]]
 SHORT = {"num_server_rounds": 1, "local_epochs": 1}
 
 
 @pytest.fixture
-def compare(run_config: Config, defaults: dict[str, Any], tmp_path: Path) -> Callable[..., Result]:
+def compare(
+    run_config: Config, defaults: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Compare:
     """Calls the command in `tmp_path` with a tiny model, one round and one worker."""
     lines = [
         f"{key} = {json.dumps(value)}"
         for key, value in run_config(**SHORT).items()
         if value != defaults[key] and key not in OURS
     ]
-    (tmp_path / "tiny.toml").write_text("\n".join(lines))
-    (tmp_path / "fedavg.toml").write_text('strategy.name = "fedavg"')
-    (tmp_path / "usual.toml").write_text("")
-    (tmp_path / "wild.toml").write_text("learning-rate = 1e39")  # more than float32 holds
+    files = {
+        "tiny": "\n".join(lines),
+        "fedavg": 'strategy.name = "fedavg"',
+        "usual": "",
+        "wild": "learning-rate = 1e39",  # more than float32 holds
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> Result:
-        given = [*arguments, "--app", str(REPOSITORY), "--workers", "1", "--clients", "2"]
-        return CliRunner().invoke(cli.cli, ["compare", *given])
+    def call(arguments: str) -> Result:
+        given = f"{arguments} -c tiny.toml --out out --app {REPOSITORY} --workers 1 --clients 2"
+        return CliRunner().invoke(cli.cli, ["compare", *given.split()])
 
     return call
-
-
-@pytest.fixture(autouse=True)
-def in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def run_here(
@@ -69,23 +73,17 @@ def run_here(
 
 
 def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_others(
-    compare: Callable[..., Result], tmp_path: Path, run_config: Config
+    compare: Compare, tmp_path: Path, run_config: Config
 ) -> None:
-    asked = "fedavg.toml usual.toml -c tiny.toml --seeds 0,1 --out out --name demo".split()
+    asked = "fedavg.toml usual.toml --seeds 0,1 --name demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "run_all", run_here)
-        first = compare(*asked)
+        first = compare(asked)
     assert first.exit_code == 0, first.output
     assert "4 runs, 4 to do with 1 worker(s)" in first.output
     folder = tmp_path / "out" / "demo"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "comparison.png",
-        "results.json",
-        "rounds.png",
-        "runs.csv",
-        "table.csv",
-        "table.md",
-    ]
+    names = "comparison.png results.json rounds.png runs.csv table.csv table.md"
+    assert sorted(path.name for path in folder.iterdir()) == names.split()
     results = json.loads((folder / "results.json").read_text())
     assert {"settings", "rows", "paired", "failed", "environment", "command"} <= set(results)
     assert [row["seeds"] for row in results["rows"]] == [[0, 1], [0, 1]]
@@ -105,7 +103,7 @@ def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_other
 
     kept = {place: (place / "metrics.jsonl").stat().st_mtime_ns for place in places}
     shutil.rmtree(places[1])
-    second = compare(*asked, "wild.toml")
+    second = compare(f"{asked} wild.toml")
     assert second.exit_code == 1, second.output
     assert "6 runs, 3 to do" in second.output
     assert "wild  seed 0: failed: TooFewClientsError: round 1, training: 0 of 2" in second.output
@@ -119,13 +117,10 @@ def test_what_is_finished_is_not_run_again_and_what_fails_does_not_end_the_other
 
 
 def test_a_dry_run_lists_the_runs_and_writes_and_downloads_nothing(
-    compare: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(*args: Any, **keys: Any) -> None:
-        raise AssertionError("weights are looked at")
-
-    monkeypatch.setattr(bundle, "check_half", download)
-    said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "3", "--dry-run", "--out", "out")
+    monkeypatch.setattr(bundle, "check_half", lambda *_, **__: pytest.fail("a download"))
+    said = compare("fedavg.toml --seeds 3 --dry-run")
     assert said.exit_code == 0, said.output
     assert "to do     fedavg  seed 3" in said.output and "an unknown time" in said.output
     assert not (tmp_path / "out").exists()
@@ -134,36 +129,29 @@ def test_a_dry_run_lists_the_runs_and_writes_and_downloads_nothing(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('strategy.name = "fednani"', "x.toml: strategy.name = 'fednani': there is no such"),
+        ('strategy.name = "fednani"', "x.toml: strategy.name = 'fednani'"),
         ('edge.bundle = "nowhere"', "x.toml: "),
         ("bach-size = 1", "x.toml: unknown key bach-size"),
-        ("batch-size = 0", "x.toml: batch-size = 0: must be at least 1"),
+        ("batch-size = 0", "x.toml: batch-size = 0"),
         ("dataset.min-partition-size = 999", "x.toml: dataset.min-partition-size = 999"),
     ],
 )
 def test_a_config_that_cannot_be_used_ends_it_before_any_run(
-    compare: Callable[..., Result],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    text: str,
-    says: str,
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
 ) -> None:
     monkeypatch.setattr(pool, "Worker", lambda *_: pytest.fail("something was started"))
     (tmp_path / "x.toml").write_text(text)
-    said = compare("fedavg.toml", "x.toml", "-c", "tiny.toml", "--out", "out")
+    said = compare("fedavg.toml x.toml")
     assert said.exit_code == 2
     assert says in said.output and "Traceback" not in said.output
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupt_exits_with_130_and_says_how_to_go_on(
-    compare: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("fednano_flwr.analysis.compare.run_all", interrupted)
-    said = compare("fedavg.toml", "-c", "tiny.toml", "--seeds", "0", "--out", "out")
+    monkeypatch.setattr(command, "run_all", Mock(side_effect=KeyboardInterrupt))
+    said = compare("fedavg.toml --seeds 0")
     assert said.exit_code == 130
     assert "the same command goes on from here" in said.output
 

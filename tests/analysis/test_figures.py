@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 
 from fednano_flwr.analysis.facts import read_run
 from fednano_flwr.analysis.figures import cost, draw, learning, merging, shards
+from fednano_flwr.analysis.figures.comparison import curves, ends
+from fednano_flwr.analysis.groups import group
 from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.runs.results import Run
@@ -180,3 +182,12 @@ def test_a_run_of_round_0_alone_has_every_figure_or_a_reason(tmp_path: Path) -> 
         "privacy",
     }
     assert all(one.reason for one in drawn if one.figure is None)
+
+
+def test_a_run_without_a_test_question_has_a_reason_instead_of_accuracies(tmp_path: Path) -> None:
+    unscored = {"accuracy_per_client": dict.fromkeys("012"), "accuracy_by": {}}
+    records = [a_record(k, 0.0, **unscored) | {"accuracy": None} for k in range(2)]
+    run = read_run(write(tmp_path / "run", records))
+    groups, _ = group([run])
+    for drawn in (learning.accuracy(run), learning.kinds(run), curves(groups), ends(groups)):
+        assert drawn.figure is None and drawn.reason

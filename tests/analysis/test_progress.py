@@ -47,15 +47,6 @@ def test_a_terminal_shows_how_many_runs_have_ended_and_which_are_on(
     assert shown.lines == ["a line", "another", "the last"] and shown.cursor
 
 
-def test_without_a_terminal_only_the_lines_are_said(tmp_path: Path) -> None:
-    (run,) = a_plan(tmp_path, ["fedavg"], seeds="0").runs
-    said: list[str] = []
-    with Progress(1, 0, None, said.append, None) as progress:
-        progress.started(run)
-        progress.ended(run, "[1/1] [b]: ended", 0.0)
-    assert said == ["[1/1] [b]: ended"]
-
-
 def test_time_left_is_estimated_from_the_same_experiments_runs(tmp_path: Path) -> None:
     runs = a_plan(tmp_path, ["fedavg", "fednano"], seeds="0..3").runs
     assert seconds_left(runs[2:], {runs[0]: 10.0, runs[1]: 30.0}, 2) == (3 * 10 + 3 * 30) / 2

@@ -54,8 +54,8 @@ def ends(groups: Sequence[Group]) -> Picture:
     figure, (axes,) = canvas.panels(height=1.3 + 0.55 * len(groups))
     said = []
     for place, each in values.items():
-        mark = canvas.MARKERS[place % len(canvas.MARKERS)]
-        axes.plot(each, [place] * len(each), mark, color=_colour(place), markersize=7)
+        rows, color = [place] * len(each), canvas.shade(place)
+        axes.plot(each, rows, canvas.mark(place), color=color, markersize=7)
         if each:
             mean = statistics.fmean(each)
             axes.plot([mean] * 2, [place - 0.3, place + 0.3], color=canvas.INK, linewidth=2)
@@ -126,33 +126,23 @@ def _curve(axes: Axes, place: int, one: Group, band: bool = False) -> dict[int, 
     means = {number: statistics.fmean(values) for number, values in each.items()}
     if not means:
         return {}
-    axes.plot(
-        list(means),
-        list(means.values()),
-        color=_colour(place),
-        linestyle=DASHES[place // len(canvas.PALETTE) % len(DASHES)],
-        marker=canvas.MARKERS[place % len(canvas.MARKERS)],
-        markersize=4.5,
-        linewidth=1.8,
-        label=f"{one.label} (n = {len(one.runs)})",
-    )
+    dashes = DASHES[place // len(canvas.PALETTE) % len(DASHES)]
+    label = f"{one.label} (n = {len(one.runs)})"
+    color = canvas.shade(place)
+    canvas.line(axes, means, color, canvas.mark(place), label=label, linestyle=dashes)
     if band and len(one.runs) > 1:
         wide = {number: statistics.stdev(values) for number, values in each.items()}
         low, high = ([means[k] + sign * wide[k] for k in means] for sign in (-1, 1))
-        axes.fill_between(list(means), low, high, color=_colour(place), alpha=0.2, linewidth=0)
+        axes.fill_between(list(means), low, high, color=color, alpha=0.2, linewidth=0)
     return means
 
 
 def _interval(axes: Axes, place: int, values: Sequence[float]) -> None:
     """A diamond at the mean, a line over its interval, a dot a seed; as far as there are any."""
-    shade, found = _colour(place), spread(values)
+    color, found = canvas.shade(place), spread(values)
     if found.mean is not None:
-        axes.plot(found.mean, place, "D", color=shade, markersize=6, zorder=3)
+        axes.plot(found.mean, place, "D", color=color, markersize=6, zorder=3)
     if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [place] * 2, color=shade, linewidth=2, zorder=2)
+        axes.plot([found.low, found.high], [place] * 2, color=color, linewidth=2, zorder=2)
     below = [place + 0.22] * len(values)
-    axes.plot(values, below, "o", color=shade, markersize=3, alpha=0.6)
-
-
-def _colour(place: int) -> str:
-    return canvas.PALETTE[place % len(canvas.PALETTE)]
+    axes.plot(values, below, "o", color=color, markersize=3, alpha=0.6)

@@ -137,23 +137,8 @@ def _client_lines(
     for place, client in enumerate(everyone):
         values = {r["round"]: r[key].get(client) for r in run.rounds}
         known = {number: factor * v for number, v in values.items() if v is not None}
-        axes.plot(
-            list(known),
-            list(known.values()),
-            color=canvas.PALETTE[place] if few else canvas.GREY,
-            marker=canvas.MARKERS[place] if few else ".",
-            markersize=3.5,
-            linewidth=1.1,
-            alpha=1 if few else 0.6,
-            label=f"client {client}" if few else f"each of {len(everyone)} clients",
-        )
-    axes.plot(
-        list(means),
-        list(means.values()),
-        color=canvas.INK,
-        linewidth=2.6,
-        marker="o",
-        markersize=5,
-        label="mean",
-    )
+        label = f"client {client}" if few else f"each of {len(everyone)} clients"
+        color, marker = (canvas.shade(place), canvas.mark(place)) if few else (canvas.GREY, ".")
+        canvas.line(axes, known, color, marker, 3.5, 1.1, label, alpha=1 if few else 0.6)
+    canvas.line(axes, means, canvas.INK, "o", 5, 2.6, "mean")
     return figure, axes

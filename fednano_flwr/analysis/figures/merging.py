@@ -36,16 +36,10 @@ def notes(run: Run) -> Picture:
     for panel, (kind, lines) in zip(axes, shown, strict=True):
         heading, unit = KINDS.get(kind, (canvas.short(kind, MOST_LETTERS), "value"))
         for place, (label, values) in enumerate(lines.items()):
-            panel.plot(
-                list(values),
-                list(values.values()),
-                color=canvas.PALETTE[place % len(canvas.PALETTE)] if label else canvas.INK,
-                marker=canvas.MARKERS[place % len(canvas.MARKERS)],
-                markersize=4,
-                linewidth=1.4,
-                label=canvas.short(label, MOST_LETTERS // 2) or None,
-            )
-            last = list(values.values())[-1]
+            color = canvas.shade(place) if label else canvas.INK
+            shown_as = canvas.short(label, MOST_LETTERS // 2) or None
+            canvas.line(panel, values, color, canvas.mark(place), 4, 1.4, shown_as)
+            last = values[max(values)]
             said.append(f"{heading}{f', {label}' if label else ''}: {last:.3g} in the last round")
         panel.set_title(heading)
         panel.set_ylabel(unit)
@@ -73,7 +67,7 @@ def budget(run: Run) -> Picture:
     if not spent:
         return Picture(name, title, reason="no round of training has been done")
     figure, (axes,) = canvas.panels(height=2.8)
-    axes.plot(list(spent), list(spent.values()), color=canvas.BLUE, marker="o", linewidth=2)
+    canvas.line(axes, spent, size=6, width=2)
     axes.set_ylim(bottom=0)
     canvas.finish(figure, axes, title, "ε (no unit)", label="round")
     last, delta = max(spent), run.config.privacy.delta
