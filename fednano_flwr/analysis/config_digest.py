@@ -9,8 +9,9 @@ from fednano_flwr.config import RunConfig, keys
 
 
 def matters(key: str) -> bool:
-    """Whether runs that differ in this key are of different experiments; the seed is none such."""
-    return key != "seed" and not keys()[key].place
+    """Whether runs that differ in it are of different experiments: not the seed, nor places."""
+    declared = keys().get(key)
+    return key != "seed" and not (declared and declared.place)
 
 
 def digest_of(config: RunConfig, clients: int) -> str:

@@ -105,7 +105,7 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {
         key: [flat[key] for flat in flats]
         for key in flats[0]
-        if (key == "clients" or matters(key)) and any(flat[key] != flats[0][key] for flat in flats)
+        if matters(key) and any(flat[key] != flats[0][key] for flat in flats)
     }
 
 
