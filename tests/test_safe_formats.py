@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(
     file for package in ("fednano_flwr", "fednano_demo") for file in (ROOT / package).rglob("*.py")
 )
-OWN_PROCESSES = {"fednano_flwr/llm/parcel.py", "fednano_flwr/llm/ray_actor.py"}
+OWN_PROCESSES = {"fednano_flwr/llm/replica_actor.py"}
 """What the ServerApp and the replicas that it started say to each other. No peer's bytes reach it
 but as numbers inside tensors."""
 

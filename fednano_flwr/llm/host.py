@@ -22,15 +22,15 @@ from fednano_flwr.exchange.protocol import (
     Gradient,
     Inputs,
     LLMInfo,
+    LLMService,
     NewToken,
 )
 from fednano_flwr.llm.client_state import CachedAnswer, Caches, Graph, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.jobs import (
+    JOBS,
     Job,
-    JobService,
     ReadJob,
-    Result,
     Sample,
     StepJob,
     check_finite,
@@ -44,14 +44,17 @@ class HostMemoryError(ValueError):
     """What was asked does not fit the host's memory; repeating it is of no use."""
 
     def __init__(self, what: str, error: BaseException | str) -> None:
-        reason = str(error).splitlines()[0]
-        super().__init__(
+        super().__init__(what, str(error).splitlines()[0])
+
+    def __str__(self) -> str:
+        what, reason = self.args
+        return (
             f"the LLM host's memory does not last for {what} ({reason}); its operator can set "
             "llm.checkpointing"
         )
 
 
-class FrozenLLM(JobService):
+class FrozenLLM(LLMService):
     """An `LLMService` that computes in this process, one call at a time.
 
     Every call is a function of its arguments, and of features that it names and that clients sent
@@ -196,7 +199,9 @@ class FrozenLLM(JobService):
         self._half.check(inputs.lengths, inputs.position_ids, inputs.token_type_ids)
         return inputs.embed(self._half, partial(self.features.get, owner), trains)
 
-    def _ask(self, job: Job[Result]) -> Result:
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        """Answer one of the calls that are jobs, alone."""
+        job = JOBS[method](*arguments, owner)
         self.serve(job.samples())
         return job.future.result()
 

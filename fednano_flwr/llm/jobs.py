@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -24,7 +24,6 @@ from fednano_flwr.exchange.protocol import (
     Embedded,
     Gradient,
     Inputs,
-    LLMService,
 )
 
 Result = TypeVar("Result")
@@ -251,23 +250,7 @@ def check_finite(logits: Tensor, where: str) -> None:
         raise ValueError(f"the logits after {where} are not finite: {NOT_FINITE_ADVICE}")
 
 
-class JobService(LLMService):
-    """The calls of an `LLMService` that are jobs; a subclass says how a job is served."""
-
-    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
-        """See `LLMService.step`; the gradient comes back where and as the inputs were."""
-        return self._ask(StepJob(inputs, labels, owner))
-
-    def score(
-        self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
-    ) -> Tensor:
-        """See `LLMService.score`."""
-        return self._ask(ScoreJob(inputs, positions, candidates, owner))
-
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """See `LLMService.next_tokens`."""
-        return self._ask(NextTokensJob(inputs, positions, owner))
-
-    def _ask(self, job: Job[Result]) -> Result:
-        """Have a job served; returns its result."""
-        raise NotImplementedError
+JOBS: Mapping[str, Callable[..., Job[Any]]] = {
+    job.kind: job for job in (StepJob, ScoreJob, NextTokensJob)
+}
+"""The calls of an `LLMService` that are jobs: the owner is the last argument."""

@@ -9,30 +9,27 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from fednano_flwr.exchange.protocol import (
     Feature,
-    Generated,
-    Gradient,
     HostBusyError,
-    Inputs,
     LLMInfo,
-    NewToken,
+    LLMService,
 )
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Harmless, Watch
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.llm.jobs import JobService, Request, Result, Sample, Task
+from fednano_flwr.llm.jobs import JOBS, Request, Result, Sample, Task
 
 log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
 CHECK_SECONDS = 0.5
+FEW_TOKENS = {"backward": 0, "decode": 1}
+"""What a call counts as that brings no batch."""
 
 
-class QueuedLLM(JobService):
+class QueuedLLM(LLMService):
     """An `LLMService` whose calls wait for their turn in a `FairQueue`.
 
     Args:
@@ -91,27 +88,17 @@ class QueuedLLM(JobService):
     def describe(self) -> LLMInfo:
         return self._host.describe()
 
-    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
-        """See `LLMService.forward`; never shares a pass."""
-        tokens = sum(inputs.lengths)
-        work = partial(self._host.forward, inputs, positions, owner)
-        return self._ask(Task(work, tokens, owner, "forward"))
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        """Answer a call in its turn; one that is no job never shares a pass.
 
-    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
-        """See `LLMService.backward`."""
-        work = partial(self._host.backward, graph, gradient, owner)
-        return self._ask(Task(work, 0, owner, "backward"))
-
-    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
-        """See `LLMService.prefill`; never shares a pass."""
-        tokens = sum(inputs.lengths)
-        work = partial(self._host.prefill, inputs, owner)
-        return self._ask(Task(work, tokens, owner, "prefill"))
-
-    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
-        """See `LLMService.decode`; never shares a pass."""
-        work = partial(self._host.decode, cache, token, owner)
-        return self._ask(Task(work, 1, owner, "decode"))
+        Raises:
+            HostBusyError: too many requests wait already, or the host is closing.
+        """
+        if method in JOBS:
+            return self._ask(JOBS[method](*arguments, owner))
+        answer = getattr(self._host, method)
+        tokens = FEW_TOKENS[method] if method in FEW_TOKENS else sum(arguments[0].lengths)
+        return self._ask(Task(partial(answer, *arguments, owner), tokens, owner, method))
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; waits for nobody."""
@@ -134,11 +121,7 @@ class QueuedLLM(JobService):
         }
 
     def _ask(self, job: Request[Result]) -> Result:
-        """Let a request wait for its turn, and for its result.
-
-        Raises:
-            HostBusyError: too many requests wait already, or the host is closing.
-        """
+        """Let a request wait for its turn, and for its result."""
         with self._changed:
             if self._closed:
                 raise HostBusyError("the LLM host is closing")

@@ -1,56 +1,100 @@
 """Several copies of the frozen language model behind one `LLMService`, as Ray actors.
 
-An owner (a client) stays with one replica, which keeps its features. A lost replica's calls are
-repeated on another, where the owner's features are missing and are sent again; a `backward` finds
-its graph gone there, and the client repeats the step.
+An owner (a client) has a replica of its own, which keeps its features. While that is lost another
+one answers, where the owner's features are missing and are sent again; a `backward` finds its graph
+gone there, and the client repeats the step. Ray starts a lost replica again, on any machine of its
+cluster.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from torch import Tensor
-
-from fednano_flwr.exchange.protocol import (
-    Feature,
-    Generated,
-    Gradient,
-    Inputs,
-    LLMInfo,
-    LLMService,
-    NewToken,
+import torch
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayError,
+    RayTaskError,
+    UnserializableException,
 )
-from fednano_flwr.llm.homes import Homes
-from fednano_flwr.llm.keeper import AwayError, Keeper, Limits, LostError
-from fednano_flwr.llm.parcel import pack
-from fednano_flwr.llm.ray_session import ray_session
+
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
+from fednano_flwr.llm.replica_actor import (
+    OtherModelError,
+    ray_session,
+    send_tensors_beside,
+    start_replica,
+)
 
 log = logging.getLogger(__name__)
+
+STALL_SECONDS = 300.0
+"""A replica of which no call has ended for so long hangs, and is ended."""
+START_SECONDS = 600.0
+"""How long calls wait for a replica to start where none is up."""
+TELL_SECONDS = 30.0
+"""Somebody should know of a start that takes longer."""
+CLOSE_SECONDS = 5.0
+LOSSES_OF_A_CALL = 3
+"""A call over which so many replicas were lost may be what ends them."""
+LONGEST_REASON = 300
+
+# After an error of the device itself every later call of the process fails as well.
+FATAL = (OtherModelError, *filter(None, [getattr(torch, "AcceleratorError", None)]))
+NOT_A_LOSS = (ObjectStoreFullError, OutOfDiskError, UnserializableException)
 
 
 class ReplicasLostError(RuntimeError):
     """No replica is left to answer, or too many were lost over one call."""
 
 
+class _LostError(Exception):
+    """A replica was lost over a call, which may be repeated on another."""
+
+
+class _Replica:
+    """One actor, and what is known of it.
+
+    Attributes:
+        starting: its answer to `describe`, awaited; None once it is up, or lost for good.
+        process, ended_process: names its latest process, and the latest that was to be ended.
+        busy: calls in flight.
+        ended: when a call last ended, by `time.monotonic`.
+        losses, reason: how often it was lost, and why it was last.
+    """
+
+    def __init__(self, number: int, actor: Any) -> None:
+        self.number, self.actor = number, actor
+        self.starting: Any = actor.describe.remote()
+        self.up = False
+        self.process = self.ended_process = b""
+        self.busy = self.losses = 0
+        self.ended = 0.0
+        self.reason = "not started yet"
+
+
 class Replicas(LLMService):
     """An `LLMService` over `count` replicas; for calls from many threads at once.
 
-    Use it as a context manager: the block begins when every replica has been started once, and at
-    its end all are gone. The thread that makes it has to live as long (see `ray_session`).
+    Use it as a context manager: the block begins when every replica has been started, or cannot be,
+    and at its end all are gone. The thread that makes it has to live as long (see `ray_session`).
 
     Args:
         make: builds the service in a replica's process, where it loads its own weights; picklable,
             as a `functools.partial` of a module's function. Several threads call the service.
         count: of replicas.
         num_gpus: that Ray reserves for each: a fraction of one, or several.
-        limits: times and numbers that are not in the run config.
         wait_for_ray: see `ray_session`.
         say: takes one line for people whenever a replica is lost or back.
+        stall_seconds, start_seconds: see `STALL_SECONDS`, `START_SECONDS`.
 
     Raises:
         ValueError: Ray has fewer GPUs than the replicas ask for.
@@ -63,16 +107,18 @@ class Replicas(LLMService):
         count: int,
         *,
         num_gpus: float = 0.0,
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
         wait_for_ray: float = 0.0,
         say: Callable[[str], None] = log.warning,
+        stall_seconds: float = STALL_SECONDS,
+        start_seconds: float = START_SECONDS,
     ) -> None:
-        self.keepers: list[Keeper] = []
-        self._limits = limits
-        self._changed = threading.Condition()
-        self._homes: Homes[Keeper] = Homes(limits.idle_seconds)
+        self._stall_seconds, self._start_seconds = stall_seconds, start_seconds
+        self._say = say
+        self._lock = threading.RLock()
+        self._owners: dict[bytes, int] = {}  # in the order of their first calls
         self._info: LLMInfo | None = None
         self._closed = False
+        self.replicas: list[_Replica] = []
         with ExitStack() as stack:
             stack.enter_context(ray_session(wait_for_ray))
             gpus = ray.cluster_resources().get("GPU", 0.0)
@@ -81,19 +127,30 @@ class Replicas(LLMService):
                     f"{count} replicas (llm.replicas) of {num_gpus:g} GPUs (llm.replica-gpus) do "
                     f"not fit into the {gpus:g} GPUs that Ray has"
                 )
+            send_tensors_beside()
+            folder = stack.enter_context(
+                TemporaryDirectory(prefix="fednano-replicas-", ignore_cleanup_errors=True)
+            )
             stack.callback(self._end)
             for number in range(count):
-                self.keepers.append(
-                    Keeper(number, make, num_gpus, limits, self._changed, self._accept, say)
-                )
+                self.replicas.append(_Replica(number, start_replica(make, num_gpus, folder)))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Replicas:
         try:
-            with self._changed:
-                self._changed.wait_for(lambda: all(keeper.decided for keeper in self.keepers))
-                if not any(keeper.up for keeper in self.keepers):
-                    raise ReplicasLostError(f"no LLM replica started: {self._history()}")
+            started = [replica.starting for replica in self.replicas]
+            _, late = ray.wait(started, num_returns=len(started), timeout=TELL_SECONDS)
+            if late:
+                total, free = ray.cluster_resources(), ray.available_resources()
+                self._say(
+                    f"{len(late)} LLM replicas are not up yet; {free.get('GPU', 0):g} of Ray's "
+                    f"{total.get('GPU', 0):g} GPUs are free (llm.replica-gpus)"
+                )
+                left = self._start_seconds - TELL_SECONDS
+                ray.wait(started, num_returns=len(started), timeout=max(0.0, left))
+            self._look()
+            if not any(replica.up for replica in self.replicas):
+                raise ReplicasLostError(f"no LLM replica started: {self._history()}")
         except BaseException:
             self.close()
             raise
@@ -108,109 +165,140 @@ class Replicas(LLMService):
 
     def describe(self) -> LLMInfo:
         """See `LLMService.describe`; all replicas are the same."""
-        if self._info is None:
-            self._settle(b"", stay=True)
-        assert self._info is not None
+        assert self._info is not None, "the block has not begun"
         return self._info
 
     def standing(self) -> dict[str, float]:
         """How many replicas take calls, and how many calls they are answering."""
-        with self._changed:
+        with self._lock:
             return {
-                "replicas_up": sum(keeper.up for keeper in self.keepers),
-                "replica_calls": sum(keeper.busy for keeper in self.keepers),
+                "replicas_up": sum(replica.up for replica in self.replicas),
+                "replica_calls": sum(replica.busy for replica in self.replicas),
             }
 
-    def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
-        """See `LLMService.step`."""
-        return self._ask(owner, "step", inputs, labels, owner)
-
-    def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
-        """See `LLMService.forward`."""
-        return self._ask(owner, "forward", inputs, positions, owner)
-
-    def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
-        """See `LLMService.backward`; a graph is gone when its replica was lost."""
-        return self._ask(owner, "backward", graph, gradient, owner, stay=True)
-
-    def score(
-        self,
-        inputs: Inputs,
-        positions: Tensor,
-        candidates: Tensor,
-        owner: bytes = b"",
-    ) -> Tensor:
-        """See `LLMService.score`."""
-        return self._ask(owner, "score", inputs, positions, candidates, owner)
-
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """See `LLMService.next_tokens`."""
-        return self._ask(owner, "next_tokens", inputs, positions, owner)
-
-    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
-        """See `LLMService.prefill`."""
-        return self._ask(owner, "prefill", inputs, owner)
-
-    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
-        """See `LLMService.decode`; a cache is gone when its replica was lost."""
-        return self._ask(owner, "decode", cache, token, owner, stay=True)
-
-    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
-        """See `LLMService.keep_features`; they are kept at the owner's replica."""
-        self._ask(owner, "keep_features", features, owner)
-
-    def _ask(self, owner: bytes, method: str, *arguments: Any, stay: bool = False) -> Any:
-        """Call a method of the owner's replica, and of another if that is lost meanwhile."""
-        parcel, losses = pack(arguments), 0
-        while losses < self._limits.losses_of_a_call:
-            keeper = self._settle(owner, stay)
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        """Answer a call by the owner's replica, or by another if that is lost."""
+        for _ in range(LOSSES_OF_A_CALL):
             try:
-                return keeper.call(method, parcel)
-            except AwayError:
-                continue
-            except LostError as error:
-                losses, reason = losses + 1, str(error)
+                return self._ask(self._replica_of(owner), method, *arguments, owner)
+            except _LostError as error:
+                reason = str(error)
         raise ReplicasLostError(
-            f"{losses} LLM replicas were lost over one call ({method}), the last one: {reason}"
+            f"{LOSSES_OF_A_CALL} LLM replicas were lost over one call ({method}), the last one: "
+            f"{reason}"
         )
 
-    def _settle(self, owner: bytes, stay: bool) -> Keeper:
-        """The owner's replica; one is waited for where none is up."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or any(keeper.up for keeper in self.keepers)
-                    or all(keeper.given_up for keeper in self.keepers)
-                ),
-                self._limits.start_seconds,
-            )
-            if self._closed:
-                raise ReplicasLostError("the LLM replicas are closed")
-            up = [keeper for keeper in self.keepers if keeper.up]
-            if not up:
-                raise ReplicasLostError(f"no LLM replica is left: {self._history()}")
-            return self._homes.of(owner, up, stay)
+    def _replica_of(self, owner: bytes) -> _Replica:
+        """The owner's replica, or another that is up; one is waited for where none is."""
+        until = time.monotonic() + self._start_seconds
+        while ray.is_initialized() and not self._closed:
+            with self._lock:
+                self._look()
+                turn, place = divmod(
+                    self._owners.setdefault(owner, len(self._owners)), len(self.replicas)
+                )
+                up = [replica for replica in self.replicas if replica.up]
+                if up:
+                    own = self.replicas[place]
+                    return own if own.up else up[turn % len(up)]
+                starting = [r.starting for r in self.replicas if r.starting is not None]
+                if not starting or time.monotonic() > until:
+                    raise ReplicasLostError(f"no LLM replica is left: {self._history()}")
+            ray.wait(starting, timeout=1.0)
+        raise ReplicasLostError("the LLM replicas are closed")
 
-    def _accept(self, info: LLMInfo) -> str | None:
-        """What is wrong with a replica that has loaded."""
-        with self._changed:
-            if self._info is None:
-                self._info = info
-            if info == self._info:
-                return None
-        return f"it is another model than the first one: {info}, not {self._info}"
+    def _look(self) -> None:
+        """See which of the replicas that are starting are up, or cannot be started."""
+        with self._lock:
+            for replica in self.replicas:
+                if replica.starting is None or not ray.wait([replica.starting], timeout=0)[0]:
+                    continue
+                try:
+                    replica.process, info = ray.get(replica.starting)
+                    if replica.process == replica.ended_process:  # it has not ended yet
+                        replica.starting = replica.actor.describe.remote()
+                        continue
+                    self._info = self._info or info
+                    if info != self._info:
+                        ray.kill(replica.actor)
+                        raise OtherModelError(f"another model than the first one: {info}")
+                except (RayError, OtherModelError) as error:
+                    replica.reason = _one_line(error)
+                    self._tell(f"LLM replica {replica.number} cannot be started: {replica.reason}")
+                else:
+                    replica.up = True
+                    if replica.losses:
+                        self._tell(f"LLM replica {replica.number} is back")
+                replica.starting = None
+
+    def _ask(self, replica: _Replica, name: str, *arguments: Any) -> Any:
+        """The replica's answer, or the error that its service raised.
+
+        Raises:
+            _LostError: the replica was lost before it had answered.
+        """
+        with self._lock:
+            losses, began = replica.losses, time.monotonic()
+            replica.busy += 1
+        try:
+            answer = replica.actor.call.remote(self._info, name, *arguments)
+            while not ray.wait([answer], timeout=self._stall_seconds)[0]:
+                still = time.monotonic() - max(replica.ended, began)
+                if still >= self._stall_seconds:
+                    reason = f"none of its calls ended for {still:.0f} s"
+                    raise self._lose(replica, losses, reason, end=True)
+            return ray.get(answer)
+        except RayTaskError as error:
+            if isinstance(error.cause, FATAL):
+                reason = f"{type(error.cause).__name__}: {_one_line(error.cause)}"
+                raise self._lose(replica, losses, reason, end=True) from error
+            raise error.cause from error
+        except NOT_A_LOSS as error:
+            raise RuntimeError(f"LLM replica {replica.number}: {_one_line(error)}") from error
+        except RayError as error:
+            raise self._lose(replica, losses, _one_line(error)) from error
+        finally:
+            with self._lock:
+                replica.busy -= 1
+                replica.ended = time.monotonic()
+
+    def _lose(
+        self, replica: _Replica, losses: int, reason: str, *, end: bool = False
+    ) -> _LostError:
+        """Note that a replica is lost that had been lost `losses` times; Ray starts it again."""
+        with self._lock:
+            if replica.losses == losses and not self._closed:
+                replica.losses, replica.reason, replica.up = losses + 1, reason, False
+                self._tell(f"LLM replica {replica.number} is lost: {reason}; Ray starts it again")
+                if end:
+                    replica.ended_process = replica.process
+                    ray.kill(replica.actor, no_restart=False)
+                replica.starting = replica.actor.describe.remote()
+        return _LostError(reason)
+
+    def _tell(self, line: str) -> None:
+        with suppress(Exception):  # a line that cannot be said costs no replica
+            self._say(line)
 
     def _history(self) -> str:
         return "; ".join(
-            f"replica {keeper.number} was lost {keeper.losses} times, last: {keeper.last_reason}"
-            for keeper in self.keepers
+            f"replica {replica.number} was lost {replica.losses} times, last: {replica.reason}"
+            for replica in self.replicas
         )
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closed = True
-        for keeper in self.keepers:
-            keeper.close()
-        for keeper in self.keepers:
-            keeper.join()
+        if not ray.is_initialized():  # it was ended meanwhile, and the replicas with it
+            return
+        closing = [replica.actor.close.remote() for replica in self.replicas if replica.up]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+        for replica in self.replicas:
+            ray.kill(replica.actor)
+
+
+def _one_line(error: BaseException) -> str:
+    """The last line of an error, which says most; Ray's run over many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1].partition(" Some common")[0][:LONGEST_REASON]

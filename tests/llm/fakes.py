@@ -25,22 +25,26 @@ def frozen(folder: str) -> Any:
 
 
 class OddError(ValueError):
-    """Has attributes, and arguments that its `__init__` would not take back."""
+    """Has arguments that its `__init__` would not take back."""
 
     def __init__(self, what: str, number: int) -> None:
         super().__init__(f"{what} {number}")
-        self.number = number
 
 
 class Fake:
-    """Answers `score` with its process and the sum of what it was sent; does odd things if told."""
+    """Answers `score` with its process and the sum of what it was sent; does odd things if told.
 
-    def __init__(self, folder: Path, gate: str = "", model: str = "fake") -> None:
-        self.folder, self.model = folder, model
+    While a file `full` lies in its folder it cannot be made; `model` there is the model's name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.graphs: dict[bytes, int] = {}
         self.inside, self.most, self.lock = 0, 0, threading.Lock()
-        if gate and (folder / gate).exists():
-            raise MemoryError(f"no room: {gate}")
+        if (folder / "full").exists():
+            raise MemoryError("no room")
+        model = folder / "model"
+        self.model = model.read_text() if model.exists() else "fake"
         tempfile.mkdtemp(prefix="fednano-features-")
         with (folder / "starts").open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -67,12 +71,6 @@ class Fake:
             raise OddError("odd", 7)
         if inputs == "missing":
             raise FeaturesMissingError((b"a", b"b"))
-        if inputs == "local":
-
-            class LocalError(Exception):
-                pass
-
-            raise LocalError("cannot travel")
         if inputs == "code":
             import fednano_flwr
 
@@ -87,12 +85,3 @@ class Fake:
         if self.graphs.get(owner) != graph:
             raise GraphGoneError(f"graph {graph}")
         return gradient + 1
-
-
-def fake(folder: Path, gate: str = "") -> Any:
-    return Fake(folder, gate)
-
-
-def another(folder: Path) -> Any:
-    """Every start describes another model."""
-    return Fake(folder, model=str(os.getpid()))

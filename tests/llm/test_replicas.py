@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,30 +29,30 @@ from fednano_flwr.exchange.protocol import (
     FeaturesMissingError,
     GraphGoneError,
 )
-from fednano_flwr.llm.homes import Homes
-from fednano_flwr.llm.keeper import Limits
-from fednano_flwr.llm.ray_session import ray_session
+from fednano_flwr.llm.host import HostMemoryError
+from fednano_flwr.llm.replica_actor import ray_session, send_tensors_beside
 from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
 from tests.llm import fakes
 
-QUICK = Limits(
-    check_seconds=0.3,
-    missed_checks=2,
-    stall_seconds=1.5,
-    start_seconds=60.0,
-    pause_seconds=0.1,
-    settled_seconds=0.0,
-    losses_of_a_call=2,
-)
-ONCE = Limits(check_seconds=0.3, pause_seconds=0.05, failed_starts=1, start_seconds=60.0)
 A = torch.ones(2)
+TENSORS = {
+    "bfloat16": torch.tensor([[1.5, -2.0, 3e38]], dtype=torch.bfloat16),
+    "float16": torch.tensor([6e-8, 65504.0], dtype=torch.float16),
+    "int64": torch.tensor([-(2**62), 3]),
+    "bool": torch.tensor([[True], [False]]),
+    "a single number": torch.tensor(2.5),
+    "nothing": torch.empty(0, 4),
+    "strided": torch.arange(24.0).reshape(4, 6).T[::2],
+    "not finite": torch.tensor([float("nan"), float("inf")]),
+    "with a graph": torch.ones(3, requires_grad=True) * 2,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -74,18 +74,29 @@ def said(lines: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Iterator[Replicas]:
-    folder = tmp_path_factory.mktemp("fakes")
-    with Replicas(partial(fakes.fake, folder), 2, limits=QUICK, say=lines.append) as service:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the `pair`."""
+    return tmp_path_factory.mktemp("fakes")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, lines: list[str]) -> Iterator[Replicas]:
+    make = partial(fakes.Fake, folder)
+    with Replicas(make, 2, say=lines.append, stall_seconds=2.0) as service:
         yield service
 
 
 @pytest.fixture
 def pair(two: Replicas, said: list[str]) -> Iterator[Replicas]:
-    """Two replicas that are up; whoever breaks one leaves it to be started again."""
-    two._homes = Homes(QUICK.idle_seconds)  # without the owners of other tests
+    """Two replicas that are up; whoever ends one leaves it to be started again."""
+    two._owners.clear()
     yield two
-    assert eventually(lambda: all(keeper.up for keeper in two.keepers), 60.0)
+    assert eventually(lambda: both_up(two), 60.0)
+
+
+def both_up(service: Replicas) -> bool:
+    service._look()
+    return all(replica.up for replica in service.replicas)
 
 
 def process(service: Replicas, owner: bytes = b"", seconds: float = 0.0) -> int:
@@ -158,19 +169,33 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
         gradient += 0  # may be written
         return [loss, again, gradient, *factors, scored, tokens]
 
-    with Replicas(partial(fakes.frozen, str(tiny_model)), 2, limits=QUICK) as service:
+    with Replicas(partial(fakes.frozen, str(tiny_model)), 2) as service:
         assert service.describe() == host.describe()
         with ThreadPoolExecutor(5) as pool:
             found = list(pool.map(partial(work, service), owners))
-        assert len({service._homes.of(owner, service.keepers).number for owner in owners}) == 2
+        assert {service._replica_of(owner).number for owner in owners} == {0, 1}
     for owner, values in zip(owners, found, strict=True):
         for value, expected in zip(values, work(host, owner), strict=True):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected)), owner
 
 
-def test_an_owner_stays_with_one_replica_and_several_calls_are_inside_it(pair: Replicas) -> None:
+@pytest.mark.parametrize("kind", TENSORS)
+def test_a_tensor_arrives_as_it_was_in_memory_of_its_own(kind: str) -> None:
+    send_tensors_beside()
+    sent = TENSORS[kind]
+    reference = ray.put({"x": [sent, sent]})
+    first, second = (ray.get(reference)["x"][0] for _ in range(2))
+    assert first.dtype == sent.dtype and first.shape == sent.shape and not first.requires_grad
+    assert torch.equal(first.nan_to_num(), sent.nan_to_num())
+    first.zero_()
+    assert torch.equal(second.nan_to_num(), sent.nan_to_num())
+
+
+def test_owners_are_spread_evenly_and_stay_and_several_calls_are_inside_a_replica(
+    pair: Replicas,
+) -> None:
     homes = {owner: process(pair, owner) for owner in (b"a", b"b", b"c", b"d")}
-    assert sorted(homes.values()) == sorted(2 * [keeper.pid for keeper in pair.keepers])
+    assert sorted(Counter(homes.values()).values()) == [2, 2]
     with ThreadPoolExecutor(8) as pool:
         inside = list(pool.map(lambda _: pair.score(None, A, 0.2, b"a"), range(8)))  # type: ignore[arg-type]
     assert {int(answer[0]) for answer in inside} == {homes[b"a"]}
@@ -186,21 +211,18 @@ def test_replicas_and_their_calls_are_counted_where_they_are_asked(pair: Replica
     assert pair.standing()["replica_calls"] == 0
 
 
-def test_the_services_own_errors_arrive_as_they_are_and_no_replica_is_lost(
+def test_the_services_own_errors_and_code_arrive_as_they_are_and_no_replica_is_lost(
     pair: Replicas, said: list[str]
 ) -> None:
     with pytest.raises(FeaturesMissingError) as missing:
         told(pair, "missing")
     assert missing.value.keys == (b"a", b"b")
-    with pytest.raises(RuntimeError, match="LocalError: cannot travel"):
-        told(pair, "local")
-    with pytest.raises((fakes.OddError, RuntimeError), match="odd 7"):
+    with pytest.raises(RuntimeError, match="odd 7"):
         told(pair, "odd")
-    assert not said
-
-
-def test_a_replica_runs_the_code_of_this_process(pair: Replicas) -> None:
     assert told(pair, "code") == fednano_flwr.__file__
+    assert not said
+    travelled = ray.get(ray.put(HostMemoryError("a graph of 3 tokens", "full")))
+    assert isinstance(travelled, HostMemoryError) and "3 tokens" in str(travelled)
 
 
 def test_a_replica_killed_in_the_middle_of_calls_costs_none_of_them_and_comes_back(
@@ -223,46 +245,11 @@ def test_a_replica_killed_in_the_middle_of_calls_costs_none_of_them_and_comes_ba
         for each in working:
             each.result()
     assert len(answers) == 72
-    assert eventually(lambda: all(keeper.up for keeper in pair.keepers))
-    assert victim not in {process(pair, b"%d" % owner) for owner in range(6)}
-    assert len({process(pair, b"%d" % owner) for owner in range(6)}) == 2
-    assert eventually(lambda: len(said) == 2)
-    assert "is lost" in said[0] and "starting it again in 0.1 s" in said[0]
-    assert "is back" in said[1] and not any("\n" in line for line in said)
-
-
-@pytest.mark.parametrize("how", ["its calls do not end", "it does not answer pings"])
-@pytest.mark.slow
-def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
-    pair: Replicas, said: list[str], how: str
-) -> None:
-    victim = process(pair, b"a")
-    pids = {keeper.pid for keeper in pair.keepers}
-    if how == "its calls do not end":
-        flags = fakes_folder(pair) / "hang"
-        flags.write_text(str(victim))
-        assert told(pair, "hang", b"a") in pids - {victim}
-        reason = "none of its calls ended for"
-    else:
-        os.kill(victim, signal.SIGSTOP)
-        assert process(pair, b"a") in pids - {victim}
-        reason = "2 checks of 0.3 s without an answer"
-    assert eventually(lambda: any(reason in line for line in said))
-    assert not alive(victim)
-
-
-def fakes_folder(service: Replicas) -> Path:
-    return service.keepers[0]._make.args[0]  # type: ignore[attr-defined, no-any-return]
-
-
-@pytest.mark.slow
-def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
-    pair: Replicas, said: list[str]
-) -> None:
-    with pytest.raises(ReplicasLostError, match=r"2 LLM replicas.*next_tokens.*device-side"):
-        told(pair, "device", b"a")
-    assert process(pair, b"b") > 0
-    assert eventually(lambda: sum("device-side assert" in line for line in said) == 2)
+    assert eventually(lambda: both_up(pair))
+    homes = Counter(process(pair, b"%d" % owner) for owner in range(6))
+    assert sorted(homes.values()) == [3, 3] and victim not in homes
+    assert ["is lost" in said[0], "is back" in said[1]] == [True, True] and len(said) == 2
+    assert not any("\n" in line for line in said)
 
 
 def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
@@ -273,82 +260,90 @@ def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
         pair.backward(graph, logits, b"a")
 
 
+@pytest.mark.parametrize("how", ["its calls do not end", "its process is stopped"])
 @pytest.mark.slow
-def test_calls_wait_for_the_only_replica_to_come_back(tmp_path: Path) -> None:
-    with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK) as service:
-        victim = process(service)
-        os.kill(victim, signal.SIGKILL)
-        assert process(service) != victim
+def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
+    pair: Replicas, folder: Path, said: list[str], how: str
+) -> None:
+    victim, other = process(pair, b"a"), process(pair, b"b")
+    if how == "its calls do not end":
+        (folder / "hang").write_text(str(victim))
+        assert told(pair, "hang", b"a") == other
+    else:
+        os.kill(victim, signal.SIGSTOP)
+        assert process(pair, b"a") == other
+    assert "none of its calls ended for 2 s" in said[0]
+    assert eventually(lambda: both_up(pair), 60.0) and not alive(victim)
+
+
+@pytest.mark.slow
+def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
+    pair: Replicas, said: list[str]
+) -> None:
+    with pytest.raises(ReplicasLostError, match=r"3 LLM replicas.*next_tokens.*device-side"):
+        told(pair, "device", b"a")
+    assert process(pair, b"b") > 0
+    assert sum("device-side assert" in line for line in said) == 3
 
 
 def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "full").touch()
-    began = time.monotonic()
-    with pytest.raises(ReplicasLostError, match="MemoryError: no room: full"):
-        with Replicas(partial(fakes.fake, tmp_path, "full"), 1, limits=QUICK):
-            raise AssertionError("unreachable")
-    assert time.monotonic() - began < 30 and not (tmp_path / "starts").exists()
-
-
-def test_a_keeper_that_cannot_even_begin_gives_up_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(**_: object) -> str:
-        raise OSError("No space left on device")
-
-    def gone(line: str) -> None:
+    def say(line: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("fednano_flwr.llm.keeper.tempfile.mkdtemp", full)
-    with pytest.raises(ReplicasLostError, match="No space left on device"):
-        with Replicas(partial(fakes.fake, tmp_path), 1, limits=ONCE, say=gone):
+    (tmp_path / "full").touch()
+    with pytest.raises(ReplicasLostError, match="MemoryError: no room"):
+        with Replicas(partial(fakes.Fake, tmp_path), 1, say=say):
             raise AssertionError("unreachable")
+    assert not (tmp_path / "starts").exists()
 
 
 @pytest.mark.slow
-def test_a_replica_that_never_comes_back_is_given_up_and_with_the_last_one_calls_fail(
+def test_calls_wait_for_the_only_replica_and_fail_with_the_reason_when_it_cannot_start(
     tmp_path: Path, said: list[str]
 ) -> None:
-    limits = dataclasses.replace(ONCE, failed_starts=2)
-    make = partial(fakes.fake, tmp_path, "full")
-    with Replicas(make, 2, limits=limits, say=said.append) as service:
+    with Replicas(partial(fakes.Fake, tmp_path), 1, say=said.append) as service:
+        first = process(service)
+        os.kill(first, signal.SIGKILL)
+        second = process(service)
+        assert second != first
         (tmp_path / "full").touch()
-        first, second = service.keepers
-        os.kill(first.pid, signal.SIGKILL)
-        assert eventually(lambda: first.given_up)
-        assert process(service, b"a") == process(service, b"b") == second.pid
-        os.kill(second.pid, signal.SIGKILL)
-        with pytest.raises(
-            ReplicasLostError, match=r"replica 0 was lost 2 times, last: .*no room: full; replica 1"
-        ):
+        os.kill(second, signal.SIGKILL)
+        with pytest.raises(ReplicasLostError, match=r"replica 0 was lost 2 times.*: no room"):
             process(service)
-    assert sum("given up after 2 losses on end" in line for line in said) == 2
+    assert "cannot be started" in said[-1]
 
 
-def test_a_replica_of_another_model_is_not_taken(tmp_path: Path, said: list[str]) -> None:
-    make = partial(fakes.another, tmp_path)
-    with Replicas(make, 2, limits=ONCE, say=said.append) as service:
-        assert sum(keeper.up for keeper in service.keepers) == 1
-        assert service.describe().model == str(process(service))
-    assert any("another model than the first one" in line for line in said)
+@pytest.mark.slow
+def test_a_replica_that_comes_back_with_another_model_is_not_taken(
+    tmp_path: Path, said: list[str]
+) -> None:
+    with Replicas(partial(fakes.Fake, tmp_path), 2, say=said.append) as service:
+        first, second = process(service, b"a"), process(service, b"b")
+        (tmp_path / "model").write_text("another")
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: len((tmp_path / "starts").read_text().split()) == 3)
+        assert process(service, b"a") == second  # nobody has asked in between
+        assert eventually(lambda: service._look() or len(said) == 2)
+        assert process(service, b"a") == second and service.describe().model == "fake"
+    assert all("another model than the first one" in line for line in said)
 
 
 def test_more_gpus_than_ray_has_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2 replicas .*llm\.replica-gpus.* 0 GPUs"):
-        Replicas(partial(fakes.fake, tmp_path), 2, num_gpus=0.5)
+        Replicas(partial(fakes.Fake, tmp_path), 2, num_gpus=0.5)
 
 
 OWN_RAY = """
 import sys, threading, psutil, ray
 from functools import partial
 from pathlib import Path
-from fednano_flwr.llm.ray_session import ray_session
 from fednano_flwr.llm.replicas import Replicas
 from tests.llm import fakes
 
 def work():
-    with Replicas(partial(fakes.fake, Path(sys.argv[1])), 1) as service:
-        print(service.describe().model, service.keepers[0].pid in [p.pid for p in processes()])
+    with Replicas(partial(fakes.Fake, Path(sys.argv[1])), 1) as service:
+        pid = int((Path(sys.argv[1]) / "starts").read_text())
+        print(service.describe().model, pid in [p.pid for p in processes()])
 
 def processes():
     return [p for p in psutil.Process().children(True) if p.status() != psutil.STATUS_ZOMBIE]
@@ -372,7 +367,7 @@ def test_ray_that_somebody_else_was_to_start_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nothing = SimpleNamespace(is_initialized=lambda: False)
-    monkeypatch.setattr("fednano_flwr.llm.ray_session.ray", nothing)
+    monkeypatch.setattr("fednano_flwr.llm.replica_actor.ray", nothing)
     with pytest.raises(TimeoutError, match=r"was not up in 0\.2 s"):
         with ray_session(wait_seconds=0.2):
             raise AssertionError("unreachable")
@@ -385,15 +380,15 @@ def test_nothing_is_left_after_the_end_even_of_a_call_in_flight(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     before = threading.active_count()
     with ThreadPoolExecutor(1) as pool:
-        with Replicas(partial(fakes.fake, tmp_path), 1, limits=QUICK, say=said.append) as service:
+        with Replicas(partial(fakes.Fake, tmp_path), 1, say=said.append) as service:
             flying = pool.submit(process, service, b"a", 30.0)
-            time.sleep(0.3)
+            assert eventually(lambda: service.standing()["replica_calls"] == 1)
             assert len(list((tmp_path / "tmp").rglob("fednano-features-*"))) == 1
         with pytest.raises(ReplicasLostError, match="closed"):
             flying.result(timeout=10)
     assert threading.active_count() == before
-    pids = [int(line) for line in (tmp_path / "starts").read_text().split()]
-    assert len(pids) == 1 and eventually(lambda: not any(alive(pid) for pid in pids))
+    (pid,) = [int(line) for line in (tmp_path / "starts").read_text().split()]
+    assert eventually(lambda: not alive(pid))
     assert not list((tmp_path / "tmp").iterdir())
     assert not said and ray.is_initialized()
     with pytest.raises(ReplicasLostError, match="closed"):

@@ -1,0 +1,61 @@
+"""Replicas on several machines: a Ray cluster, of which a node is lost in the middle of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from fednano_flwr import server_app
+from fednano_flwr.config import RunConfig
+from fednano_flwr.in_process import run_in_process
+from fednano_flwr.llm.replicas import Replicas
+from fednano_flwr.runs.folder import RunFolder
+
+
+def adapters(folder: RunFolder) -> dict[str, torch.Tensor]:
+    files = sorted((folder.path / "checkpoints").rglob("*.safetensors"))
+    return {f"{path}/{k}": v for path in files for k, v in load_file(path).items()}
+
+
+@pytest.mark.slow
+def test_a_node_lost_in_the_middle_of_a_round_changes_no_bit(
+    run_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(server_app, "say", lambda text="": said.append(text))
+    alone = run_in_process(RunConfig.parse(run_config(exchange__kind="lowrank")), 2)
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    lost = cluster.add_node(num_cpus=1)
+    steps: list[int] = []
+    call = Replicas._call
+
+    def losing(self: Replicas, name: str, owner: bytes, *arguments: Any) -> Any:
+        if name == "step":
+            steps.append(self._replica_of(owner).number)
+            if len(steps) > 2 and len(set(steps)) == 2 and lost in cluster.worker_nodes:
+                cluster.remove_node(lost, allow_graceful=False)
+        return call(self, name, owner, *arguments)
+
+    monkeypatch.setattr(Replicas, "_call", losing)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    overrides = {"exchange__kind": "lowrank", "llm__replicas": 2, "run__name": "replicas"}
+    try:
+        spread = run_in_process(RunConfig.parse(run_config(**overrides)), 2)
+    finally:
+        cluster.shutdown()
+    assert lost not in cluster.worker_nodes
+    assert sum("is lost" in line for line in said) == 1, said
+    found, expected = adapters(spread), adapters(alone)
+    paths = [{key.split("checkpoints")[1] for key in one} for one in (found, expected)]
+    assert paths[0] == paths[1]
+    for (_, ours), (_, theirs) in zip(sorted(found.items()), sorted(expected.items()), strict=True):
+        assert torch.equal(ours, theirs)
