@@ -139,15 +139,6 @@ def validate_number(config: RunConfig, clients: int) -> None:
     )
 
 
-def validate_dataset(dataset: Dataset) -> None:
-    """Check what `dataset.*` names, without reading or downloading the questions.
-
-    Raises:
-        ConfigError: it is not there or does not fit; the message says what there is.
-    """
-    check_all([Check("data", "the data set", partial(_dataset, dataset))])
-
-
 def read_questions(dataset: Dataset, seed: int, clients: int | None) -> None:
     """Read the data set once for all clients of this machine, which then find its table.
 
@@ -181,15 +172,14 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
     llm, model = config.llm, config.model
     return [
         Check("run config", "the strategy", partial(check_strategy, config)),
-        Check("run config", "the server's packages", partial(_server_packages, config)),
-        Check("run config", "the host's options", partial(check_host, llm)),
+        Check("run config", "the host's options and packages", partial(_host, config)),
         Check("run config", "resume", partial(_resume, config)),
         Check("certificates", "llm.tls-cert", partial(_identity, llm)),
         Check("network", "llm.address", partial(_address, llm)),
         Check("machine", "llm.device", partial(check_device, "llm.device", llm.device)),
         Check("folders", "run.dir", partial(_run_dir, config)),
         Check("model", "the processor", partial(check_processor, model, at_server=True)),
-        Check("model", "the language model", partial(_half, model, "llm", weights)),
+        *([Check("model", "the language model", partial(_half, model, "llm"))] if weights else []),
     ]
 
 
@@ -227,18 +217,20 @@ def client_files(
         write: whether a data set that a module writes is written where it has not been.
     """
     key, bundle = preferred(config, node, "edge-path")
-    source = Model(bundle) if bundle else config.model
-    half = partial(_bundle, key, bundle, config.model if weights else None)
-    if not bundle:
-        half = partial(_half, config.model, "edge", weights)
+    half = partial(_half, config.model, "edge")
+    if bundle:
+        half = partial(_bundle, key, bundle, config.model if weights else None)
     questions = partial(_dataset, config.dataset, write)
     if node is not None and node.data_path:
         questions = partial(check_shard, node.data_path)
-    return [
+    source = Model(bundle) if bundle else config.model
+    checks = [
         Check("data", "the questions", questions),
         Check("model", PROCESSOR, partial(check_processor, source)),
-        Check("model", "the client's half of the model", half),
     ]
+    if weights or bundle:
+        checks.append(Check("model", "the client's half of the model", half))
+    return checks
 
 
 def preferred(config: RunConfig | None, node: NodeConfig | None, own: str) -> tuple[str, str]:
@@ -300,22 +292,18 @@ def check_strategy(config: RunConfig) -> str:
     return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}"
 
 
-def _server_packages(config: RunConfig) -> str:
+def _host(config: RunConfig) -> str:
     from fednano_flwr.llm.metrics import check_metrics
+    from fednano_flwr.models.llm_half import check_host
     from fednano_flwr.privacy.budget import new_accountant
     from fednano_flwr.trackers.registry import tracker_classes
 
-    if config.privacy.dp != "none":
-        new_accountant(config.privacy.delta)
-    tracker_classes(config.run.trackers)
-    check_metrics(config.llm.metrics)
-    return ""
-
-
-def check_host(llm: LLM) -> str:
-    from fednano_flwr.models.llm_half import check_host
-
+    llm, privacy = config.llm, config.privacy
     check_host(llm.device, llm.quantization, llm.device_map)
+    check_metrics(llm.metrics)
+    tracker_classes(config.run.trackers)
+    if privacy.dp != "none":
+        new_accountant(privacy.delta)
     return ""
 
 
@@ -400,14 +388,10 @@ def _dataset(dataset: Dataset, write: bool = True) -> str:
     return f"dataset.path = {dataset.path!r} has the layout of {dataset.name}"
 
 
-def _half(model: Model, half: str, weights: bool) -> str:
+def _half(model: Model, half: str) -> str:
     from fednano_flwr.models.bundle import check_half
-    from fednano_flwr.models.source import check_model
 
-    if weights:
-        return check_half(model, half)
-    check_model(model.name, model.revision)
-    return ""
+    return check_half(model, half)
 
 
 def _bundle(key: str, path: str, model: Model | None) -> str:

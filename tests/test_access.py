@@ -133,7 +133,7 @@ def test_a_certificate_that_cannot_be_used_ends_a_run_before_anything_is_loaded(
     def loaded(*args: Any) -> None:
         raise AssertionError("the model was opened")
 
-    monkeypatch.setattr(server_app, "open_host", loaded)
+    monkeypatch.setattr("fednano_flwr.rounds.service.open_host", loaded)
     cert, key = certificate(authority(), end=-0.5).write(tmp_path / "own")
     flat = run_config(llm__tls_cert=cert, llm__tls_key=key)
     with pytest.raises(ConfigError, match=r"llm\.tls-cert = .*expired on"):

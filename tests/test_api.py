@@ -88,7 +88,7 @@ def test_a_run_is_read_with_its_adapters(
 def test_questions_that_cannot_be_dealt_are_refused_before_the_llm_is_loaded(
     run_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fednano_flwr.server_app.open_host", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("fednano_flwr.rounds.service.open_host", lambda *_: pytest.fail("loaded"))
     config = RunConfig.parse(run_config(dataset__min_partition_size=50))
     with pytest.raises(DataError, match=r"dataset\.min-partition-size = 50"):
         fednano_flwr.run_in_process(config, 5)

@@ -23,7 +23,7 @@ from fednano_flwr.base.output import new_folder, require_free, require_space
 from fednano_flwr.cli.options import App, Config, NewFolder, writing
 from fednano_flwr.config import RunConfig
 from fednano_flwr.config.project import find_app
-from fednano_flwr.preflight import run_config, validate_dataset
+from fednano_flwr.preflight import run_config
 
 if TYPE_CHECKING:
     from fednano_flwr.data.sample import Sample
@@ -75,12 +75,12 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     """
     # Imported here: they bring NumPy, which `fednano --help` must not wait for.
     from fednano_flwr.data.defects import describe_skipped
-    from fednano_flwr.data.load import load_questions
+    from fednano_flwr.data.load import check_dataset, load_questions
     from fednano_flwr.data.shard import all_shards
 
     out = out.absolute()
     require_free(out)
-    validate_dataset(config.dataset)
+    check_dataset(config.dataset)
     shards = all_shards(load_questions(config.dataset), config.dataset, config.seed, clients)
     if not map_only:
         needed = sum(ROOM_A_QUESTION + _picture_bytes(s) for part in shards for s in _all(part))
