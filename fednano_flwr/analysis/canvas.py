@@ -88,7 +88,12 @@ def line(
     **style: Any,
 ) -> None:
     """A line through points, from round to value."""
-    looks = {"color": color, "marker": marker, "markersize": size, "linewidth": width}
+    looks: dict[str, Any] = {
+        "color": color,
+        "marker": marker,
+        "markersize": size,
+        "linewidth": width,
+    }
     axes.plot(list(points), list(points.values()), label=label, **looks, **style)
 
 

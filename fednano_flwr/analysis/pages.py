@@ -164,8 +164,7 @@ def _by_client(
 
     def row(name: str, number: str, *shares: float | None) -> tuple[str, ...]:
         before, after, top = shares
-        known = before is not None and after is not None
-        change = f"{100 * (after - before):+.1f}" if known else "–"
+        change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
         return name, number, *map(facts.percent, (before, after)), change, facts.percent(top)
 
     asked, key = facts.questions(run, "test"), "accuracy_per_client"

@@ -44,7 +44,10 @@ from fednano_flwr.runs.results import Run
 
 Results = dict[str, Any]
 Finished = Mapping[PlannedRun, Run]
-HUB_COMMITS = ("model_revision", "dataset_revision")
+SCORES = ("round_0", "accuracy", "worst", "all")
+"""Of a run, in percent; the last three after its last round."""
+RECORDED = ("model_revision", "dataset_revision", "code")
+"""What not every run has: commits on the hub, and the code's digest, which a comparison notes."""
 
 
 def summarize(
@@ -99,17 +102,17 @@ def grouped(plan: Plan, finished: Finished) -> dict[Setting, list[Group]]:
 
 def run_row(planned: PlannedRun, run: Run) -> dict[str, Any]:
     """One line of runs.csv."""
-    alone = Group(planned.experiment, (run,))
+    scores = _scores(run)
     return {
         "experiment": planned.experiment,
         **dict(planned.setting.values),
         "seed": planned.seed,
-        "round_0": _points(run.rounds[0]["accuracy"]),
-        "last": _points(run.rounds[-1]["accuracy"]),
-        "best": _points(best(run.rounds)["accuracy"] or 0.0),
-        "worst": _worst_client(run),
-        "all": _all_questions(run),
-        **_costs(alone),
+        "round_0": scores["round_0"],
+        "last": scores["accuracy"],
+        "best": 100 * (best(run.rounds)["accuracy"] or 0.0),
+        "worst": scores["worst"],
+        "all": scores["all"],
+        **_costs(Group(planned.experiment, (run,))),
         "seconds": sum(record["seconds"] for record in run.rounds),
         "client_failures": len(facts.failures(run)),
         "commit": run.environment.get("commit"),
@@ -128,8 +131,7 @@ def environments(runs: Sequence[Run]) -> dict[str, dict[str, int]]:
             f"GPUs: {', '.join(known.get('gpus') or []) or 'none'}",
             "Python": known.get("python"),
             **{f"package {name}": v for name, v in known.get("packages", {}).items()},
-            **{what: known[what] for what in HUB_COMMITS if known.get(what)},
-            **{what: known[what] for what in ("code",) if what in known},  # a comparison notes it
+            **{what: known[what] for what in RECORDED if known.get(what)},
         }
         for thing, value in things.items():
             found.setdefault(thing, Counter())[str(value)] += 1
@@ -146,23 +148,22 @@ def pair_key(name: str, baseline: str, label: str) -> str:
 
 
 def _row(one: Group, setting: Setting) -> dict[str, Any]:
-    config = one.runs[0].config if one.runs else None
+    first = one.runs[0] if one.runs else None
+    scores = list(map(_scores, one.runs))
     return {
         "experiment": one.label,
         "setting": setting.label,
-        "strategy": config.strategy.name if config else None,
-        "rounds": config.num_server_rounds if config else None,
+        "strategy": first.config.strategy.name if first else None,
+        "rounds": first.config.num_server_rounds if first else None,
         "seeds": one.seeds,
-        "round_0": _spread([_points(run.rounds[0]["accuracy"]) for run in one.runs]),
-        "accuracy": _spread([_points(run.rounds[-1]["accuracy"]) for run in one.runs]),
-        "worst": _spread([_worst_client(run) for run in one.runs]),
-        "all": _spread([_all_questions(run) for run in one.runs]),
+        **{
+            key: dataclasses.asdict(spread([s[key] for s in scores if s[key] is not None]))
+            for key in SCORES
+        },
         **_costs(one),
         "accuracy_by_round": [
-            spread(one.values(number)).mean for number in range(len(one.runs[0].rounds))
-        ]
-        if one.runs
-        else [],
+            spread(one.values(number)).mean for number in range(len(first.rounds) if first else 0)
+        ],
         "client_failures": sum(len(facts.failures(run)) for run in one.runs),
     }
 
@@ -184,15 +185,13 @@ def _paired(plan: Plan, setting: Setting, groups: Sequence[Group]) -> dict[str, 
     return result
 
 
-def _worst_client(run: Run) -> float | None:
-    """Percent, of the client that does worst after the last round."""
-    known = [a for a in run.rounds[-1]["accuracy_per_client"].values() if a is not None]
-    return _points(min(known, default=None))
-
-
-def _all_questions(run: Run) -> float | None:
-    """Percent of all clients' test questions together, after the last round."""
-    return _points(run.rounds[-1]["accuracy_by"].get("all", {}).get("accuracy"))
+def _scores(run: Run) -> dict[str, Any]:
+    """`SCORES` of a run; None where there is no test question."""
+    first, last = run.rounds[0], run.rounds[-1]
+    known = [share for share in last["accuracy_per_client"].values() if share is not None]
+    together = last["accuracy_by"].get("all", {}).get("accuracy")
+    shares = (first["accuracy"], last["accuracy"], min(known, default=None), together)
+    return {k: None if v is None else 100 * v for k, v in zip(SCORES, shares, strict=True)}
 
 
 def _costs(one: Group) -> dict[str, float | None]:
@@ -203,11 +202,3 @@ def _costs(one: Group) -> dict[str, float | None]:
         "step_mb_a_round": None if step is None else step / 1e6,
         "seconds_a_round": one.a_round("seconds"),
     }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
-    return dataclasses.asdict(spread([value for value in values if value is not None]))
-
-
-def _points(share: float | None) -> float | None:
-    return None if share is None else 100 * share

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fednano_flwr.analysis.experiments.plan import Plan, Setting
-from fednano_flwr.analysis.experiments.results import Finished, Results, pair_key, run_row
+from fednano_flwr.analysis.experiments.results import SCORES, Finished, Results, pair_key, run_row
 from fednano_flwr.analysis.statistics import Spread
 from fednano_flwr.base.console import table
 from fednano_flwr.base.reasons import by_reason, first_few
@@ -20,7 +20,6 @@ COLUMNS = (
     *("experiment", "seeds", "round 0", "mean client", "worst client", "all\nquestions"),
     *("upload kB\na round", "step MB\na round", "seconds\na round"),
 )
-SPREADS = ("round_0", "accuracy", "worst", "all")
 COSTS = ("upload_kb_a_round", "step_mb_a_round", "seconds_a_round")
 
 
@@ -35,7 +34,7 @@ def cells(plan: Plan, results: Results, setting: Setting) -> list[list[str]]:
         [
             row["experiment"],
             str(len(row["seeds"])),
-            *(str(Spread(**row[key])) for key in SPREADS),
+            *(str(Spread(**row[key])) for key in SCORES),
             *(_number(row[key]) for key in COSTS),
             _against(plan.baseline, row, results),
         ]
@@ -111,10 +110,10 @@ def table_csv(plan: Plan, results: Results) -> str:
     for row in results["rows"]:
         line = {"experiment": row["experiment"], **values[row["setting"]]}
         line["seeds"] = len(row["seeds"])
-        for key in SPREADS:
+        for key in SCORES:
             line |= {f"{key}_mean": row[key]["mean"], f"{key}_stdev": row[key]["stdev"]}
         line |= {key: row[key] for key in COSTS}
-        pair = _pair(plan.baseline, row, results) or {}
+        pair = _pair(plan.baseline, row, results)
         line |= {f"difference_{key}": pair.get(key) for key in ("mean", "low", "high")}
         lines.append(line)
     return _csv(lines)
@@ -181,18 +180,16 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _pair(baseline: str, row: Mapping[str, Any], results: Results) -> dict[str, Any] | None:
-    """A row's paired difference."""
-    found = results["paired"].get(pair_key(row["experiment"], baseline, row["setting"]))
-    return found and dict(found)
+def _pair(baseline: str, row: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    """A row's paired difference; empty where there is none."""
+    key = pair_key(row["experiment"], baseline, row["setting"])
+    return dict(results["paired"].get(key, {}))
 
 
 def _against(baseline: str, row: Mapping[str, Any], results: Results) -> str:
-    pair = _pair(baseline, row, results)
     if row["experiment"] == baseline:
         return "baseline"
-    if pair is None:
+    pair = _pair(baseline, row, results)
+    if not pair:
         return "–"
-    if pair["low"] is None:
-        return f"{points(pair['mean'])} (1 seed)"
-    return difference(pair)
+    return f"{points(pair['mean'])} (1 seed)" if pair["low"] is None else difference(pair)
