@@ -6,9 +6,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fednano_flwr.base.reasons import first_few
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import Dataset
 from fednano_flwr.data import hub
@@ -26,9 +28,6 @@ from fednano_flwr.data.sources import (
     source_names,
 )
 from fednano_flwr.data.table import Questions, in_memory
-
-EXAMPLES_SHOWN = 5
-"""Ids that an error names for each reason why questions were left out."""
 
 
 @dataclass(frozen=True)
@@ -147,33 +146,31 @@ def _find(dataset: Dataset) -> Found:
     on_hub = _is_on_hub(dataset)
     path = _download(source, dataset) if on_hub else resolve("dataset.path", dataset.path)
     path = Path(os.path.abspath(path))
-    if not path.exists():
-        elsewhere = f" Of the hub, it is {source.hub_id} that is read." if source.hub_id else ""
-        raise DataError(
-            f"dataset.path is '{dataset.path}', and there is no folder {path} on this machine. Get "
-            "the dataset (docs/data.md says where), unpack it, and set dataset.path to the folder "
-            f"that looks like this for {dataset.name}:\n{source.layout}\n{OWN_QUESTIONS}{elsewhere}"
-        )
-    reader = source.open(path, dataset)
+    reader = source.open(path, dataset) if path.exists() else None
     if reader is None:
-        holds = f"which holds {names_in(path)}" if path.is_dir() else "which is a file"
-        raise DataError(
-            f"No {dataset.name} in {path}, {holds}. {_hint(source, path, dataset)}Set dataset.path "
-            f"to the folder that looks like this:\n{source.layout}\n{OWN_QUESTIONS}"
-        )
+        raise DataError(_not_there(source, path, dataset))
     place, revision = (source.hub_id, path.name) if on_hub else (str(path), "")
     return Found(dataset.name, reader, place, revision)
 
 
-def _hint(source: Source, path: Path, dataset: Dataset) -> str:
-    """What could be done with a folder that is of another layout, where that is known."""
-    for name in source_names():
-        try:
-            if find_source(name).open(path, replace(dataset, tasks="all")):
-                return f"That looks like {name}: set dataset.name to it. "
-        except DataError:
-            continue
-    return source.hint(path)
+def _not_there(source: Source, path: Path, dataset: Dataset) -> str:
+    """What is at `path` instead of the data set, and what to do."""
+    at = f"dataset.path = '{dataset.path}'"
+    if not path.exists():
+        what = f"{at}: there is no folder {path} on this machine; docs/data.md says where to get it"
+    elif not path.is_dir():
+        what = f"{at}: {path} is a file"
+    else:
+        what = f"{at} is no {dataset.name}: {path} holds {names_in(path)}{source.hint(path)}"
+        for name in source_names():
+            with suppress(DataError):
+                if find_source(name).open(path, replace(dataset, tasks="all")):
+                    what += f"; that looks like dataset.name = {name}"
+    on_hub = f" On the hub, {source.hub_id} is read." if source.hub_id else ""
+    return (
+        f"{what}. Set dataset.path to a folder that looks like this for {dataset.name}:\n"
+        f"{source.layout}\n{OWN_QUESTIONS}{on_hub}"
+    )
 
 
 def _split_names(dataset: Dataset) -> tuple[str, ...]:
@@ -182,9 +179,10 @@ def _split_names(dataset: Dataset) -> tuple[str, ...]:
 
 def _checked_splits(found: Found, dataset: Dataset) -> tuple[str, ...]:
     """The splits to read, each found to be there."""
-    for name in _split_names(dataset):
+    names = _split_names(dataset)
+    for name in names:
         found.reader.check_split(name)
-    return _split_names(dataset)
+    return names
 
 
 def _check_skipped(dataset: Dataset, found: Found, splits: Mapping[str, Split]) -> None:
@@ -194,7 +192,7 @@ def _check_skipped(dataset: Dataset, found: Found, splits: Mapping[str, Split]) 
     if not total or skipped / total <= dataset.max_skipped:
         return
     lines = [
-        f"  {name}: {len(pids)} {reason} ({_some(pids)})"
+        f"  {name}: {len(pids)} {reason} ({first_few(pids)})"
         for name, split in splits.items()
         for reason, pids in sorted(split.skipped.items(), key=lambda item: -len(item[1]))
     ]
@@ -207,11 +205,6 @@ def _check_skipped(dataset: Dataset, found: Found, splits: Mapping[str, Split]) 
         + "\n".join(files)
         + "\nRepair the dataset, or raise dataset.max-skipped to go on without them."
     )
-
-
-def _some(pids: list[str]) -> str:
-    more = ", …" if len(pids) > EXAMPLES_SHOWN else ""
-    return ", ".join(pids[:EXAMPLES_SHOWN]) + more
 
 
 def _check_ids(questions: QuestionSet, place: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.proportions import largest_remainder
+from fednano_flwr.data.proportions import deal_out, indices_by_group, largest_remainder
 
 SHORT_NAMES = {"dirichlet": "DirichletPartitioner", "iid": "IidPartitioner"}
 DRAWS = 11
@@ -69,6 +69,7 @@ def deal(
         random.Random(seed).shuffle(order)
     given: dict[str, Any] = {key: value for key, value in own.items() if key in taken} | arguments
     shown = {name: [values[index] for index in order] for name, values in columns.items()}
+    name = dataset.partitioner
     try:
         partitions = (
             kind(**given).deal(shown)
@@ -79,22 +80,22 @@ def deal(
         raise
     except Exception as error:  # partitioners check little: a bad argument may fail anywhere
         raise DataError(
-            f"dataset.partitioner = {dataset.partitioner} with dataset.partitioner-args = "
+            f"dataset.partitioner = {name} with dataset.partitioner-args = "
             f"'{dataset.partitioner_args}' cannot split {total} training questions: {error}"
         ) from error
     if len(partitions) != num_partitions:
         raise DataError(
-            f"dataset.partitioner = {dataset.partitioner} makes {len(partitions)} partitions of "
-            f"these {total} training questions, and there are {num_partitions} clients. Change the "
-            "number of clients or dataset.partitioner-args."
+            f"dataset.partitioner = {name} makes {len(partitions)} partitions of these {total} "
+            f"training questions, and there are {num_partitions} clients. Change the number of "
+            "clients or dataset.partitioner-args."
         )
     smallest = min(range(num_partitions), key=lambda k: len(partitions[k]))
     if len(partitions[smallest]) < dataset.min_partition_size:
         raise DataError(
-            f"dataset.partitioner = {dataset.partitioner} gives client {smallest} "
-            f"{len(partitions[smallest])} of {total} training questions, and "
-            f"dataset.min-partition-size = {dataset.min_partition_size}. Lower it, use fewer "
-            f"clients than {num_partitions}, or change dataset.partitioner-args."
+            f"dataset.partitioner = {name} gives client {smallest} {len(partitions[smallest])} of "
+            f"{total} training questions, and dataset.min-partition-size = "
+            f"{dataset.min_partition_size}. Lower it, use fewer clients than {num_partitions}, or "
+            "change dataset.partitioner-args."
         )
     return partitions
 
@@ -212,15 +213,14 @@ class Dirichlet:
         number = alphas.dtype.kind in "iuf"  # not true, false or text
         if not number or not np.all(alphas > 0) or not np.isfinite(alphas.astype(float).sum()):
             raise ValueError(f"alpha = {self.alpha}: must be a finite number above 0")
-        for name in ("self_balancing", "shuffle"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be true or false")
-        for name in ("min_partition_size", "seed"):
-            if type(getattr(self, name)) is not int:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be a whole number")
-        groups: dict[str, list[int]] = {}
-        for index, group in enumerate(columns[self.partition_by]):
-            groups.setdefault(group, []).append(index)
+        for kind, what, names in (
+            (bool, "true or false", ("self_balancing", "shuffle")),
+            (int, "a whole number", ("min_partition_size", "seed")),
+        ):
+            for name in names:
+                if type(getattr(self, name)) is not kind:
+                    raise ValueError(f"{name} = {getattr(self, name)}: must be {what}")
+        groups = indices_by_group(columns[self.partition_by])
         found = self._drawn(groups, self.alpha)
         if found is None:
             raise DataError(self._advice(groups))
@@ -241,11 +241,8 @@ class Dirichlet:
                 if self.self_balancing:
                     small = np.array(sizes) <= average
                     shares = shares * small if (shares * small).any() else small.astype(float)
-                ends = np.cumsum(largest_remainder(len(groups[group]), shares.tolist(), sizes))
-                for partition, dealt in zip(
-                    partitions, np.split(groups[group], ends[:-1]), strict=True
-                ):
-                    partition += dealt.tolist()
+                counts = largest_remainder(len(groups[group]), shares.tolist(), sizes)
+                deal_out(groups[group], counts, partitions)
             if min(map(len, partitions)) >= self.min_partition_size:
                 for partition in partitions if self.shuffle else []:
                     generator.shuffle(partition)
@@ -254,21 +251,17 @@ class Dirichlet:
 
     def _advice(self, groups: Mapping[str, list[int]]) -> str:
         total, largest = sum(map(len, groups.values())), max(map(len, groups.values()))
-        failed = (
-            f"No draw gave each of {self.num_partitions} clients the {self.min_partition_size} "
-            "training questions that dataset.min-partition-size asks for: "
+        why = (
+            f"dataset.alpha = {self.alpha} makes the shares very unequal. Raise dataset.alpha"
+            if self._drawn(groups, EVEN)
+            else f"no dataset.alpha can, as each of {len(groups)} groups of at most {largest} is "
+            "dealt by itself. Use larger groups (dataset.partitioner-args = partition_by=subject) "
+            "or dataset.partitioner = iid"
         )
-        if self._drawn(groups, EVEN):
-            return (
-                f"{failed}there are {total}, and dataset.alpha = {self.alpha} makes the shares "
-                "very unequal. Raise dataset.alpha, lower dataset.min-partition-size, or use fewer "
-                "clients."
-            )
         return (
-            f"{failed}no dataset.alpha can, as the {total} questions are in {len(groups)} groups "
-            f"of at most {largest}, and each group is dealt by itself. Use fewer clients, larger "
-            "groups (dataset.partitioner-args = partition_by=subject), dataset.partitioner = iid, "
-            "or lower dataset.min-partition-size."
+            f"No draw gave each of {self.num_partitions} clients the dataset.min-partition-size = "
+            f"{self.min_partition_size} of {total} training questions: {why}, lower "
+            "dataset.min-partition-size, or use fewer clients."
         )
 
 

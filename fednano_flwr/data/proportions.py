@@ -29,19 +29,12 @@ def proportional_partitions(
     even = [1] * len(train_partitions)
     generator = random.Random(derive_seed(Purpose.TEST_PARTITIONS, seed))
     partitions: list[list[int]] = [[] for _ in train_partitions]
-    indices_of: dict[str, list[int]] = {}
-    for index, group in enumerate(test_groups):
-        indices_of.setdefault(group, []).append(index)
-    for group in sorted(indices_of):
-        indices = indices_of[group]
+    for group, indices in sorted(indices_by_group(test_groups).items()):
         generator.shuffle(indices)
         trained = table.get(group, even)
-        weights = trained if any(trained) else even
         sizes = [len(partition) for partition in partitions]
-        counts = largest_remainder(len(indices), weights, sizes)
-        for partition, count in zip(partitions, counts, strict=True):
-            partition += indices[:count]
-            del indices[:count]
+        counts = largest_remainder(len(indices), trained if any(trained) else even, sizes)
+        deal_out(indices, counts, partitions)
     return partitions
 
 
@@ -63,6 +56,23 @@ def cut(
     chosen = set(own.sample(range(total), tested))
     train = [index for place, index in enumerate(partition) if place not in chosen]
     return train, [index for place, index in enumerate(partition) if place in chosen]
+
+
+def indices_by_group(groups: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        found.setdefault(group, []).append(index)
+    return found
+
+
+def deal_out(
+    indices: Sequence[int], counts: Sequence[int], partitions: Sequence[list[int]]
+) -> None:
+    """Append the first so many of `indices` to the first partition, the next to the second, …"""
+    start = 0
+    for partition, count in zip(partitions, counts, strict=True):
+        partition += indices[start : start + count]
+        start += count
 
 
 def group_table(groups: Sequence[str], partitions: Sequence[Sequence[int]]) -> dict[str, list[int]]:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from fednano_flwr.config import Dataset, RunConfig, project
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sources import Reader
 
 Writer = Callable[..., Path]
 DEFAULTS = RunConfig.parse(project.defaults(Path(__file__).parents[2])).dataset
@@ -19,6 +22,13 @@ DEFAULTS = RunConfig.parse(project.defaults(Path(__file__).parents[2])).dataset
 def settings(**changes: Any) -> Dataset:
     """The defaults of `dataset.*`, some changed."""
     return dataclasses.replace(DEFAULTS, **changes)
+
+
+def read(reader: Reader, split: str = "train") -> tuple[list[Sample], Counter[str]]:
+    """The samples of a split, and how many were left out for which reason."""
+    found = [problem for _, problem in reader.read(split).problems]
+    samples = [problem for problem in found if isinstance(problem, Sample)]
+    return samples, Counter(problem for problem in found if isinstance(problem, str))
 
 
 def png(shade: int = 0) -> bytes:

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib
 import json
 import os
 import pkgutil
@@ -62,9 +61,3 @@ def test_data_works_without_flower_and_ray_and_splits_the_same_in_every_process(
     assert heavy == [], "these must not be imported before a split is asked for"
     assert train == [sample.uid for sample in here.train]
     assert test == [sample.uid for sample in here.test]
-
-
-def test_every_module_of_data_says_what_it_is():
-    assert len(MODULES) > 5
-    for name in MODULES:
-        assert importlib.import_module(name).__doc__, name

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import shutil
 from collections import Counter
 
 import pytest
@@ -75,15 +74,10 @@ def test_a_client_s_own_training_questions_are_cut_and_the_test_split_is_not_tou
     assert parts[0].test != shards(test_fraction=0.25, seed=1)[0].test
 
 
-@pytest.mark.parametrize("partition_id", [-1, 4, 100])
-def test_a_partition_that_is_not_there_says_which_are(partition_id):
-    with pytest.raises(DataError, match=rf"partition-id is {partition_id}; .* 0 to 3"):
-        all_shards(QUESTIONS, settings(), 0, 4).of_client(partition_id)
-
-
-def test_no_partitions_says_so():
-    with pytest.raises(DataError, match="num-partitions is 0"):
-        all_shards(QUESTIONS, settings(), 0, 0)
+def test_a_partition_that_is_not_there_says_which_are():
+    for partition_id in (-1, 4, 100):
+        with pytest.raises(DataError, match=rf"partition-id is {partition_id}; .* 0 to 3"):
+            all_shards(QUESTIONS, settings(), 0, 4).of_client(partition_id)
 
 
 @pytest.mark.parametrize(("name", "train", "test"), [("iconqa", 66, 27), ("scienceqa", 520, 241)])
@@ -136,6 +130,9 @@ def test_a_shard_of_pictures_that_a_table_holds_has_them_as_files(tmp_path):
     assert (written["train"], written["test"], written["pictures"]) == (3, 0, 2)
     assert sorted(file.suffix for file in (tmp_path / "images").iterdir()) == ["", ".png"]
     assert_same(load_shard(tmp_path), part)
+    gone = dataclasses.replace(question("4", "a"), images=(Picture(tmp_path / "gone.png"),))
+    with pytest.raises(DataError, match=r"gone\.png cannot be read: No such file"):
+        write_shard(tmp_path / "other", Shard(in_memory([gone]), in_memory()), {})
 
 
 @pytest.fixture
@@ -159,12 +156,9 @@ def test_a_damaged_cut_or_missing_file_is_named(written, name):
     if file.is_dir():
         (file,) = file.iterdir()
     data = file.read_bytes()
-    for content, says in (
-        (data[:-1], "is damaged"),
-        (data[:40] + bytes([data[40] ^ 1]) + data[41:], "is damaged"),
-    ):
+    for content in (data[:-1], data[:40] + bytes([data[40] ^ 1]) + data[41:]):
         file.write_bytes(content)
-        with pytest.raises(DataError, match=says) as caught:
+        with pytest.raises(DataError, match="is damaged") as caught:
             load_shard(written)
         assert str(file) in str(caught.value)
     file.unlink()
@@ -185,12 +179,3 @@ def test_a_folder_that_is_no_shard_says_what_to_give(written, tmp_path):
         (written / MANIFEST).write_text(json.dumps(manifest | changes))
         with pytest.raises(DataError, match=says):
             load_shard(written)
-
-
-def test_a_picture_that_went_away_since_reading_is_named(sample_data, tmp_path):
-    shutil.copytree(sample_data / "iconqa", tmp_path / "iconqa")
-    dataset = settings(name="iconqa", path=str(tmp_path / "iconqa"))
-    part = read_shards(dataset, 0, 2)[0]
-    part.train[0].images[0].path.unlink()
-    with pytest.raises(DataError, match=r"image\.png cannot be read: No such file"):
-        write_shard(tmp_path / "shard", part, {})

@@ -1,9 +1,6 @@
 """IconQA (Lu et al., NeurIPS 2021 Datasets and Benchmarks) as its authors distribute it.
 
-    iconqa_data/iconqa/<split>/<task>/<id>/data.json, image.png, for choose_img also choice_*.png
-    iconqa_data/pid_splits.json               optional: ids by "<task>_<split>"
-    iconqa_data/pid2skills.json               optional: skills by id
-
+`pid_splits.json` lists ids by "<task>_<split>", `pid2skills.json` skills by id.
 Its three tasks: `choose_txt` (options in words), `choose_img` (options are pictures) and
 `fill_in_blank` (a short free answer). Each question has one picture of its own.
 """

@@ -1,12 +1,7 @@
-"""ScienceQA (Lu et al., NeurIPS 2022), as its authors distribute it:
+"""ScienceQA (Lu et al., NeurIPS 2022), as its authors distribute it and as the hub has it.
 
-    <path>/problems.json                      every question, by id
-    <path>/pid_splits.json                    ids of `train`, `val`, `test`, `minitest`, …
-    <path>/images/<split>/<id>/image.png
-
-and as the Hugging Face hub has it, with pictures inside the table, splits train, validation, test:
-
-    <path>/data/<split>-*.parquet
+`problems.json` has every question by id, `pid_splits.json` the ids of `train`, `val`, `test`,
+`minitest`, …; the hub's parquet files have their pictures inside the table.
 """
 
 from __future__ import annotations
@@ -191,14 +186,14 @@ def _hint(folder: Path) -> str:
     """What a folder holds that could be made into a layout that is read, and how."""
     if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return (
-            "That is what `datasets` saves: load it with `load_from_disk`, and write each split "
-            "with `to_parquet` to data/<split>-00000-of-00001.parquet. "
+            ": what `datasets` saves. Load it with `load_from_disk`, and write each split with "
+            "`to_parquet` to data/<split>-00000-of-00001.parquet"
         )
     for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
         if file := next(folder.glob(pattern), None):
             return (
-                f"Parquet files such as {file.relative_to(folder)} are read where they are called "
-                "data/<split>-*.parquet: rename or link them. "
+                f". Parquet files such as {file.relative_to(folder)} are read where they are "
+                "called data/<split>-*.parquet: rename or link them"
             )
     return ""
 
