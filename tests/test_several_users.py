@@ -115,7 +115,7 @@ def test_tables_in_a_shared_cache_are_for_whom_the_umask_says(
     assert open_to_more(tmp_path / "cache" / "questions", 0o022) == []
 
 
-def as_nobody(work: Callable[[], None]) -> str:
+def as_nobody(work: Callable[[], object]) -> str:
     """What goes wrong when another user does it; "" where it goes well."""
     reading, writing = os.pipe()
     if os.fork() == 0:
@@ -131,6 +131,27 @@ def as_nobody(work: Callable[[], None]) -> str:
     os.close(writing)
     with os.fdopen(reading) as said:
         return said.read()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_reads_the_tables_of_a_shared_cache(
+    run_config: Config, tiny_questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o755)
+        shutil.copytree(tiny_questions, folder / "data")
+        (folder / "data").chmod(0o755)
+        monkeypatch.setenv("FEDNANO_CACHE", str(folder / "cache"))
+        dataset = RunConfig.parse(run_config(dataset__path=str(folder / "data"))).dataset
+        load_questions(dataset)
+        tables = sorted((folder / "cache" / "questions").iterdir())
+        assert as_nobody(lambda: [*load_questions(dataset).train]) == ""
+        (folder / "data" / "problems.json").touch()
+        assert "FEDNANO_CACHE" in as_nobody(lambda: load_questions(dataset))
+        assert sorted((folder / "cache" / "questions").iterdir()) == tables
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
