@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from fednano_flwr.models.edge_half import EdgeHalf, MissingRowError, load_edge_h
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.split import write_bundle
-from tests import tiny_families
 from tests.models.test_families import SAMPLES
 from tests.tiny import write_checkpoint
 
@@ -38,12 +38,12 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_bundle_of_every_family_gives_the_checkpoints_features(
-    family: str, tmp_path: Path
+    family: str, family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    model = tiny_families.write(family, tmp_path / "model")
-    write_bundle(ModelCheckpoint(str(model)), tmp_path / "bundle")
-    encoders = [load_encoder(open_checkpoint(str(tmp_path / f))) for f in ("model", "bundle")]
-    whole, alone = (load_edge_half(str(tmp_path / f)) for f in ("model", "bundle"))
+    model, bundle = str(family_folder(family)), str(tmp_path / "bundle")
+    write_bundle(ModelCheckpoint(model), tmp_path / "bundle")
+    encoders = [load_encoder(open_checkpoint(name)) for name in (model, bundle)]
+    whole, alone = load_edge_half(model), load_edge_half(bundle)
     for sample in (SAMPLES[0], SAMPLES[2]):
         ids = [encoder.encode(sample).ids for encoder in encoders]
         assert torch.equal(*ids)

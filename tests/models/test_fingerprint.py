@@ -24,6 +24,7 @@ from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.split import write_bundle
 from fednano_flwr.runs.results import other_model
+from tests.models.test_layouts import newest
 from tests.tiny import write_checkpoint
 
 PARTS = {
@@ -103,7 +104,9 @@ def test_halves_are_compared_by_what_both_sides_know(fine_shards: Path, tmp_path
     assert same_checkpoint(half_of(head, tmp_path / "h2", False), whole)
 
 
-def test_a_copy_in_other_files_has_the_same_fingerprint(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_copy_in_other_files_under_other_names_has_the_same_fingerprint(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     whole = ModelCheckpoint(str(tiny_model))
     tensors = {key: load_file(tiny_model / file)[key] for file, key in whole.files.values()}
     for size, names in (
@@ -115,8 +118,9 @@ def test_a_copy_in_other_files_has_the_same_fingerprint(tiny_model: Path, tmp_pa
         weight_map = {}
         for number, part in enumerate(names):
             file = "model.safetensors" if size == "one" else f"model-{number}.safetensors"
-            save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
-            weight_map |= dict.fromkeys(part, file)
+            named = {newest(name) if size == "one" else name: tensors[name] for name in part}
+            save_file(named, folder / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(named, file)
         if size == "two":
             index = {"metadata": {}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))

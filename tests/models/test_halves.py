@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, Model
@@ -46,16 +46,12 @@ def logits(half: LLMHalf, embeds: torch.Tensor) -> torch.Tensor:
     return half.logits(embeds, torch.arange(count), torch.ones(1, count).bool())
 
 
-def features(half: EdgeHalf, pixels: torch.Tensor) -> torch.Tensor:
-    return half.image_features({"pixel_values": pixels})
-
-
 def test_the_edge_half_loads_where_the_llm_files_are_gone(
     fine_shards: Path, tmp_path: Path
 ) -> None:
     assert without(fine_shards, tmp_path / "edge", ("language_model", "lm_head")) > 15
     half = load_edge_half(str(tmp_path / "edge"))
-    assert features(half, torch.zeros(2, 3, 24, 24)).shape == (18, 48)
+    assert half.image_features({"pixel_values": torch.zeros(2, 3, 24, 24)}).shape == (18, 48)
     assert half.token_table()(torch.tensor([1, 5])).shape == (2, 48)
     with pytest.raises(ConfigError, match="is missing"):
         load_llm_half(str(tmp_path / "edge"))
@@ -88,68 +84,6 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
     assert not any(t.is_meta for part in parts for t in part.state_dict().values())
 
 
-@pytest.mark.parametrize("style", ["hub", "current"])
-def test_names_of_older_and_newer_checkpoints_give_the_same_halves(
-    tiny_model: Path, edge_half: EdgeHalf, llm_half: LLMHalf, tmp_path: Path, style: str
-) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for key, (file, name) in ModelCheckpoint(str(tiny_model)).files.items():
-        tensors[key] = load_file(tiny_model / file)[name]
-    if style == "hub":
-        renamed = {
-            key.replace("language_model.", "language_model.model.")
-            .replace("vision_tower.", "vision_tower.vision_model.")
-            .replace("lm_head", "language_model.lm_head"): value
-            for key, value in tensors.items()
-        }
-        assert "vision_tower.vision_model.post_layernorm.bias" in renamed
-        assert "language_model.model.norm.weight" in renamed
-    else:
-        renamed = {
-            key if key.startswith("lm_head") else f"model.{key}": value
-            for key, value in tensors.items()
-        }
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    pixels = torch.randn(1, 3, 24, 24)
-    again = load_edge_half(str(folder))
-    assert torch.equal(features(again, pixels), features(edge_half, pixels))
-    embeds = torch.randn(1, 4, 48)
-    host = load_llm_half(str(folder))
-    assert torch.equal(logits(host, embeds), logits(llm_half, embeds))
-    assert again.fingerprint == host.fingerprint == llm_half.fingerprint
-
-
-def test_a_tied_head_is_the_token_embeddings(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "tied"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    tensors = {
-        key: load_file(tiny_model / file)[name]
-        for key, (file, name) in ModelCheckpoint(str(tiny_model)).files.items()
-        if key != "lm_head.weight"
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    (head,) = [
-        m for name, m in load_llm_half(str(folder)).named_modules() if name.endswith("head.head")
-    ]
-    hidden = torch.randn(2, 48)
-    assert torch.equal(head(hidden), hidden @ tensors[EMBEDDINGS].T)
-
-
-def test_another_model_has_another_fingerprint(tmp_path: Path, llm_half: LLMHalf) -> None:
-    other = write_checkpoint(tmp_path / "other", seed=1)
-    assert ModelCheckpoint(str(other)).fingerprint != llm_half.fingerprint
-
-
-def test_an_unknown_family_is_refused_with_those_that_work(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
-    with pytest.raises(ConfigError, match=r"its family is idefics3.*llava"):
-        check_model(str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("family", "hint"),
     [
@@ -165,7 +99,7 @@ def test_a_family_that_is_not_cut_is_refused_with_its_reason_or_what_to_take(
     tmp_path: Path, family: str, hint: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
-    with pytest.raises(ConfigError, match=rf"its family is {family};.*{hint}"):
+    with pytest.raises(ConfigError, match=rf"its family is {family};.*llava.*{hint}"):
         check_model(str(tmp_path))
 
 
@@ -235,14 +169,3 @@ def test_a_missing_model_is_refused_offline(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="neither a folder here nor a model"):
         check_model("nobody/no-such-model")
-
-
-def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cut"
-    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    some = {EMBEDDINGS: torch.zeros(64, 48), "lm_head.weight": torch.zeros(64, 48)}
-    save_file(some, folder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"has no tensor language_model\.layers\.0"):
-        load_llm_half(str(folder))

@@ -20,26 +20,12 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.layers import device_of, place
 from fednano_flwr.models.llm_half import load_llm_half
-from tests import tiny_families
 from tests.conftest import REPOSITORY
 from tests.models.test_host_options import questions
 
 GPU = [torch.device("cuda", index) for index in range(3)]
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 MANY = 2**30
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    written: dict[str, Path] = {}
-
-    def made(family: str) -> Path:
-        if family not in written:
-            path = tmp_path_factory.mktemp("model") / family
-            written[family] = tiny_families.write(family, path)
-        return written[family]
-
-    return made
 
 
 def on_meta(folder: Path) -> Any:
@@ -72,10 +58,10 @@ def bytes_on(host: Any, places: Any) -> dict[torch.device, int]:
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "blip-2"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_layers_stay_whole_and_fit_the_memory_given(
-    family: str, strategy: str, folder: Callable[[str], Path]
+    family: str, strategy: str, family_folder: Callable[[str], Path]
 ) -> None:
     # Not of the tiny OPT, most of which is one table of positions.
-    host = on_meta(folder(family))
+    host = on_meta(family_folder(family))
     size = sum(bytes_on(host, {"": GPU[0]}).values())
     limit = int(0.7 * size)
     places = place(host, strategy, torch.float32, {0: limit, 1: limit, 2: limit})
@@ -88,35 +74,31 @@ def test_layers_stay_whole_and_fit_the_memory_given(
         assert device_of(places, name) in GPU
 
 
-def test_sequential_fills_the_first_gpu_and_balanced_shares(folder: Callable[[str], Path]) -> None:
-    host = on_meta(folder("gemma3"))
+def test_sequential_fills_the_first_gpu_balanced_shares_and_too_few_are_refused(
+    family_folder: Callable[[str], Path],
+) -> None:
+    host = on_meta(family_folder("gemma3"))
     room = {0: MANY, 1: MANY}
     assert set(bytes_on(host, place(host, "sequential", torch.float32, room))) == {GPU[0]}
     shared = bytes_on(host, place(host, "balanced", torch.float32, room))
     assert set(shared) == set(GPU[:2]) and min(shared.values()) > max(shared.values()) / 3
     spared = bytes_on(host, place(host, "balanced_low_0", torch.float32, room))
     assert spared.get(GPU[0], 0) < min(shared.values())
+    with pytest.raises(ConfigError, match=r"llm\.device-map.*llm\.dtype"):
+        place(host, "sequential", torch.float32, {0: min(shared.values())})
 
 
-def test_half_the_bytes_a_number_need_half_the_room(folder: Callable[[str], Path]) -> None:
-    host = on_meta(folder("instructblip"))
-    room = {0: int(0.6 * sum(bytes_on(host, {"": GPU[0]}).values()))}
-    with pytest.raises(ConfigError, match=r"no room for .*llm\.dtype"):
-        place(host, "sequential", torch.float32, room)
-    assert set(place(host, "sequential", torch.bfloat16, room).values()) == {GPU[0]}
-
-
-def test_a_tied_head_goes_where_the_embeddings_are(folder: Callable[[str], Path]) -> None:
-    host = on_meta(folder("gemma3"))
+def test_a_tied_head_goes_where_the_embeddings_are(family_folder: Callable[[str], Path]) -> None:
+    host = on_meta(family_folder("gemma3"))
     assert host.lm_head.weight is host.get_input_embeddings().weight
     wanted = parts(host) | {"lm_head": "cuda:1"}
     assert place(host, wanted, torch.float32)["lm_head"] == torch.device("cpu")
 
 
 def test_each_tensor_is_read_straight_to_its_own_device(
-    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    family_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = parts(on_meta(folder("instructblip"))) | {
+    wanted = parts(on_meta(family_folder("instructblip"))) | {
         "model.layers.1": "meta",
         "lm_head": "meta",
     }
@@ -132,7 +114,7 @@ def test_each_tensor_is_read_straight_to_its_own_device(
     monkeypatch.setattr(
         "fednano_flwr.models.llm_half.dispatch", lambda host, places: made.append(host)
     )
-    load_llm_half(str(folder("instructblip")), dtype="bfloat16", device_map=wanted)
+    load_llm_half(str(family_folder("instructblip")), dtype="bfloat16", device_map=wanted)
     far = {name for name, device in asked.items() if device == torch.device("meta")}
     assert far == {n for n in asked if ".layers.1." in n or "lm_head" in n} and len(far) > 5
     assert {asked[name] for name in asked.keys() - far} == {torch.device("cpu")}
@@ -144,10 +126,10 @@ def test_each_tensor_is_read_straight_to_its_own_device(
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("family", ["instructblip", "gemma3", "qwen2_5_vl", "blip-2"])
 def test_a_dispatched_host_gives_the_same_bits(
-    family: str, checkpointing: bool, folder: Callable[[str], Path]
+    family: str, checkpointing: bool, family_folder: Callable[[str], Path]
 ) -> None:
-    name = str(folder(family))
-    wanted = parts(on_meta(folder(family)))
+    name = str(family_folder(family))
+    wanted = parts(on_meta(family_folder(family)))
     plain = load_llm_half(name)
     half = load_llm_half(name, device_map=wanted, checkpointing=checkpointing)
     hooked = [module for module in half.modules() if hasattr(module, "_hf_hook")]
@@ -169,11 +151,17 @@ def test_a_dispatched_host_gives_the_same_bits(
     ],
 )
 def test_activations_follow_the_weights_over_two_devices(
-    family: str, places: tuple[str, str], folder: Callable[[str], Path]
+    family: str, places: tuple[str, str], family_folder: Callable[[str], Path]
 ) -> None:
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this version of PyTorch has no second device to pretend with")
-    command = [sys.executable, "-m", "tests.models.two_devices", str(folder(family)), *places]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.models.two_devices",
+        str(family_folder(family)),
+        *places,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-2000:]
     for layer, device in enumerate(places):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from fednano_flwr.models import llm_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.quantize import OLDEST
-from fednano_flwr.models.source import check_model
 from tests import tiny, tiny_families
 from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
@@ -196,13 +193,3 @@ def test_a_run_that_asks_for_what_is_missing_is_not_started(
     preflight.validate(RunConfig.parse(flat))
     with pytest.raises(ConfigError, match=r"bitsandbytes, .* missing"):
         preflight.validate(RunConfig.parse(flat | {"llm.quantization": "4bit"}))
-
-
-def test_a_checkpoint_that_is_stored_quantized_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "stored"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"stored quantized.*llm\.quantization"):
-        check_model(str(folder))

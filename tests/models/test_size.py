@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
-from fednano_flwr.config import Adapter, ConfigError
+from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.models import skeleton
@@ -42,10 +41,10 @@ SETTING = Setting(rank=2, rows=5, dtype_bytes=2, tokens=16, batch_size=8, file_b
 SIZES = Sizes(PARTS, SETTING)
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(params=sorted(FAMILIES))
+def saved(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
     """A tiny checkpoint of each family."""
-    return write(request.param, tmp_path_factory.mktemp(request.param))
+    return family_folder(request.param)
 
 
 def counted(folder: Path) -> Parts:
@@ -162,11 +161,6 @@ def test_step_traffic_worked_out_by_hand() -> None:
     assert (plain.once, low.once) == (0, 6 * 4 * 2)
 
 
-def test_adapters_are_as_many_parameters_as_are_built() -> None:
-    built = build_adapters(4, Adapter(2, 4.0, 0.0, "image,text"), seed=0)
-    assert SIZES.adapter_parameters == sum(p.numel() for p in named_trainable(built).values())
-
-
 def test_a_bundle_of_all_rows_needs_no_ids_of_them() -> None:
     whole = replace(SIZES, setting=replace(SETTING, rows=50))
     assert {item.name: item.bytes for item in whole.client()}["ids of the kept rows"] == 0
@@ -210,10 +204,3 @@ def test_a_picture_of_llava_1_5_is_576_features_counted_by_its_own_code() -> Non
         == 2 * count(config).picture_tokens
         == 1152
     )
-
-
-def test_a_shipped_config_is_small_json_of_a_family_that_is_cut() -> None:
-    for name in shipped():
-        file = Path(skeleton.__file__).parent / "configs" / f"{name}.json"
-        assert file.stat().st_size < 2_000
-        assert json.loads(file.read_text())["model_type"] in FAMILIES
