@@ -1,8 +1,8 @@
 """Frozen image features that clients have sent, kept as long as there is room.
 
-Memory first, then disk. Where room is needed, the owner that holds most gives up what it has not
-used for longest, so that none can push out the others' but for its even share, or for what one
-request of its may need. Any entry may be gone at any time: who needs it sends it again.
+Memory first, then disk. Where room is needed, the owner that holds most gives up its least recently
+used, so that an owner can push out others' only up to its even share, or to what one request may
+need. Any entry may be gone at any time: who needs it sends it again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import tempfile
 import threading
 from collections import Counter, OrderedDict
 from pathlib import Path
-from typing import Generic, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,11 +22,25 @@ log = logging.getLogger(__name__)
 
 Name = tuple[bytes, bytes]
 """Owner and key: an owner's entries cannot be named by another."""
-Entry = TypeVar("Entry")
 
 
-class Level(Generic[Entry]):
-    """Entries of one kind of room, and the bytes that each owner has there.
+class _Entry:
+    """Features in memory, until they are written to a file.
+
+    Attributes:
+        features: (n, d); None once they are in the file alone.
+        size: bytes.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features: Tensor | None = features
+        self.size = features.numel() * features.element_size()
+        self.device = features.device
+        self.path: Path | None = None
+
+
+class _Level:
+    """Entries of one kind of room, each owner's in the order of their last use.
 
     Args:
         room: bytes of all entries together.
@@ -36,38 +48,37 @@ class Level(Generic[Entry]):
 
     def __init__(self, room: int) -> None:
         self.room, self.used = room, 0
-        self._owners: dict[bytes, OrderedDict[bytes, tuple[Entry, int]]] = {}
+        self._owners: dict[bytes, OrderedDict[bytes, _Entry]] = {}
         self._held: Counter[bytes] = Counter()
-
-    def __contains__(self, name: Name) -> bool:
-        return name[1] in self._owners.get(name[0], ())
 
     def count(self, owner: bytes) -> int:
         """Entries of this owner."""
         return len(self._owners.get(owner, ()))
 
-    def add(self, name: Name, entry: Entry, size: int) -> None:
+    def find(self, name: Name) -> _Entry | None:
+        """The entry of this name, if it is here."""
+        entries = self._owners.get(name[0])
+        return entries.get(name[1]) if entries else None
+
+    def add(self, name: Name, entry: _Entry) -> None:
         """Put in an entry for which there is room, as its owner's latest."""
-        owner, key = name
-        self._owners.setdefault(owner, OrderedDict())[key] = entry, size
-        self._held[owner] += size
-        self.used += size
+        self._owners.setdefault(name[0], OrderedDict())[name[1]] = entry
+        self._held[name[0]] += entry.size
+        self.used += entry.size
 
-    def use(self, name: Name) -> Entry:
-        """An entry, which becomes its owner's latest."""
-        entries = self._owners[name[0]]
-        entries.move_to_end(name[1])
-        return entries[name[1]][0]
+    def use(self, name: Name) -> None:
+        """Let an entry be its owner's latest."""
+        self._owners[name[0]].move_to_end(name[1])
 
-    def pop(self, name: Name) -> tuple[Entry, int]:
-        """Take an entry and its size out."""
+    def pop(self, name: Name) -> _Entry:
+        """Take an entry out."""
         owner, key = name
-        entry, size = self._owners[owner].pop(key)
-        self._held[owner] -= size
-        self.used -= size
+        entry = self._owners[owner].pop(key)
+        self._held[owner] -= entry.size
+        self.used -= entry.size
         if not self._owners[owner]:
             del self._owners[owner], self._held[owner]
-        return entry, size
+        return entry
 
     def oldest(self, owner: bytes) -> Name:
         """What this owner has not used for longest."""
@@ -86,14 +97,9 @@ class Level(Generic[Entry]):
                 return self.oldest(largest)
         return self.oldest(owner)
 
-    def clear(self) -> None:
-        self._owners.clear()
-        self._held.clear()
-        self.used = 0
-
 
 class FeatureStore:
-    """Bounded store of tensors, safe for several threads.
+    """Bounded store of tensors, safe for several threads; none waits for another's disk.
 
     Args:
         memory_bytes: of tensors held in memory.
@@ -106,8 +112,7 @@ class FeatureStore:
     def __init__(
         self, memory_bytes: int, disk_bytes: int = 0, most: int = 0, least: int = 0
     ) -> None:
-        self._memory: Level[Tensor] = Level(memory_bytes)
-        self._disk: Level[tuple[Path, torch.device]] = Level(disk_bytes)  # and where it came from
+        self._memory, self._disk = _Level(memory_bytes), _Level(disk_bytes)
         self._most, self._least, self._written = most, least, 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
@@ -120,35 +125,37 @@ class FeatureStore:
             if self._most and self.count(owner) >= self._most:
                 level = self._disk if self._disk.count(owner) else self._memory
                 self._forget(level.oldest(owner))
-            self._keep((owner, key), features)
+            leaving = self._keep((owner, key), features)
+        self._write(leaving)
 
     def get(self, owner: bytes, key: bytes) -> Tensor | None:
         """The features of this name, or None if they are not here (any more)."""
         name = (owner, key)
         with self._lock:
-            if name in self._memory:
-                return self._memory.use(name)
-            if name not in self._disk:
+            level = self._memory if self._memory.find(name) else self._disk
+            if (entry := level.find(name)) is None:
                 return None
-            path, device = self._disk.use(name)
-        try:  # others need not wait for the disk; a copy, as the file is removed
-            features = load_file(path)["features"].to(device, copy=True)
+            level.use(name)
+            if entry.features is not None:
+                return entry.features
+        try:  # a copy, as the file is removed
+            assert entry.path is not None
+            features = load_file(entry.path)["features"].to(entry.device, copy=True)
         except (OSError, SafetensorError, KeyError):
             features = None  # somebody cleared the folder: it is sent again
+        leaving: list[tuple[Name, _Entry]] = []
         with self._lock:
-            if name in self._memory:  # another thread has fetched it meanwhile
-                return self._memory.use(name)
-            if name in self._disk:  # not forgotten meanwhile
+            if self._disk.find(name) is entry:  # neither forgotten nor fetched meanwhile
                 self._forget(name)
                 if features is not None:
-                    self._keep(name, features)
-            return features
+                    leaving = self._keep(name, features)
+        self._write(leaving)
+        return features
 
     def close(self) -> None:
         """Forget everything; the folder on disk goes as well."""
         with self._lock:
-            self._memory.clear()
-            self._disk.clear()
+            self._memory, self._disk = _Level(self._memory.room), _Level(self._disk.room)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
@@ -165,46 +172,61 @@ class FeatureStore:
     def bytes_on_disk(self) -> int:
         return self._disk.used
 
-    def _keep(self, name: Name, features: Tensor) -> None:
-        memory, size = self._memory, features.numel() * features.element_size()
-        if size > memory.room:
-            self._spill(name, features, size)
-            return
-        while memory.used + size > memory.room:
-            oldest = memory.next_to_go(name[0], size, self._least)
-            self._spill(oldest, *memory.pop(oldest))
-        memory.add(name, features, size)
+    def _keep(self, name: Name, features: Tensor) -> list[tuple[Name, _Entry]]:
+        """Make an entry; returns those that left memory for the disk, to be written there."""
+        memory, disk, entry = self._memory, self._disk, _Entry(features)
+        leaving = []
+        if entry.size > memory.room:
+            leaving.append((name, entry))
+        else:
+            while memory.used + entry.size > memory.room:
+                oldest = memory.next_to_go(name[0], entry.size, self._least)
+                leaving.append((oldest, memory.pop(oldest)))
+            memory.add(name, entry)
+        for place, left in leaving:
+            if left.size <= disk.room:
+                while disk.used + left.size > disk.room:
+                    self._forget(disk.next_to_go(place[0], left.size, self._least))
+                disk.add(place, left)
+        return leaving
 
-    def _spill(self, name: Name, features: Tensor, size: int) -> None:
-        disk = self._disk
-        if size > disk.room:
-            return
-        while disk.used + size > disk.room:
-            self._forget(disk.next_to_go(name[0], size, self._least))
+    def _write(self, leaving: list[tuple[Name, _Entry]]) -> None:
+        """Write entries of the disk's level; until then they can be had from memory."""
+        for name, entry in leaving:
+            try:
+                with self._lock:
+                    features = entry.features
+                    if features is None or self._disk.find(name) is not entry:
+                        continue  # it was forgotten meanwhile
+                    entry.path = self._new_path()
+                save_file({"features": features.contiguous().cpu()}, entry.path)
+            except (OSError, SafetensorError) as error:  # the disk is full: as good as gone
+                self._tell_of_disk(error)
+                with self._lock:
+                    if self._disk.find(name) is entry:
+                        self._disk.pop(name)
+            with self._lock:
+                entry.features = None
+                if entry.path is not None and self._disk.find(name) is not entry:
+                    entry.path.unlink(missing_ok=True)
+
+    def _new_path(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
         self._written += 1
-        path: Path | None = None
-        try:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="fednano-features-"))
-            path = self._folder / f"{self._written}.safetensors"
-            save_file({"features": features.contiguous().cpu()}, path)
-        except (OSError, SafetensorError) as error:  # the disk is full: as good as gone
-            if path is not None:
-                path.unlink(missing_ok=True)
-            if not self._told_of_disk:
-                log.warning(
-                    "clients' image features cannot be written to disk, and are sent again when "
-                    "needed (this is said once): %s. Make room, set TMPDIR to another folder, or "
-                    "raise llm.feature-memory-mb.",
-                    error,
-                )
-                self._told_of_disk = True
-            return
-        disk.add(name, (path, features.device), size)
+        return self._folder / f"{self._written}.safetensors"
+
+    def _tell_of_disk(self, error: Exception) -> None:
+        if not self._told_of_disk:
+            log.warning(
+                "clients' image features cannot be written to disk, and are sent again when needed "
+                "(this is said once): %s. Make room, set TMPDIR to another folder, or raise "
+                "llm.feature-memory-mb.",
+                error,
+            )
+            self._told_of_disk = True
 
     def _forget(self, name: Name) -> None:
-        if name in self._memory:
-            self._memory.pop(name)
-        if name in self._disk:
-            (path, _), _ = self._disk.pop(name)
-            path.unlink(missing_ok=True)
+        for level in (self._memory, self._disk):
+            if level.find(name) is not None and (path := level.pop(name).path) is not None:
+                path.unlink(missing_ok=True)
