@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fednano_flwr.base.console import human_bytes
+from fednano_flwr.config import keys
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.export.license import License
@@ -18,12 +19,6 @@ from fednano_flwr.runs import comparable
 from fednano_flwr.runs.results import caveats
 
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
-TRAINED_WITH = (
-    *("strategy.", "adapter.", "dataset.", "upload.", "privacy.", "bounds."),
-    *("edge.dtype", "llm.dtype", "llm.quantization"),
-    *("exchange.kind", "exchange.labels-at", "exchange.dtype"),
-)
-"""Keys with a dot that say how the adapters were trained, by how they begin."""
 PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
 
 
@@ -46,7 +41,7 @@ def card(
         merged: what was written with --format merged.
     """
     run = result.run
-    config = run.config.flat()
+    config, declared = run.config.flat(), keys()
     hub_id = str(result.model.get("hub_id") or "")
     here = next(record for record in run.rounds if record["round"] == result.round)
     same_clients = comparable.scorers(run.rounds[0]) == comparable.scorers(here)
@@ -82,7 +77,7 @@ def card(
         trained_with={
             key: str(value)
             for key, value in config.items()
-            if key != "resume" and ("." not in key or key.startswith(TRAINED_WITH))
+            if not (declared[key].resumable or declared[key].place)
         },
         environment=run.environment,
         rounds=run.rounds,
