@@ -8,26 +8,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fednano_flwr.adapters.site import build_adapters, load_adapter_state
 from fednano_flwr.ask import MAX_TOKENS
-from fednano_flwr.ask.here import Here, LastFeatures
-from fednano_flwr.ask.session import Asker
+from fednano_flwr.ask.asker import Asker
 from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, RunConfig, address_to_dial, is_loopback
 from fednano_flwr.config.overrides import absolute_paths, parse_override
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.load import load_questions
+from fednano_flwr.data.table import Questions
 from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import load_encoder
-from fednano_flwr.exchange.protocol import LLMService
+from fednano_flwr.exchange.protocol import (
+    HostBusyError,
+    HostRefusedError,
+    HostUnreachableError,
+    LLMInfo,
+    LLMService,
+)
 from fednano_flwr.exchange.wire.auth import read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.models.device import describe_device, threads
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
-from fednano_flwr.runs.results import ADAPTERS, Run, caveats, load_run, model_of, other_model
+from fednano_flwr.runs.results import Run, caveats, load_run, model_of, other_model
 
 RETRY_SECONDS = 5.0
-"""How long somebody who waits for an answer is left in hope that a lost service comes back."""
+"""How long a lost service is waited for."""
+PICTURES = 8
+"""Of the last so many pictures the features are kept."""
 READ = ("edge.", "llm.", "exchange.", "dataset.path", "max-answer-tokens")
 """Keys of the run config that matter to asking."""
 
@@ -80,7 +92,7 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
-    for note in found.notes:
+    for note in (*found.notes, *caveats(found.config.strategy.name, found.config.adapter.ranks)):
         say(note)
     settings = settings_of(found, config)
     devices = {"edge.device": settings.edge.device}
@@ -98,13 +110,24 @@ def open_asker(
             settings.edge.dtype,
             "" if bundle else at.revision,
         )
-        _check_model(found, half)
-        tuned, frozen = _edges(found, which, settings, half, say)
+        differs = other_model(found.environment, half.model, half.fingerprint, half.revision)
+        if differs:
+            raise ConfigError(
+                f"{found.path}: {differs}: give the run's own model with --model, or its --bundle"
+            )
+        state = found.adapters(which)
+        if not any(value.any() for key, value in state.items() if "lora_B" in key):
+            say(
+                f"the {which} round's adapters change nothing: these are the frozen model's answers"
+                + ("; --which last takes those of the last round" if which == "best" else "")
+            )
+        tuned, frozen = _edges(half, settings, state)
         host: LLMService
         if service is None:
             from fednano_flwr.llm.service import load_host  # the other half stays out otherwise
 
-            host = Here(stack.enter_context(load_host(at.name, settings.llm, revision=at.revision)))
+            loaded = load_host(at.name, settings.llm, revision=at.revision)
+            host = LocalService(stack.enter_context(loaded))
         else:
             host = stack.enter_context(_remote(service, settings))
             host.register(
@@ -148,49 +171,73 @@ def settings_of(run: Run, config: Sequence[str]) -> RunConfig:
     return RunConfig.parse(run.config.flat() | own | changes)
 
 
-def _check_model(run: Run, half: EdgeHalf) -> None:
-    """
+def shared_questions(run: Path | str, config: Sequence[str] = ()) -> Questions:
+    """The test questions that a run's clients shared.
+
+    Args:
+        config: changes as after `-c`.
+
     Raises:
-        ConfigError: the run was of another model.
+        ConfigError: the data set cannot be read here, or each client cut its own test questions.
     """
-    differs = other_model(run.environment, half.model, half.fingerprint, half.revision)
-    if differs:
+    dataset = settings_of(load_run(run), config).dataset
+    if dataset.test_fraction:
         raise ConfigError(
-            f"{run.path}: {differs}: give the run's own model with --model, or its --bundle"
+            "this run has no test questions that its clients shared: each cut its own from its "
+            f"training questions (dataset.test-fraction is {dataset.test_fraction:g})"
         )
+    try:
+        return load_questions(dataset).test
+    except DataError as error:
+        raise ConfigError(
+            f"the run's test questions cannot be read: {error} Where the data set lies elsewhere "
+            "on this machine, give -c dataset.path=DIR."
+        ) from None
+
+
+class LocalService(LLMService):
+    """An `LLMService` in this process that refuses as one behind a wire does."""
+
+    def __init__(self, service: LLMService) -> None:
+        self._service = service
+
+    def describe(self) -> LLMInfo:
+        return self._service.describe()
+
+    def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        try:
+            return getattr(self._service, method)(*arguments, owner)
+        except HostBusyError as busy:
+            raise HostUnreachableError(str(busy)) from busy
+        except ValueError as refusal:
+            raise HostRefusedError(str(refusal)) from refusal
+
+
+class LastFeatures(dict[str, Tensor]):
+    """Features of the last pictures; those of older ones are computed anew."""
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        super().__setitem__(key, value)
+        if len(self) > PICTURES:
+            del self[next(iter(self))]
 
 
 def _edges(
-    run: Run, which: str, config: RunConfig, half: EdgeHalf, say: Callable[[str], None]
+    half: EdgeHalf, config: RunConfig, state: dict[str, Tensor]
 ) -> tuple[NanoEdge, NanoEdge]:
-    """The client's half with the run's adapters, and with ones that change nothing."""
-    if which not in ADAPTERS:
-        raise ConfigError(f"--which {which}: must be one of {', '.join(ADAPTERS)}")
-    if config.strategy.name == "locft":
-        raise ConfigError(
-            f"{run.path}: with strategy locft each client's adapters stay with the client, so the "
-            "run has none to answer with"
-        )
-    state = run.adapters(which)
-    if not any(value.any() for key, value in state.items() if "lora_B" in key):
-        say(
-            f"the {which} round's adapters change nothing: these are the frozen model's answers"
-            + ("; --which last takes those of the last round" if which == "best" else "")
-        )
-    for caveat in caveats(config.strategy.name, config.adapter.ranks):
-        say(caveat)
-    table, encoder = half.token_table(), load_encoder(half.checkpoint)
-    features = LastFeatures()
-    edges = []
-    for own in (state, None):
-        adapters = build_adapters(half.hidden_size, config.adapter, config.seed)
-        if own is not None:
-            try:
-                load_adapter_state(adapters, own)
-            except ValueError as error:
-                raise ConfigError(f"{run.path}: its adapters do not fit: {error}") from None
-        edges.append(NanoEdge(half, table, adapters, encoder, features))
-    return edges[0], edges[1]
+    """The client's half with these adapters, and with adapters that change nothing."""
+    table, encoder, features = half.token_table(), load_encoder(half.checkpoint), LastFeatures()
+    tuned, frozen = (
+        build_adapters(half.hidden_size, config.adapter, config.seed) for _ in range(2)
+    )
+    try:
+        load_adapter_state(tuned, state)
+    except ValueError as error:
+        raise ConfigError(f"the run's adapters do not fit its adapter.*: {error}") from None
+    return (
+        NanoEdge(half, table, tuned, encoder, features),
+        NanoEdge(half, table, frozen, encoder, features),
+    )
 
 
 def _remote(service: Service, config: RunConfig) -> RemoteLLM:

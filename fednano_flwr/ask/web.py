@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fednano_flwr.ask.command import as_table
-from fednano_flwr.ask.examples import right_answer
-from fednano_flwr.ask.session import Answer, Asker, AskError
+from fednano_flwr.ask.asker import Answer, Asker, AskError
+from fednano_flwr.ask.terminal import as_table
 from fednano_flwr.config import ConfigError
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.table import Questions
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
 from fednano_flwr.models.edge_half import MissingRowError
 
@@ -145,6 +145,13 @@ def given(image: Mapping[str, Any] | None, folder: Path) -> str | None:
     return str(path)
 
 
+def spread(questions: Questions, count: int) -> list[Sample]:
+    """At most so many questions, evenly spread, each with at most one picture."""
+    step = max(1, len(questions) // max(1, count))
+    found = (questions[index] for index in range(0, len(questions), step))
+    return [sample for sample in found if len(sample.pictures) < 2][:count]
+
+
 def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, ...]]:
     """What fills in these questions; their pictures are put into the folder."""
     values: list[tuple[str | None, ...]] = []
@@ -156,22 +163,10 @@ def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, 
                 open_image(sample.images[0]).save(picture)
             except (FileNotFoundError, DataError):
                 continue  # the run left it out as well
-        choices, right = "\n".join(sample.choices), right_answer(sample)
+        right = sample.free_answer if sample.answer is None else sample.choices[sample.answer]
+        choices = "\n".join(sample.choices)
         values.append((picture, sample.question, choices, sample.context, right))
     return values
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """The environment has it while the block runs."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 @contextmanager
@@ -189,7 +184,8 @@ def showing(
         OSError: the port is taken.
     """
     spare_this_machine(os.environ)  # Gradio looks at its own page before it says that it is up
-    with TemporaryDirectory(prefix="fednano-") as folder, _variable("GRADIO_TEMP_DIR", folder):
+    with TemporaryDirectory(prefix="fednano-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
         blocks = page(asker, title, Path(folder), _offered(samples, Path(folder)))
         import gradio
 

@@ -21,8 +21,7 @@ from fednano_flwr.cli.options import (
 from fednano_flwr.config import ConfigError
 
 if TYPE_CHECKING:
-    from fednano_flwr.ask.session import Asker
-    from fednano_flwr.data.table import Questions
+    from fednano_flwr.ask.asker import Asker
 
 command = typer.Typer()
 
@@ -88,9 +87,8 @@ def ask(
     Exits with 0 if there is an answer, 1 if the language model gave none and 2 if run, model or
     question cannot be used.
     """
-    from fednano_flwr.ask.command import ask as put
-    from fednano_flwr.ask.command import split_choices
-    from fednano_flwr.ask.examples import show
+    from fednano_flwr.ask import terminal
+    from fednano_flwr.ask.opening import shared_questions
 
     def write(text: str) -> None:
         typer.echo(text, nl=False)
@@ -104,14 +102,15 @@ def ask(
         open_run(run, which, model, bundle, llm, token_file, ca_cert, config, max_tokens) as asker,
     ):
         if question is None:
-            show(asker, shared_questions(run, config), example, write, notice)
+            terminal.show(asker, shared_questions(run, config or ()), example, write, notice)
         else:
-            put(asker, question, image, split_choices(choices), hint, frozen, write, notice)
+            options = choices.split(";") if choices.strip() else []
+            terminal.ask(asker, question, image, options, hint, frozen, write, notice)
 
 
 def asking(when_interrupted: int = INTERRUPTED) -> AbstractContextManager[None]:
     """`exit_status` of a command that asks a language model or hosts one."""
-    from fednano_flwr.ask.session import AskError
+    from fednano_flwr.ask.asker import AskError
     from fednano_flwr.exchange.protocol import HostRefusedError
     from fednano_flwr.models.edge_half import MissingRowError
 
@@ -145,12 +144,3 @@ def open_run(
     return open_asker(
         run.expanduser(), which, model, bundle, service, config or [], max_tokens, notice
     )
-
-
-def shared_questions(run: Path, config: list[str] | None) -> Questions:
-    """The test questions of a run's data."""
-    from fednano_flwr.ask import examples
-    from fednano_flwr.ask.opening import settings_of
-    from fednano_flwr.runs.results import load_run
-
-    return examples.shared_questions(settings_of(load_run(run), config or []).dataset)

@@ -16,7 +16,6 @@ from fednano_flwr.cli.ask import (
     TokenFile,
     asking,
     open_run,
-    shared_questions,
 )
 from fednano_flwr.cli.options import Config, RunModel, Which, notice
 from fednano_flwr.config import ConfigError
@@ -51,12 +50,12 @@ def web(
     """
     from threading import Event
 
-    from fednano_flwr.ask.examples import spread
-    from fednano_flwr.ask.web import showing
+    from fednano_flwr.ask.opening import shared_questions
+    from fednano_flwr.ask.web import showing, spread
 
     def offered() -> list[Sample]:
         try:
-            return spread(shared_questions(run, config), examples) if examples else []
+            return spread(shared_questions(run, config or ()), examples) if examples else []
         except (ConfigError, ResourceError) as error:
             notice(f"the page offers no test questions: {str(error).splitlines()[0]}")
             return []

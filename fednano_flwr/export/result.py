@@ -67,11 +67,6 @@ def read_run(folder: Path, which: str) -> RunResult:
         ConfigError: it is no run's, or the run has no adapters that change something.
     """
     run = load_run(folder)
-    if run.config.strategy.name == "locft":
-        raise ConfigError(
-            f"{folder}: strategy locft leaves each client's adapters with the client and trains "
-            "none at the server, so there are none to export"
-        )
     if not run.rounds:
         raise ConfigError(f"{folder}: metrics.jsonl is empty, so the adapters' accuracy is unknown")
     place = folder / "adapters" / which

@@ -42,11 +42,17 @@ class Run:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
 
         Raises:
-            ConfigError: they are not there, cannot be read, or are not finite.
+            ConfigError: they are not there, cannot be read, or are not finite; with strategy locft
+                they are each client's own.
             ValueError: `which` is none of the two.
         """
         if which not in ADAPTERS:
             raise ValueError(f"adapters {which!r}: there are {' and '.join(ADAPTERS)}")
+        if self.config.strategy.name == "locft":
+            raise ConfigError(
+                f"{self.path}: strategy locft leaves each client's adapters with the client and "
+                "trains none at the server"
+            )
         file = self.path / "adapters" / which / "adapter_model.safetensors"
         try:
             found = load_file(file)

@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fednano_flwr.ask.opening import Service
-from fednano_flwr.cli.split import split
-from tests.conftest import REPOSITORY
+from fednano_flwr.ask.asker import Asker
+from fednano_flwr.ask.opening import Service, open_asker
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.split import write_bundle
+from tests.conftest import REPOSITORY, tiny_config
 from tests.export.made_up import write_run
+
+QUESTION = "w20 w21 w22 ?"
+CHOICES = ("w30", "w31", "w32")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Asked:
     picture: Path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def asked(
     tiny_model: Path,
     tiny_questions: Path,
@@ -36,22 +41,26 @@ def asked(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Asked:
     folder = tmp_path_factory.mktemp("ask")
-    flat = {
-        **defaults,
-        "model.name": str(tiny_model),
-        "dataset.path": str(tiny_questions),
-        "run.dir": str(folder),
-        "run.name": "run",
-        "adapter.rank": 4,
-    }
-    run, _ = write_run(flat, 0.5, 0.75)
-    split(str(tiny_model), folder / "bundle", None, None)
+    run, _ = write_run(tiny_config(defaults, tiny_model, tiny_questions, folder)(), 0.5, 0.75)
+    write_bundle(ModelCheckpoint(str(tiny_model)), folder / "bundle")
     pixels = np.random.default_rng(7).integers(0, 255, (24, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")
     return Asked(run, folder / "bundle", folder / "picture.png")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def asker(asked: Asked) -> Iterator[Asker]:
+    """The run's model in this process; its free answers are as long as they may be, 8 tokens."""
+    with open_asker(asked.run) as opened:
+        yield endless(opened)
+
+
+def endless(asker: Asker) -> Asker:
+    asker.tuned.encoder.ends, asker.max_tokens = set(), 8
+    return asker
+
+
+@pytest.fixture(scope="package")
 def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """`fednano serve` in a process of its own."""
     token = tmp_path_factory.mktemp("serve") / "token"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.ask.here import Here
-from fednano_flwr.ask.session import Asker
+from fednano_flwr.ask.asker import Asker
+from fednano_flwr.ask.opening import LocalService
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
@@ -97,7 +97,7 @@ def test_an_asked_question_is_not_answered_by_logits_that_are_not_finite(
     if not options:
         sample = replace(sample, choices=(), answer=None, free_answer="w20")
     for kind in EXCHANGES:
-        asker = Asker(edge, edge, EXCHANGES[kind](Here(overflowing), "server"), 4)  # type: ignore[arg-type]
+        asker = Asker(edge, edge, EXCHANGES[kind](LocalService(overflowing), "server"), 4)  # type: ignore[arg-type]
         with pytest.raises(HostRefusedError, match=r"llm\.dtype"):
             asker.answer_sample(sample)
 

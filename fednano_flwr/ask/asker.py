@@ -82,12 +82,7 @@ class Asker:
         return self.answer_sample(_sample(question, image, choices, hint), frozen)
 
     def answer_sample(self, sample: Sample, frozen: bool = False) -> Answer:
-        """Ask a question of a data set; its right answer is not looked at.
-
-        Raises:
-            AskError: the question cannot be asked.
-            HostRefusedError, HostUnreachableError: of the language model's service.
-        """
+        """`answer` to a question of a data set, whose right answer is not looked at."""
         edge = self.frozen if frozen else self.tuned
         asked = self._encoded(sample)
         if asked.options:
@@ -138,9 +133,7 @@ class Asker:
 
     def _notes(self, asked: Question, answered: int, cut: bool) -> tuple[str, ...]:
         """What is to be known of an answer of so many tokens."""
-        notes = []
-        if cut:
-            notes.append(f"cut after {answered} tokens; --max-tokens N lets it go on")
+        notes = [f"cut after {answered} tokens; --max-tokens N lets it go on"] if cut else []
         config = self.tuned.frozen.checkpoint.config.get_text_config()
         count, longest = len(asked.ids) + answered, getattr(config, "max_position_embeddings", 0)
         if longest and count > longest:
@@ -159,50 +152,38 @@ class Asker:
 
 
 def _sample(question: str, image: Path | str | None, choices: Sequence[str], hint: str) -> Sample:
-    """A question that nobody has the answer of."""
-    return Sample(
+    """A question whose answer is not known."""
+    texts = tuple(_text("text of a choice", choice) for choice in choices)
+    if texts and not 2 <= len(texts) <= len(LETTERS):
+        raise AskError(f"{len(texts)} choices; there can be 2 to {len(LETTERS)}, or none")
+    sample = Sample(
         uid=f"asked-{time.time_ns()}",
-        question=_text(question),
+        question=_text("question", question),
         group="",
         subject="",
-        choices=_choices(choices),
+        choices=texts,
         answer=0 if choices else None,  # which is right does not show in the prompt
         images=() if image is None else (_picture(Path(image)),),
-        context=_readable("context", hint),
+        context=_text("context", hint),
     )
+    if not sample.question:
+        raise AskError("the question is empty")
+    if not all(texts):
+        raise AskError("one of the choices is empty")
+    return sample
 
 
-def _readable(what: str, text: str) -> str:
-    """The text without what surrounds it; a terminal's bytes that are no text are refused."""
+def _text(name: str, text: str) -> str:
+    """The text, stripped; bytes of a terminal that are no text are refused."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        where = text[max(0, error.start - 10) : error.start].encode(errors="replace").decode()
-        raise AskError(f"the {what} is not UTF-8 after {where!r}: type it anew") from None
+        before = text[max(0, error.start - 10) : error.start].encode(errors="replace").decode()
+        raise AskError(f"the {name} is not UTF-8 after {before!r}: type it anew") from None
     return text.strip()
 
 
-def _text(question: str) -> str:
-    cleaned = _readable("question", question)
-    if not cleaned:
-        raise AskError("the question is empty")
-    return cleaned
-
-
-def _choices(choices: Sequence[str]) -> tuple[str, ...]:
-    cleaned = tuple(_readable("text of a choice", choice) for choice in choices)
-    if cleaned and not 2 <= len(cleaned) <= len(LETTERS):
-        raise AskError(f"{len(cleaned)} choices; there can be 2 to {len(LETTERS)}, or none")
-    if not all(cleaned):
-        raise AskError("one of the choices is empty")
-    return cleaned
-
-
 def _picture(file: Path) -> Picture:
-    """
-    Raises:
-        AskError: there is no such file, or it is no picture.
-    """
     picture = Picture(path=file.expanduser())
     try:
         open_image(picture)
