@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fednano_flwr.data.errors import DataError
@@ -21,25 +22,20 @@ def download(hub_id: str, files: str, revision: str) -> Path:
     Raises:
         DataError: it is neither in the cache nor to be had, or there is no such revision.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub import constants, snapshot_download
 
-    def snapshot(local: bool) -> Path:
-        return Path(
-            snapshot_download(
-                hub_id,
-                repo_type="dataset",
-                revision=revision or None,
-                allow_patterns=files,
-                local_files_only=local,
-            )
-        )
-
+    wanted = partial(
+        snapshot_download,
+        hub_id,
+        repo_type="dataset",
+        revision=revision or None,
+        allow_patterns=files,
+    )
     try:
-        return snapshot(local=HF_HUB_OFFLINE)
+        return Path(wanted(local_files_only=constants.HF_HUB_OFFLINE))
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         with suppress(Exception):  # of a commit, it asks the hub even for what is in the cache
-            return snapshot(local=True)
+            return Path(wanted(local_files_only=True))
         at, option = f" at dataset.revision = '{revision}'", f" --revision {revision}"
         raise DataError(
             f"dataset.path = '{hub_id}'{at if revision else ''} is not in this machine's Hugging "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import math
 import random
 import warnings
 from collections.abc import Mapping, Sequence
@@ -50,8 +49,15 @@ def deal(
     Raises:
         DataError: a setting is out of its range, or the split that is asked for cannot be made.
     """
-    total = len(columns["group"])
-    _check_settings(total, dataset, num_partitions, seed)
+    total, least = len(columns["group"]), dataset.min_partition_size
+    if num_partitions < 1:
+        raise DataError(f"num-partitions is {num_partitions}; at least 1 client is needed.")
+    if total < num_partitions * least:
+        raise DataError(
+            f"dataset.min-partition-size = {least} for {num_partitions} clients takes "
+            f"{num_partitions * least} training questions, and there are {total}; no "
+            "dataset.alpha can change that. Lower dataset.min-partition-size or use fewer clients."
+        )
     kind, arguments = _partitioner(dataset)
     seed = derive_seed(Purpose.PARTITIONS, seed)
     own = {
@@ -59,7 +65,7 @@ def deal(
         "partition_by": "group",
         "seed": seed,
         "alpha": float(dataset.alpha),
-        "min_partition_size": dataset.min_partition_size,
+        "min_partition_size": least,
         "self_balancing": False,
         "shuffle": True,
     }
@@ -90,11 +96,11 @@ def deal(
             "clients or dataset.partitioner-args."
         )
     smallest = min(range(num_partitions), key=lambda k: len(partitions[k]))
-    if len(partitions[smallest]) < dataset.min_partition_size:
+    if len(partitions[smallest]) < least:
         raise DataError(
             f"dataset.partitioner = {name} gives client {smallest} {len(partitions[smallest])} of "
             f"{total} training questions, and dataset.min-partition-size = "
-            f"{dataset.min_partition_size}. Lower it, use fewer clients than {num_partitions}, or "
+            f"{least}. Lower it, use fewer clients than {num_partitions}, or "
             "change dataset.partitioner-args."
         )
     return partitions
@@ -262,20 +268,4 @@ class Dirichlet:
             f"No draw gave each of {self.num_partitions} clients the dataset.min-partition-size = "
             f"{self.min_partition_size} of {total} training questions: {why}, lower "
             "dataset.min-partition-size, or use fewer clients."
-        )
-
-
-def _check_settings(num_samples: int, dataset: Dataset, num_partitions: int, seed: int) -> None:
-    if num_partitions < 1:
-        raise DataError(f"num-partitions is {num_partitions}; at least 1 client is needed.")
-    if not math.isfinite(dataset.alpha):
-        raise DataError(f"dataset.alpha is {dataset.alpha}; it must be a number above 0.")
-    if seed < 0:
-        raise DataError(f"seed is {seed}; it must be 0 or more.")
-    least = dataset.min_partition_size
-    if num_samples < num_partitions * least:
-        raise DataError(
-            f"dataset.min-partition-size = {least} for {num_partitions} clients takes "
-            f"{num_partitions * least} training questions, and there are {num_samples}; no "
-            "dataset.alpha can change that. Lower dataset.min-partition-size or use fewer clients."
         )

@@ -164,8 +164,6 @@ def test_an_argument_of_the_users_wins_over_the_config():
     ("changes", "says"),
     [
         ({"num_partitions": 0}, "num-partitions is 0"),
-        ({"alpha": float("inf")}, "dataset.alpha is inf"),
-        ({"seed": -1}, "seed is -1"),
         ({"groups": []}, "there are 0"),
         ({"partitioner": "NaturalIdPartitioner"}, r"makes 8 partitions of these 600 .* 5 clients"),
         (
