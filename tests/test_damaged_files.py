@@ -89,7 +89,7 @@ def test_a_bundles_manifest_without_its_files_is_incomplete(
 ) -> None:
     write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     (tmp_path / "bundle" / MANIFEST).write_text('{"format": 1, "model": "m"}')
-    with pytest.raises(ConfigError, match=f"{MANIFEST} is incomplete"):
+    with pytest.raises(ConfigError, match=f"{MANIFEST} cannot be used"):
         EdgeBundle(str(tmp_path / "bundle"))
 
 
@@ -99,7 +99,7 @@ def test_a_bundles_manifest_without_a_fingerprint_is_incomplete(
     write_bundle(ModelCheckpoint(str(tiny_model)), tmp_path / "bundle")
     manifest = tmp_path / "bundle" / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": ""}))
-    with pytest.raises(ConfigError, match=f"{MANIFEST} is incomplete"):
+    with pytest.raises(ConfigError, match=f"{MANIFEST} cannot be used"):
         EdgeBundle(str(tmp_path / "bundle"))
 
 

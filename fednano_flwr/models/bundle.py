@@ -38,13 +38,7 @@ class EdgeBundle(ModelCheckpoint):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._manifest = _manifest(path, self.folder / MANIFEST)
-        if self._manifest.get("format") != FORMAT:
-            raise ConfigError(
-                f"edge bundle {path}: format {self._manifest.get('format')}, this version of "
-                f"fednano-flwr reads format {FORMAT}; split the model again"
-            )
-        _check_names(path, self._manifest)
+        self._manifest = _manifest(path, self.folder)
         self._verify(path)
         self.name = self._manifest["model"]
         self.hub_id = self._manifest["hub_id"]
@@ -93,20 +87,26 @@ class EdgeBundle(ModelCheckpoint):
                 raise ConfigError(f"edge bundle {path}: {name} {what}; copy or split it again")
 
 
-def _manifest(path: str, file: Path) -> dict[str, Any]:
+def _manifest(path: str, folder: Path) -> dict[str, Any]:
+    """A bundle's manifest.
+
+    Raises:
+        ConfigError: it cannot be read, lacks a key or is of another version's format.
+    """
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"edge bundle {path}: {file} cannot be read: {error}") from error
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+        texts = [manifest[key] for key in ("model", "hub_id", "fingerprint")]
+        if not (all(isinstance(text, str) for text in texts) and manifest["fingerprint"]):
+            raise ValueError("it is incomplete")
+        manifest["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"edge bundle {path}: {folder / MANIFEST} cannot be used: {error!r}; copy or split it "
+            "again"
+        ) from error
     return manifest
-
-
-def _check_names(path: str, manifest: dict[str, Any]) -> None:
-    texts = all(isinstance(manifest.get(key), str) for key in ("model", "hub_id", "fingerprint"))
-    if not texts or not manifest["fingerprint"] or not isinstance(manifest.get("files"), dict):
-        raise ConfigError(f"edge bundle {path}: {MANIFEST} is incomplete; copy or split it again")
 
 
 def open_checkpoint(name: str, revision: str = "") -> ModelCheckpoint:
@@ -182,8 +182,7 @@ def check_bundle(key: str, path: str, model: Model | None) -> str:
             f"{key} = {path!r}: {folder} has no {MANIFEST}; give the folder that `fednano split` "
             "wrote"
         )
-    manifest = _manifest(path, folder / MANIFEST)
-    _check_names(path, manifest)
+    manifest = _manifest(path, folder)
     fingerprint, revision = manifest["fingerprint"], str(manifest.get("revision", ""))
     found = f"{key} = {path!r}: bundle of {manifest['model']} (fingerprint {fingerprint})"
     if model is None:

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from fednano_flwr.models import skeleton
+from fednano_flwr.models import layers, skeleton
 from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.layers import (
-    Places,
-    check_device_map,
-    checkpoint_layers,
-    device_of,
-    dispatch,
-    place,
-)
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
 
@@ -79,10 +71,10 @@ class LLMHalf(nn.Module):
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
         self.size = sum(parameter.numel() for parameter in whole.parameters())
-        self.places: Places = {"": device}
+        self.places: layers.Places = {"": device}
         if device_map:
-            self.places = place(host, device_map, dtype)
-        where = partial(device_of, self.places)
+            self.places = layers.place(host, device_map, dtype)
+        where = partial(layers.device_of, self.places)
         self.device = where(skeleton.name_of(host, host.get_input_embeddings()))
         prefix = f"{self.family.host}."
         fill = partial(checkpoint.fill, whole, lambda name: where(name.removeprefix(prefix)), dtype)
@@ -98,9 +90,9 @@ class LLMHalf(nn.Module):
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
         if checkpointing:
-            checkpoint_layers(host)
+            layers.checkpoint_layers(host)
         if device_map:  # last: what goes into a layer is moved before it is kept
-            dispatch(host, self.places)
+            layers.dispatch(host, self.places)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
@@ -231,4 +223,4 @@ def check_host(device: str, quantization: str, device_map: str | Mapping[str, st
     if quantization != "none":
         check_quantization(quantization, device)
     if device_map and isinstance(device_map, str):
-        check_device_map(device_map, device, quantization)
+        layers.check_device_map(device_map, device, quantization)

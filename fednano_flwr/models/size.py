@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -26,15 +27,8 @@ INSIDE_ENCODER = "merger"
 """What transformers calls a connector that is a part of the vision encoder's module."""
 
 
-@dataclass(frozen=True)
-class SizeConfig:
-    """A model's config and where it came from.
-
-    Attributes:
-        config: of the model.
-        origin: in words.
-        folder: the model's folder, where it is one on this machine.
-    """
+class SizeConfig(NamedTuple):
+    """A model's config, where it came from in words, and its folder where that is here."""
 
     config: PretrainedConfig
     origin: str
@@ -182,10 +176,6 @@ class Sizes:
             Item("gradients", self.adapter_parameters, self.adapter_bytes),
             Item("AdamW's two moments", 2 * self.adapter_parameters, 2 * self.adapter_bytes),
         ]
-
-    def upload_bytes(self, fisher: bool) -> int:
-        """State that a client sends in a round: adapters and, with `fisher`, their diagonals."""
-        return self.adapter_bytes * (2 if fisher else 1)
 
     def embeddings_step(self) -> StepTraffic:
         """The plain exchange: T·d numbers up, as many down."""

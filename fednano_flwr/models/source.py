@@ -66,11 +66,8 @@ def locate(
         folder = snapshot(name, revision, small_files)
     except (OSError, HFValidationError) as error:
         at = f" at model.revision = {revision!r}" if revision else ""
-        hint = (
-            "; a revision goes into model.revision, not into the name"
-            if set("@:") & set(name)
-            else ""
-        )
+        wrong = set("@:") & set(name)
+        hint = "; a revision goes into model.revision, not into the name" if wrong else ""
         raise ConfigError(
             f"model {name!r}{at}: neither a folder here nor a model that the Hugging Face hub "
             f"(or its cache) could give: {str(error).splitlines()[0]}{hint}"
@@ -107,39 +104,37 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
         ConfigError: it cannot; the message says why, and which families can.
     """
     file = place / "config.json" if place.is_dir() else place
+
+    def refused(why: str) -> ConfigError:
+        return ConfigError(f"model {name!r}: {why}")
+
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"model {name!r}: {file} is no config that can be read: {error}"
-        ) from error
-    kind = written.get("model_type", "none") if isinstance(written, dict) else "none"
-    family = find(kind) if isinstance(kind, str) else None
+        raise refused(f"{file} is no config that can be read: {error}") from error
+    kind = str(written.get("model_type", "none")) if isinstance(written, dict) else "none"
+    family = find(kind)
     if family is None:
-        hint = f". {REFUSED[kind]}" if isinstance(kind, str) and kind in REFUSED else ""
-        raise ConfigError(
-            f"model {name!r}: its family is {kind}; those that can be cut are: "
-            f"{', '.join(FAMILIES)}{hint}"
-        )
-    _check_format(name, file, family, written)
+        hint = f". {REFUSED[kind]}" if kind in REFUSED else ""
+        known = ", ".join(FAMILIES)
+        raise refused(f"its family is {kind}; those that can be cut are: {known}{hint}")
+    if lacking := _of_another_format(family, written):
+        raise refused(f"{file} has model_type {kind}, but {lacking}")
     try:
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # a config's values reach deep into transformers
-        says = " ".join(str(error).split())
-        says = says if len(says) <= LONGEST_REASON else f"{says[:LONGEST_REASON]} …"
-        raise ConfigError(
-            f"model {name!r}: {file} is no config of the family {kind}: {says}"
-        ) from error
+        says = " ".join(str(error).split())[:LONGEST_REASON]
+        raise refused(f"{file} is no config of the family {kind}: {says}") from error
     for part in (config, config.get_text_config()):
         if quantized := getattr(part, "quantization_config", None):
             method = quantized.get("quant_method", "") if isinstance(quantized, Mapping) else ""
-            raise ConfigError(
-                f"model {name!r}: {file} has a quantization_config ({method or quantized}), so its "
-                "weights are stored quantized, and only unquantized ones are read; take the model "
-                "it was made from, and set llm.quantization"
+            raise refused(
+                f"{file} has a quantization_config ({method or quantized}): weights that are "
+                "stored quantized are not read; take the model it was made from, and set "
+                "llm.quantization"
             )
     if refusal := family.refusal(config):
-        raise ConfigError(f"model {name!r}: {refusal}")
+        raise refused(refusal)
     _set_how_it_runs(config)
     return config
 
@@ -153,24 +148,16 @@ def _set_how_it_runs(config: PretrainedConfig) -> None:
             part._attn_implementation = part._experts_implementation = None  # transformers' choice
 
 
-def _check_format(name: str, file: Path, family: Family, written: Mapping[str, Any]) -> None:
-    """Refuse a config that has a family's `model_type` and is of another class or format.
+def _of_another_format(family: Family, written: Mapping[str, Any]) -> str:
+    """What shows that a config with a family's `model_type` is of another class or format.
 
     transformers would read it, with defaults of its own for what it does not find.
-
-    Raises:
-        ConfigError: it is such a one.
     """
     wanted, found = family.architecture, written.get("architectures")
     flat = "hidden_size" in written  # older configs of Qwen2.5-VL have the text's keys at the top
     lacking = [part for part in PARTS if part not in written and not (part == TEXT and flat)]
-    if found and isinstance(found, list) and wanted not in found:
-        what = f"architectures is {', '.join(map(str, found))}; of this family {wanted} is cut"
-    elif lacking:
-        what = f"{' and '.join(lacking)} missing"
-    else:
-        return
     hint = f". {LLAVA_FORMAT}" if "mm_vision_tower" in written else ""
-    raise ConfigError(
-        f"model {name!r}: {file} has model_type {family.model_type}, but {what}{hint}"
-    )
+    if found and isinstance(found, list) and wanted not in found:
+        classes = ", ".join(map(str, found))
+        return f"architectures is {classes}; of this family {wanted} is cut{hint}"
+    return f"{' and '.join(lacking)} missing{hint}" if lacking else ""

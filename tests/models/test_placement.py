@@ -112,7 +112,7 @@ def test_each_tensor_is_read_straight_to_its_own_device(
     monkeypatch.setattr(ModelCheckpoint, "_converted", converted)
     made: list[nn.Module] = []
     monkeypatch.setattr(
-        "fednano_flwr.models.llm_half.dispatch", lambda host, places: made.append(host)
+        "fednano_flwr.models.layers.dispatch", lambda host, places: made.append(host)
     )
     load_llm_half(str(family_folder("instructblip")), dtype="bfloat16", device_map=wanted)
     far = {name for name, device in asked.items() if device == torch.device("meta")}
