@@ -100,29 +100,24 @@ def test_an_unknown_key_in_a_file_names_the_file(launched, tmp_path):
     assert "x.toml: unknown key sed" in run("-c", "x.toml").output
 
 
-def test_relative_paths_are_taken_from_where_the_user_stands(launched, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value", "is_path"),
+    [
+        ("dataset.path", "data/iconqa", True),
+        ("dataset.path", "derek-thomas/ScienceQA", False),
+        ("dataset.path", "module:some.module/x", False),
+        ("model.name", "tiny", True),
+        ("model.name", "llava-hf/llava-1.5-7b-hf", False),
+        ("run.dir", "out", True),
+    ],
+)
+def test_relative_paths_are_taken_from_where_the_user_stands_and_hub_ids_are_left(
+    launched, tmp_path, key, value, is_path
+):
     for folder in ("tiny", "data/iconqa"):
         (tmp_path / folder).mkdir(parents=True)
-    run("-c", "dataset.path=data/iconqa", "-c", "model.name=tiny", "-c", "run.dir=../out")
-    config = launched[0]["run_config"]
-    assert config["dataset.path"] == str(tmp_path / "data/iconqa")
-    assert config["model.name"] == str(tmp_path / "tiny")
-    assert Path(config["run.dir"]).resolve() == tmp_path.parent / "out"
-
-
-def test_hub_ids_and_things_inside_packages_are_left_as_they_are(launched):
-    run("-c", "model.name=llava-hf/llava-1.5-7b-hf", "-c", "dataset.path=module:some.module/x")
-    config = launched[0]["run_config"]
-    assert config["model.name"] == "llava-hf/llava-1.5-7b-hf"
-    assert config["dataset.path"] == "module:some.module/x"
-
-
-def test_a_hub_id_of_a_data_set_is_left_unless_there_is_such_a_folder(launched, tmp_path):
-    run("-c", "dataset.path=derek-thomas/ScienceQA")
-    (tmp_path / "derek-thomas" / "ScienceQA").mkdir(parents=True)
-    run("-c", "dataset.path=derek-thomas/ScienceQA")
-    paths = [call["run_config"]["dataset.path"] for call in launched]
-    assert paths == ["derek-thomas/ScienceQA", str(tmp_path / "derek-thomas" / "ScienceQA")]
+    run("-c", f"{key}={value}")
+    assert launched[0]["run_config"][key] == (str(tmp_path / value) if is_path else value)
 
 
 def test_the_run_waits_for_all_clients_unless_told_otherwise(launched):

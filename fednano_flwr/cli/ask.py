@@ -27,26 +27,17 @@ command = typer.Typer()
 
 Llm = Annotated[
     str | None,
-    typer.Option(
-        "--llm", metavar="HOST:PORT", help="Ask this `fednano serve`; else load the LLM here."
-    ),
+    typer.Option(metavar="HOST:PORT", help="Ask this `fednano serve`; else load the LLM here."),
 ]
 TokenFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Of the service's token; else serve.token in the cache."),
 ]
-CaCert = Annotated[
-    str, typer.Option(metavar="FILE", help="The CA that vouches for the service; it has TLS then.")
-]
-Bundle = Annotated[
-    str, typer.Option(metavar="DIR", help="Edge bundle of the model, instead of the checkpoint.")
-]
+CaCert = Annotated[str, typer.Option(metavar="FILE", help="The CA of a service with TLS.")]
+Bundle = Annotated[str, typer.Option(metavar="DIR", help="Edge bundle, instead of the checkpoint.")]
 MaxTokens = Annotated[
     int,
-    typer.Option(
-        min=0,
-        help=f"Most tokens of a free answer; 0: {MAX_TOKENS}, or max-answer-tokens if more.",
-    ),
+    typer.Option(min=0, help=f"Of a free answer; 0: {MAX_TOKENS}, or max-answer-tokens if more."),
 ]
 
 
@@ -57,17 +48,11 @@ MaxTokens = Annotated[
 def ask(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
-    example: Annotated[
-        int, typer.Option(metavar="N", help="Ask this test question of the run's data, from 1 on.")
-    ] = 0,
+    example: Annotated[int, typer.Option(metavar="N", help="Ask the run's Nth test question.")] = 0,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture.")] = None,
-    choices: Annotated[
-        str, typer.Option(metavar='"A;B;C"', help="Choose among these; else the answer is free.")
-    ] = "",
+    choices: Annotated[str, typer.Option(metavar='"A;B;C"', help="Else a free answer.")] = "",
     hint: Annotated[str, typer.Option(metavar="TEXT", help="Context of the question.")] = "",
-    frozen: Annotated[
-        bool, typer.Option("--frozen", help="Ask the model as it was before training.")
-    ] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="Ask the untrained model.")] = False,
     which: Which = "best",
     model: RunModel = "",
     bundle: Bundle = "",
@@ -82,7 +67,7 @@ def ask(
     The prompt is the one that training used. Both halves of the model are loaded here; with --llm
     only the client's, from a bundle if one is given, and the service has the rest. --example asks
     the frozen and the tuned model a question that the run was tested on. -c changes edge.*, llm.*,
-    exchange.*, privacy.embedding-* and dataset.path of the run's config.
+    exchange.*, max-answer-tokens and dataset.path of the run's config.
 
     Exits with 0 if there is an answer, 1 if the language model gave none and 2 if run, model or
     question cannot be used.
