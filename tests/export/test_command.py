@@ -49,12 +49,6 @@ def refused(result: Result, says: str, out: Path) -> None:
     assert not out.exists() and not list(out.parent.glob(".*partial"))
 
 
-def test_last_and_best_are_those_rounds_adapters(exported: Exported, tmp_path: Path) -> None:
-    assert "round 1 (best)" in exported.output["peft"]
-    last = export(exported.run, tmp_path / "out", "--which", "last", form="peft")
-    assert "round 2 (last)" in last.output
-
-
 def change(file: Path, **changes: Any) -> None:
     """Change keys of a JSON file (`__` for a dot, `_` for a hyphen)."""
     keys = {key.replace("__", ".").replace("_", "-"): value for key, value in changes.items()}
@@ -129,21 +123,6 @@ def test_another_model_is_refused(
     refused(result, says, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("change_of_model", "says"),
-    [
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "stored quantized"),
-        ({"model_type": "llama"}, "its family is llama"),
-    ],
-)
-def test_a_checkpoint_that_cannot_take_adapters_is_refused(
-    change_of_model: dict[str, Any], says: str, exported: Exported, model: Path, tmp_path: Path
-) -> None:
-    config = json.loads((model / "config.json").read_text()) | change_of_model
-    (model / "config.json").write_text(json.dumps(config))
-    refused(export(exported.run, tmp_path / "out", "--model", str(model)), says, tmp_path / "out")
-
-
 def test_an_edge_bundle_is_refused_and_its_model_named(
     exported: Exported, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -176,24 +155,18 @@ def test_a_run_that_does_not_say_its_model_is_exported_with_a_warning(
     assert not any("warning" in output for output in exported.output.values())
 
 
-def test_adapters_that_change_nothing_are_refused(run_config: Config, tmp_path: Path) -> None:
+def test_adapters_that_change_nothing_are_refused_and_those_of_the_last_round_taken(
+    run_config: Config, tmp_path: Path
+) -> None:
     run, _ = write_run(run_config(), 0.75, 0.5)
     refused(export(run, tmp_path / "out"), "(B A = 0); the frozen model", tmp_path / "out")
-    assert export(run, tmp_path / "out", "--which", "last").exit_code == 0
+    last = export(run, tmp_path / "out", "--which", "last", form="peft")
+    assert last.exit_code == 0 and "round 1 (last)" in last.output
 
 
-def test_a_folder_with_something_in_it_and_the_current_one_are_left_as_they_are(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    result = export(exported.run, tmp_path)
+def test_a_folder_with_something_in_it_is_left_as_it_is(exported: Exported) -> None:
+    result = export(exported.run, exported.run, form="peft")
     assert result.exit_code == 2 and "not empty" in result.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    result = export(exported.run, Path("."), form="peft")
-    assert result.exit_code == 2 and "is the current folder" in result.stderr
-    assert not list((tmp_path / "here").iterdir())
 
 
 def test_an_export_that_breaks_off_leaves_nothing(
