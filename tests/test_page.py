@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fednano_flwr as fednano
-from fednano_flwr.models.threads import threads
+from fednano_flwr.models.device import threads
 
 PAGE = Path(__file__).parents[1] / "examples" / "fednano_in_a_page.py"
 

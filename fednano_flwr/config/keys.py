@@ -48,7 +48,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(choice or "empty" for choice in self.choices)
         low, high = (self.above, self.below)
         low = self.least if low is None else low
         high = self.most if high is None else high
