@@ -24,7 +24,7 @@ from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.files import nearest
 from fednano_flwr.base.output import require_temporary_room
 from fednano_flwr.base.resources import ResourceError, resolve
-from fednano_flwr.config import LLM, ConfigError, Dataset, Model, RunConfig, address_to_dial
+from fednano_flwr.config import ConfigError, Dataset, LLMConfig, Model, RunConfig, address_to_dial
 from fednano_flwr.config.machine import check_resources
 from fednano_flwr.config.node import NodeConfig
 from fednano_flwr.config.overrides import parse_config
@@ -323,7 +323,7 @@ def _run_dir(config: RunConfig) -> str:
     return check_writable("run.dir", folder if folder.exists() else folder.parent)
 
 
-def _identity(llm: LLM) -> str:
+def _identity(llm: LLMConfig) -> str:
     from fednano_flwr.exchange.wire.tls import read_identity
 
     if read_identity(llm) is None:
@@ -340,7 +340,7 @@ def _ca(key: str, path: str) -> str:
     return ""
 
 
-def _address(llm: LLM) -> str:
+def _address(llm: LLMConfig) -> str:
     if not llm.address:
         return ""
     try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import LLM, ConfigError
+from fednano_flwr.config import ConfigError, LLMConfig
 from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.exchange.wire.auth import FixedToken, make_token, read_token
 from fednano_flwr.exchange.wire.nodes import NodeLimits
@@ -40,7 +40,9 @@ class AnswersOnly(LLMService):
         return getattr(self._service, method)(*arguments, owner)
 
 
-def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str], cwd: Path) -> LLM:
+def llm_config(
+    app: Path, given: Mapping[str, object], overrides: Sequence[str], cwd: Path
+) -> LLMConfig:
     """The run config's `llm.*`: its defaults, then `-c`, then the command's own options.
 
     Threads are PyTorch's own unless they are given.
@@ -62,7 +64,7 @@ def llm_config(app: Path, given: Mapping[str, object], overrides: Sequence[str],
 
 @contextmanager
 def serving(
-    model: str, config: LLM, token_file: Path, say: Callable[[str], None], revision: str = ""
+    model: str, config: LLMConfig, token_file: Path, say: Callable[[str], None], revision: str = ""
 ) -> Iterator[str]:
     """The service while the block runs; yields where it listens, `host:port`.
 

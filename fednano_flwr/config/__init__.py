@@ -26,7 +26,6 @@ from fednano_flwr.config.sections import (
     DTYPES,
     EXCHANGE_DTYPES,
     FISHER_ESTIMATES,
-    LLM,
     MOST_SECONDS,
     SITES,
     TRACKERS,
@@ -37,6 +36,7 @@ from fednano_flwr.config.sections import (
     Dataset,
     Edge,
     Exchange,
+    LLMConfig,
     Model,
     Privacy,
     RunFolder,
@@ -49,7 +49,6 @@ __all__ = [
     "EXCHANGE_DTYPES",
     "FISHER_ESTIMATES",
     "LARGEST",
-    "LLM",
     "SITES",
     "TRACKERS",
     "UPLOAD_ADAPTERS",
@@ -60,6 +59,7 @@ __all__ = [
     "Dataset",
     "Edge",
     "Exchange",
+    "LLMConfig",
     "Model",
     "Privacy",
     "RunConfig",
@@ -135,7 +135,7 @@ class RunConfig(Section):
     adapter: Adapter
     strategy: Strategy
     edge: Edge
-    llm: LLM
+    llm: LLMConfig
     exchange: Exchange
     upload: Upload
     bounds: Bounds

@@ -222,7 +222,7 @@ class Edge(Section):
 
 
 @dataclass(frozen=True)
-class LLM(Section):
+class LLMConfig(Section):
     """The server, which hosts the LLM."""
 
     prefix: ClassVar[str] = "llm."

@@ -7,7 +7,7 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fednano_flwr.config import LLM
+from fednano_flwr.config import LLMConfig
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
 
 SOON_DAYS = 30
@@ -46,7 +46,7 @@ def check_dates(key: str, path: str) -> list[Finding]:
     return findings
 
 
-def check_trust(llm: LLM, ca_path: str) -> list[Finding]:
+def check_trust(llm: LLMConfig, ca_path: str) -> list[Finding]:
     """Whether a client with this CA trusts the service at the address that clients dial.
 
     Raises:

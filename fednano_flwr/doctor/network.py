@@ -7,7 +7,7 @@ import socket
 import ssl
 from contextlib import closing
 
-from fednano_flwr.config import LLM, ConfigError, address_to_dial, host_and_port, is_loopback
+from fednano_flwr.config import ConfigError, LLMConfig, address_to_dial, host_and_port, is_loopback
 from fednano_flwr.config.proxies import (
     HTTP,
     LOOPBACK,
@@ -27,7 +27,7 @@ UNKNOWN_NAME = (socket.gaierror, UnicodeError)  # the latter of what cannot be a
 OTHER_PORT = "check that the port is the one of llm.address"
 
 
-def check_listening(llm: LLM) -> list[Finding]:
+def check_listening(llm: LLMConfig) -> list[Finding]:
     """Whether `llm.bind` and `llm.port` can be listened on, and by whom they can be read."""
     name = f"llm.bind = {llm.bind!r}, llm.port = {llm.port}"
     findings = [_free(name, llm.bind, llm.port, "llm.port")]
@@ -46,7 +46,7 @@ def check_listening(llm: LLM) -> list[Finding]:
     return findings
 
 
-def check_metrics(llm: LLM) -> list[Finding]:
+def check_metrics(llm: LLMConfig) -> list[Finding]:
     """The same of `llm.metrics`, where it is set."""
     if not llm.metrics:
         return []
@@ -85,7 +85,7 @@ def _free(name: str, bind: str, port: int, port_key: str) -> Finding:
     return ok(f"{name}: " + ("free" if port else "any port that is free then"))
 
 
-def check_address(llm: LLM) -> list[Finding]:
+def check_address(llm: LLMConfig) -> list[Finding]:
     """Whether clients reach the server by `llm.address`, whose form the preflight has checked."""
     try:
         host, _ = address_to_dial(llm.address)

@@ -48,7 +48,7 @@ REASONS = (HostBusyError, HostMemoryError, RefusalError, TokenError, ValueError)
 REFUSALS = ("busy", "refused", "failed")
 OTHER = "other"
 
-STANDING = {
+GAUGES = {
     "waiting_requests": "Requests in the queue",
     "waiting_tokens": "Tokens of the requests in the queue",
     "feature_memory_bytes": "Clients' image features kept in memory",
@@ -124,9 +124,9 @@ class PrometheusWatch:
                 if request.future.done():
                     self._took.labels(request.kind).observe(now - self._began.pop(request))
 
-    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+    def shows(self, gauges: Callable[[], Mapping[str, float]]) -> None:
         """See `Watch.shows`; they are asked for when somebody reads."""
-        self.registry.register(_Standing(standing))
+        self.registry.register(_Gauges(gauges))
 
     def _counter(self, name: str, what: str, *labels: str) -> prometheus.Counter:
         return prometheus.Counter(PREFIX + name, what, labels, registry=self.registry)
@@ -139,7 +139,7 @@ class PrometheusWatch:
         )
 
 
-class _Standing:
+class _Gauges:
     """A collector of gauges whose values are asked for with each reading."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]]) -> None:
@@ -147,7 +147,7 @@ class _Standing:
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         for name, value in self._read().items():
-            yield GaugeMetricFamily(PREFIX + name, STANDING[name], value)
+            yield GaugeMetricFamily(PREFIX + name, GAUGES[name], value)
 
 
 def check_metrics(where: str) -> None:

@@ -66,7 +66,7 @@ class QueuedLLM(LLMService):
         self._errors = 0
         self._logged = ""
         self._watch = Harmless(watch)
-        watch.shows(self.standing)
+        watch.shows(self.gauges)
         self._worker = threading.Thread(target=self._work, name="llm", daemon=True)
         self._worker.start()
 
@@ -104,7 +104,7 @@ class QueuedLLM(LLMService):
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)
 
-    def standing(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float]:
         """What waits and what is kept now; waits for no pass."""
         with self._changed:
             requests, tokens = len(self._queue), self._queue.tokens
@@ -196,13 +196,13 @@ class QueuedLLM(LLMService):
                         self._host.expire()
                     except Exception as error:
                         self._note(error)  # nobody asked for this
-                elif (patience := self._patience()) > 0:
-                    self._changed.wait(patience)
+                elif (seconds := self._seconds_to_wait()) > 0:
+                    self._changed.wait(seconds)
                 elif (work := self._queue.next()) is not None:
                     return work
             return None
 
-    def _patience(self) -> float:
+    def _seconds_to_wait(self) -> float:
         """Seconds that the next pass may still wait for clients that have been asking."""
         if not self._batch_tokens or self._queue.fills_a_pass():
             return 0.0

@@ -168,7 +168,7 @@ class Replicas(LLMService):
         assert self._info is not None, "the block has not begun"
         return self._info
 
-    def standing(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float]:
         """How many replicas take calls, and how many calls they are answering."""
         with self._lock:
             return {

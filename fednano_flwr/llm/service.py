@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from fednano_flwr.config import LLM, Model
+from fednano_flwr.config import LLMConfig, Model
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
 from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Caches, Graphs
@@ -24,7 +24,7 @@ FEATURES_OF_NODE = 200_000
 
 def load_host(
     model: str,
-    config: LLM,
+    config: LLMConfig,
     answers_of_owner: int = ANSWERS_OF_OWNER,
     watch: Watch = UNWATCHED,
     revision: str = "",
@@ -72,7 +72,7 @@ def load_host(
 @contextmanager
 def open_host(
     model: Model,
-    config: LLM,
+    config: LLMConfig,
     in_simulation: bool,
     say: Callable[[str], None],
     watch: Watch = UNWATCHED,
@@ -97,5 +97,5 @@ def open_host(
         wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,
         say=say,
     ) as replicas:
-        watch.shows(replicas.standing)
+        watch.shows(replicas.gauges)
         yield replicas

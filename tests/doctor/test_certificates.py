@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fednano_flwr.config import LLM, ConfigError, RunConfig
+from fednano_flwr.config import ConfigError, LLMConfig, RunConfig
 from fednano_flwr.doctor.certificates import check_dates, check_trust
 from tests.certificates import Certificate, authority, certificate
 from tests.doctor.found import only, well
 
-Configured = Callable[..., tuple[LLM, str]]
+Configured = Callable[..., tuple[LLMConfig, str]]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,9 @@ def ca() -> Certificate:
 def configured(config: Callable[..., RunConfig], tmp_path: Path, ca: Certificate) -> Configured:
     """A server's config with a certificate, and the file of the clients' CA."""
 
-    def make(own: Certificate, trusted: Certificate = ca, **changes: object) -> tuple[LLM, str]:
+    def make(
+        own: Certificate, trusted: Certificate = ca, **changes: object
+    ) -> tuple[LLMConfig, str]:
         cert, key = own.write(tmp_path / "own")
         asked = config(llm__tls_cert=cert, llm__tls_key=key, **changes)
         return asked.llm, trusted.write(tmp_path / "ca")[0]

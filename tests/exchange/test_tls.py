@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.config import LLM, ConfigError, RunConfig
+from fednano_flwr.config import ConfigError, LLMConfig, RunConfig
 from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -18,7 +18,7 @@ from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch
 from tests.certificates import Certificate, authority, certificate
 
-Configured = Callable[[tuple[str, str]], LLM]
+Configured = Callable[[tuple[str, str]], LLMConfig]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def ca() -> Certificate:
 
 @pytest.fixture
 def configured(defaults: dict[str, Any]) -> Configured:
-    def llm(paths: tuple[str, str]) -> LLM:
+    def llm(paths: tuple[str, str]) -> LLMConfig:
         return RunConfig.parse({**defaults, "llm.tls-cert": paths[0], "llm.tls-key": paths[1]}).llm
 
     return llm

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,7 +31,7 @@ from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.llm.metrics import PREFIX, STANDING, check_metrics, open_metrics
+from fednano_flwr.llm.metrics import GAUGES, PREFIX, check_metrics, open_metrics
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.runs.results import load_run
@@ -201,8 +202,8 @@ def test_refusals_are_told_apart_and_no_label_names_a_client(llm_half: LLMHalf) 
         assert page.of("calls_total", kind="none", outcome="refused") == 2
         labels = {key for values in page.read().values() for found, _ in values for key in found}
         assert labels == {"kind", "outcome", "reason", "le"}
-        standing = {name.removeprefix(PREFIX) for name in page.read()} & set(STANDING)
-        assert standing == {name for name in STANDING if not name.startswith("replica")}
+        gauges = {name.removeprefix(PREFIX) for name in page.read()} & set(GAUGES)
+        assert gauges == {name for name in GAUGES if not name.startswith("replica")}
 
 
 def test_a_failing_host_is_counted_as_that(llm_half: LLMHalf) -> None:
@@ -216,7 +217,9 @@ def test_a_failing_host_is_counted_as_that(llm_half: LLMHalf) -> None:
         assert page.of("tokens_total") == 0
 
 
-def test_two_services_in_one_process_count_their_own(llm_half: LLMHalf) -> None:
+def test_two_services_in_one_process_count_their_own_and_their_pages_end_with_them(
+    llm_half: LLMHalf,
+) -> None:
     with ExitStack() as stack:
         services = [stack.enter_context(measured(llm_half)) for _ in range(2)]
         for calls, (address, _) in enumerate(services, 1):
@@ -224,17 +227,14 @@ def test_two_services_in_one_process_count_their_own(llm_half: LLMHalf) -> None:
                 for _ in range(calls):
                     remote.step(*batch(0))
         assert [p.of("calls_total", kind="step", outcome="served") for _, p in services] == [1, 2]
+    with pytest.raises(OSError, match="refused"):
+        services[0][1].read()
 
 
-def listening() -> set[str]:
-    """TCP ports that this process listens on, from the kernel's own table."""
-    sockets = {
-        target.removeprefix("socket:[").removesuffix("]")
-        for link in Path("/proc/self/fd").iterdir()
-        if link.is_symlink() and (target := str(link.readlink())).startswith("socket:")
-    }
-    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-    return {row[1] for row in rows if row[3] == "0A" and row[9] in sockets}
+def listening() -> int:
+    """TCP ports that this process listens on."""
+    connections = psutil.Process().net_connections("tcp")
+    return sum(one.status == psutil.CONN_LISTEN for one in connections)
 
 
 def test_off_is_the_default_and_opens_no_port(run_config: Callable[..., dict[str, Any]]) -> None:
@@ -243,14 +243,7 @@ def test_off_is_the_default_and_opens_no_port(run_config: Callable[..., dict[str
     with open_metrics(config.llm.metrics, pytest.fail):
         assert listening() == before
     with open_metrics(LOOPBACK, lambda line: None):
-        assert len(listening()) == len(before) + 1
-
-
-def test_the_page_ends_with_the_service(llm_half: LLMHalf) -> None:
-    with measured(llm_half) as (_, page):
-        assert page.of("open_streams") == 0
-    with pytest.raises(OSError, match="refused"):
-        page.read()
+        assert listening() == before + 1
 
 
 def test_a_taken_port_is_an_error_that_names_the_key() -> None:
@@ -307,7 +300,7 @@ def test_every_metric_is_documented_and_there_is_no_other(service: tuple[str, Pa
         families = text_string_to_metric_families(page.read().decode())
         found = {f.name + ("_total" if f.type == "counter" else "") for f in families}
     made = {name for name in found if not name.endswith("_created")}
-    assert documented == {name.removeprefix(PREFIX) for name in made} | set(STANDING)
+    assert documented == {name.removeprefix(PREFIX) for name in made} | set(GAUGES)
 
 
 def test_a_service_for_questions_says_where_its_metrics_are(

@@ -163,27 +163,19 @@ def test_a_pass_waits_for_a_client_that_has_been_asking(
     assert host.passes == [{b"first"}, {b"first", b"second"}]
 
 
-def test_a_full_queue_is_told_and_its_bound_named(host: Gate, pool: ThreadPoolExecutor) -> None:
-    with QueuedLLM(host, max_waiting=2) as queued:
+def test_a_full_queue_and_a_greedy_client_are_told_the_bound(
+    host: Gate, pool: ThreadPoolExecutor
+) -> None:
+    with QueuedLLM(host, max_waiting=3, owner_waiting=2) as queued:
         first = shut(host, queued, pool)
-        others = [pool.submit(queued.step, *batch(i), f"{i}".encode()) for i in range(2)]
+        own = [pool.submit(queued.step, *batch(i), b"greedy") for i in range(2)]
         waits(queued, 2)
-        with pytest.raises(HostBusyError, match="2 requests wait"):
-            queued.step(*batch(3), b"late")
-        host.gate.set()
-        for answer in (first, *others):
-            answer.result(WAIT)
-
-
-def test_one_client_cannot_fill_the_queue(host: Gate, pool: ThreadPoolExecutor) -> None:
-    with QueuedLLM(host) as queued:
-        first = shut(host, queued, pool)
-        own = [pool.submit(queued.step, *batch(i), b"greedy") for i in range(8)]
-        waits(queued, 8)
-        with pytest.raises(HostBusyError, match="8 requests of this client"):
+        with pytest.raises(HostBusyError, match="2 requests of this client"):
             queued.step(*batch(3), b"greedy")
         modest = pool.submit(queued.step, *batch(4), b"modest")
-        waits(queued, 9)
+        waits(queued, 3)
+        with pytest.raises(HostBusyError, match="3 requests wait"):
+            queued.step(*batch(3), b"late")
         host.gate.set()
         for answer in (first, modest, *own):
             answer.result(WAIT)
@@ -227,19 +219,28 @@ def test_what_a_vanished_client_asked_for_is_not_computed(
     assert host.passes == [{b"first"}, {b"next"}]
 
 
-def test_a_closing_host_leaves_nobody_waiting(host: Gate, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("end", ["closed", "its worker has ended"])
+def test_a_host_that_ends_lets_nobody_wait(
+    host: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    def ended(*_: Any) -> None:
+        raise SystemExit
+
     queued = QueuedLLM(host)
     first = shut(host, queued, pool)
     left = pool.submit(queued.step, *batch(1), b"left")
     waits(queued, 1)
-    closing = pool.submit(queued.close)
+    if end == "closed":
+        closing = pool.submit(queued.close)
+    else:
+        monkeypatch.setattr(queued, "_next", ended)
     host.gate.set()
-    closing.result(WAIT)
     first.result(WAIT)
-    with pytest.raises(HostBusyError, match="closing"):
-        left.result(WAIT)
-    with pytest.raises(HostBusyError, match="closing"):
-        queued.step(*batch(1))
+    for asked in (left, pool.submit(queued.step, *batch(2))):
+        with pytest.raises(HostBusyError, match="closing"):
+            asked.result(WAIT)
+    if end == "closed":
+        closing.result(WAIT)
 
 
 def test_an_error_in_forgetting_what_is_over_does_not_end_the_worker(
@@ -252,10 +253,10 @@ def test_an_error_in_forgetting_what_is_over_does_not_end_the_worker(
     monkeypatch.setattr(host, "expire", expire)
     with QueuedLLM(host) as queued:
         until = time.monotonic() + WAIT
-        while queued.standing()["worker_errors"] < 2 and time.monotonic() < until:
+        while queued.gauges()["worker_errors"] < 2 and time.monotonic() < until:
             time.sleep(0.01)
         assert queued.step(*batch(1))[0] > 0
-        assert queued.standing()["worker_errors"] >= 2
+        assert queued.gauges()["worker_errors"] >= 2
     assert len([r for r in caplog.records if r.exc_info]) == 1
 
 
@@ -266,7 +267,7 @@ def test_an_error_between_passes_is_answered_to_its_requests_and_the_next_are_se
         raise RuntimeError("CUDA error: in emptying the cache")
 
     with QueuedLLM(host) as queued:
-        for owner, name in ((host, "serve"), (queued._queue, "next"), (queued, "_patience")):
+        for owner, name in ((host, "serve"), (queued._queue, "next"), (queued, "_seconds_to_wait")):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, broken)
                 asked = [pool.submit(queued.step, *batch(1), bytes([n])) for n in range(3)]
@@ -276,31 +277,13 @@ def test_an_error_between_passes_is_answered_to_its_requests_and_the_next_are_se
             assert pool.submit(queued.step, *batch(1)).result(WAIT)[0] > 0
 
 
-def test_a_host_whose_worker_has_ended_lets_nobody_wait(
-    host: Gate, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ended(*_: Any) -> None:
-        raise SystemExit
-
-    queued = QueuedLLM(host)
-    first = shut(host, queued, pool)
-    waiting = pool.submit(queued.step, *batch(1), b"waiting")
-    waits(queued, 1)
-    monkeypatch.setattr(queued, "_next", ended)
-    host.gate.set()
-    first.result(WAIT)
-    for asked in (waiting, pool.submit(queued.step, *batch(2))):
-        with pytest.raises(HostBusyError, match="closing"):
-            asked.result(WAIT)
-
-
 class Broken:
     """A watch of which every method fails, those of its blocks at the beginning or at the end."""
 
     def __init__(self, late: bool) -> None:
         self._late = late
 
-    def shows(self, standing: object) -> None:
+    def shows(self, gauges: object) -> None:
         pass
 
     def answered(self, *_: object) -> None:
@@ -332,7 +315,7 @@ def test_metrics_that_fail_cost_no_call_and_are_logged_once(
             assert remote.step(*batch(seed))[0] > 0
         with pytest.raises(HostRefusedError, match="out of range"):
             remote.next_tokens(batch(0)[0], torch.tensor([99]))
-        assert queued.standing()["worker_errors"] == 0
+        assert queued.gauges()["worker_errors"] == 0
     assert 0 < len([r for r in caplog.records if "llm.metrics" in r.message]) <= 2
 
 

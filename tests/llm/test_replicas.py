@@ -191,24 +191,17 @@ def test_a_tensor_arrives_as_it_was_in_memory_of_its_own(kind: str) -> None:
     assert torch.equal(second.nan_to_num(), sent.nan_to_num())
 
 
-def test_owners_are_spread_evenly_and_stay_and_several_calls_are_inside_a_replica(
-    pair: Replicas,
-) -> None:
+def test_owners_are_spread_and_stay_and_calls_inside_a_replica_are_counted(pair: Replicas) -> None:
     homes = {owner: process(pair, owner) for owner in (b"a", b"b", b"c", b"d")}
     assert sorted(Counter(homes.values()).values()) == [2, 2]
+    assert pair.gauges() == {"replicas_up": 2, "replica_calls": 0}
     with ThreadPoolExecutor(8) as pool:
-        inside = list(pool.map(lambda _: pair.score(None, A, 0.2, b"a"), range(8)))  # type: ignore[arg-type]
+        calls = [pool.submit(pair.score, None, A, 0.5, b"a") for _ in range(8)]  # type: ignore[arg-type]
+        assert eventually(lambda: pair.gauges() == {"replicas_up": 2, "replica_calls": 8})
+        inside = [call.result() for call in calls]
     assert {int(answer[0]) for answer in inside} == {homes[b"a"]}
     assert max(int(answer[2]) for answer in inside) > 4
-
-
-def test_replicas_and_their_calls_are_counted_where_they_are_asked(pair: Replicas) -> None:
-    assert pair.standing() == {"replicas_up": 2, "replica_calls": 0}
-    with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(process, pair, owner, 1.0) for owner in (b"a", b"b")]
-        assert eventually(lambda: pair.standing() == {"replicas_up": 2, "replica_calls": 2})
-        assert all(call.result() for call in calls)
-    assert pair.standing()["replica_calls"] == 0
+    assert pair.gauges()["replica_calls"] == 0
 
 
 def test_the_services_own_errors_and_code_arrive_as_they_are_and_no_replica_is_lost(
@@ -382,7 +375,7 @@ def test_nothing_is_left_after_the_end_even_of_a_call_in_flight(
     with ThreadPoolExecutor(1) as pool:
         with Replicas(partial(fakes.Fake, tmp_path), 1, say=said.append) as service:
             flying = pool.submit(process, service, b"a", 30.0)
-            assert eventually(lambda: service.standing()["replica_calls"] == 1)
+            assert eventually(lambda: service.gauges()["replica_calls"] == 1)
             assert len(list((tmp_path / "tmp").rglob("fednano-features-*"))) == 1
         with pytest.raises(ReplicasLostError, match="closed"):
             flying.result(timeout=10)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fednano_flwr.config import LLM, ConfigError
+from fednano_flwr.config import ConfigError, LLMConfig
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Identity:
     certificate: bytes
 
 
-def read_identity(config: LLM) -> Identity | None:
+def read_identity(config: LLMConfig) -> Identity | None:
     """The service's key and certificate; None where the config names none.
 
     Raises:
