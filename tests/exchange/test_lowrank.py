@@ -2,59 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
-from fednano_flwr.config import Adapter, Dataset
-from fednano_flwr.data.load import load_questions
+from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder, last_positions, next_token_labels
+from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import IGNORE, FeaturesMissingError, HostRefusedError
+from fednano_flwr.exchange.protocol import IGNORE, HostRefusedError
 from fednano_flwr.exchange.wire import client, methods
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
+from tests.exchange.conftest import MakeEdge
 
 FEATURE_BYTES = 9 * 48 * 4  # of one picture of the tiny model
 
 
-@pytest.fixture(scope="module")
-def questions(tiny_dataset: Dataset, encoder: QuestionEncoder) -> list[Question]:
-    return [encoder.encode(s) for s in load_questions(tiny_dataset).train[:8]]
-
-
-@pytest.fixture
-def edge(edge_half: EdgeHalf, encoder: QuestionEncoder) -> NanoEdge:
-    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=3)
-    generator = torch.Generator().manual_seed(4)
-    for name, parameter in named_trainable(adapters).items():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return NanoEdge(edge_half, edge_half.token_table(), adapters, encoder)
-
-
-@pytest.fixture
-def host(llm_half: LLMHalf) -> FrozenLLM:
-    return FrozenLLM(llm_half)
-
-
-@pytest.fixture
-def remote(host: FrozenLLM) -> Iterator[RemoteLLM]:
-    with serve(host) as address, RemoteLLM(address, Caller(run=1, node=7)) as remote:
-        yield remote
-
-
-def gradients(exchange: object, edge: NanoEdge, questions: list[Question]) -> list[torch.Tensor]:
+def gradients(exchange: Exchange, edge: NanoEdge, questions: list[Question]) -> list[torch.Tensor]:
     edge.adapters.zero_grad(set_to_none=True)
-    assert isinstance(exchange, LowRankExchange | EmbeddingsExchange)
     exchange.loss(edge(questions), next_token_labels(questions, IGNORE)).backward()
     found = [p.grad for p in named_trainable(edge.adapters).values()]
     assert all(gradient is not None for gradient in found)
@@ -81,10 +51,17 @@ def test_features_are_sent_once_and_then_only_ranks(
 
 
 @pytest.mark.parametrize(
-    ("largest", "calls"), [(2**31 - 1, 1), (2 * FEATURE_BYTES + 400, 2), (2 * FEATURE_BYTES, 4)]
+    ("largest", "at_once", "calls"),
+    [
+        (2**31 - 1, 2**24, 1),
+        (2 * FEATURE_BYTES + 400, 2**24, 2),
+        (2 * FEATURE_BYTES, 2**24, 4),
+        (2**31 - 1, FEATURE_BYTES, 4),  # less than one with its frame
+    ],
 )
 def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
     largest: int,
+    at_once: int,
     calls: int,
     host: FrozenLLM,
     edge: NanoEdge,
@@ -92,6 +69,7 @@ def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(methods, "largest_message", lambda info: largest)
+    monkeypatch.setattr(client, "FEATURES_AT_ONCE", at_once)
     features = edge(questions).features
     assert len(features) == 4
     with serve(host) as address, RemoteLLM(address) as remote:
@@ -104,38 +82,24 @@ def test_as_many_pictures_are_sent_in_a_call_as_a_message_holds(
     assert host.features.bytes_in_memory == 4 * FEATURE_BYTES
 
 
-def test_one_message_holds_no_more_features_than_can_be_there_in_time(
-    host: FrozenLLM, edge: NanoEdge, questions: list[Question], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "FEATURES_AT_ONCE", FEATURE_BYTES)  # less than one with its frame
-    with serve(host) as address, RemoteLLM(address, dtype="float32") as remote:
-        remote.describe()
-        remote.keep_features(edge(questions).features)
-        assert remote.traffic.calls == 5
-
-
-def test_a_store_emptied_between_steps_costs_a_resend(
+def test_a_store_emptied_between_steps_costs_a_resend_and_one_too_small_is_named(
     remote: RemoteLLM, edge: NanoEdge, questions: list[Question], host: FrozenLLM
 ) -> None:
     exchange = LowRankExchange(remote)
     expected = gradients(exchange, edge, questions)
     host.features.close()
     assert close(gradients(exchange, edge, questions), expected)
-
-
-def test_a_store_too_small_for_a_batch_is_named(
-    llm_half: LLMHalf, edge: NanoEdge, questions: list[Question]
-) -> None:
-    exchange = LowRankExchange(FrozenLLM(llm_half, features=FeatureStore(2 * FEATURE_BYTES)))
+    host.features.close()
+    host.features = FeatureStore(2 * FEATURE_BYTES)
     with pytest.raises(HostRefusedError, match=r"llm\.feature-memory-mb"):
         exchange.loss(edge(questions), next_token_labels(questions, IGNORE))
 
 
 def test_a_batch_whose_features_lie_on_disk_has_the_same_gradients(
-    llm_half: LLMHalf, edge: NanoEdge, questions: list[Question], host: FrozenLLM
+    edge: NanoEdge, questions: list[Question], host: FrozenLLM
 ) -> None:
-    store = FeatureStore(2 * FEATURE_BYTES, 100 * FEATURE_BYTES)
-    exchange = LowRankExchange(FrozenLLM(llm_half, features=store))
+    store = host.features = FeatureStore(2 * FEATURE_BYTES, 100 * FEATURE_BYTES)
+    exchange = LowRankExchange(host)
     expected = gradients(EmbeddingsExchange(host), edge, questions)
     for _ in range(2):
         assert close(gradients(exchange, edge, questions), expected)
@@ -183,10 +147,9 @@ def test_scores_and_generated_tokens_are_those_of_the_plain_exchange(
 
 
 def test_a_batch_without_a_site_of_an_adapter_has_a_loss_and_nothing_to_train(
-    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
+    host: FrozenLLM, make_edge: MakeEdge, questions: list[Question]
 ) -> None:
-    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image"), seed=0)
-    alone = NanoEdge(edge.frozen, edge.tokens, adapters, edge.encoder)
+    alone = make_edge("image")
     text = [question for question in questions if not question.sample.pictures]
     labels = next_token_labels(text, IGNORE)
     loss = LowRankExchange(host).loss(alone(text), labels)
@@ -210,20 +173,6 @@ def test_several_adapters_at_once_have_the_plain_exchanges_gradients(
         exchange.loss(edge(questions), next_token_labels(questions, IGNORE)).backward()
         found.append([p.grad.clone() for p in adapters.parameters() if p.grad is not None])
     assert len(found[0]) == 8 and close(*found)
-
-
-def test_a_host_in_process_says_which_features_it_lacks(
-    host: FrozenLLM, edge: NanoEdge, questions: list[Question]
-) -> None:
-    batch = edge(questions)
-    asked: list[tuple[bytes, ...]] = []
-    original = host.keep_features
-    host.keep_features = lambda features, owner=b"": (  # type: ignore[method-assign]
-        asked.append(tuple(feature.key for feature in features)) or original(features, owner)
-    )
-    LowRankExchange(host).loss(batch, next_token_labels(questions, IGNORE))
-    assert asked == [tuple(feature.key for feature in batch.features)]
-    assert issubclass(FeaturesMissingError, LookupError)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])

@@ -1,27 +1,30 @@
-"""Each message that was once answered with a crash instead of a reason."""
+"""Requests that a host refuses, and answers that a client refuses, each with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
 import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, HostRefusedError
+from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.connection import METHOD
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.batches import answered_at_the_end as batch
+from tests.exchange.stand_in import StandIn
 
 JUNK = b"\xff" * 20
 HEADER = pb.Header(protocol=PROTOCOL_VERSION)
+GOOD = codec.encode(torch.zeros(4, 48), "float32")
 
 
 @pytest.fixture
@@ -29,70 +32,117 @@ def dispatcher(llm_half: LLMHalf) -> Dispatcher:
     return Dispatcher(FrozenLLM(llm_half, max_tokens=100))
 
 
-def test_bytes_that_are_no_call_are_refused_and_the_stream_goes_on(llm_half: LLMHalf) -> None:
-    good = pb.Call(keep_features=pb.KeepFeaturesRequest(header=HEADER)).SerializeToString()
-    with serve(FrozenLLM(llm_half)) as address, grpc.insecure_channel(address) as channel:
-        found = channel.stream_stream(METHOD)(iter([JUNK, good]), timeout=10)
-        first, second = (pb.Answer.FromString(answer) for answer in found)
-        assert first.refused == "20 bytes that are no call" and second.HasField("keep_features")
+def ask(dispatcher: Dispatcher, call: pb.Call) -> pb.Answer:
+    return dispatcher.answer(call.SerializeToString())
 
 
-def low_rank(**changes: pb.Tensor) -> pb.Call:
+def inputs(**changes: Any) -> pb.Inputs:
+    return pb.Inputs(**{"embeddings": GOOD, "lengths": [4], **changes})
+
+
+def step(labels: tuple[int, ...] = (1,), dtype: str = "float32", **changes: Any) -> pb.Call:
+    request = pb.StepRequest(
+        header=HEADER,
+        inputs=inputs(**changes),
+        label_positions=[3],
+        labels=labels,
+        dtype=dtype,
+    )
+    return pb.Call(step=request)
+
+
+def low_rank(more: dict[str, list[int]] | None = None, **factors: pb.Tensor) -> pb.Call:
     call = pb.Call(next_tokens=pb.NextTokensRequest(header=HEADER, positions=[1]))
-    inputs = call.next_tokens.inputs
-    inputs.lengths.append(2)
-    inputs.low_rank.image_runs.append(2)
-    inputs.low_rank.token_ids.extend([1, 2])
+    sent = call.next_tokens.inputs
+    sent.lengths.append(2)
+    sent.low_rank.image_runs.append(2)
+    sent.low_rank.token_ids.extend([1, 2])
     z, b = (codec.encode(torch.ones(n, 1), "float32") for n in (2, 48))
-    inputs.low_rank.factors.add(site="text", **{"z": z, "b": b, **changes})
+    sent.low_rank.factors.add(site="text", **{"z": z, "b": b, **factors})
+    for name, values in (more or {}).items():
+        owner = sent if name.endswith("_ids") and name != "token_ids" else sent.low_rank
+        field = getattr(owner, name)
+        del field[:]
+        field.extend(values)
     return call
 
 
-def refusal(dispatcher: Dispatcher, call: pb.Call) -> str:
-    return dispatcher.answer(call.SerializeToString()).refused
+def pictures(count: int) -> pb.Call:
+    call = low_rank({"token_ids": [], "image_runs": [0, 2], "features": [b"k"] * count})  # type: ignore[list-item]
+    del call.next_tokens.inputs.low_rank.factors[:]
+    return call
 
 
-def test_factors_of_two_dtypes_are_refused(dispatcher: Dispatcher) -> None:
-    assert dispatcher.answer(low_rank().SerializeToString()).HasField("next_tokens")
-    narrow = codec.encode(torch.ones(48, 1), "bfloat16")
-    answer = dispatcher.answer(low_rank(b=narrow).SerializeToString())
-    assert "torch.float32 and b" in answer.refused and "bfloat16" in answer.refused
+def positions(kind: str) -> pb.Call:
+    """Each position costs a row of logits: three of two tokens."""
+    call = pb.Call()
+    request = getattr(call, kind)
+    request.header.CopyFrom(HEADER)
+    rows = codec.encode(torch.zeros(2, 48), "float32")
+    request.inputs.CopyFrom(inputs(embeddings=rows, lengths=[2]))
+    getattr(request, "label_positions" if kind == "step" else "positions").extend([1] * 3)
+    return call
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ({"position_ids": [0, 1]}, "takes no position_ids"),
-        ({"position_ids": [0, 1] * 3}, "takes no position_ids"),
-        ({"position_ids": [0, 1] * 4}, "8 position ids and"),
-        ({"token_type_ids": [0, 1]}, "takes no token_type_ids"),
-    ],
-)
-def test_positions_and_types_that_the_model_does_not_take_are_refused(
-    dispatcher: Dispatcher, more: dict[str, list[int]], says: str
-) -> None:
-    call = low_rank()
-    call.next_tokens.inputs.MergeFrom(pb.Inputs(**more))
-    assert says in refusal(dispatcher, call)
+def features(rows: int) -> pb.Call:
+    entry = pb.FeatureEntry(key=b"k", rows=codec.encode(torch.zeros(rows, 48), "float32"))
+    return pb.Call(keep_features=pb.KeepFeaturesRequest(header=HEADER, features=[entry]))
 
 
-def test_a_tensor_of_very_many_axes_is_refused(dispatcher: Dispatcher) -> None:
-    many = pb.Tensor(dtype="float32", shape=[1] * 1000, data=b"\0" * 4)
-    assert "a tensor of 1000 axes" in refusal(dispatcher, low_rank(z=many))
+def tensor(dtype: str = "float32", **changes: Any) -> pb.Tensor:
+    return pb.Tensor(**{"dtype": dtype, "shape": [4, 48], "data": GOOD.data, **changes})
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_an_empty_tensor_of_endless_other_axes_is_refused(
-    dispatcher: Dispatcher, dtype: str
-) -> None:
-    empty = pb.Tensor(dtype=dtype, shape=[0, 2**31, 2**31, 2**31])
-    assert "at most 1099511627776 numbers" in refusal(dispatcher, low_rank(z=empty))
+REFUSED: dict[str, tuple[pb.Call, str]] = {
+    "nothing": (pb.Call(), "an empty call"),
+    "no exchange's": (
+        pb.Call(step=pb.StepRequest(header=HEADER, inputs=pb.Inputs(lengths=[1]))),
+        "none of embeddings, low_rank",
+    ),
+    "another width": (step(embeddings=codec.encode(torch.zeros(4, 3), "float32")), "(4, 48)"),
+    "another length": (step(lengths=[3]), "(3, 48)"),
+    "too long": (step(lengths=[101]), "101 tokens in one request; the host takes 100 (llm.max-t"),
+    "no labels": (step(labels=()), "1 label positions and 0"),
+    "a label outside": (step(labels=(64,)), "label 64 is out of range"),
+    "cut": (step(embeddings=tensor(data=GOOD.data[:-1])), "767 bytes do not hold"),
+    "an unknown dtype": (step(embeddings=tensor("float8")), "float8"),
+    "an unknown dtype for the reply": (step(dtype="float8"), "float8"),
+    "odd positions": (step(position_ids=[0] * 5), "5 position ids"),
+    "odd token types": (step(token_type_ids=[0] * 3), "3 token types"),
+    "positions that the model lacks": (low_rank({"position_ids": [0, 1]}), "no position_ids"),
+    "token types that it lacks": (low_rank({"token_type_ids": [0, 1]}), "no token_type_ids"),
+    "four axes": (low_rank({"position_ids": [0, 1] * 4}), "8 position ids"),
+    "a token outside": (low_rank({"token_ids": [1, 64]}), "token 64 is out of range"),
+    "too few tokens": (low_rank({"token_ids": [1]}), "1 token ids for 2 rows"),
+    "many runs": (low_rank({"image_runs": [2] + [0] * 1000}), "1001 runs"),
+    "factors of two dtypes": (
+        low_rank(b=codec.encode(torch.ones(48, 1), "bfloat16")),
+        "torch.float32 and b (48, 1) in torch.bfloat16",
+    ),
+    "factors of other rows": (low_rank(z=codec.encode(torch.ones(3, 1), "float32")), "3 and 48"),
+    "many axes": (low_rank(z=tensor(shape=[1] * 1000, data=b"\0" * 4)), "of 1000 axes"),
+    "endless axes": (low_rank(z=tensor(shape=[0, *[2**31] * 3], data=b"")), "1099511627776 num"),
+    "endless axes, int8": (low_rank(z=tensor("int8", shape=[0, *[2**31] * 3])), "at most 109951"),
+    "more features than rows": (pictures(3), "3 features for 2 rows"),
+    "features of no rows": (features(0), "(0, 48)"),
+    "features of too many rows": (features(101), "101 rows"),
+    **{
+        f"many positions to {kind}": (positions(kind), "3 numbers called")
+        for kind in ("step", "forward", "score", "next_tokens")
+    },
+}
 
 
-def test_more_runs_than_rows_are_refused(dispatcher: Dispatcher) -> None:
-    call = low_rank()
-    call.next_tokens.inputs.low_rank.image_runs.extend([0] * 1000)
-    assert "1001 runs of tokens and images for 2 rows" in refusal(dispatcher, call)
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_malformed_request_is_refused_with_the_reason(dispatcher: Dispatcher, case: str) -> None:
+    call, says = REFUSED[case]
+    assert says in ask(dispatcher, call).refused
+
+
+def test_the_requests_that_were_spoilt_are_good_ones(dispatcher: Dispatcher) -> None:
+    assert list(ask(dispatcher, pictures(1)).missing.keys) == [b"k"]
+    for call in (step(), low_rank(), features(9)):
+        assert ask(dispatcher, call).WhichOneof("what") == call.WhichOneof("what")
 
 
 def test_a_sample_longer_than_the_models_positions_is_refused(
@@ -100,24 +150,50 @@ def test_a_sample_longer_than_the_models_positions_is_refused(
 ) -> None:
     """On a GPU, a place outside a table of positions ends the process that looks it up."""
     monkeypatch.setattr(llm_half, "longest", 1)
-    assert "a sample of 2 tokens" in refusal(dispatcher, low_rank())
+    assert "a sample of 2 tokens" in ask(dispatcher, low_rank()).refused
 
 
 def test_a_refusal_repeats_no_more_than_a_little_of_what_was_sent(dispatcher: Dispatcher) -> None:
-    call = low_rank()
-    del call.next_tokens.inputs.lengths[:]
-    call.next_tokens.inputs.lengths.extend([0] * 10_000)
-    assert len(refusal(dispatcher, call)) < 200
     named = low_rank()
     named.next_tokens.inputs.low_rank.factors[0].site = "x" * 10_000
-    assert len(refusal(dispatcher, named)) < 200
+    for call in (named, step(lengths=[0] * 10_000)):
+        assert 0 < len(ask(dispatcher, call).refused) < 200
+
+
+def test_bytes_that_are_no_call_are_refused_and_the_stream_goes_on(service: StandIn) -> None:
+    good = pb.Call(describe=pb.DescribeRequest(header=HEADER)).SerializeToString()
+    with serve(service) as address, grpc.insecure_channel(address) as channel:
+        found = channel.stream_stream(METHOD)(iter([JUNK, good]), timeout=10)
+        first, second = (pb.Answer.FromString(answer) for answer in found)
+    assert first.refused == "20 bytes that are no call" and second.HasField("describe")
+
+
+def test_another_protocol_version_is_refused(
+    remote: RemoteLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Caller, "header", lambda self: pb.Header(protocol=PROTOCOL_VERSION + 1))
+    with pytest.raises(HostRefusedError, match="same version"):
+        remote.describe()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradient", "complaint"),
+    [("float16", 1e6, "float16 holds numbers up to"), ("int8", float("nan"), "finite")],
+)
+def test_a_gradient_the_dtype_cannot_hold_is_refused_by_name(
+    dtype: str, gradient: float, complaint: str
+) -> None:
+    sent, labels = EmbeddingInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
+    with serve(StandIn(gradient)) as address, RemoteLLM(address, dtype=dtype) as remote:
+        with pytest.raises(HostRefusedError, match=complaint):
+            remote.step(sent, labels)
 
 
 class Saying:
     """In the place of a client's session: always one answer."""
 
-    def __init__(self, answer: bytes) -> None:
-        self.answer = answer
+    def __init__(self, answer: pb.Answer | bytes) -> None:
+        self.answer = answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     def ask(self, call: bytes, timeout: float) -> bytes:
         return self.answer
@@ -127,54 +203,47 @@ class Saying:
 
 
 @pytest.fixture
-def remote() -> Iterator[RemoteLLM]:
+def nobody() -> Iterator[RemoteLLM]:
     with RemoteLLM("127.0.0.1:1", dtype="float32", retry_seconds=30) as remote:
         yield remote
 
 
-WRONG = {
-    "no answer": (JUNK, "20 bytes that are no answer"),
-    "an empty one": (b"", "nothing to step"),
-    "of another call": (
-        pb.Answer(score=pb.ScoreReply()).SerializeToString(),
-        "score to step",
-    ),
-    "without a gradient": (
-        pb.Answer(step=pb.StepReply(loss=1)).SerializeToString(),
-        "gradients of shapes \\[\\]",
-    ),
+def score(remote: RemoteLLM) -> object:
+    sent = EmbeddingInputs(torch.ones(4, 48), (4,))
+    return remote.score(sent, torch.tensor([1, 3]), torch.tensor([1, 2, 3]))
+
+
+SMALL = codec.encode(torch.zeros(1, 3), "float32")
+Ask = Callable[[RemoteLLM], object]
+WRONG: dict[str, tuple[pb.Answer | bytes, Ask | None, str]] = {
+    "no answer": (JUNK, None, "20 bytes that are no answer"),
+    "an empty one": (b"", None, "nothing to step"),
+    "of another call": (pb.Answer(score=pb.ScoreReply()), None, "score to step"),
+    "without a gradient": (pb.Answer(step=pb.StepReply(loss=1)), None, r"shapes \[\]"),
     "of another shape": (
-        pb.Answer(
-            step=pb.StepReply(gradients=[codec.encode(torch.zeros(3, 48), "float32")])
-        ).SerializeToString(),
-        r"shapes \[\(3, 48\)\], sent were \[\(14, 48\)\]",
+        pb.Answer(step=pb.StepReply(gradients=[SMALL])),
+        None,
+        r"shapes \[\(1, 3\)\], sent were \[\(14, 48\)\]",
+    ),
+    "of other positions": (
+        pb.Answer(score=pb.ScoreReply(logits=SMALL)),
+        score,
+        r"logits of shape \(1, 3\), not \(2, 3\)",
+    ),
+    "in an unknown dtype": (
+        pb.Answer(describe=pb.Description(dtype="float8")),
+        RemoteLLM.describe,
+        "computes in 'float8'",
     ),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_an_answer_that_cannot_be_used_is_the_hosts_error_at_once(
-    remote: RemoteLLM, what: str
+    nobody: RemoteLLM, what: str
 ) -> None:
-    answer, says = WRONG[what]
-    remote._host._session = Saying(answer)  # type: ignore[assignment]
+    answer, ask, says = WRONG[what]
+    nobody._host._session = Saying(answer)  # type: ignore[assignment]
     with pytest.raises(HostRefusedError, match=says):
-        remote.step(*batch(0))
-    assert remote.traffic.retries == 0
-
-
-def test_logits_for_other_positions_are_the_hosts_error(remote: RemoteLLM) -> None:
-    logits = codec.encode(torch.zeros(1, 3), "float32")
-    remote._host._session = Saying(  # type: ignore[assignment]
-        pb.Answer(score=pb.ScoreReply(logits=logits)).SerializeToString()
-    )
-    inputs = EmbeddingInputs(torch.ones(4, 48), (4,))
-    with pytest.raises(HostRefusedError, match=r"logits of shape \(1, 3\), not \(2, 3\)"):
-        remote.score(inputs, torch.tensor([1, 3]), torch.tensor([1, 2, 3]))
-
-
-def test_a_host_that_computes_in_an_unknown_dtype_is_refused(remote: RemoteLLM) -> None:
-    answer = pb.Answer(describe=pb.Description(dtype="float8"))
-    remote._host._session = Saying(answer.SerializeToString())  # type: ignore[assignment]
-    with pytest.raises(HostRefusedError, match="computes in 'float8'"):
-        remote.describe()
+        ask(nobody) if ask else nobody.step(*batch(0))
+    assert nobody.traffic.retries == 0

@@ -23,20 +23,16 @@ from fednano_flwr.config.proxies import (
     spare_this_machine,
     spares,
 )
-from fednano_flwr.exchange.protocol import HostUnreachableError, LLMInfo
+from fednano_flwr.exchange.protocol import HostUnreachableError
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import Identity
 from tests.certificates import authority, certificate
+from tests.exchange.stand_in import StandIn
 
 VARIABLES = {*GRPC, *HTTP, "no_proxy", "no_grpc_proxy"}
 TOKEN = "a-token-that-nobody-may-see"
 ELSEWHERE = "192.0.2.7:9093"
-
-
-class Describing:
-    def describe(self) -> LLMInfo:
-        return LLMInfo("tiny", "f", "", 48, 64, "float32", 100)
 
 
 class Noting:
@@ -77,17 +73,17 @@ def proxy() -> Iterator[Noting]:
 @pytest.mark.parametrize("variable", GRPC)
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_service_on_this_machine_is_asked_without_the_proxy(
-    monkeypatch: pytest.MonkeyPatch, proxy: Noting, variable: str, tls: bool
+    monkeypatch: pytest.MonkeyPatch, proxy: Noting, service: StandIn, variable: str, tls: bool
 ) -> None:
     monkeypatch.setenv(variable, proxy.url)
     ca = authority()
     own = certificate(ca, "127.0.0.1")
     identity = Identity(own.key_pem(), own.pem) if tls else None
     with (
-        serve(Describing(), identity=identity) as address,  # type: ignore[arg-type]
+        serve(service, identity=identity) as address,
         RemoteLLM(address, Caller(token=TOKEN), ca=ca.pem if tls else None) as remote,
     ):
-        assert remote.describe().model == "tiny"
+        assert remote.describe().model == "stand-in"
     assert proxy.seen == []
 
 

@@ -1,55 +1,30 @@
 """Who may use the LLM service: real gRPC in front of a service that notes who it works for."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import grpc
 import pytest
 import torch
-from torch import Tensor
 
-from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError, LLMInfo
+from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import TokenError, Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.connection import METHOD
 from fednano_flwr.exchange.wire.server import serve
 from tests.batches import answered_at_the_end as batch
+from tests.exchange.conftest import NODE, RUN
+from tests.exchange.stand_in import StandIn
 
-RUN, NODE = 5, 7
-
-
-class Noting:
-    """A service that computes nothing and notes for whom."""
-
-    def __init__(self) -> None:
-        self.owners: list[bytes] = []
-
-    def describe(self) -> LLMInfo:
-        return LLMInfo("noting", "f", "", 48, 64, "float32", 100)
-
-    def step(self, inputs: Any, labels: Tensor, owner: bytes = b"") -> tuple[float, Tensor]:
-        self.owners.append(owner)
-        return 0.5, (torch.zeros_like(inputs.embeds),)
-
-    def keep_features(self, features: Any, owner: bytes = b"") -> None:
-        self.owners.append(owner)
+JUNK = b"\xff" * 1000  # where it is parsed, this is another error
 
 
 @pytest.fixture
-def service() -> Noting:
-    return Noting()
-
-
-@pytest.fixture
-def tokens() -> Tokens:
-    return Tokens(RUN)
-
-
-@pytest.fixture
-def address(service: Any, tokens: Tokens) -> Iterator[str]:
+def address(service: StandIn, tokens: Tokens) -> Iterator[str]:
     with serve(service, tokens=tokens) as address:
         yield address
 
@@ -59,11 +34,11 @@ def caller(token: Callable[[int], str], node: int = NODE) -> Caller:
 
 
 def test_a_node_with_its_token_is_served_under_its_own_name(
-    address: str, tokens: Tokens, service: Noting
+    address: str, tokens: Tokens, service: StandIn
 ) -> None:
     with tokens.open(1, "train") as token, RemoteLLM(address, caller(token)) as remote:
         assert remote.describe() == service.describe()
-        assert remote.register("mine", "f", 48).model == "noting"
+        assert remote.register("mine", "f", 48).model == "stand-in"
         assert remote.step(*batch(0))[0] == 0.5
         remote.keep_features([Feature(b"k", torch.zeros(2, 48))])
     assert service.owners == [b"5/7", b"5/7"]
@@ -71,7 +46,6 @@ def test_a_node_with_its_token_is_served_under_its_own_name(
 
 ASK: dict[str, Callable[[RemoteLLM], object]] = {
     "describe": lambda remote: remote.describe(),
-    "register": lambda remote: remote.register("mine", "f", 48),
     "step": lambda remote: remote.step(*batch(0)),
     "keep features": lambda remote: remote.keep_features([Feature(b"k", torch.zeros(2, 48))]),
 }
@@ -92,7 +66,7 @@ BAD: dict[str, tuple[Callable[[Caller], Caller], str]] = {
 @pytest.mark.parametrize("ask", ASK)
 @pytest.mark.parametrize("bad", BAD)
 def test_every_call_with_a_bad_token_is_refused_at_once_and_reaches_nothing(
-    address: str, tokens: Tokens, service: Noting, ask: str, bad: str
+    address: str, tokens: Tokens, service: StandIn, ask: str, bad: str
 ) -> None:
     spoil, reason = BAD[bad]
     with tokens.open(1, "train") as token:
@@ -106,49 +80,37 @@ def test_every_call_with_a_bad_token_is_refused_at_once_and_reaches_nothing(
 
 
 def test_the_body_of_a_refused_call_is_not_parsed(address: str, tokens: Tokens) -> None:
-    junk = b"\xff" * 1000  # where it is parsed, this is another error
     with tokens.open(1, "train") as token, grpc.insecure_channel(address) as channel:
-        good = caller(token).metadata()
+        stream = channel.stream_stream(METHOD)
         for bad in ((), (("authorization", "Bearer x"),), (("authorization", "Basic x"),)):
             with pytest.raises(grpc.RpcError) as refusal:
-                list(channel.stream_stream(METHOD)(iter([junk]), metadata=bad, timeout=5))
+                list(stream(iter([JUNK]), metadata=bad, timeout=5))
             assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
-        (answer,) = channel.stream_stream(METHOD)(iter([junk]), metadata=good, timeout=5)
+        (answer,) = stream(iter([JUNK]), metadata=caller(token).metadata(), timeout=5)
         assert "no call" in pb.Answer.FromString(answer).refused
 
 
 @pytest.mark.parametrize("later", [None, (1, "evaluate"), (2, "train")])
 def test_a_token_is_of_no_use_once_its_round_or_phase_is_over(
-    address: str, tokens: Tokens, service: Noting, later: tuple[int, str] | None
+    address: str, tokens: Tokens, service: StandIn, later: tuple[int, str] | None
 ) -> None:
-    def refused() -> None:
-        with RemoteLLM(address, old, "float32", retry_seconds=30) as fresh:
-            with pytest.raises(HostRefusedError, match="round 1, train; that is over"):
-                fresh.step(*batch(0))
+    def refused(remote: RemoteLLM) -> None:
+        with remote, pytest.raises(HostRefusedError, match="round 1, train; that is over"):
+            remote.step(*batch(0))
+        assert remote.traffic.retries == 0
 
     with tokens.open(1, "train") as token:
         old = caller(token)
-    if later is None:
-        refused()
-    else:
-        with tokens.open(*later):
-            refused()
-    assert not service.owners
-
-
-def test_a_stream_that_was_let_in_ends_with_its_round(
-    address: str, tokens: Tokens, service: Noting
-) -> None:
-    with tokens.open(1, "train") as token:
-        remote = RemoteLLM(address, caller(token), "float32", retry_seconds=30)
-        remote.step(*batch(0))
-    with remote, pytest.raises(HostRefusedError, match="that is over"):
-        remote.step(*batch(0))
-    assert len(service.owners) == 1 and remote.traffic.retries == 0
+        begun = RemoteLLM(address, old, "float32", retry_seconds=30)
+        begun.step(*batch(0))
+    with tokens.open(*later or (1, "none")):
+        refused(begun)  # a stream that was let in ends
+        refused(RemoteLLM(address, old, "float32", retry_seconds=30))
+    assert len(service.owners) == 1
 
 
 def test_a_node_cannot_act_for_another_by_naming_it_in_a_call(
-    address: str, tokens: Tokens, service: Noting
+    address: str, tokens: Tokens, service: StandIn
 ) -> None:
     header = pb.Header(protocol=PROTOCOL_VERSION, run=RUN, node=8)
     call = pb.Call(keep_features=pb.KeepFeaturesRequest(header=header)).SerializeToString()
@@ -160,7 +122,7 @@ def test_a_node_cannot_act_for_another_by_naming_it_in_a_call(
 
 
 def test_without_tokens_a_service_answers_whoever_calls_by_the_name_it_gives(
-    service: Any,
+    service: StandIn,
 ) -> None:
     with serve(service) as address, RemoteLLM(address, Caller(RUN, 8)) as remote:
         remote.step(*batch(0))
@@ -174,9 +136,6 @@ def test_tokens_differ_by_node_round_phase_and_run_and_from_process_to_process()
             with tokens.open(*when) as token:
                 made |= {token(7), token(8)}
     assert len(made) == 18 and {len(token) for token in made} == {64}
-
-
-def test_a_token_of_another_process_is_not_genuine() -> None:
     here, there = Tokens(RUN), Tokens(RUN)
     with here.open(1, "train") as token, there.open(1, "train"):
         assert here.owner(caller(token).metadata()) == b"5/7"
@@ -190,9 +149,8 @@ def test_no_log_line_and_no_text_of_a_caller_holds_a_token(
     with caplog.at_level(logging.DEBUG), tokens.open(1, "train") as token:
         with RemoteLLM(address, caller(token)) as remote:
             remote.step(*batch(0))
-            assert token(NODE) not in repr(remote)
+            assert token(NODE) not in repr(remote) + repr(caller(token))
         with RemoteLLM(address, replace(caller(token, 8), node=NODE), "float32") as remote:
             with pytest.raises(HostRefusedError):
                 remote.step(*batch(0))
         assert token(NODE) not in caplog.text and token(8) not in caplog.text
-        assert token(NODE) not in repr(caller(token))
