@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.report import options_of, table, write_json
+from benchmarks.stub_half import stub_half
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature
@@ -25,34 +25,9 @@ from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.llm_half import LLMHalf
 
 VOCABULARY = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def stub(hidden_size: int, dtype: torch.dtype) -> LLMHalf:
-    """A language model of this width that does as little as can be: a head on its inputs."""
-    head = torch.randn(hidden_size, VOCABULARY, dtype=dtype) / hidden_size**0.5
-
-    def logits(embeds: Tensor, rows: Tensor, *rest: Any) -> Tensor:
-        return embeds.flatten(0, 1)[rows] @ head
-
-    half = SimpleNamespace(
-        model="stub",
-        fingerprint="",
-        hub_id="",
-        revision="",
-        hidden_size=hidden_size,
-        vocabulary=VOCABULARY,
-        size=head.numel(),
-        dtype=dtype,
-        device=torch.device("cpu"),
-        check=lambda *batch: None,
-        logits=logits,
-        embed=lambda ids: torch.zeros(len(ids), hidden_size, dtype=dtype),
-    )
-    return cast(LLMHalf, half)
 
 
 def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
@@ -86,7 +61,8 @@ def measure(kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any
     """Bytes up and down of each step of one batch, the first one first."""
     dtype = DTYPES[options.dtype]
     store = FeatureStore(2**31)
-    with serve(FrozenLLM(stub(options.hidden_size, dtype), features=store)) as address:
+    half = stub_half(options.hidden_size, VOCABULARY, dtype)
+    with serve(FrozenLLM(half, features=store)) as address:
         with RemoteLLM(address) as remote:
             remote.describe()
             exchange: LLM = kind(remote)

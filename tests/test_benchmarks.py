@@ -37,7 +37,7 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SHARED = {"__init__", "crowd", "models", "report", "runs", "whole"}
+SHARED = {"__init__", "crowd", "models", "report", "runs", "stub_half", "whole"}
 SCRIPTS = {file.stem: file.stem for file in FOLDER.glob("*.py") if file.stem not in SHARED}
 SCRIPTS |= {file.parent.name: f"{file.parent.name}.script" for file in FOLDER.glob("*/script.py")}
 

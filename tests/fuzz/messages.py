@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from hypothesis import strategies as st
 
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
 from fednano_flwr.exchange.wire import codec
@@ -20,6 +18,7 @@ from fednano_flwr.exchange.wire.methods import METHODS
 VICTIMS_KEY = b"the victim's"
 OWN_KEYS = (b"a", b"b", b"c" * 32)
 KINDS = tuple(METHODS)
+HOWS = ("spoiled", "absurd", "cut and flipped")
 INTEGERS = (0, 1, 2, 3, 7, 64, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 WIDE = (*INTEGERS, 2**63, 2**64 - 1)
 FLOATS = (0.0, 1.0, -1.0, 1e38, 3e38, 1e-40, float("inf"), float("-inf"), float("nan"))
@@ -28,8 +27,6 @@ WORDS = ("", "float32", "bfloat16", "int8", "float64", "float8", "image", "text"
 
 MUTANTS = 16
 """Of one call: they cost less to make than the draw that they come from."""
-
-seeds = st.integers(0, 2**64 - 1)
 
 
 def header() -> pb.Header:
@@ -70,9 +67,10 @@ def inputs(rng: random.Random, size: int, vocabulary: int, keys: tuple[bytes, ..
     return batch
 
 
-def good(kind: str, seed: int, size: int, vocabulary: int, graphs: tuple[int, ...]) -> pb.Call:
+def good(
+    kind: str, rng: random.Random, size: int, vocabulary: int, graphs: tuple[int, ...] = ()
+) -> pb.Call:
     """A call that asks for something sensible, if perhaps of somebody else."""
-    rng = random.Random(seed)
     keys = (*OWN_KEYS, VICTIMS_KEY)
     call = pb.Call()
     request = getattr(call, kind)
@@ -243,27 +241,24 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed) if rng.random() < 0.98 else rng.randbytes(rng.randint(0, 300))
 
 
-def calls(size: int, vocabulary: int, graphs: tuple[int, ...]) -> Callable[[Any], list[bytes]]:
-    """From a draw of `draws` to serialized calls."""
+def calls(
+    rng: random.Random, how: str, size: int, vocabulary: int, graphs: tuple[int, ...] = ()
+) -> list[bytes]:
+    """Serialized calls.
 
-    def make(draw: tuple[str, str, int, int]) -> list[bytes]:
-        how, kind, seed, times = draw
-        rng = random.Random(seed ^ 0x5EED)
-        if how == "absurd":
-            call = pb.Call()
-            getattr(call, kind).SetInParent()
-            fill(getattr(call, kind), rng)
-            return [call.SerializeToString()]
-        call = good(kind, seed, size, vocabulary, graphs)
-        if how == "spoiled":
-            spoil(call, rng, times)
-            return [call.SerializeToString()]
-        whole = call.SerializeToString()
-        return [mutant(whole, rng) for _ in range(MUTANTS)]
-
-    return make
-
-
-def draws(how: str) -> st.SearchStrategy[tuple[str, str, int, int]]:
-    """How a call is made ("absurd", "spoiled", "cut and flipped"), its kind, a seed, changes."""
-    return st.tuples(st.just(how), st.sampled_from(KINDS), seeds, st.integers(0, 3))
+    Args:
+        how: one of `HOWS`.
+        graphs: numbers that a backward may name.
+    """
+    kind = rng.choice(KINDS)
+    if how == "absurd":
+        call = pb.Call()
+        getattr(call, kind).SetInParent()
+        fill(getattr(call, kind), rng)
+        return [call.SerializeToString()]
+    call = good(kind, rng, size, vocabulary, graphs)
+    if how == "spoiled":
+        spoil(call, rng, rng.randint(0, 3))
+        return [call.SerializeToString()]
+    whole = call.SerializeToString()
+    return [mutant(whole, rng) for _ in range(MUTANTS)]

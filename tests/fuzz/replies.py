@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from hypothesis import strategies as st
 
 from fednano_flwr.config import Upload
 from fednano_flwr.rounds.records import from_arrays, to_arrays
 from fednano_flwr.rounds.replies import check_evaluation, receive_update
 from fednano_flwr.rounds.uploads import to_upload
-from tests.fuzz.messages import mutant, seeds
-from tests.fuzz.running import Tally, run
+from tests.fuzz.messages import mutant
+from tests.fuzz.running import Tally
 from tests.replies import evaluate_reply, train_reply
 
 A, B = "text.lora_A.weight", "text.lora_B.weight"
@@ -102,9 +101,8 @@ def _spoil_metrics(reply: Message, rng: random.Random) -> None:
     reply.content["metrics"] = MetricRecord(metrics)
 
 
-def trained(seed: int) -> Iterator[str]:
+def trained(rng: random.Random) -> Iterator[str]:
     """How a train reply ends; what is taken is sound."""
-    rng = random.Random(seed)
     fisher = rng.choice(("none", "pass"))
     upload = rng.choice(UPLOADS)
     arrays = to_upload(SENT, FISHER if rng.random() < 0.8 else None, SENT, upload, None)
@@ -129,9 +127,8 @@ def trained(seed: int) -> Iterator[str]:
     yield "taken"
 
 
-def evaluated(seed: int) -> Iterator[str]:
+def evaluated(rng: random.Random) -> Iterator[str]:
     """How an evaluate reply ends; what is taken can be shown."""
-    rng = random.Random(seed)
     reply = evaluate_reply()
     _spoil_metrics(reply, rng)
     notes: dict[str, Any] = dict(reply.content.config_records["notes"])
@@ -156,7 +153,7 @@ def evaluated(seed: int) -> Iterator[str]:
     yield "taken"
 
 
-def attack(tally: Tally, examples: int, start: int | None) -> None:
+def attack(tally: Tally, examples: int) -> None:
     """Replies of training, then of evaluation."""
-    run(tally, "train replies", examples, seeds, trained, start)
-    run(tally, "evaluate replies", examples // 2, st.integers(0, 2**64 - 1), evaluated, start)
+    tally.run("train replies", examples, trained)
+    tally.run("evaluate replies", examples // 2, evaluated)

@@ -1,35 +1,46 @@
-"""Runs a check on many inputs and counts how each ended."""
+"""Runs a check on many random inputs and counts how each ended."""
 
 from __future__ import annotations
 
 import gc
-import json
 import os
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import psutil
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis.strategies import SearchStrategy
 
 RSS_BOUND = 96 * 2**20
 """Bytes that a run may leave this process larger: allocators keep some of what was freed."""
+Check = Callable[[random.Random], Iterator[str]]
+"""Makes inputs of random numbers; yields how each ended."""
 
 
 class Tally:
-    """How many inputs of each kind ended how, and how long they took."""
+    """How many inputs of each kind ended how, and how long they took.
 
-    def __init__(self) -> None:
+    Args:
+        start: of the random numbers; those of one start are the same each time.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
         self.ends: dict[str, Counter[str]] = {}
-        self.seconds: Counter[str] = Counter()  # type: ignore[assignment]
+        self.seconds: dict[str, float] = {}
 
-    def note(self, kind: str, end: str) -> None:
-        self.ends.setdefault(kind, Counter())[end] += 1
+    def run(self, kind: str, examples: int, check: Check) -> None:
+        """Have `examples` draws checked; a failure names the one to look at."""
+        ends, began = self.ends.setdefault(kind, Counter()), time.perf_counter()
+        for number in range(examples):
+            try:
+                ends.update(check(random.Random(f"{self.start} {kind} {number}")))
+            except Exception as error:
+                error.add_note(f"{kind}, draw {number} of FEDNANO_FUZZ_SEED={self.start}")
+                raise
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
 
     @property
     def inputs(self) -> int:
@@ -43,45 +54,6 @@ class Tally:
             lines.append(f"{ends.total():8} {self.seconds[kind]:8.1f}  {kind}: {said}")
         lines.append(f"{self.inputs:8} {sum(self.seconds.values()):8.1f}  in all")
         return "\n".join(lines)
-
-    def write(self, file: Path, **facts: Any) -> None:
-        kinds = {
-            kind: {"seconds": round(self.seconds[kind], 1), "ends": dict(ends.most_common())}
-            for kind, ends in self.ends.items()
-        }
-        file.write_text(json.dumps({"inputs": self.inputs, **facts, "kinds": kinds}, indent=2))
-
-
-def run(
-    tally: Tally,
-    kind: str,
-    examples: int,
-    values: SearchStrategy[Any],
-    check: Callable[[Any], Iterator[str]],
-    start: int | None = None,
-) -> None:
-    """Have `check` look at drawn values; it yields how each input that it makes of one ended.
-
-    Args:
-        start: of the draws; None: the same ones each time.
-    """
-
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=start is None,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    )
-    @given(values)
-    def one(value: Any) -> None:
-        for end in check(value):
-            tally.note(kind, end)
-
-    began = time.perf_counter()
-    (one if start is None else seed(start)(one))()
-    tally.seconds[kind] += time.perf_counter() - began  # type: ignore[assignment]
 
 
 @contextmanager

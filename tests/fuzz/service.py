@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
+from benchmarks.stub_half import stub_half
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.models.families import Family
 from fednano_flwr.models.llm_half import LLMHalf
-from tests.fuzz.messages import VICTIMS_KEY, good, header, tensor
+from tests.fuzz.messages import VICTIMS_KEY, calls, good, header, tensor
 
 SIZE, VOCABULARY, MAX_TOKENS = 8, 16, 32
 ATTACKER, VICTIM = b"1/2", b"1/3"
 
 
 def stub() -> LLMHalf:
-    """A head on its inputs in the place of a language model: what is checked is the way there."""
-    torch.manual_seed(0)
-    head, table = torch.randn(SIZE, VOCABULARY), torch.randn(VOCABULARY, SIZE)
-
-    def logits(embeds: Tensor, rows: Tensor, *rest: Any) -> Tensor:
-        return embeds.flatten(0, 1)[rows] @ head
-
-    half = SimpleNamespace(
-        model="stub",
-        fingerprint="f",
-        hub_id="",
-        revision="",
-        hidden_size=SIZE,
-        vocabulary=VOCABULARY,
-        size=head.numel(),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        family=Family("none", "None"),
-        longest=0,
-        logits=logits,
-        embed=lambda ids: table[ids],
-        check_length=lambda tokens: None,
-        new_cache=lambda: None,
-        next_logits=lambda embed, position, cache: embed @ head,
-    )
-    half.check = lambda *batch: LLMHalf.check(cast(Any, half), *batch)
-    return cast(LLMHalf, half)
+    return stub_half(SIZE, VOCABULARY)
 
 
 class Attacked:
@@ -67,7 +37,7 @@ class Attacked:
         rows = codec.encode(torch.ones(2, self.size), "float32")
         keep.keep_features.features.add(key=VICTIMS_KEY, rows=rows)
         assert self.ask(keep, VICTIM).HasField("keep_features")
-        self.graph = self.ask(good("forward", 5, self.size, self.vocabulary, ()), VICTIM)
+        self.graph = self.ask(good("forward", random.Random(5), self.size, self.vocabulary), VICTIM)
         assert self.graph.HasField("forward"), self.graph
         self.expected = self.victims_answers()
 
@@ -77,8 +47,8 @@ class Attacked:
     def victims_answers(self) -> list[bytes]:
         """What a good client gets, to the last bit."""
         rng = random.Random(1)
-        step = good("step", 1, self.size, self.vocabulary, ())
-        score = good("score", 2, self.size, self.vocabulary, ())
+        step = good("step", random.Random(1), self.size, self.vocabulary)
+        score = good("score", random.Random(2), self.size, self.vocabulary)
         low = pb.Call(next_tokens=pb.NextTokensRequest(header=header(), positions=[3]))
         low.next_tokens.inputs.lengths.append(4)
         low.next_tokens.inputs.low_rank.image_runs.extend([1, 2, 1])
@@ -96,14 +66,10 @@ class Attacked:
         assert [a.WhichOneof("what") for a in found] == ["step", "score", "next_tokens"], found
         return [answer.SerializeToString(deterministic=True) for answer in found]
 
-    def check(self, make: Callable[[Any], list[bytes]]) -> Callable[[Any], Iterator[str]]:
-        """How each call of a draw ends; it may end in no other way than by an answer."""
-
-        def ends(draw: Any) -> Iterator[str]:
-            for message in make(draw):
-                yield self.end(message)
-
-        return ends
+    def check(self, how: str, rng: random.Random) -> Iterator[str]:
+        """How calls of a draw end; they may end in no other way than by an answer."""
+        for message in calls(rng, how, self.size, self.vocabulary, (self.graph.forward.graph,)):
+            yield self.end(message)
 
     def end(self, message: bytes) -> str:
         answer = self.dispatcher.answer(message, ATTACKER)
@@ -147,14 +113,3 @@ class Attacked:
         assert self.features.count(ATTACKER) <= 100 and self.features.count(VICTIM) == 1
         assert self.features.bytes_in_memory <= 2**18 and self.features.bytes_on_disk <= 2**18
         self.features.close()
-
-
-class NoErrors(logging.Handler):
-    """Whatever is logged as an error is one."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(record.getMessage())
