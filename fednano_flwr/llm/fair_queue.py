@@ -1,8 +1,8 @@
-"""Whose samples go through the language model next.
+"""The order in which clients' samples go through the language model.
 
-Every owner (client) has a clock that runs on with its tokens served; the owner whose clock shows
-least is next (start-time fair queueing, Goyal, Vin & Cheng, IEEE/ACM ToN 1997). So a client with
-large requests waits for those with small ones, and not they for it.
+Each owner (client) has a clock that advances with its served tokens, and the owner with the lowest
+clock is next (start-time fair queueing, Goyal, Vin & Cheng, IEEE/ACM ToN 1997). So a client with
+large requests waits for clients with small ones, not the other way round.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FairQueue:
 
     @property
     def tokens(self) -> int:
-        """Of what no pass has taken yet."""
+        """Tokens that no pass has taken yet."""
         return sum(
             sum(sample.length for sample in entry.samples) or entry.work.tokens
             for entries in self._waiting.values()
@@ -54,7 +54,7 @@ class FairQueue:
 
     @property
     def owners(self) -> set[bytes]:
-        """Who waits."""
+        """Owners with a waiting request."""
         return set(self._waiting)
 
     def waiting_of(self, owner: bytes) -> int:
@@ -66,13 +66,13 @@ class FairQueue:
         return self.tokens >= self._batch_tokens
 
     def clear(self) -> list[Request[Any]]:
-        """Let nothing wait any more; returns what did."""
+        """Remove and return all waiting requests."""
         left = [entry.work for entries in self._waiting.values() for entry in entries]
         self._waiting.clear()
         return left
 
     def add(self, work: Request[Any]) -> None:
-        """Let a request wait."""
+        """Add a request."""
         samples = work.samples() if isinstance(work, Job) else []
         if self._batch_tokens:
             samples.sort(key=lambda sample: sample.length, reverse=True)
@@ -85,7 +85,7 @@ class FairQueue:
     def next(self) -> list[Sample] | Task[Any] | None:
         """The next pass, or a task to do alone; None if nothing waits.
 
-        Requests that are done already, because nobody wants them any more, are left out.
+        Requests whose client has gone are left out.
         """
         self._forget_done()
         if not self._waiting:
@@ -103,7 +103,7 @@ class FairQueue:
         return self._shared_pass(lead)
 
     def _shared_pass(self, lead: bytes) -> list[Sample]:
-        """Samples from the owner whose turn it is and from others, in the order of their clocks."""
+        """Samples of the owner with the lowest clock, then of others in the order of theirs."""
         taken: list[Sample] = []
         givers = list(self._waiting)
         layout = self._layout(lead)
@@ -118,7 +118,7 @@ class FairQueue:
         return taken
 
     def _layout(self, owner: bytes) -> tuple[bool, int, bool] | None:
-        """Of an owner's next samples; None if a task is next."""
+        """Layout of an owner's next samples; None if a task is next."""
         work = self._waiting[owner][0].work
         return work.layout if isinstance(work, Job) else None
 
@@ -128,7 +128,7 @@ class FairQueue:
         return padded <= self._batch_tokens and PADDING * (padded - sum(lengths)) <= padded
 
     def _took(self, owner: bytes, tokens: int) -> None:
-        """Move an owner's clock on, and its request out if all of it is taken."""
+        """Advance an owner's clock, and remove its request if all of it is taken."""
         self._clocks[owner] += tokens
         entries = self._waiting[owner]
         if not entries[0].samples:
@@ -146,7 +146,7 @@ class FairQueue:
                 del self._waiting[owner]
 
     def _forget_clocks(self) -> None:
-        """Of owners who are not waiting and would start from now anyway."""
+        """Drop clocks of owners that have nothing waiting and would start from now anyway."""
         for owner in [o for o, c in self._clocks.items() if c <= self._now]:
             if owner not in self._waiting:
                 del self._clocks[owner]

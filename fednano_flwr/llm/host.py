@@ -27,21 +27,14 @@ from fednano_flwr.exchange.protocol import (
 )
 from fednano_flwr.llm.client_state import CachedAnswer, Caches, Graph, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.jobs import (
-    JOBS,
-    Job,
-    ReadJob,
-    Sample,
-    StepJob,
-    check_finite,
-)
+from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob, check_finite
 from fednano_flwr.models.llm_half import LLMHalf
 
 log = logging.getLogger(__name__)
 
 
 class HostMemoryError(ValueError):
-    """What was asked does not fit the host's memory; repeating it is of no use."""
+    """A request does not fit the host's memory; repeating it does not help."""
 
     def __init__(self, what: str, error: BaseException | str) -> None:
         super().__init__(what, str(error).splitlines()[0])
@@ -49,7 +42,7 @@ class HostMemoryError(ValueError):
     def __str__(self) -> str:
         what, reason = self.args
         return (
-            f"the LLM host's memory does not last for {what} ({reason}); its operator can set "
+            f"the LLM host has too little memory for {what} ({reason}); its operator can set "
             "llm.checkpointing"
         )
 
@@ -181,8 +174,8 @@ class FrozenLLM(LLMService):
     def serve(self, samples: Sequence[Sample]) -> None:
         """Serve samples of one or several requests of one layout in one pass.
 
-        What goes wrong with a request is that request's error. Where the device's memory does not
-        last for one pass, there are several.
+        A request that fails gets its own error. A pass that does not fit the device's memory is
+        split.
         """
         with self._lock:
             ready = [sample for sample in samples if self._is_ready(sample.job)]
@@ -233,7 +226,7 @@ class FrozenLLM(LLMService):
             return
         if not self._told_of_memory:
             log.warning(
-                "the LLM host's memory does not last for %d samples at once: passes are split "
+                "the LLM host has too little memory for %d samples at once: passes are split "
                 "where needed (this is said once): %s",
                 len(samples),
                 reason,

@@ -9,12 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from fednano_flwr.exchange.protocol import (
-    Feature,
-    HostBusyError,
-    LLMInfo,
-    LLMService,
-)
+from fednano_flwr.exchange.protocol import Feature, HostBusyError, LLMInfo, LLMService
 from fednano_flwr.exchange.wire.watch import UNWATCHED, Harmless, Watch
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
@@ -26,7 +21,7 @@ ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
 CHECK_SECONDS = 0.5
 FEW_TOKENS = {"backward": 0, "decode": 1}
-"""What a call counts as that brings no batch."""
+"""Tokens that a call without a batch counts as."""
 
 
 class QueuedLLM(LLMService):
@@ -36,12 +31,11 @@ class QueuedLLM(LLMService):
         host: what serves them, in one worker thread.
         batch_tokens: most tokens in a pass that serves samples of several requests; 0: a pass
             serves one request, and results do not depend on who else asks, to the last bit.
-        batch_wait: seconds that a pass may wait for clients that have been asking and have nothing
-            waiting yet.
+        batch_wait: seconds that a pass may wait for active clients without a waiting request.
         max_waiting: requests that may wait; more are refused for the moment.
         owner_waiting: as many of one owner; 0 for no limit.
-        watch: is told of each pass, and can ask how things stand.
-        at_end: is called when the host has been closed.
+        watch: measures each pass and reads the gauges.
+        at_end: called when the host has been closed.
     """
 
     def __init__(
@@ -105,7 +99,7 @@ class QueuedLLM(LLMService):
         self._host.keep_features(features, owner)
 
     def gauges(self) -> dict[str, float]:
-        """What waits and what is kept now; waits for no pass."""
+        """What waits and what is kept now; does not wait for a pass to end."""
         with self._changed:
             requests, tokens = len(self._queue), self._queue.tokens
         features, caches = self._host.features, self._host.caches
@@ -203,7 +197,7 @@ class QueuedLLM(LLMService):
             return None
 
     def _seconds_to_wait(self) -> float:
-        """Seconds that the next pass may still wait for clients that have been asking."""
+        """Seconds that the next pass may still wait for active clients."""
         if not self._batch_tokens or self._queue.fills_a_pass():
             return 0.0
         now = time.monotonic()

@@ -19,7 +19,7 @@ from fednano_flwr.models.llm_half import load_llm_half
 RAY_STARTS_WITHIN = 60.0
 """Seconds that Flower's simulation may take to start Ray."""
 FEATURES_OF_NODE = 200_000
-"""Pictures whose features are kept; one more, and the node's own least recently used goes."""
+"""Pictures whose features are kept of one node; then its least recently used go."""
 
 
 def load_host(
