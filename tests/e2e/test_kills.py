@@ -29,7 +29,7 @@ from tests.conftest import REPOSITORY, tiny_config
 from tests.e2e.machines import free_ports
 from tests.local_grid import LocalGrid
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 Config = Callable[..., dict[str, Any]]
 VICTIM = 999
 

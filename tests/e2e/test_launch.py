@@ -20,7 +20,7 @@ import tomli_w
 
 from tests.signals import interruptible
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 # The command, without the check of names: the toy app trains nothing.

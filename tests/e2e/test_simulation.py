@@ -88,6 +88,7 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
         assert one["round_bytes_up"] == pytest.approx(other["round_bytes_up"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(tmp_path: Path) -> None:
     changes = ["num-server-rounds=2", "local-epochs=1", "run.name=killed"]
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "3"]
@@ -125,6 +126,7 @@ def kill_a_worker(folder: Path) -> None:
                 return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dataset"),
     [
