@@ -155,7 +155,6 @@ def test_another_user_reads_the_tables_of_a_shared_cache(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-@pytest.mark.xfail(strict=True, reason="a lock's file is its user's alone; locks are replaced")
 def test_a_lock_that_another_user_left_behind_is_in_nobodys_way() -> None:
     folder = Path(tempfile.mkdtemp())
     try:

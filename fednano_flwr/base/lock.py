@@ -57,18 +57,31 @@ class FolderLock:
                     raise
                 continue
             try:
-                # Not inherited by programs that this one starts: they would hold the lock as well.
-                number = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+                number, mine = self._open()
             except FileNotFoundError:  # who had it has just removed the empty folder
                 continue
             try:
                 self._lock(number, say)
-                if self._is(number):
+                if not mine:  # another user left it behind: one of our own takes its place
+                    self.file.unlink()
+                elif self._is(number):
                     self._introduce(number)
                     self._number = number
             finally:
                 if self._number is None:
                     os.close(number)
+
+    def _open(self) -> tuple[int, bool]:
+        """The lock's file, and whether this user may write to it.
+
+        It is not inherited by programs that this one starts: they would hold the lock as well.
+        """
+        try:
+            return os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644), True
+        except PermissionError:
+            if not self.file.exists():  # it is the folder that cannot be written to
+                raise
+            return os.open(self.file, os.O_RDONLY), False
 
     def __enter__(self) -> FolderLock:
         return self
