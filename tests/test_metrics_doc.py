@@ -1,4 +1,4 @@
-"""docs/metrics-file.md says what is in a line of metrics.jsonl."""
+"""docs/metrics.md says what is in a line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.config import RunConfig
 from tests.local_grid import LocalGrid
 
-DOC = Path(__file__).parents[1] / "docs" / "metrics-file.md"
+DOC = Path(__file__).parents[1] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `([\w.]+)` \| ([\w ]+) \| [^|]*\| [^|]+\|$", re.MULTILINE)
 TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -28,7 +28,8 @@ TYPES: dict[str, tuple[type, ...]] = {
 @pytest.fixture(scope="module")
 def documented() -> dict[str, str]:
     """Field to type, in the table's order."""
-    return dict(ROW.findall(DOC.read_text(encoding="utf-8")))
+    page = DOC.read_text(encoding="utf-8")
+    return dict(ROW.findall(page.partition("\n## Trackers\n")[0]))
 
 
 def fields(record: dict[str, Any], whole: set[str], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 from fednano_flwr.analysis.experiments.tables import difference, points
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": True, "docs/merging.md": True, "docs/upload.md": False}
+PAGES = {"README.md": True, "docs/merging.md": True, "docs/exchange.md": False}
 """Pages with tables, and whether there has to be one."""
 MARK = r"<!-- (results/\S+\.json) -->\n"
 SPREADS = {"accuracy": "accuracy", "worst client": "worst", "all questions": "all"}

@@ -63,7 +63,7 @@ def test_uploads_are_weighed_as_flowers_records_and_are_those_of_the_docs(
         compressed = tomllib.load(file)["upload"]
     assert compressed == {key: uploads["int4+log4"][key] for key in ("adapters", "fisher")}
 
-    page = (REPOSITORY / "docs" / "upload.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "exchange.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([\d,]+) \| ([\d.]+) % \|$", page, re.M)
     assert len(rows) == len(uploads)
     for adapters, fisher, bytes_, share in rows:

@@ -182,7 +182,7 @@ def _round(counted: Counted) -> str:
     return (
         table(f"Round traffic of a client, rank {counted.options.rank}", columns, rows)
         + "\nA client that is scored gets the adapters once more.\n"
-        "upload.adapters and upload.fisher choose how an upload is packed (docs/upload.md)."
+        "upload.adapters and upload.fisher choose how an upload is packed (docs/exchange.md)."
     )
 
 

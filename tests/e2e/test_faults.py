@@ -2,7 +2,7 @@
 
 One SuperLink with a database and two supervised SuperNodes; every fault is a SIGKILL. The adapters
 at the end are those of a run in one process in which the same client missed the same rounds.
-`pytest -s` prints the seconds that docs/faults.md names.
+`pytest -s` prints the seconds that docs/running.md names.
 """
 
 from __future__ import annotations

@@ -78,9 +78,9 @@ def measured(half: LLMHalf, **arguments: Any) -> Iterator[tuple[str, Page]]:
     said: list[str] = []
     host = FrozenLLM(half, max_tokens=100, features=FeatureStore(2**20))
     with (
-        open_metrics(LOOPBACK, said.append) as metrics,
-        QueuedLLM(host, metrics=metrics) as queued,
-        serve(queued, metrics=metrics, **arguments) as address,
+        open_metrics(LOOPBACK, said.append) as watch,
+        QueuedLLM(host, watch=watch) as queued,
+        serve(queued, watch=watch, **arguments) as address,
     ):
         yield address, Page(said[0].split("http://")[1].removesuffix("/metrics"))
 
@@ -156,8 +156,8 @@ def test_requests_that_wait_are_counted_while_they_do(
     monkeypatch.setattr(FrozenLLM, "serve", gated)
     said: list[str] = []
     host = FrozenLLM(llm_half)
-    with open_metrics(LOOPBACK, said.append) as metrics, ThreadPoolExecutor(3) as pool:
-        with QueuedLLM(host, batch_tokens=100, metrics=metrics) as queued:
+    with open_metrics(LOOPBACK, said.append) as watch, ThreadPoolExecutor(3) as pool:
+        with QueuedLLM(host, batch_tokens=100, watch=watch) as queued:
             page = Page(said[0].split("http://")[1].removesuffix("/metrics"))
             asked = [pool.submit(queued.step, *batch(0, (5, 9)), b"first")]
             assert inside.wait(WAIT)
@@ -293,7 +293,8 @@ def test_a_runs_bytes_are_its_clients_step_traffic(
 
 
 def test_every_metric_is_documented_and_there_is_no_other(service: tuple[str, Page]) -> None:
-    table = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Prometheus\n")[2]
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
     with urllib.request.urlopen(service[1].url, timeout=WAIT) as page:

@@ -1,4 +1,4 @@
-"""docs/upload.md against what was measured."""
+"""docs/exchange.md against what was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fednano_flwr.adapters import pack_fisher as fisher
 from fednano_flwr.adapters.packing import BITS
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = (ROOT / "docs" / "upload.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "upload.json").read_text(encoding="utf-8"))
 LOG4 = RESULTS["fisher"]["log4"]
 

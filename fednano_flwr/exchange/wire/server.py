@@ -17,15 +17,9 @@ from fednano_flwr.exchange.protocol import STILL_WANTED, HostBusyError, LLMServi
 from fednano_flwr.exchange.wire import methods
 from fednano_flwr.exchange.wire.auth import Access, TokenError
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
-from fednano_flwr.exchange.wire.metrics import (
-    NO_CALL,
-    NO_METRICS,
-    SESSION,
-    Harmless,
-    ServiceMetrics,
-)
 from fednano_flwr.exchange.wire.nodes import Activity, Meter, NodeLimits
 from fednano_flwr.exchange.wire.tls import Identity
+from fednano_flwr.exchange.wire.watch import NO_CALL, SESSION, UNWATCHED, Harmless, Watch
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
@@ -38,7 +32,7 @@ class Servicer:
     Args:
         tokens: say which node a session is; without them it is the one that its calls name.
         meter: counts what each of these nodes takes.
-        metrics: of streams and bytes.
+        watch: is told of streams and bytes.
     """
 
     def __init__(
@@ -46,10 +40,10 @@ class Servicer:
         dispatcher: Dispatcher,
         tokens: Access | None,
         meter: Meter,
-        metrics: ServiceMetrics,
+        watch: Watch,
     ) -> None:
         self._dispatcher = dispatcher
-        self._tokens, self._meter, self._metrics = tokens, meter, metrics
+        self._tokens, self._meter, self._watch = tokens, meter, watch
 
     def session(self, calls: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answers calls one by one, each only while the token is good; else it is not parsed."""
@@ -59,14 +53,14 @@ class Servicer:
             with ExitStack() as stack:
                 if owner is not None:
                     stack.enter_context(self._meter.session(owner))
-                stack.enter_context(self._metrics.stream())
+                stack.enter_context(self._watch.stream())
                 for call in calls:
                     owner = self._owner(context)
                     reply = self._dispatcher.answer(call, owner).SerializeToString()
-                    self._metrics.transferred(len(call), len(reply))
+                    self._watch.moved(len(call), len(reply))
                     yield reply
         except HostBusyError as error:
-            self._metrics.answered(SESSION, error)
+            self._watch.answered(SESSION, error)
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
@@ -75,7 +69,7 @@ class Servicer:
         try:
             return self._tokens.owner(context.invocation_metadata())
         except TokenError as error:
-            self._metrics.answered(NO_CALL, error)
+            self._watch.answered(NO_CALL, error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             raise  # never reached: `abort` raises
 
@@ -90,7 +84,7 @@ def serve(
     identity: Identity | None = None,
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
     activity: Activity | None = None,
-    metrics: ServiceMetrics = NO_METRICS,
+    watch: Watch = UNWATCHED,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -102,7 +96,7 @@ def serve(
         identity: the service speaks TLS only, with this key and certificate.
         limits: of each node; they need `tokens`, which tell nodes apart.
         activity: notes when each node was served; needs `tokens`, which say who a node is.
-        metrics: of the service.
+        watch: measures the service.
 
     Raises:
         ValueError: others could reach the service, read along, or use it without a token.
@@ -113,7 +107,7 @@ def serve(
             f"bind = {bind!r}: an address that other machines can reach needs tokens (who may "
             "call) and identity (TLS); without, take 127.0.0.1"
         )
-    metrics, meter = Harmless(metrics), Meter(limits)
+    watch, meter = Harmless(watch), Meter(limits)
     threads = max_clients + REFUSALS_AT_ONCE
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
@@ -125,7 +119,7 @@ def serve(
             *KEEPALIVE,
         ],
     )
-    servicer = Servicer(Dispatcher(service, meter, activity, metrics), tokens, meter, metrics)
+    servicer = Servicer(Dispatcher(service, meter, activity, watch), tokens, meter, watch)
     handler = grpc.stream_stream_rpc_method_handler(servicer.session)
     handlers = grpc.method_handlers_generic_handler("fednano.v1.LLM", {"Session": handler})
     server.add_generic_rpc_handlers((handlers,))

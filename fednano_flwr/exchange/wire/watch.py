@@ -1,4 +1,4 @@
-"""What an LLM service reports while it runs; the base class keeps nothing of it."""
+"""The seam: what an LLM service tells of itself while it runs, to whoever measures it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 NO_CALL = "none"
-"""The kind of what cannot be parsed, or has no good token."""
+"""The kind of what cannot be told to be any call."""
 SESSION = "session"
 """The kind of a stream that is refused as a whole."""
 
@@ -30,61 +30,80 @@ class Waiting(Protocol):
         """Of its result."""
 
 
-class ServiceMetrics:
-    """Called from several threads; a call may take no time."""
+class Watch(Protocol):
+    """Is told what happens, from several threads; what it does with that may take no time."""
 
     def answered(self, kind: str, error: Exception | None) -> None:
         """A call has its answer: a result, or why there is none."""
 
     def computed(self, tokens: int) -> None:
-        """The tokens of a call were computed."""
+        """A call had its tokens computed."""
 
-    def transferred(self, received: int, sent: int) -> None:
+    def moved(self, received: int, sent: int) -> None:
         """Bytes of a message and of its answer."""
 
     def stream(self) -> AbstractContextManager[None]:
         """A client's stream is open while the block runs."""
-        return nullcontext()
 
-    def forward_pass(
-        self, requests: Collection[Waiting], tokens: int
-    ) -> AbstractContextManager[None]:
+    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
         """One pass of the language model is the block; from one thread."""
+
+    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+        """Where figures can be asked for that are known at any time, by name."""
+
+
+class Unwatched:
+    """Nobody measures."""
+
+    def answered(self, kind: str, error: Exception | None) -> None:
+        pass
+
+    def computed(self, tokens: int) -> None:
+        pass
+
+    def moved(self, received: int, sent: int) -> None:
+        pass
+
+    def stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def add_gauges(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """Figures by name that can be read at any time."""
+    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+        pass
 
 
-NO_METRICS = ServiceMetrics()
+UNWATCHED = Unwatched()
 
 
-class Harmless(ServiceMetrics):
-    """Metrics whose own errors cost no call; each is logged the first time."""
+class Harmless:
+    """A `Watch` whose own errors cost no call; each is logged the first time."""
 
-    def __init__(self, metrics: ServiceMetrics) -> None:
-        self._metrics = metrics
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._logged: set[str] = set()
 
     def answered(self, kind: str, error: Exception | None) -> None:
         with self._forgiven():
-            self._metrics.answered(kind, error)
+            self._watch.answered(kind, error)
 
     def computed(self, tokens: int) -> None:
         with self._forgiven():
-            self._metrics.computed(tokens)
+            self._watch.computed(tokens)
 
-    def transferred(self, received: int, sent: int) -> None:
+    def moved(self, received: int, sent: int) -> None:
         with self._forgiven():
-            self._metrics.transferred(received, sent)
+            self._watch.moved(received, sent)
 
     def stream(self) -> AbstractContextManager[None]:
-        return self._around(self._metrics.stream)
+        return self._around(self._watch.stream)
 
-    def forward_pass(
-        self, requests: Collection[Waiting], tokens: int
-    ) -> AbstractContextManager[None]:
-        return self._around(lambda: self._metrics.forward_pass(requests, tokens))
+    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
+        return self._around(lambda: self._watch.passing(requests, tokens))
+
+    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
+        self._watch.shows(standing)
 
     @contextmanager
     def _around(self, block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
