@@ -84,8 +84,8 @@ def serving(
     tokens = FixedToken(read_token(token_file))
     # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
-        open_metrics(config.metrics, say) as watch,
-        load_host(model, config, LIMIT, watch, revision, waiting_of_owner=0) as host,
+        open_metrics(config.metrics, say) as metrics,
+        load_host(model, config, LIMIT, metrics, revision, waiting_of_owner=0) as host,
     ):
         info = host.describe()
         limits = NodeLimits(config.node_requests_per_second, config.max_clients)
@@ -97,7 +97,7 @@ def serving(
             tokens,
             identity,
             limits,
-            watch=watch,
+            metrics=metrics,
         ) as address:
             quantized = "" if config.quantization == "none" else f", {config.quantization}"
             say(

@@ -19,7 +19,7 @@ from fednano_flwr.exchange.protocol import (
     RefusalError,
 )
 from fednano_flwr.exchange.wire.auth import TokenError
-from fednano_flwr.exchange.wire.watch import UNWATCHED, Waiting, Watch
+from fednano_flwr.exchange.wire.metrics import NO_METRICS, ServiceMetrics, Waiting
 from fednano_flwr.llm.host import HostMemoryError
 
 try:
@@ -62,8 +62,8 @@ GAUGES = {
 }
 
 
-class PrometheusWatch:
-    """A `Watch` that keeps counters, histograms and gauges in a registry of its own."""
+class PrometheusMetrics(ServiceMetrics):
+    """Keeps counters, histograms and gauges in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
@@ -86,7 +86,6 @@ class PrometheusWatch:
         self._size = self._histogram("pass_tokens", "Tokens in a pass, no padding", TOKENS)
 
     def answered(self, kind: str, error: Exception | None) -> None:
-        """See `Watch.answered`."""
         outcome = next(OUTCOMES[c] for c in type(error).__mro__ if c in OUTCOMES)
         self._calls.labels(kind, outcome).inc()
         if outcome in REFUSALS:
@@ -94,21 +93,18 @@ class PrometheusWatch:
             self._refusals.labels(next(named, OTHER)).inc()
 
     def computed(self, tokens: int) -> None:
-        """See `Watch.computed`."""
         self._tokens.inc(tokens)
 
-    def moved(self, received: int, sent: int) -> None:
-        """See `Watch.moved`."""
+    def transferred(self, received: int, sent: int) -> None:
         self._received.inc(received)
         self._sent.inc(sent)
 
     def stream(self) -> AbstractContextManager[None]:
-        """See `Watch.stream`."""
         return self._streams.track_inprogress()
 
     @contextmanager
-    def passing(self, requests: Collection[Waiting], tokens: int) -> Iterator[None]:
-        """See `Watch.passing`; a request may take several passes, and waits for the first."""
+    def forward_pass(self, requests: Collection[Waiting], tokens: int) -> Iterator[None]:
+        """A request may take several passes, and waits for the first."""
         now = time.monotonic()
         for request in requests:
             if request not in self._began:
@@ -124,8 +120,8 @@ class PrometheusWatch:
                 if request.future.done():
                     self._took.labels(request.kind).observe(now - self._began.pop(request))
 
-    def shows(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """See `Watch.shows`; they are asked for when somebody reads."""
+    def add_gauges(self, gauges: Callable[[], Mapping[str, float]]) -> None:
+        """They are read when somebody reads the metrics."""
         self.registry.register(_Gauges(gauges))
 
     def _counter(self, name: str, what: str, *labels: str) -> prometheus.Counter:
@@ -164,7 +160,7 @@ def check_metrics(where: str) -> None:
 
 
 @contextmanager
-def open_metrics(where: str, say: Callable[[str], None]) -> Iterator[Watch]:
+def open_metrics(where: str, say: Callable[[str], None]) -> Iterator[ServiceMetrics]:
     """What a service reports to; its metrics can be read at `where` while the block runs.
 
     Args:
@@ -176,19 +172,19 @@ def open_metrics(where: str, say: Callable[[str], None]) -> Iterator[Watch]:
         OSError: the port cannot be had.
     """
     if not where:
-        yield UNWATCHED
+        yield NO_METRICS
         return
     check_metrics(where)
     host, port = host_and_port(where)
-    watch = PrometheusWatch()
+    metrics = PrometheusMetrics()
     try:
-        server, thread = prometheus.start_http_server(port, host, watch.registry)
+        server, thread = prometheus.start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise OSError(f"cannot serve metrics at {where} ({KEY}): {error}") from error
     try:
         name = f"[{host}]" if ":" in host else host
         say(f"metrics  http://{name}:{server.server_port}/metrics")
-        yield watch
+        yield metrics
     finally:
         server.shutdown()
         server.server_close()

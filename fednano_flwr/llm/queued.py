@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from fednano_flwr.exchange.protocol import Feature, HostBusyError, LLMInfo, LLMService
-from fednano_flwr.exchange.wire.watch import UNWATCHED, Harmless, Watch
+from fednano_flwr.exchange.wire.metrics import NO_METRICS, Harmless, ServiceMetrics
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.jobs import JOBS, Request, Result, Sample, Task
@@ -34,7 +34,7 @@ class QueuedLLM(LLMService):
         batch_wait: seconds that a pass may wait for active clients without a waiting request.
         max_waiting: requests that may wait; more are refused for the moment.
         owner_waiting: as many of one owner; 0 for no limit.
-        watch: measures each pass and reads the gauges.
+        metrics: of each pass, and gauges.
         at_end: called when the host has been closed.
     """
 
@@ -45,7 +45,7 @@ class QueuedLLM(LLMService):
         batch_wait: float = 0.002,
         max_waiting: int = 256,
         owner_waiting: int = 8,
-        watch: Watch = UNWATCHED,
+        metrics: ServiceMetrics = NO_METRICS,
         at_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._host = host
@@ -59,8 +59,8 @@ class QueuedLLM(LLMService):
         self._closed = False
         self._errors = 0
         self._logged = ""
-        self._watch = Harmless(watch)
-        watch.shows(self.gauges)
+        self._metrics = Harmless(metrics)
+        metrics.add_gauges(self.gauges)
         self._worker = threading.Thread(target=self._work, name="llm", daemon=True)
         self._worker.start()
 
@@ -156,11 +156,11 @@ class QueuedLLM(LLMService):
                 return False
             if isinstance(work, Task):
                 requests = {work}
-                with self._watch.passing(requests, work.tokens):
+                with self._metrics.forward_pass(requests, work.tokens):
                     work.run()
             else:
                 requests = {sample.job for sample in work}
-                with self._watch.passing(requests, sum(sample.length for sample in work)):
+                with self._metrics.forward_pass(requests, sum(sample.length for sample in work)):
                     self._host.serve(work)
         except Exception as error:
             self._note(error)

@@ -8,7 +8,7 @@ from functools import partial
 
 from fednano_flwr.config import LLMConfig, Model
 from fednano_flwr.exchange.protocol import LLMService
-from fednano_flwr.exchange.wire.watch import UNWATCHED, Watch
+from fednano_flwr.exchange.wire.metrics import NO_METRICS, ServiceMetrics
 from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Caches, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
@@ -26,7 +26,7 @@ def load_host(
     model: str,
     config: LLMConfig,
     answers_of_owner: int = ANSWERS_OF_OWNER,
-    watch: Watch = UNWATCHED,
+    metrics: ServiceMetrics = NO_METRICS,
     revision: str = "",
     waiting_of_owner: int = 8,
 ) -> QueuedLLM:
@@ -34,7 +34,7 @@ def load_host(
 
     Args:
         answers_of_owner: that one client may have under way at once.
-        watch: measures it.
+        metrics: of the service.
         revision: branch, tag or commit of a model on the hub.
         waiting_of_owner: requests of one client that may wait; 0 for no limit.
 
@@ -64,7 +64,7 @@ def load_host(
             host,
             config.batch_tokens,
             owner_waiting=waiting_of_owner,
-            watch=watch,
+            metrics=metrics,
             at_end=stack.pop_all().close,
         )
 
@@ -75,17 +75,17 @@ def open_host(
     config: LLMConfig,
     in_simulation: bool,
     say: Callable[[str], None],
-    watch: Watch = UNWATCHED,
+    metrics: ServiceMetrics = NO_METRICS,
 ) -> Iterator[LLMService]:
     """The service, closed after the block: the model in this process, or replicas in their own.
 
     Args:
         in_simulation: Flower starts Ray in this process, and replicas join it.
         say: takes lines for people.
-        watch: measures it; of replicas, what is known in this process.
+        metrics: of the service; of replicas, what is known in this process.
     """
     if config.replicas == 1:
-        with load_host(model.name, config, watch=watch, revision=model.revision) as host:
+        with load_host(model.name, config, metrics=metrics, revision=model.revision) as host:
             yield host
         return
     from fednano_flwr.llm.replicas import Replicas  # needs Ray, which a lone host does not
@@ -97,5 +97,5 @@ def open_host(
         wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,
         say=say,
     ) as replicas:
-        watch.shows(replicas.gauges)
+        metrics.add_gauges(replicas.gauges)
         yield replicas

@@ -53,8 +53,8 @@ def open_service(
     llm = config.llm
     identity, tokens, activity = read_identity(llm), Tokens(run_id), Activity()
     with (
-        open_metrics(llm.metrics, say) as watch,
-        open_host(config.model, llm, simulated, say, watch) as host,
+        open_metrics(llm.metrics, say) as metrics,
+        open_host(config.model, llm, simulated, say, metrics) as host,
         serve(
             host,
             llm.bind,
@@ -64,7 +64,7 @@ def open_service(
             identity,
             NodeLimits(llm.node_requests_per_second),
             activity,
-            watch,
+            metrics,
         ) as bound,
     ):
         address = llm.address or bound

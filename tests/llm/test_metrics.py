@@ -78,9 +78,9 @@ def measured(half: LLMHalf, **arguments: Any) -> Iterator[tuple[str, Page]]:
     said: list[str] = []
     host = FrozenLLM(half, max_tokens=100, features=FeatureStore(2**20))
     with (
-        open_metrics(LOOPBACK, said.append) as watch,
-        QueuedLLM(host, watch=watch) as queued,
-        serve(queued, watch=watch, **arguments) as address,
+        open_metrics(LOOPBACK, said.append) as metrics,
+        QueuedLLM(host, metrics=metrics) as queued,
+        serve(queued, metrics=metrics, **arguments) as address,
     ):
         yield address, Page(said[0].split("http://")[1].removesuffix("/metrics"))
 
@@ -156,8 +156,8 @@ def test_requests_that_wait_are_counted_while_they_do(
     monkeypatch.setattr(FrozenLLM, "serve", gated)
     said: list[str] = []
     host = FrozenLLM(llm_half)
-    with open_metrics(LOOPBACK, said.append) as watch, ThreadPoolExecutor(3) as pool:
-        with QueuedLLM(host, batch_tokens=100, watch=watch) as queued:
+    with open_metrics(LOOPBACK, said.append) as metrics, ThreadPoolExecutor(3) as pool:
+        with QueuedLLM(host, batch_tokens=100, metrics=metrics) as queued:
             page = Page(said[0].split("http://")[1].removesuffix("/metrics"))
             asked = [pool.submit(queued.step, *batch(0, (5, 9)), b"first")]
             assert inside.wait(WAIT)
@@ -297,8 +297,8 @@ def test_every_metric_is_documented_and_there_is_no_other(service: tuple[str, Pa
     table = page.partition("\n## Prometheus\n")[2]
     rows = [line.split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     documented = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
-    with urllib.request.urlopen(service[1].url, timeout=WAIT) as page:
-        families = text_string_to_metric_families(page.read().decode())
+    with urllib.request.urlopen(service[1].url, timeout=WAIT) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
         found = {f.name + ("_total" if f.type == "counter" else "") for f in families}
     made = {name for name in found if not name.endswith("_created")}
     assert documented == {name.removeprefix(PREFIX) for name in made} | set(GAUGES)

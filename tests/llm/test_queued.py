@@ -278,18 +278,18 @@ def test_an_error_between_passes_is_answered_to_its_requests_and_the_next_are_se
 
 
 class Broken:
-    """A watch of which every method fails, those of its blocks at the beginning or at the end."""
+    """Metrics of which every method fails, those of its blocks at the beginning or at the end."""
 
     def __init__(self, late: bool) -> None:
         self._late = late
 
-    def shows(self, gauges: object) -> None:
+    def add_gauges(self, gauges: object) -> None:
         pass
 
     def answered(self, *_: object) -> None:
         raise KeyError("metrics")
 
-    computed = moved = answered
+    computed = transferred = answered
 
     @contextmanager
     def stream(self, *_: object) -> Iterator[None]:
@@ -298,17 +298,17 @@ class Broken:
         yield
         raise KeyError("metrics")
 
-    passing = stream
+    forward_pass = stream
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_metrics_that_fail_cost_no_call_and_are_logged_once(
     host: Gate, late: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = Broken(late)
+    metrics = Broken(late)
     with (
-        QueuedLLM(host, watch=watch) as queued,
-        serve(queued, watch=watch) as address,
+        QueuedLLM(host, metrics=metrics) as queued,
+        serve(queued, metrics=metrics) as address,
         RemoteLLM(address, retry_seconds=0) as remote,
     ):
         for seed in range(3):

@@ -17,8 +17,8 @@ from fednano_flwr.exchange.protocol import (
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import owner as owner_of
 from fednano_flwr.exchange.wire.methods import METHODS
+from fednano_flwr.exchange.wire.metrics import NO_CALL, NO_METRICS, ServiceMetrics
 from fednano_flwr.exchange.wire.nodes import Activity, Meter
-from fednano_flwr.exchange.wire.watch import NO_CALL, UNWATCHED, Watch
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Dispatcher:
     Args:
         meter: counts what each node takes.
         activity: notes each call that was served to a node whose token says who it is.
-        watch: is told how each call ends.
+        metrics: of how each call ends.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Dispatcher:
         service: LLMService,
         meter: Meter | None = None,
         activity: Activity | None = None,
-        watch: Watch = UNWATCHED,
+        metrics: ServiceMetrics = NO_METRICS,
     ) -> None:
         self._service = service
         self._info = service.describe()
-        self._meter, self._activity, self._watch = meter, activity, watch
+        self._meter, self._activity, self._metrics = meter, activity, metrics
 
     def answer(self, message: bytes, owner: bytes | None = None) -> pb.Answer:
         """The answer to a serialized call; never raises, so that one bad call ends no session.
@@ -58,7 +58,7 @@ class Dispatcher:
             self._carry_out(kind, call, owner, answer)
         except Exception as error:
             failed = error
-        self._watch.answered(kind, failed)
+        self._metrics.answered(kind, failed)
         match failed:
             case None:
                 pass
@@ -87,7 +87,7 @@ class Dispatcher:
         else:
             result = getattr(self._service, kind)(*arguments, who)
         if tokens := method.tokens(*arguments):
-            self._watch.computed(tokens)
+            self._metrics.computed(tokens)
         reply.SetInParent()
         method.fill(reply, result, request)
         if owner is not None and self._activity is not None:

@@ -17,9 +17,15 @@ from fednano_flwr.exchange.protocol import STILL_WANTED, HostBusyError, LLMServi
 from fednano_flwr.exchange.wire import methods
 from fednano_flwr.exchange.wire.auth import Access, TokenError
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
+from fednano_flwr.exchange.wire.metrics import (
+    NO_CALL,
+    NO_METRICS,
+    SESSION,
+    Harmless,
+    ServiceMetrics,
+)
 from fednano_flwr.exchange.wire.nodes import Activity, Meter, NodeLimits
 from fednano_flwr.exchange.wire.tls import Identity
-from fednano_flwr.exchange.wire.watch import NO_CALL, SESSION, UNWATCHED, Harmless, Watch
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
@@ -32,7 +38,7 @@ class Servicer:
     Args:
         tokens: say which node a session is; without them it is the one that its calls name.
         meter: counts what each of these nodes takes.
-        watch: is told of streams and bytes.
+        metrics: of streams and bytes.
     """
 
     def __init__(
@@ -40,10 +46,10 @@ class Servicer:
         dispatcher: Dispatcher,
         tokens: Access | None,
         meter: Meter,
-        watch: Watch,
+        metrics: ServiceMetrics,
     ) -> None:
         self._dispatcher = dispatcher
-        self._tokens, self._meter, self._watch = tokens, meter, watch
+        self._tokens, self._meter, self._metrics = tokens, meter, metrics
 
     def session(self, calls: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answers calls one by one, each only while the token is good; else it is not parsed."""
@@ -53,14 +59,14 @@ class Servicer:
             with ExitStack() as stack:
                 if owner is not None:
                     stack.enter_context(self._meter.session(owner))
-                stack.enter_context(self._watch.stream())
+                stack.enter_context(self._metrics.stream())
                 for call in calls:
                     owner = self._owner(context)
                     reply = self._dispatcher.answer(call, owner).SerializeToString()
-                    self._watch.moved(len(call), len(reply))
+                    self._metrics.transferred(len(call), len(reply))
                     yield reply
         except HostBusyError as error:
-            self._watch.answered(SESSION, error)
+            self._metrics.answered(SESSION, error)
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _owner(self, context: grpc.ServicerContext) -> bytes | None:
@@ -69,7 +75,7 @@ class Servicer:
         try:
             return self._tokens.owner(context.invocation_metadata())
         except TokenError as error:
-            self._watch.answered(NO_CALL, error)
+            self._metrics.answered(NO_CALL, error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
             raise  # never reached: `abort` raises
 
@@ -84,7 +90,7 @@ def serve(
     identity: Identity | None = None,
     limits: NodeLimits = NodeLimits(),  # noqa: B008 (frozen)
     activity: Activity | None = None,
-    watch: Watch = UNWATCHED,
+    metrics: ServiceMetrics = NO_METRICS,
 ) -> Iterator[str]:
     """Answer clients while the block runs; yields the address, `host:port`.
 
@@ -96,7 +102,7 @@ def serve(
         identity: the service speaks TLS only, with this key and certificate.
         limits: of each node; they need `tokens`, which tell nodes apart.
         activity: notes when each node was served; needs `tokens`, which say who a node is.
-        watch: measures the service.
+        metrics: of the service.
 
     Raises:
         ValueError: others could reach the service, read along, or use it without a token.
@@ -107,7 +113,7 @@ def serve(
             f"bind = {bind!r}: an address that other machines can reach needs tokens (who may "
             "call) and identity (TLS); without, take 127.0.0.1"
         )
-    watch, meter = Harmless(watch), Meter(limits)
+    metrics, meter = Harmless(metrics), Meter(limits)
     threads = max_clients + REFUSALS_AT_ONCE
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
@@ -119,7 +125,7 @@ def serve(
             *KEEPALIVE,
         ],
     )
-    servicer = Servicer(Dispatcher(service, meter, activity, watch), tokens, meter, watch)
+    servicer = Servicer(Dispatcher(service, meter, activity, metrics), tokens, meter, metrics)
     handler = grpc.stream_stream_rpc_method_handler(servicer.session)
     handlers = grpc.method_handlers_generic_handler("fednano.v1.LLM", {"Session": handler})
     server.add_generic_rpc_handlers((handlers,))

@@ -1,4 +1,4 @@
-"""The seam: what an LLM service tells of itself while it runs, to whoever measures it."""
+"""What an LLM service reports while it runs; the base class keeps nothing of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
 NO_CALL = "none"
-"""The kind of what cannot be told to be any call."""
+"""The kind of what cannot be parsed, or has no good token."""
 SESSION = "session"
 """The kind of a stream that is refused as a whole."""
 
@@ -30,80 +30,61 @@ class Waiting(Protocol):
         """Of its result."""
 
 
-class Watch(Protocol):
-    """Is told what happens, from several threads; what it does with that may take no time."""
+class ServiceMetrics:
+    """Called from several threads; a call may take no time."""
 
     def answered(self, kind: str, error: Exception | None) -> None:
         """A call has its answer: a result, or why there is none."""
 
     def computed(self, tokens: int) -> None:
-        """A call had its tokens computed."""
+        """The tokens of a call were computed."""
 
-    def moved(self, received: int, sent: int) -> None:
+    def transferred(self, received: int, sent: int) -> None:
         """Bytes of a message and of its answer."""
 
     def stream(self) -> AbstractContextManager[None]:
         """A client's stream is open while the block runs."""
+        return nullcontext()
 
-    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
+    def forward_pass(
+        self, requests: Collection[Waiting], tokens: int
+    ) -> AbstractContextManager[None]:
         """One pass of the language model is the block; from one thread."""
-
-    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
-        """Where figures can be asked for that are known at any time, by name."""
-
-
-class Unwatched:
-    """Nobody measures."""
-
-    def answered(self, kind: str, error: Exception | None) -> None:
-        pass
-
-    def computed(self, tokens: int) -> None:
-        pass
-
-    def moved(self, received: int, sent: int) -> None:
-        pass
-
-    def stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
-        pass
+    def add_gauges(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """Figures by name that can be read at any time."""
 
 
-UNWATCHED = Unwatched()
+NO_METRICS = ServiceMetrics()
 
 
-class Harmless:
-    """A `Watch` whose own errors cost no call; each is logged the first time."""
+class Harmless(ServiceMetrics):
+    """Metrics whose own errors cost no call; each is logged the first time."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        self._metrics = metrics
         self._logged: set[str] = set()
 
     def answered(self, kind: str, error: Exception | None) -> None:
         with self._forgiven():
-            self._watch.answered(kind, error)
+            self._metrics.answered(kind, error)
 
     def computed(self, tokens: int) -> None:
         with self._forgiven():
-            self._watch.computed(tokens)
+            self._metrics.computed(tokens)
 
-    def moved(self, received: int, sent: int) -> None:
+    def transferred(self, received: int, sent: int) -> None:
         with self._forgiven():
-            self._watch.moved(received, sent)
+            self._metrics.transferred(received, sent)
 
     def stream(self) -> AbstractContextManager[None]:
-        return self._around(self._watch.stream)
+        return self._around(self._metrics.stream)
 
-    def passing(self, requests: Collection[Waiting], tokens: int) -> AbstractContextManager[None]:
-        return self._around(lambda: self._watch.passing(requests, tokens))
-
-    def shows(self, standing: Callable[[], Mapping[str, float]]) -> None:
-        self._watch.shows(standing)
+    def forward_pass(
+        self, requests: Collection[Waiting], tokens: int
+    ) -> AbstractContextManager[None]:
+        return self._around(lambda: self._metrics.forward_pass(requests, tokens))
 
     @contextmanager
     def _around(self, block: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
