@@ -41,7 +41,7 @@ from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
-from fednano_flwr.rounds.service import LLMService, open_service
+from fednano_flwr.rounds.service import RunService, open_service
 from fednano_flwr.rounds.snapshot import VARIABLE
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
@@ -154,7 +154,7 @@ class Server:
         grid: Grid,
         folder: RunFolder,
         strategy: Strategy,
-        service: LLMService,
+        service: RunService,
         progress: Progress,
         simulated: bool,
     ) -> None:
@@ -313,7 +313,7 @@ class Server:
         return cast(Private, self.strategy).clip_norm if at_client else 0.0
 
 
-def _progress(service: LLMService, folder: RunFolder, screen: Path | None) -> Progress:
+def _progress(service: RunService, folder: RunFolder, screen: Path | None) -> Progress:
     """Of the rounds that are left, knowing how long those before took."""
     steps = service.activity.steps
     progress = Progress(folder.config.num_server_rounds, steps, say, screen)

@@ -21,7 +21,7 @@ EXAMPLE = (
 
 def read_node(text: str) -> tuple[NodeConfig, list[Finding]]:
     """The node that a text describes, as far as it does, and what is wrong with the text."""
-    from flwr.common.config import parse_config_args
+    from fednano_flwr.rounds.compat import parse_config_args
 
     try:
         mapping: dict[str, Any] = parse_config_args([text])

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import HFValidationError
 
@@ -54,7 +53,7 @@ def _in_folder(folder: Path) -> License | None:
     texts = tuple(sorted(f for kind in TEXTS for f in folder.glob(kind) if f.is_file()))
     head: dict[str, object] = {}
     if (folder / CARD).is_file():
-        with suppress(ValueError, yaml.YAMLError):  # a head that cannot be read names no license
+        with suppress(Exception):  # a head that cannot be read names no license
             head = metadata_load(folder / CARD) or {}
     named = {key: str(head[key]) for key in head if key.startswith("license") and head[key]}
     if "license" in named:

@@ -17,7 +17,7 @@ from fednano_flwr.llm.service import open_host
 
 
 @dataclass(frozen=True)
-class LLMService:
+class RunService:
     """What the run's server knows of its LLM service.
 
     Attributes:
@@ -43,7 +43,7 @@ class LLMService:
 @contextmanager
 def open_service(
     config: RunConfig, run_id: int, simulated: bool, say: Callable[[str], None]
-) -> Iterator[LLMService]:
+) -> Iterator[RunService]:
     """Load the LLM half and serve it while the block runs.
 
     Raises:
@@ -68,4 +68,4 @@ def open_service(
         ) as bound,
     ):
         address = llm.address or bound
-        yield LLMService(run_id, host.describe(), address, identity is not None, tokens, activity)
+        yield RunService(run_id, host.describe(), address, identity is not None, tokens, activity)
