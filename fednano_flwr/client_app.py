@@ -1,7 +1,7 @@
 """The Flower ClientApp: a message in, NanoEdge's work, a reply out.
 
 Every message may meet a fresh process, and does so in deployment; what a client needs comes with
-the message, from the run config, or from its node config (`node_config.py`).
+the message, from the run config, or from its node config (`config/node.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.preflight import check_all, client_checks, preferred, spec_of
 from fednano_flwr.privacy.mods import clip_as_asked
-from fednano_flwr.rounds.records import failed, from_arrays
-from fednano_flwr.rounds.uploads import to_upload
+from fednano_flwr.rounds.records import failed, from_arrays, to_upload
 
 log = logging.getLogger(__name__)
 app = ClientApp()

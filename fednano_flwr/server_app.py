@@ -42,7 +42,7 @@ from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
 from fednano_flwr.rounds.service import RunService, open_service
-from fednano_flwr.rounds.snapshot import VARIABLE
+from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
 from fednano_flwr.runs.folder import RunFolder
@@ -72,7 +72,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the whole federation; an error ends the run with its reason on one line."""
     spare_this_machine(os.environ)  # for what trackers send
-    file = os.environ.get(VARIABLE)
+    file = os.environ.get(PROGRESS_FILE)
     screen = Path(file) if file else None
     try:
         config = RunConfig.parse(context.run_config)

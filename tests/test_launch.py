@@ -26,7 +26,7 @@ from fednano_flwr.launcher import superlink as superlinks
 from fednano_flwr.launcher.environment import LaunchError, bin_folder, environment_of
 from fednano_flwr.launcher.processes import MARK, Processes, Watcher
 from fednano_flwr.launcher.superlink import superlink
-from fednano_flwr.rounds.snapshot import VARIABLE
+from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 # Starts a child in a session of its own that does not listen to SIGTERM, and ends.
@@ -199,7 +199,7 @@ def test_the_run_is_told_where_to_say_how_far_it_is_if_somebody_looks(
     assert status.run_id == 1
     ((folder, environment),) = started
     assert files == ([folder / "home" / "progress.json"] if watched else [])
-    assert environment.get(VARIABLE) == (str(files[0]) if watched else None)
+    assert environment.get(PROGRESS_FILE) == (str(files[0]) if watched else None)
     shutil.rmtree(folder)
 
 

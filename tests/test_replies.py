@@ -25,9 +25,8 @@ from fednano_flwr.edge.scoring import (
     WITH_PICTURE,
     tally,
 )
-from fednano_flwr.rounds.records import partition_of, to_arrays, to_update
+from fednano_flwr.rounds.records import partition_of, to_arrays, to_update, to_upload
 from fednano_flwr.rounds.replies import COST, check_evaluation, receive_update
-from fednano_flwr.rounds.uploads import to_upload
 from fednano_flwr.runs.summary import kinds_table
 from tests.local_grid import LocalGrid
 from tests.replies import evaluate_reply, train_reply

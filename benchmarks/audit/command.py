@@ -17,7 +17,7 @@ from fednano_flwr.config.project import find_app
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.preflight import run_config
 from fednano_flwr.runs.folder import environment
-from fednano_flwr.runs.results import load_run, model_of
+from fednano_flwr.runs.results import load_run
 
 
 def audit(
@@ -82,7 +82,7 @@ def from_folder(folder: Path, say: Callable[[str], None] = lambda line: None) ->
         raise ConfigError(f"{folder}: metrics.jsonl has no round")
     return Subject(
         name=folder.resolve().name,
-        config=replace(run.config, model=model_of(run.config.model, run.environment)),
+        config=replace(run.config, model=run.model()),
         theta=run.adapters("last"),
         clients=_clients(records[0]),
         after_round=records[-1]["round"],

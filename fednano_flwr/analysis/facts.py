@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs import comparable as rounds
 from fednano_flwr.runs.comparable import Record
 from fednano_flwr.runs.results import Run, load_run
 
@@ -125,12 +125,12 @@ def _printable(value: Any) -> Any:
 
 def clients(run: Run) -> list[str]:
     """All partitions that have trained or been scored in any round, in their order."""
-    return scored.clients(run.rounds)
+    return rounds.clients(run.rounds)
 
 
 def comparable(run: Run) -> list[Record]:
-    """The rounds whose means are of the same questions: those that the most clients scored."""
-    return scored.comparable(run.rounds)
+    """The rounds whose means are of the same questions: those that the most clients rounds."""
+    return rounds.comparable(run.rounds)
 
 
 def frozen(run: Run) -> Record | None:
@@ -141,8 +141,8 @@ def frozen(run: Run) -> Record | None:
 
 def uncompared_clients(run: Run) -> list[str]:
     """Clients that were scored, but in no comparable round."""
-    everyone = set().union(*map(scored.scorers, run.rounds))
-    lacking = everyone - scored.scorers(comparable(run)[0])
+    everyone = set().union(*map(rounds.scorers, run.rounds))
+    lacking = everyone - rounds.scorers(comparable(run)[0])
     return [client for client in clients(run) if client in lacking]
 
 
@@ -171,7 +171,3 @@ def questions(run: Run, kind: str) -> dict[str, int]:
     for record in run.rounds:
         known |= record[f"{kind}_questions_per_client"]
     return {client: known[client] for client in clients(run) if client in known}
-
-
-def percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"

@@ -16,10 +16,10 @@ from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.analysis.statistics import spread
 from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.reasons import by_reason, first_few
-from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs import comparable as rounds
 from fednano_flwr.runs.comparable import Record
 from fednano_flwr.runs.results import Run
-from fednano_flwr.runs.summary import lost_lines
+from fednano_flwr.runs.summary import before_and_after, lost_lines, percent
 
 MOST_FAILURES = 200
 MOST_LETTERS = 600
@@ -41,7 +41,7 @@ def run_page(
         defaults: those of the run config.
     """
     failed, config = _failed(run), run.config.flat()
-    frozen, last, best = facts.frozen(run), facts.comparable(run)[-1], scored.best(run.rounds)
+    frozen, last, best = facts.frozen(run), facts.comparable(run)[-1], rounds.best(run.rounds)
     return _render(
         "run.html.j2",
         run=run,
@@ -101,7 +101,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    pages.filters |= {"shown": _shown, "percent": facts.percent}
+    pages.filters |= {"shown": _shown, "percent": percent}
     pages.globals["facts"] = facts
     return pages.get_template(template).render(version=_version(), **values) + "\n"
 
@@ -164,8 +164,7 @@ def _by_client(
 
     def row(name: str, number: str, *shares: float | None) -> tuple[str, ...]:
         before, after, top = shares
-        change = "–" if before is None or after is None else f"{100 * (after - before):+.1f}"
-        return name, number, *map(facts.percent, (before, after)), change, facts.percent(top)
+        return name, number, *before_and_after(before, after), percent(top)
 
     asked, key = facts.questions(run, "test"), "accuracy_per_client"
     rows = [

@@ -34,7 +34,7 @@ from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.models.device import describe_device, threads
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
-from fednano_flwr.runs.results import Run, caveats, load_run, model_of, other_model
+from fednano_flwr.runs.results import Run, load_run, other_model
 
 RETRY_SECONDS = 5.0
 """How long a lost service is waited for."""
@@ -92,7 +92,7 @@ def open_asker(
         HostRefusedError, HostUnreachableError: of the service.
     """
     found = load_run(run)
-    for note in (*found.notes, *caveats(found.config.strategy.name, found.config.adapter.ranks)):
+    for note in (*found.notes, *found.caveats):
         say(note)
     settings = settings_of(found, config)
     devices = {"edge.device": settings.edge.device}
@@ -100,7 +100,7 @@ def open_asker(
         devices["llm.device"] = settings.llm.device
     for key, device in devices.items():
         describe_device(key, device, f"give {' '.join(f'-c {key}=cpu' for key in devices)}")
-    at = model_of(settings.model, found.environment, model)
+    at = found.model(model, settings.model)
     with ExitStack() as stack:
         stack.enter_context(threads(settings.edge.threads))
         bundle = bundle or settings.edge.bundle

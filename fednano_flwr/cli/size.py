@@ -25,7 +25,6 @@ from fednano_flwr.config import DTYPES, ConfigError
 if TYPE_CHECKING:
     from fednano_flwr.models.size import SizeConfig
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UPLOADS = (("float32", ""), ("float32", "float32"), ("int8", ""), ("int4", ""), ("int4", "log4"))
 """`upload.adapters` and `upload.fisher` that are weighed; "": no Fisher is asked for."""
 
@@ -95,7 +94,7 @@ def count(options: SizeOptions) -> Counted:
     setting = size.Setting(
         rank=options.rank,
         rows=options.rows or min(SHARD_ROWS, parts.vocabulary),
-        dtype_bytes=DTYPE_BYTES[options.dtype],
+        dtype_bytes=size.DTYPE_BYTES[options.dtype],
         tokens=options.tokens or pictures + TEXT_TOKENS,
         batch_size=options.batch_size,
         file_bytes=_file_bytes(found),
@@ -144,7 +143,7 @@ def _uploads(hidden_size: int, rank: int) -> list[Upload]:
 
     from fednano_flwr import config
     from fednano_flwr.adapters.site import adapter_state, build_adapters
-    from fednano_flwr.rounds.uploads import to_upload
+    from fednano_flwr.rounds.records import to_upload
 
     adapter = config.Adapter(rank, 2.0 * rank, 0.0, ",".join(config.SITES))
     theta = adapter_state(build_adapters(hidden_size, adapter, seed=0))

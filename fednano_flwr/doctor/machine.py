@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 HELPER = "flower-superexec"
 SHOWN = ("flwr", "torch", "transformers", "peft", "grpcio")
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 QUANTIZED_BYTES = {"none": None, "8bit": 1.0, "4bit": 0.5}
 """Of a weight in the language model's linear layers, and nearly all of it is those."""
 FILES_BESIDES = 256
@@ -192,6 +191,8 @@ def check_client_memory(
 
 def server_bytes(config: RunConfig, parts: Parts) -> int:
     """Of the language model's weights on `llm.device`, all copies."""
+    from fednano_flwr.models.size import DTYPE_BYTES
+
     llm, dtype = config.llm, DTYPE_BYTES[config.llm.dtype]
     layers = QUANTIZED_BYTES[llm.quantization] or dtype
     one = parts.language_model * layers + (parts.token_embeddings + parts.head) * dtype
@@ -204,7 +205,7 @@ def client_bytes(config: RunConfig, parts: Parts, rows: int | None, rank: int | 
     Args:
         rows: of the token table that the client holds; None for all.
     """
-    from fednano_flwr.models.size import Setting, Sizes
+    from fednano_flwr.models.size import DTYPE_BYTES, Setting, Sizes
 
     dtype, rows = DTYPE_BYTES[config.edge.dtype], parts.vocabulary if rows is None else rows
     sizes = Sizes(parts, Setting(rank or config.adapter.rank, rows, dtype, tokens=1, batch_size=1))

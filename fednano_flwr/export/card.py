@@ -16,7 +16,6 @@ from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
 from fednano_flwr.models.families import Family
 from fednano_flwr.runs import comparable
-from fednano_flwr.runs.results import caveats
 
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
 PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
@@ -82,7 +81,7 @@ def card(
         environment=run.environment,
         rounds=run.rounds,
         clients=len(comparable.clients(run.rounds)),
-        caveats=caveats(run.config.strategy.name, run.config.adapter.ranks),
+        caveats=run.caveats,
         places=[PLACES[site] for site in result.adapters],
         example=user_text(EXAMPLE),
         here=here["accuracy_by"],

@@ -20,7 +20,7 @@ from fednano_flwr.models.bundle import open_checkpoint, open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import Family, find
 from fednano_flwr.models.source import locate, read_config
-from fednano_flwr.runs.results import model_of, other_model
+from fednano_flwr.runs.results import other_model
 
 
 def export(run: Path, form: str, which: str, out: Path, model: str, dtype: str | None) -> str:
@@ -105,7 +105,7 @@ def _open(result: RunResult, model: str, whole: bool) -> ModelCheckpoint:
         ConfigError: there is no such model, or it is another one.
     """
     run = result.run
-    at = model_of(run.config.model, run.environment, model)
+    at = run.model(model)
     try:
         checkpoint = (open_whole if whole else open_checkpoint)(at.name, at.revision)
     except ConfigError as error:
@@ -127,7 +127,7 @@ def _open(result: RunResult, model: str, whole: bool) -> ModelCheckpoint:
 
 def _family(result: RunResult) -> Family | None:
     """The model's family, where its config is on this machine or on the hub."""
-    at = model_of(result.run.config.model, result.run.environment)
+    at = result.run.model()
     try:
         return find(read_config(at.name, locate(at.name, at.revision)[0]).model_type)
     except ConfigError:
@@ -138,7 +138,7 @@ def _license(result: RunResult, checkpoint: ModelCheckpoint | None) -> License:
     """The model's license, by its folder if it is on this machine, or by the hub."""
     run = result.run
     hub_id = str(result.model.get("hub_id") or "")
-    commit = model_of(run.config.model, run.environment).revision
+    commit = run.model().revision
     if checkpoint is not None:
         hub_id, commit = hub_id or checkpoint.hub_id, checkpoint.revision or commit
         return find_license(checkpoint.folder, hub_id, commit)

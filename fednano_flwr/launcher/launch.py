@@ -26,7 +26,7 @@ from fednano_flwr.config.machine import federation_config
 from fednano_flwr.config.project import with_code
 from fednano_flwr.launcher.environment import HOME, LaunchError
 from fednano_flwr.launcher.superlink import CONNECTION, SuperLink, superlink
-from fednano_flwr.rounds.snapshot import VARIABLE
+from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 
 COMPLETED = "finished:completed"
 # Ray gives its own daemons seconds to start, which a machine that is busy may exceed. It says so in
@@ -138,8 +138,8 @@ def _attempt(
     commit = commit_of(app_dir)
     variables = {"FEDNANO_COMMIT": commit} if commit else {}
     if watch is not None:
-        variables[VARIABLE] = str(folder / HOME / "progress.json")
-        watch(Path(variables[VARIABLE]))
+        variables[PROGRESS_FILE] = str(folder / HOME / "progress.json")
+        watch(Path(variables[PROGRESS_FILE]))
     with interrupts():
         try:
             with superlink(folder, environment=variables) as link:

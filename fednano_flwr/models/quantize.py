@@ -14,11 +14,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import is_bitsandbytes_available
 
-from fednano_flwr.base.notices import hush_bitsandbytes
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.checkpoint import frozen
 
-hush_bitsandbytes()
 OLDEST = "0.48.0"
 DEVICES = ("cuda", "cpu")
 BLOCK = 64  # weights that share a scale in 4 bits

@@ -23,6 +23,7 @@ from fednano_flwr.models.source import locate, read_config
 
 SHIPPED = Path(__file__).parent / "configs"
 FLOAT32, INT64 = 4, 8  # bytes
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 INSIDE_ENCODER = "merger"
 """What transformers calls a connector that is a part of the vision encoder's module."""
 

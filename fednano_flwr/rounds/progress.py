@@ -1,6 +1,6 @@
 """What a ServerApp tells of a round while it lasts, from what happens in it.
 
-A screen that shows progress gives a file (`snapshot.VARIABLE`), which is written about twice a
+A screen that shows progress gives a file (`snapshot.PROGRESS_FILE`), which is written about twice a
 second. Without one a line is said when a round has been silent for a while.
 """
 

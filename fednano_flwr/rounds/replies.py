@@ -21,8 +21,16 @@ from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL, LONGEST_KIND, MOST_KINDS
 from fednano_flwr.rounds.bounds import check_clipped, check_norms, clipped
 from fednano_flwr.rounds.compat import KEY_NORM_BIT
-from fednano_flwr.rounds.records import FISHER, THETA, from_arrays, metric, to_arrays
-from fednano_flwr.rounds.uploads import PACKED, adapters_in, fishers_in
+from fednano_flwr.rounds.records import (
+    FISHER,
+    PACKED,
+    THETA,
+    adapters_in,
+    fishers_in,
+    from_arrays,
+    metric,
+    to_arrays,
+)
 from fednano_flwr.runs.checkpoint import Memory
 
 Shapes = Mapping[str, tuple[int, ...]]

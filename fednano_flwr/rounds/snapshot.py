@@ -1,4 +1,7 @@
-"""Where a run is, as its ServerApp says it: in a small file for a screen, or in a line."""
+"""A run's progress, written by its ServerApp and read by `fednano run`: a small file, or a line.
+
+The command line reads it without importing torch or Flower, unlike `progress.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-VARIABLE = "FEDNANO_PROGRESS"
-"""The variable that names the file to a ServerApp; without it progress is said in lines."""
+PROGRESS_FILE = "FEDNANO_PROGRESS"
+"""Environment variable: the file that a ServerApp writes; without it, it prints lines."""
 
 
 @dataclass(frozen=True)

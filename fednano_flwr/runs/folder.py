@@ -7,9 +7,9 @@ metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
 adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
 state.json         which rounds these are
-checkpoints/       what a run that was stopped goes on from (checkpoints.py)
+checkpoints/       what a run that was stopped goes on from (checkpoint.py)
 metrics-cut.jsonl  lines of rounds that were done again, or only half written
-.lock              who writes it now, while somebody does (folder_lock.py)
+.lock              who writes it now, while somebody does (base/lock.py)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fednano_flwr.config.lineage import PreviousRun
 from fednano_flwr.config.machine import cpus
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.runs import checkpoint as checkpoints
-from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs import comparable
 from fednano_flwr.runs.checkpoint import Checkpoint, CheckpointError, Memory
 from fednano_flwr.runs.results import other_model
 from fednano_flwr.runs.resume import continues, digest_of, run_folder_of
@@ -109,13 +109,11 @@ class RunFolder:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the earliest round with the best mean accuracy.
+        """The record of the earliest round with the best mean accuracy (`comparable.best`).
 
-        Of the rounds that every client scored; where a client is away in each of them, of those
-        that the most clients did (`scored.comparable`). Round 0 is among them only if it is such a
-        round. It depends on the rounds so far alone, so a resumed run has the same.
+        It depends on the rounds so far alone, so a resumed run has the same.
         """
-        return scored.best(self.rounds)
+        return comparable.best(self.rounds)
 
     @property
     def finished(self) -> bool:

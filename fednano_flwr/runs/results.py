@@ -62,6 +62,37 @@ class Run:
             raise ConfigError(f"{file}: the adapters are not finite numbers")
         return found
 
+    def model(self, elsewhere: str = "", configured: Model | None = None) -> Model:
+        """The run's model, at the commit that it had.
+
+        Args:
+            elsewhere: where the model is on this machine, if not where the config says.
+            configured: what the config says now, if not the run's own.
+        """
+        configured = configured or self.config.model
+        hub_id = (self.environment.get("model") or {}).get("hub_id")
+        if elsewhere and elsewhere != hub_id:
+            return Model(elsewhere)
+        commit = str(self.environment.get("model_revision") or configured.revision)
+        return Model(elsewhere or configured.name, commit)
+
+    @property
+    def caveats(self) -> list[str]:
+        """How the server's adapters differ from those that the accuracies were measured with."""
+        found = []
+        if self.config.strategy.name == "feddpa-f":
+            found.append(
+                "These are the adapters that all clients share. Each client has its own beside "
+                "them, which stayed with the client and are not here. The run's accuracies are "
+                "with these too; that of what is here was not measured."
+            )
+        if ranks := self.config.adapter.ranks:
+            found.append(
+                f"Clients had adapters of ranks {ranks} and were scored with the merged ones cut "
+                "to their rank; here they are at full rank."
+            )
+        return found
+
 
 def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, revision: str) -> str:
     """How a model differs from the one that a run had; "" where it is the same.
@@ -80,43 +111,6 @@ def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, rev
         f"revision {commit or 'none'}), and the model here is {name} (fingerprint {fingerprint}, "
         f"revision {revision or 'none'})"
     )
-
-
-def model_of(configured: Model, environment: Mapping[str, Any], elsewhere: str = "") -> Model:
-    """A run's model, at the commit that it had.
-
-    Args:
-        configured: what the run's config says.
-        environment: of the run.
-        elsewhere: where the model is on this machine, if not where the config says.
-    """
-    hub_id = (environment.get("model") or {}).get("hub_id")
-    if elsewhere and elsewhere != hub_id:
-        return Model(elsewhere)
-    commit = str(environment.get("model_revision") or configured.revision)
-    return Model(elsewhere or configured.name, commit)
-
-
-def caveats(strategy: str, ranks: str) -> list[str]:
-    """What sets the server's adapters apart from those that a run's accuracies were measured with.
-
-    Args:
-        strategy: `strategy.name`.
-        ranks: `adapter.ranks`.
-    """
-    found = []
-    if strategy == "feddpa-f":
-        found.append(
-            "These are the adapters that all clients share. Each client has its own beside them, "
-            "which stayed with the client and are not here. The run's accuracies are with these "
-            "too; that of what is here was not measured."
-        )
-    if ranks:
-        found.append(
-            f"Clients had adapters of ranks {ranks} and were scored with the merged ones cut to "
-            "their rank; here they are at full rank."
-        )
-    return found
 
 
 def load_run(path: str | Path) -> Run:

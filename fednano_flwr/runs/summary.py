@@ -1,16 +1,15 @@
-"""What a run's records say to people: a line a round, and the tables at its end."""
+"""A run's results as text: a line for each round, and the tables at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fednano_flwr.base.console import human_bytes, table
 from fednano_flwr.base.reasons import by_reason, first_few
-from fednano_flwr.runs.comparable import lost_clients, scorers
+from fednano_flwr.runs.comparable import Record, lost_clients, scorers
 
 
-def lost_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+def lost_lines(rounds: Sequence[Record]) -> list[str]:
     """A line for each reason for which clients took no part in a run; none where all did."""
     return [
         f"{first_few(who)} took no part in {what}: {reason}"
@@ -19,12 +18,12 @@ def lost_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def round_line(record: Mapping[str, Any]) -> str:
+def round_line(record: Record) -> str:
     """One line a round, from a line of metrics.jsonl."""
     loss = "      –" if record["train_loss"] is None else f"{record['train_loss']:7.3f}"
     return (
         f"round {record['round']:>2}  loss {loss}  "
-        f"accuracy {_percent(record['accuracy'])} {_spread(record['accuracy_per_client'])}  "
+        f"accuracy {percent(record['accuracy'])} {_spread(record['accuracy_per_client'])}  "
         f"round ↑{human_bytes(record['round_bytes_up'])} "
         f"↓{human_bytes(record['round_bytes_down'])}  "
         f"step ↑{human_bytes(record['step_bytes_up'])} "
@@ -38,7 +37,7 @@ def _spent(notes: Mapping[str, float]) -> str:
     return f"  ε {notes['epsilon']:.2f}" if "epsilon" in notes else ""
 
 
-def traffic_line(records: Sequence[Mapping[str, Any]]) -> str:
+def traffic_line(records: Sequence[Record]) -> str:
     """What all rounds together sent, the two kinds of traffic apart."""
 
     def both(kind: str) -> str:
@@ -50,76 +49,55 @@ def traffic_line(records: Sequence[Mapping[str, Any]]) -> str:
     return f"traffic of all rounds: round (adapters) {both('round')}, step (LLM) {both('step')}"
 
 
-def closing_table(
-    first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]
-) -> str:
+def closing_table(first: Record, last: Record, best: Record) -> str:
     """Accuracy of each client and on average: round 0, the last round, the best round."""
-    rows = []
-    for partition in last["accuracy_per_client"]:
-        before = first["accuracy_per_client"].get(partition)
-        after = last["accuracy_per_client"][partition]
-        rows.append(
-            (
-                f"client {partition}",
-                str(last["test_questions_per_client"][partition]),
-                *_change(before, after),
-                _percent(best["accuracy_per_client"].get(partition)),
-            )
-        )
-    rows.append(
+    asked, key = last["test_questions_per_client"], "accuracy_per_client"
+    rows = [
         (
-            "mean",
-            str(sum(last["test_questions_per_client"].values())),
-            *_change(first["accuracy"], last["accuracy"], scorers(first) == scorers(last)),
-            _percent(best["accuracy"]),
+            f"client {client}",
+            str(asked[client]),
+            *before_and_after(first[key].get(client), accuracy),
+            percent(best[key].get(client)),
         )
-    )
-    columns = (
-        "accuracy on its own test questions",
-        "questions",
-        "round 0 (frozen)",
-        f"round {last['round']}",
-        "change",
-        f"best (round {best['round']})",
-    )
+        for client, accuracy in last[key].items()
+    ]
+    alike = scorers(first) == scorers(last)
+    mean = before_and_after(first["accuracy"], last["accuracy"], alike)
+    rows.append(("mean", str(sum(asked.values())), *mean, percent(best["accuracy"])))
+    columns = _columns("accuracy on its own test questions", last, best)
     return table("Accuracy against the frozen model", columns, rows)
 
 
-def kinds_table(first: Mapping[str, Any], last: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+def kinds_table(first: Record, last: Record, best: Record) -> str:
     """Accuracy with and without pictures and by subject: round 0, the last round, the best one."""
     rows = []
     alike = scorers(first) == scorers(last)
     for kind, now in last["accuracy_by"].items():
         before, top = (record["accuracy_by"].get(kind, {}) for record in (first, best))
-        rows.append(
-            (
-                kind,
-                str(now["questions"]),
-                *_change(before.get("accuracy"), now["accuracy"], alike),
-                _percent(top.get("accuracy")),
-            )
-        )
-    columns = (
-        "accuracy on all clients' test questions",
-        "questions",
-        "round 0 (frozen)",
-        f"round {last['round']}",
-        "change",
-        f"best (round {best['round']})",
-    )
+        both = before_and_after(before.get("accuracy"), now["accuracy"], alike)
+        rows.append((kind, str(now["questions"]), *both, percent(top.get("accuracy"))))
+    columns = _columns("accuracy on all clients' test questions", last, best)
     return table("Accuracy by kind of question", columns, rows)
 
 
-def _change(before: float | None, after: float | None, alike: bool = True) -> tuple[str, str, str]:
-    """Both in percent, and the difference where they are of the same questions."""
+def _columns(title: str, last: Record, best: Record) -> tuple[str, ...]:
+    rounds = f"round {last['round']}", "change", f"best (round {best['round']})"
+    return title, "questions", "round 0 (frozen)", *rounds
+
+
+def before_and_after(
+    before: float | None, after: float | None, alike: bool = True
+) -> tuple[str, str, str]:
+    """Both in percent, and the difference in points where they are of the same questions."""
     change = "–"
     if alike and before is not None and after is not None:
         change = f"{100 * (after - before):+.1f}"
-    return _percent(before), _percent(after), change
+    return percent(before), percent(after), change
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+def percent(share: float | None) -> str:
+    """`0.423` → `42.3 %`; a dash for None."""
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _spread(per_client: Mapping[str, float | None]) -> str:

@@ -13,9 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fednano_flwr.config import Upload
-from fednano_flwr.rounds.records import from_arrays, to_arrays
+from fednano_flwr.rounds.records import from_arrays, to_arrays, to_upload
 from fednano_flwr.rounds.replies import check_evaluation, receive_update
-from fednano_flwr.rounds.uploads import to_upload
 from tests.fuzz.messages import mutant
 from tests.fuzz.running import Tally
 from tests.replies import evaluate_reply, train_reply

@@ -10,9 +10,9 @@ from rich.console import Console, Group, RenderableType
 
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.analysis.experiments.worker import Outcome
-from fednano_flwr.analysis.facts import percent
 from fednano_flwr.base.live import Live, bar_line, clock_time, one_line
 from fednano_flwr.runs.results import Run
+from fednano_flwr.runs.summary import percent
 
 
 class Progress:

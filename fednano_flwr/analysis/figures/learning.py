@@ -12,6 +12,7 @@ from fednano_flwr.analysis import canvas, facts
 from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.runs.comparable import scorers
 from fednano_flwr.runs.results import Run
+from fednano_flwr.runs.summary import percent
 
 MOST_KINDS = 24
 """Bars; with more, the kinds with the fewest questions are left out."""
@@ -108,8 +109,8 @@ def kinds(run: Run) -> Picture:
     canvas.key_below(figure, [axes], 2)
     words = "; ".join(
         f"{kind} ({now[kind]['questions']} questions): "
-        f"{facts.percent(before.get(kind, {}).get('accuracy'))} → "
-        f"{facts.percent(now[kind]['accuracy'])}"
+        f"{percent(before.get(kind, {}).get('accuracy'))} → "
+        f"{percent(now[kind]['accuracy'])}"
         for kind in shown
     )
     note = (

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import RunConfig
-from fednano_flwr.runs import comparable as scored
+from fednano_flwr.runs import comparable
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.runs.summary import closing_table, kinds_table, lost_lines
 
@@ -32,7 +32,7 @@ def rounds(*accuracies: dict[str, float | None]) -> list[dict[str, Any]]:
 
 
 def best(*accuracies: dict[str, float | None]) -> int:
-    return scored.best(rounds(*accuracies))["round"]
+    return comparable.best(rounds(*accuracies))["round"]
 
 
 def test_a_round_0_that_a_client_missed_is_not_compared() -> None:
@@ -73,7 +73,7 @@ def test_a_further_round_is_the_best_or_leaves_the_best_as_it_is() -> None:
             )
         )
         for number in range(1, len(found)):
-            before, after = (scored.best(found[:end]) for end in (number, number + 1))
+            before, after = (comparable.best(found[:end]) for end in (number, number + 1))
             assert after in (before, found[number])
             changed += after is not before
     assert changed > 100
@@ -133,7 +133,7 @@ def history(*rounds_: tuple[str, str, str, str]) -> list[dict[str, Any]]:
 def test_a_client_is_lost_that_was_asked_and_never_answered_well(
     records: list[dict[str, Any]], lost: dict[str, list[str]]
 ) -> None:
-    found = scored.lost_clients(records)
+    found = comparable.lost_clients(records)
     assert {
         what.partition(" of ")[0].removesuffix(" round"): list(w) for what, w in found.items()
     } == lost
@@ -167,6 +167,6 @@ def test_closing_tables_have_no_change_between_means_of_other_clients() -> None:
 
 def test_clients_are_those_of_all_rounds_in_the_order_of_their_numbers() -> None:
     records = rounds({"10": 0.1}, {"2": 0.1, "0": None})
-    assert scored.clients(records) == ["0", "2", "10"]
+    assert comparable.clients(records) == ["0", "2", "10"]
     trained = [{**records[0], "train_loss_per_client": {"1": 0.5}}]
-    assert scored.clients(trained) == ["1", "10"]
+    assert comparable.clients(trained) == ["1", "10"]

@@ -14,9 +14,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fednano_flwr.config import UPLOAD_ADAPTERS, UPLOAD_FISHERS, Upload
 from fednano_flwr.edge.local_state import LocalState
-from fednano_flwr.rounds.records import FISHER, from_arrays, to_arrays
+from fednano_flwr.rounds.records import FISHER, RESIDUAL, from_arrays, to_arrays, to_upload
 from fednano_flwr.rounds.replies import receive_update
-from fednano_flwr.rounds.uploads import RESIDUAL, to_upload
 from tests.replies import train_reply as reply
 
 A, B = "text.lora_A.weight", "text.lora_B.weight"

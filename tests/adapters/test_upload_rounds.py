@@ -13,7 +13,7 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.edge.local_state import LocalState
-from fednano_flwr.rounds.uploads import RESIDUAL
+from fednano_flwr.rounds.records import RESIDUAL
 from fednano_flwr.runs.folder import RunFolder
 from tests.local_grid import LocalGrid
 
