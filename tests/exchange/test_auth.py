@@ -12,7 +12,7 @@ import torch
 
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
-from fednano_flwr.exchange.wire.auth import TokenError, Tokens
+from fednano_flwr.exchange.wire.auth import FixedToken, TokenError, Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.connection import METHOD
 from fednano_flwr.exchange.wire.server import serve
@@ -141,6 +141,19 @@ def test_tokens_differ_by_node_round_phase_and_run_and_from_process_to_process()
         assert here.owner(caller(token).metadata()) == b"5/7"
         with pytest.raises(TokenError):
             there.owner(caller(token).metadata())
+
+
+def test_a_fixed_token_lets_in_whoever_has_it_as_one_node(service: StandIn) -> None:
+    with serve(service, tokens=FixedToken("the-token-of-a-file")) as address:
+        for node in (7, 8):
+            good = Caller(RUN, node, token="the-token-of-a-file")
+            with RemoteLLM(address, good, "float32") as remote:
+                remote.step(*batch(0))
+        for bad in ("", "the-token-of-another"):
+            with RemoteLLM(address, Caller(token=bad), "float32") as remote:
+                with pytest.raises(HostRefusedError, match="--token-file"):
+                    remote.step(*batch(0))
+    assert len(service.owners) == 2 and len(set(service.owners)) == 1
 
 
 def test_no_log_line_and_no_text_of_a_caller_holds_a_token(

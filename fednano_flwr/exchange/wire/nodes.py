@@ -47,10 +47,6 @@ class Meter:
         self._buckets: dict[bytes, tuple[float, float]] = {}  # requests left, and when
         self._sessions: Counter[bytes] = Counter()
 
-    def sessions_of(self, owner: bytes) -> int:
-        """Streams that a node has open."""
-        return self._sessions[owner]
-
     def request(self, owner: bytes) -> None:
         """Count one request.
 
