@@ -137,7 +137,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
                 for record in server.rounds():
                     trackers.log(record)
                     say(round_line(record))
-                    progress.finished(record)
+                    progress.round_done(record)
     _report(folder)
     return folder
 
@@ -264,7 +264,7 @@ class Server:
             return to_arrays(theta)
         say(f"resumed  after round {found.round}")
         restore(self.strategy, found.memory)
-        self.federation.meet()
+        self.federation.ask_partitions()
         return to_arrays(found.theta)
 
     def _task(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class Server:
     ) -> RoundReplies:
         """The clients' replies; each may use the LLM service for this, and until all are in."""
         what = f"round {server_round}, {PHASES[phase]}"
-        self.progress.enter(server_round, PHASES[phase])
+        self.progress.start_phase(server_round, PHASES[phase])
         with self.service.tokens.open(server_round, phase) as token:
             return self.federation.ask(with_tokens(messages, token), what, check, least)
 
@@ -299,7 +299,7 @@ class Server:
         """A fraction of the clients; all of them in the rounds that the closing tables compare."""
         fraction, last = self.config.fraction_evaluate, self.config.num_server_rounds
         if fraction == 1 or server_round in (0, last):
-            return self.federation.everyone()
+            return self.federation.all_nodes()
         return self.federation.sample(fraction, self.config.seed, server_round, Purpose.SCORERS)
 
     @property
@@ -318,7 +318,7 @@ def _progress(service: RunService, folder: RunFolder, screen: Path | None) -> Pr
     steps = service.activity.steps
     progress = Progress(folder.config.num_server_rounds, steps, say, screen)
     for record in folder.rounds:
-        progress.finished(record)
+        progress.round_done(record)
     return progress
 
 

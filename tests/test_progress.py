@@ -25,7 +25,7 @@ class Told:
     def pass_by(self, seconds: float, steps: int = 0, words: str = "waiting for client 1") -> None:
         self.now += seconds
         self.steps += steps
-        self.progress.waits(lambda: words)
+        self.progress.tick(lambda: words)
 
 
 def record(number: int, accuracy: float, loss: float | None, seconds: float) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def reply(**metrics: float) -> Message:
 def test_a_phase_counts_its_own_clients_and_steps() -> None:
     told = Told()
     told.steps = 100  # of the phase before
-    told.progress.enter(3, TRAINING)
+    told.progress.start_phase(3, TRAINING)
     told.progress.asked(4)
     told.progress.replied(reply(train_loss=0.5, num_examples=10))
     told.progress.failed()
@@ -51,22 +51,22 @@ def test_a_phase_counts_its_own_clients_and_steps() -> None:
     assert (found.round, found.rounds, found.phase) == (3, 5, "training")
     assert (found.asked, found.done, found.failed) == (4, 1, 1)
     assert (found.steps, found.per_second) == (30, 1.5)
-    told.progress.enter(3, EVALUATION)
+    told.progress.start_phase(3, EVALUATION)
     told.progress.asked(2)
     assert told.progress.snapshot() == Snapshot(3, 5, "evaluation", asked=2, loss=0.5)
 
 
 def test_accuracy_and_loss_are_weighted_by_questions_and_else_the_last_rounds() -> None:
     told = Told()
-    told.progress.finished(record(0, 0.6, None, 5.0))
-    told.progress.finished(record(1, 0.7, 0.9, 10.0))
-    told.progress.enter(2, TRAINING)
+    told.progress.round_done(record(0, 0.6, None, 5.0))
+    told.progress.round_done(record(1, 0.7, 0.9, 10.0))
+    told.progress.start_phase(2, TRAINING)
     told.progress.asked(2)
     found = told.progress.snapshot()
     assert (found.accuracy, found.so_far, found.loss) == (0.7, False, 0.9)
     told.progress.replied(reply(train_loss=0.2, num_examples=30))
     told.progress.replied(reply(train_loss=0.6, num_examples=10))
-    told.progress.enter(2, EVALUATION)
+    told.progress.start_phase(2, EVALUATION)
     told.progress.asked(3)
     assert told.progress.snapshot().accuracy == 0.7
     told.progress.replied(reply(correct=0, num_examples=0))  # a client without test questions
@@ -75,31 +75,31 @@ def test_accuracy_and_loss_are_weighted_by_questions_and_else_the_last_rounds() 
     told.progress.replied(reply(correct=9, num_examples=30))
     found = told.progress.snapshot()
     assert (found.accuracy, found.so_far, found.loss) == (18 / 40, True, pytest.approx(0.3))
-    told.progress.finished(record(2, 0.6, 0.3, 10.0))
-    told.progress.enter(3, TRAINING)
+    told.progress.round_done(record(2, 0.6, 0.3, 10.0))
+    told.progress.start_phase(3, TRAINING)
     found = told.progress.snapshot()
     assert (found.accuracy, found.so_far, found.loss) == (0.6, False, 0.3)
 
 
 def test_what_is_left_is_reckoned_from_rounds_that_trained() -> None:
     told = Told()
-    told.progress.enter(0, EVALUATION)
-    told.progress.finished(record(0, 0.6, None, 500.0))
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(0, EVALUATION)
+    told.progress.round_done(record(0, 0.6, None, 500.0))
+    told.progress.start_phase(1, TRAINING)
     assert told.progress.snapshot().left is None
-    told.progress.finished(record(1, 0.6, 0.9, 10.0))
-    told.progress.finished(record(2, 0.6, 0.9, 14.0))
-    told.progress.enter(3, TRAINING)
+    told.progress.round_done(record(1, 0.6, 0.9, 10.0))
+    told.progress.round_done(record(2, 0.6, 0.9, 14.0))
+    told.progress.start_phase(3, TRAINING)
     told.now += 2
     assert told.progress.snapshot().left == 10 + 2 * 12
-    told.progress.enter(3, EVALUATION)
+    told.progress.start_phase(3, EVALUATION)
     told.now += 50  # longer than those before
     assert told.progress.snapshot().left == 2 * 12
 
 
 def test_a_round_that_is_silent_for_a_minute_says_where_it_is() -> None:
     told = Told()
-    told.progress.enter(3, TRAINING)
+    told.progress.start_phase(3, TRAINING)
     told.progress.asked(10)
     for _ in range(4):
         told.progress.replied(reply(train_loss=0.2, num_examples=30))
@@ -122,17 +122,17 @@ def test_a_round_that_is_silent_for_a_minute_says_where_it_is() -> None:
 
 def test_a_minute_is_the_rounds_and_not_the_phases() -> None:
     told = Told()
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(1, TRAINING)
     told.progress.asked(1)
     told.pass_by(40.0)
-    told.progress.enter(1, EVALUATION)
+    told.progress.start_phase(1, EVALUATION)
     told.progress.asked(2)
     told.pass_by(20.0)
     assert told.said == [
         "round  1  evaluation: 0 of 2 clients done, no step yet; waiting for client 1"
     ]
     told.pass_by(40.0)
-    told.progress.enter(2, TRAINING)
+    told.progress.start_phase(2, TRAINING)
     told.progress.asked(1)
     told.pass_by(20.0)
     assert len(told.said) == 1
@@ -144,7 +144,7 @@ def test_with_a_file_no_line_is_said_and_the_file_is_written_twice_a_second(
     written: list[Snapshot] = []
     monkeypatch.setattr(of_progress, "write", lambda file, what: written.append(what))
     told = Told(tmp_path / "progress.json")
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(1, TRAINING)
     told.progress.asked(2)
     for _ in range(1000):
         told.pass_by(0.1, steps=1)
@@ -156,7 +156,7 @@ def test_with_a_file_no_line_is_said_and_the_file_is_written_twice_a_second(
 def test_who_is_waited_for_is_in_the_file_once_nobody_gets_on(tmp_path: Path) -> None:
     file = tmp_path / "progress.json"
     told = Told(file)
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(1, TRAINING)
     told.progress.asked(2)
     told.pass_by(29.0, steps=1)
     told.pass_by(29.0)
@@ -170,11 +170,11 @@ def test_who_is_waited_for_is_in_the_file_once_nobody_gets_on(tmp_path: Path) ->
 def test_the_file_says_all_of_it_and_is_gone_at_the_end(tmp_path: Path) -> None:
     file = tmp_path / "progress.json"
     told = Told(file)
-    told.progress.finished(record(1, 0.7, 0.9, 10.0))
-    told.progress.enter(2, EVALUATION)
+    told.progress.round_done(record(1, 0.7, 0.9, 10.0))
+    told.progress.start_phase(2, EVALUATION)
     told.progress.asked(1)
     told.progress.replied(reply(correct=3, num_examples=4))
-    told.progress.all_in()
+    told.progress.refresh()
     assert read(file) == told.progress.snapshot() and read(file) != Snapshot(2, 5, EVALUATION)
     assert list(tmp_path.iterdir()) == [file]
     told.progress.close()
@@ -193,10 +193,10 @@ def test_a_file_that_says_nothing_is_as_good_as_none(tmp_path: Path, text: str) 
 
 def test_a_folder_that_is_gone_turns_progress_into_lines(tmp_path: Path) -> None:
     told = Told(tmp_path / "gone" / "progress.json")
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(1, TRAINING)
     told.progress.asked(2)
     told.pass_by(60.0)
-    assert "progress is said in lines from now on: it cannot be written" in told.said[0]
+    assert "progress is printed in lines" in told.said[0]
     assert told.said[1].startswith("round  1  training: 0 of 2 clients done")
     told.progress.close()
     assert len(told.said) == 2
@@ -207,15 +207,15 @@ def test_whatever_goes_wrong_in_telling_is_said_once_and_ends_nothing(
     tmp_path: Path, on_screen: bool
 ) -> None:
     told = Told(tmp_path / "progress.json" if on_screen else None)
-    told.progress.enter(1, TRAINING)
+    told.progress.start_phase(1, TRAINING)
     told.progress.asked(2)
     assert len(list(tmp_path.iterdir())) == on_screen
     told.progress.replied(reply(num_examples=3))  # no loss
     told.progress.replied(reply(num_examples=3))
     told.pass_by(100.0)
-    told.progress.all_in()
+    told.progress.refresh()
     told.progress.close()
-    assert told.said == ["progress is not shown any more: ValueError: metric train-loss is missing"]
+    assert told.said == ["progress is no longer shown: ValueError: metric train-loss is missing"]
     assert not list(tmp_path.iterdir())  # else a screen would go on showing it
 
 
@@ -225,7 +225,7 @@ def test_a_standard_output_that_is_gone_ends_nothing() -> None:
 
     progress = Progress(1, lambda: 0, closed, clock=iter(range(0, 10**6, 100)).__next__)
     progress.asked(1)
-    progress.waits(lambda: "")
+    progress.tick(lambda: "")
     assert progress.broken
 
 

@@ -223,7 +223,7 @@ def test_of_clients_that_are_left_so_many_train_as_have_to_reply(run_config: Con
 def test_a_client_that_was_not_there_in_round_0_trains_as_well(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, late: str, strategy: str
 ) -> None:
-    monkeypatch.setattr("fednano_flwr.rounds.federation.MEET_SECONDS", 1.0)
+    monkeypatch.setattr("fednano_flwr.rounds.federation.PARTITION_SECONDS", 1.0)
     flat = run_config(
         fraction_train=0.99,
         fraction_evaluate=0.34,
@@ -271,7 +271,7 @@ def test_asking_who_is_there_does_not_end_what_is_said_of_progress(
     server_app.federate(grid, 1, RunConfig.parse(flat), tmp_path / "progress.json")
     said = capsys.readouterr().out
     assert "who is there: node" in said and "no reply within 1 s" in said
-    assert "progress is not shown" not in said
+    assert "progress is no longer shown" not in said
 
 
 def test_a_client_that_raises_does_not_stop_the_round(
@@ -569,4 +569,4 @@ def test_a_screen_that_cannot_be_told_does_not_end_the_run(
     gone = tmp_path / "gone" / "progress.json"
     folder = server_app.federate(grid, 1, RunConfig.parse(flat), gone)
     assert len(folder.rounds) == 1
-    assert capsys.readouterr().out.count("progress is said in lines from now on") == 1
+    assert capsys.readouterr().out.count("progress is printed in lines from now on") == 1

@@ -1,4 +1,4 @@
-"""What a run says of itself before its rounds: what runs where, and who has which questions."""
+"""Lines printed before round 1: the server, the clients, the run, and each client's questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fednano_flwr.rounds.records import metric
 def setup_lines(
     config: RunConfig, info: LLMInfo, theta: Mapping[str, Tensor], address: str, work: LocalWork
 ) -> list[str]:
-    """What runs where: the server's line, the clients' and the run's."""
+    """One line each for the server, the clients and the run."""
     trained = sum(value.numel() for value in theta.values())
     rank, local = _ranks(config.adapter), work.local_rank or config.adapter.rank
     if work.adapters == "both":
@@ -42,7 +42,7 @@ def setup_lines(
 
 
 def _ranks(adapter: Adapter) -> str:
-    """Of which rank the clients' adapters are, in words."""
+    """The ranks of the clients' adapters, in words."""
     if set(adapter.clients_ranks) == {adapter.rank}:
         return f"rank {adapter.rank}"
     ranks = ", ".join(map(str, adapter.clients_ranks))
@@ -61,7 +61,7 @@ def _rate(config: RunConfig) -> str:
 
 
 def _split(dataset: Dataset) -> str:
-    """How questions are dealt to clients, in words."""
+    """The partitioner, in words."""
     if dataset.partitioner == "dirichlet":
         return f"Dirichlet α = {dataset.alpha:g}"
     arguments = f" ({dataset.partitioner_args})" if dataset.partitioner_args else ""
@@ -69,7 +69,7 @@ def _split(dataset: Dataset) -> str:
 
 
 def data_lines(replies: Iterable[Message]) -> list[str]:
-    """How many questions each client has, and what was left out for which reason.
+    """Each client's number of questions, and the questions that were left out, by reason.
 
     Args:
         replies: to the evaluate messages of round 0.

@@ -1,4 +1,4 @@
-"""Bounds on single updates: absurd ones are refused, long ones may be scaled down."""
+"""Bounds on the norm of one update: reject it, or scale it down."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def norm(state: State) -> float:
 
 
 def check_norms(theta: State, fisher: State, sent: State, bounds: Bounds) -> None:
-    """Refuse an update that went, or a Fisher diagonal that is, further than training can go.
+    """Reject an update or a Fisher diagonal whose norm is above its bound.
 
-    Adapters of a lower rank than those sent have no difference to them; their own norm counts.
+    Adapters of a lower rank cannot be subtracted from those sent; their own norm counts.
 
     Raises:
         ValueError: names the norm and the bound.
@@ -40,9 +40,9 @@ def check_norms(theta: State, fisher: State, sent: State, bounds: Bounds) -> Non
 
 
 def check_clipped(theta: State, sent: State, most: float) -> None:
-    """Refuse an update that its client was to scale down to the norm `most` and did not.
+    """Reject an update that its client should have scaled down to the norm `most` and did not.
 
-    Rounding in float32, of the adapters and of the client's sums, is let pass.
+    Allows for float32 rounding of the adapters and of the client's sums.
 
     Raises:
         ValueError: names both norms.

@@ -1,6 +1,6 @@
-"""All that this project takes of Flower beyond its public API; no other file imports such names.
+"""The only file that imports names beyond Flower's public API.
 
-`PRIVATE` lists them, each with what it is needed for. pyproject.toml ends Flower's range before the
+`PRIVATE` lists them, each with its use. pyproject.toml ends Flower's range before the
 first version that was not run.
 """
 
@@ -49,9 +49,9 @@ def is_deployment(grid: Grid) -> bool:
 def pull(grid: Grid, message_ids: Iterable[str]) -> tuple[dict[str, Message], dict[str, str]]:
     """Fetch replies one by one, so that a corrupt one fails only its sender.
 
-    A SuperLink hands a reply out once, and a corrupt one raises and loses what was fetched with it.
-    A reply counts as that to the message that was asked for, whatever its node wrote into it.
-    In a simulation replies are in memory and were read before.
+    A SuperLink returns a reply once; a corrupt one raises and loses all that was fetched with it.
+    A reply belongs to the message whose id was requested, whatever id its node wrote into it.
+    In a simulation replies are in memory and cannot be corrupt.
 
     Returns:
         By the id of the message: the replies that are there, and why one cannot be read.
@@ -76,7 +76,7 @@ def pull(grid: Grid, message_ids: Iterable[str]) -> tuple[dict[str, Message], di
 
 
 def identify(run_id: int) -> None:
-    """Make this process the one of a run, as its messages need it."""
+    """Set the run id of this process, which messages need."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
 
 
@@ -87,15 +87,15 @@ def give_id(message: Message) -> str:
 
 
 def worker_died(reply: Message) -> bool:
-    """Whether a simulated client did not fail by itself, but with the worker that it ran in."""
+    """Whether an error reply of a simulated client comes from a dead worker."""
     return bool(reply.has_error() and reply.error.code == ErrorCode.UNKNOWN)
 
 
 def replace_dead_workers() -> None:
-    """From now on Flower's pools in this process take a new worker in place of a dead one.
+    """Make Flower's actor pools in this process replace dead workers.
 
-    Flower keeps a dead Ray worker among the idle ones. It fails every message at once, so it is
-    idle again at once and is given the next client's, and most clients of a round fail.
+    Flower returns a dead Ray worker to the idle ones. It fails every message at once and is idle
+    again, so it gets the next client's message, and most clients of a round fail.
     """
     import ray  # only a simulation needs it
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool

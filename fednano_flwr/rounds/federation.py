@@ -1,7 +1,7 @@
-"""The run's clients: which are connected, which are asked, and what they reply.
+"""The run's clients: waiting for them, sampling them, and collecting their replies.
 
-Flower's node ids are random and unordered. Here a client is known by its partition, so that a seed
-fixes which clients train, and replies are merged in one order.
+Flower's node ids are random. Clients are identified by their partition, so that a seed fixes which
+clients train and the order in which their replies are merged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from fednano_flwr.rounds.records import failure_of, partition_of, record_bytes
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 
 POLL_SECONDS = 0.2
-MEET_SECONDS = 60.0  # for a node that joins to say who it is; less where round-timeout is less
-POLL_SHARE = 0.2  # of the time that is spent on asking for replies, where asking takes long
+PARTITION_SECONDS = 60.0  # for a new node's partition; less where round-timeout is less
+POLL_SHARE = 0.2  # at most this share of the time is spent polling
 
 
 class TooFewClientsError(RuntimeError):
@@ -32,21 +32,21 @@ class TooFewClientsError(RuntimeError):
 
 
 class LostClientsError(RuntimeError):
-    """All rounds of a run are done, and a client took no part in any; its results are kept."""
+    """All rounds are done, but a client took no part in any; the results are complete."""
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker of the simulation died, and so did the one that was to do its work again."""
+    """A worker of the simulation died, and its replacement died at the same message."""
 
 
 @dataclass
 class RoundReplies:
-    """Replies to one question, and what they cost.
+    """Replies to one batch of messages, and their size.
 
     Attributes:
         replies: good ones, in the order of their partitions.
-        failures: who did not answer well, and why.
-        reasons: those that have been said, without their numbers.
+        failures: reason by client.
+        reasons: those already printed, without their numbers.
         bytes_down, bytes_up: of the messages' contents, server to clients and back.
     """
 
@@ -58,7 +58,7 @@ class RoundReplies:
 
 
 class NodeView:
-    """A grid that shows a strategy the chosen nodes only."""
+    """A grid that has only the sampled nodes."""
 
     def __init__(self, node_ids: Sequence[int]) -> None:
         self._node_ids = node_ids
@@ -71,16 +71,15 @@ class NodeView:
 
 
 class Federation:
-    """Asks nodes and keeps track of which partition each one holds.
+    """Sends messages to nodes and knows each node's partition.
 
     Args:
         grid: Flower's connection to the nodes.
         timeouts: how long to wait for nodes to connect, and for their replies.
-        min_replies: fewer good replies to a question end the run.
-        say: tells people what goes on.
-        progress: hears who was asked, and what came of it.
-        worker_died: tells replies of clients that are to be asked again, since it is not they who
-            failed.
+        min_replies: fewer good replies end the run.
+        say: prints one line.
+        progress: counts messages and replies.
+        worker_died: whether an error reply came from a dead worker; its client is asked again.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Federation:
         self._progress = progress
         self._worker_died = worker_died
         self.partitions: dict[int, int] = {}
-        self._asked_in: dict[int, int] = {}  # node: round in which it was last asked who it is
+        self._asked_in: dict[int, int] = {}  # node: round of the last query for its partition
 
     def wait_for_nodes(self, count: int, key: str) -> None:
         """Wait until `count` nodes are connected; `key` is what asks for so many.
@@ -120,7 +119,7 @@ class Federation:
                 said = waited + 10
             time.sleep(0.5)
 
-    def everyone(self) -> NodeView:
+    def all_nodes(self) -> NodeView:
         """All connected nodes, in the order of their partitions where known.
 
         Raises:
@@ -135,11 +134,11 @@ class Federation:
         """A fraction of the known clients; fixed by seed, round, purpose and partitions.
 
         Args:
-            least: never fewer, as long as so many are there.
+            least: fewest clients, if so many are connected.
         """
-        connected = self._met(server_round)
+        connected = self._connected(server_round)
         known = sorted((self.partitions[n], n) for n in connected if n in self.partitions)
-        if not known:  # nobody says who it is
+        if not known:  # no partition is known
             return NodeView(connected)
         count = max(least, round(fraction * len(known)))
         generator = np.random.default_rng(derive_seed(purpose, seed, server_round))
@@ -147,20 +146,20 @@ class Federation:
         return NodeView([known[i][1] for i in sorted(chosen)])
 
     def first(self, server_round: int) -> NodeView:
-        """The client with the lowest partition of those connected: partition 0, if it is."""
-        return NodeView(sorted(self._met(server_round), key=self._order)[:1])
+        """The connected client with the lowest partition."""
+        return NodeView(sorted(self._connected(server_round), key=self._order)[:1])
 
-    def meet(self) -> None:
-        """Ask the connected nodes for their partitions, which a run that begins learns in round 0.
+    def ask_partitions(self) -> None:
+        """Ask all connected nodes for their partitions; a new run learns them in round 0 instead.
 
         Raises:
             TooFewClientsError: fewer than `min-replies` have answered.
         """
-        self._introduce(self.everyone().get_node_ids())
+        self._ask_partitions(self.all_nodes().get_node_ids())
 
-    def _met(self, server_round: int) -> list[int]:
-        """The connected nodes; those that came late or failed so far were asked for partitions."""
-        connected = list(self.everyone().get_node_ids())
+    def _connected(self, server_round: int) -> list[int]:
+        """The connected nodes, after a query for partitions that are still unknown."""
+        connected = list(self.all_nodes().get_node_ids())
         unknown = [
             node
             for node in connected
@@ -168,11 +167,13 @@ class Federation:
         ]
         if unknown:
             self._asked_in |= dict.fromkeys(unknown, server_round)
-            self._progress.enter(server_round, NO_ROUND)
-            self._introduce(unknown, least=0, within=min(MEET_SECONDS, self._timeouts.timeout))
+            self._progress.start_phase(server_round, NO_ROUND)
+            self._ask_partitions(
+                unknown, least=0, within=min(PARTITION_SECONDS, self._timeouts.timeout)
+            )
         return connected
 
-    def _introduce(
+    def _ask_partitions(
         self, nodes: Iterable[int], least: int | None = None, within: float | None = None
     ) -> None:
         questions = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
@@ -186,19 +187,19 @@ class Federation:
         least: int | None = None,
         within: float | None = None,
     ) -> RoundReplies:
-        """Send messages and wait for their replies, good or bad, as long as there is hope.
+        """Send messages and wait for all replies.
 
-        That is while one that owes a reply still makes steps, and at most to the round's limit.
+        Waiting ends when no client that owes a reply makes steps, or at the round's limit.
 
         Args:
-            what: for messages to people, as in "round 3, training".
+            what: named in output, as in "round 3, training".
             check: raises for a reply that must not be used; may unpack it in place, after its
                 bytes were counted.
-            least: fewest good replies; `min-replies` where not given.
-            within: seconds to wait at most, instead of as long as there is hope.
+            least: fewest good replies; default `min-replies`.
+            within: longest wait in seconds, instead of the timeouts.
 
         Raises:
-            TooFewClientsError: fewer good replies than these.
+            TooFewClientsError: fewer good replies than `least`.
             WorkerDiedError: a client was asked again, and its worker died again.
         """
         sent, timeouts = list(messages), self._timeouts
@@ -224,21 +225,21 @@ class Federation:
             for message_id, reply in replies.items():
                 node = waiting.pop(message_id)
                 if self._worker_died is not None and self._worker_died(reply):
-                    repeated = [self._once_more(again, node, reply, what)]
+                    repeated = [self._retry(again, node, reply, what)]
                     self._send(repeated, what, answers, waiting)
                 else:
-                    self._take(reply, node, answers, what, check)
+                    self._accept(reply, node, answers, what, check)
             for message_id, reason in unreadable.items():
                 self._fail(answers, what, waiting.pop(message_id), reason)
             given_up = {node: lost(node) for node in waiting.values()}
-            if all(given_up.values()):  # another may be back while one is waited for
+            if all(given_up.values()):  # a lost client may reply while others are waited for
                 break
-            self._progress.waits(words)
+            self._progress.tick(words)
             took = time.monotonic() - began
             time.sleep(max(POLL_SECONDS, took / POLL_SHARE - took))
         for node in waiting.values():
             self._fail(answers, what, node, given_up[node])
-        self._progress.all_in()
+        self._progress.refresh()
         for who, _ in by_reason(answers.failures.items()):
             if who[1:]:
                 count = f"{len(who)} of {len(sent)} clients"
@@ -255,8 +256,8 @@ class Federation:
     def _send(
         self, messages: list[Message], what: str, answers: RoundReplies, waiting: dict[str, int]
     ) -> None:
-        """Push messages; those that were sent are waited for by their ids."""
-        for message in messages:  # Flower's own time for a reply must not be over before
+        """Push messages; `waiting` gets the ids of those that were sent."""
+        for message in messages:  # Flower's own limit must not end the wait
             message.metadata.ttl = max(message.metadata.ttl, 2 * self._timeouts.limit)
             answers.bytes_down += record_bytes(message.content)
         pushed = set(self._grid.push_messages(messages))
@@ -267,13 +268,11 @@ class Federation:
                 node = message.metadata.dst_node_id
                 self._fail(answers, what, node, "the message could not be sent")
 
-    def _once_more(
-        self, again: dict[int, Message], node: int, reply: Message, what: str
-    ) -> Message:
-        """The same message to a client whose worker died, once.
+    def _retry(self, again: dict[int, Message], node: int, reply: Message, what: str) -> Message:
+        """The same message again, for a client whose worker died.
 
         Raises:
-            WorkerDiedError: it was sent once more already.
+            WorkerDiedError: it was sent again before.
         """
         first = again.pop(node, None)
         if first is None:
@@ -286,7 +285,7 @@ class Federation:
         self._say(f"{what}: the worker of {self._name(node)} died; the client is asked again")
         return Message(first.content, node, first.metadata.message_type)
 
-    def _take(
+    def _accept(
         self,
         reply: Message,
         node: int,
@@ -297,7 +296,7 @@ class Federation:
         if reply.has_error():
             partition, reason = failure_of(reply)
             if partition is not None:
-                with suppress(ValueError):  # another node's: then this one has no name
+                with suppress(ValueError):  # held by another node: this one stays unnamed
                     self._remember(node, partition)
             self._fail(answers, what, node, reason)
             return
@@ -306,7 +305,7 @@ class Federation:
             self._remember(node, partition_of(reply))
             if check is not None:
                 check(reply)
-        except Exception as error:  # whatever one client replies, the others' round goes on
+        except Exception as error:  # one client's reply must not end the round
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             self._fail(answers, what, node, f"reply refused: {kind}{error}")
             return
@@ -321,7 +320,7 @@ class Federation:
         self.partitions[node] = partition
 
     def _fail(self, answers: RoundReplies, what: str, node: int, reason: str) -> None:
-        """Note a failure; a reason that another client had is said when all are in."""
+        """Note a failure; a reason that was printed before is only counted."""
         who, alike = self._name(node), without_numbers(reason)
         if alike not in answers.reasons:
             answers.reasons.add(alike)
@@ -337,7 +336,7 @@ class Federation:
 
 
 def _reasons(answers: RoundReplies, sent: int) -> str:
-    """Why clients failed, each reason once with how many and which had it."""
+    """Each reason once, with the clients that had it."""
     return "; ".join(
         f"{len(who)} of {sent} clients ({first_few(who)}): {reason}"
         for who, reason in by_reason(answers.failures.items())

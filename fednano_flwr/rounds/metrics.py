@@ -19,7 +19,7 @@ from fednano_flwr.rounds.records import metric, partition_of
 def round_record(
     server_round: int,
     trained: RoundReplies | None,
-    scored: RoundReplies,
+    evaluated: RoundReplies,
     seconds: float,
     notes: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
@@ -32,26 +32,26 @@ def round_record(
 
     Args:
         trained: replies to the train messages; None for round 0, which only evaluates.
-        scored: replies to the evaluate messages.
+        evaluated: replies to the evaluate messages.
         seconds: wall-clock time of the round.
         notes: what the strategy saw in the merge; one that is not finite, such as the ratio to a
             client whose Fisher diagonal is zero, is left out: JSON has no such numbers.
     """
-    accuracies = {str(partition_of(r)): _accuracy(r) for r in scored.replies}
+    accuracies = {str(partition_of(r)): _accuracy(r) for r in evaluated.replies}
     known = [value for value in accuracies.values() if value is not None]
     training = trained.replies if trained else []
     losses = {str(partition_of(r)): metric(r, "train-loss") for r in training}
     sizes = {str(partition_of(r)): int(metric(r, "num-examples")) for r in training}
-    both = [trained, scored] if trained else [scored]
+    both = [trained, evaluated] if trained else [evaluated]
     replies = [reply for answers in both for reply in answers.replies]
     return {
         "round": server_round,
         "accuracy": sum(known) / len(known) if known else None,
         "accuracy_per_client": accuracies,
         "test_questions_per_client": {
-            str(partition_of(r)): int(metric(r, "num-examples")) for r in scored.replies
+            str(partition_of(r)): int(metric(r, "num-examples")) for r in evaluated.replies
         },
-        "accuracy_by": _by_kind(scored.replies),
+        "accuracy_by": _by_kind(evaluated.replies),
         "train_loss": _weighted_mean(losses, sizes),
         "train_loss_per_client": losses,
         "train_questions_per_client": sizes,
@@ -69,7 +69,7 @@ def round_record(
         "seconds": seconds,
         "client_seconds": {
             "train": [metric(r, "seconds") for r in training],
-            "evaluate": [metric(r, "seconds") for r in scored.replies],
+            "evaluate": [metric(r, "seconds") for r in evaluated.replies],
             "encoder": sum(metric(r, "encoder-seconds") for r in replies),
             "waiting_for_llm": sum(metric(r, "llm-seconds") for r in replies),
         },
@@ -82,7 +82,7 @@ def round_record(
         "memory_mb": {"server_process": psutil.Process().memory_info().rss / 2**20},
         "failures": {
             "train": trained.failures if trained else {},
-            "evaluate": scored.failures,
+            "evaluate": evaluated.failures,
         },
     }
 

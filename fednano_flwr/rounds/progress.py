@@ -1,7 +1,7 @@
-"""What a ServerApp tells of a round while it lasts, from what happens in it.
+"""Live progress of a run, counted by its ServerApp.
 
-A screen that shows progress gives a file (`snapshot.PROGRESS_FILE`), which is written about twice a
-second. Without one a line is said when a round has been silent for a while.
+`fednano run` on a terminal names a file (`snapshot.PROGRESS_FILE`), which is written about twice a
+second. Without one, a line is printed after each minute without output.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from fednano_flwr.rounds.snapshot import Snapshot, write
 
 WRITE_SECONDS = 0.5
 SILENT_SECONDS = 60.0
-"""A round in which nothing was said for so long says where it is."""
+"""Without a file, a line is printed after so long without output."""
 STUCK_SECONDS = 30.0
-"""So long without a step or a reply, and who is waited for is worth a line on the screen."""
+"""After so long without a step or a reply, the screen names the clients that owe a reply."""
 NO_ROUND = "who is there"
 TRAINING, EVALUATION = "training", "evaluation"
 Given = ParamSpec("Given")
 
 
-def _harmless(
+def _never_raises(
     event: Callable[Concatenate[Progress, Given], None],
 ) -> Callable[Concatenate[Progress, Given], None]:
-    """Whatever goes wrong in telling of a run, the run goes on; that it did is said once."""
+    """An error in showing progress never ends the run; it is reported once."""
 
     @functools.wraps(event)
-    def told(progress: Progress, *args: Given.args, **kwargs: Given.kwargs) -> None:
+    def guarded(progress: Progress, *args: Given.args, **kwargs: Given.kwargs) -> None:
         if progress.broken:
             return
         try:
@@ -44,14 +44,14 @@ def _harmless(
         except Exception as error:
             progress.broken = True
             progress.drop_file()
-            with suppress(Exception):  # that nothing can be said cannot be said either
-                progress.say(f"progress is not shown any more: {type(error).__name__}: {error}")
+            with suppress(Exception):  # printing may be what failed
+                progress.say(f"progress is no longer shown: {type(error).__name__}: {error}")
 
-    return told
+    return guarded
 
 
 class _Mean:
-    """Of values with weights; None while there is no weight."""
+    """A weighted mean; None while the weights sum to 0."""
 
     def __init__(self) -> None:
         self._sum = self._weight = 0.0
@@ -79,16 +79,16 @@ SCORES = {TRAINING: _loss, EVALUATION: _right}
 
 
 class Progress:
-    """Hears what happens in a run and tells people where it is; its methods never raise.
+    """Counts clients and steps of the current phase and shows them; its methods never raise.
 
-    All but the counter of steps is called by the ServerApp's own thread.
+    It belongs to the ServerApp's thread; only `steps` may read what other threads write.
 
     Args:
         rounds: number of the last round.
         steps: calls that the language model has computed so far, in the whole run.
-        say: tells people one line.
-        file: where a screen looks; without one progress is said in lines.
-        clock: seconds that only ever grow.
+        say: prints one line.
+        file: where to write the progress; None prints lines instead.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -112,46 +112,46 @@ class Progress:
         self._written = float("-inf")
         self._last_sign = (0, 0)
 
-    @_harmless
-    def finished(self, record: Mapping[str, Any]) -> None:
-        """A round has ended, now or before the run was resumed; `record` is its line's."""
+    @_never_raises
+    def round_done(self, record: Mapping[str, Any]) -> None:
+        """A round has ended, now or before the run was resumed; `record` is its line of metrics."""
         self._record = record
         if record["round"] > 0:  # round 0 does not train
             self._seconds.append(record["seconds"])
 
-    @_harmless
-    def enter(self, server_round: int, phase: str) -> None:
-        """What clients are asked from now on belongs to this phase."""
+    @_never_raises
+    def start_phase(self, server_round: int, phase: str) -> None:
+        """A phase of a round begins."""
         if server_round != self._round:
             self._round = server_round
             self._scores.clear()
             self._round_began = self._said = self._clock()
         self._phase = phase
 
-    @_harmless
+    @_never_raises
     def asked(self, clients: int) -> None:
-        """So many clients are asked, just now."""
+        """Messages to so many clients were sent."""
         self._asked, self._done, self._failed = clients, 0, 0
         self._steps_before = self._steps()
         self._phase_began = self._moved = self._clock()
         self._show()
 
-    @_harmless
+    @_never_raises
     def replied(self, reply: Message) -> None:
-        """A client has answered well."""
+        """A good reply has arrived."""
         self._done += 1
         if (score := SCORES.get(self._phase)) is not None:
             self._scores[self._phase].add(*score(reply))
 
-    @_harmless
+    @_never_raises
     def failed(self) -> None:
-        """A client will not answer, or did not answer well; who reports it has said why."""
+        """A client has failed or is lost; the caller has printed why."""
         self._failed += 1
         self._said = self._clock()
 
-    @_harmless
-    def waits(self, words: Callable[[], str]) -> None:
-        """Time passes; `words` says who is waited for."""
+    @_never_raises
+    def tick(self, describe: Callable[[], str]) -> None:
+        """Write the file or print a line if it is time; `describe` names who is waited for."""
         now = self._clock()
         sign = (self._steps(), self._done + self._failed)
         if sign != self._last_sign:
@@ -159,29 +159,29 @@ class Progress:
         if self._file is None:
             if now - self._said >= SILENT_SECONDS:
                 self._said = now
-                self.say(f"{self.snapshot().line}; {words()}")
+                self.say(f"{self.snapshot().line}; {describe()}")
         elif now - self._written >= WRITE_SECONDS:
-            self._show(words() if now - self._moved >= STUCK_SECONDS else "")
+            self._show(describe() if now - self._moved >= STUCK_SECONDS else "")
 
-    @_harmless
-    def all_in(self) -> None:
-        """Nobody is waited for any more."""
+    @_never_raises
+    def refresh(self) -> None:
+        """Write the file now: the last reply has arrived."""
         self._show()
 
-    @_harmless
+    @_never_raises
     def close(self) -> None:
-        """The run has ended: there is nothing left to show."""
+        """The run has ended."""
         self.drop_file()
 
     def drop_file(self) -> None:
-        """Leave nothing behind that gets old on a screen."""
+        """Remove the file, so that no screen shows old progress."""
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
     def snapshot(self, waiting: str = "") -> Snapshot:
-        """Where the run is now."""
+        """The progress now."""
         now = self._clock()
         steps = self._steps() - self._steps_before
         scored = self._scores[EVALUATION].value
@@ -203,7 +203,7 @@ class Progress:
         )
 
     def _left(self, now: float) -> float | None:
-        """What is left of this round and those after it, each as long as those before."""
+        """Seconds until the run's end, if each round takes the mean time of those before."""
         if self._round is None or not self._seconds:
             return None
         each = statistics.fmean(self._seconds)
@@ -218,4 +218,6 @@ class Progress:
             write(self._file, self.snapshot(waiting))
         except OSError as error:
             self.drop_file()
-            self.say(f"progress is said in lines from now on: it cannot be written: {error}")
+            self.say(
+                f"progress is printed in lines from now on: its file cannot be written: {error}"
+            )

@@ -1,8 +1,8 @@
-"""What a good reply is: its records, their keys, types and ranges; of training, of evaluation.
+"""Checks of train and evaluate replies: records, keys, types and ranges.
 
-A client may reply anything. What it replied passes here before it is merged, added up or shown, so
-that a broken reply is its own client's failure and no one else's. What the strategy makes of the
-replies passes here too, before it is written or sent.
+A client may reply anything. Every reply is checked before it is merged, summed or shown, so that a
+broken one fails only its sender. The merged adapters are checked too, before they are written or
+sent.
 """
 
 from __future__ import annotations

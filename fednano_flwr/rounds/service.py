@@ -18,7 +18,7 @@ from fednano_flwr.llm.service import open_host
 
 @dataclass(frozen=True)
 class RunService:
-    """What the run's server knows of its LLM service.
+    """A running LLM service, as the ServerApp uses it.
 
     Attributes:
         info: the language model.

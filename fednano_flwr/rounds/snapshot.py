@@ -16,19 +16,19 @@ PROGRESS_FILE = "FEDNANO_PROGRESS"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a run is.
+    """A run's progress.
 
     Attributes:
-        round: of `rounds`; None while nothing belongs to a round.
-        phase: what the clients are asked for, as in "training".
-        asked, done, failed: clients; those that are neither done nor failed are waited for.
+        round: of `rounds`; None outside of rounds.
+        phase: as in "training".
+        asked, done, failed: clients; those neither done nor failed still owe a reply.
         steps: calls that the language model has computed in this phase.
-        per_second: those steps by the phase's seconds so far.
-        accuracy: a share, of all questions of the clients that have answered in this evaluation
-            (`so_far`); else that of the last round, as its line has it; None before there is any.
-        loss: this round's, of the clients that have trained so far, else the last round's.
-        left: seconds until the last round's end, reckoned from the rounds so far.
-        waiting: who is waited for, where nobody has made a step for a while; else "".
+        per_second: steps per second of the phase.
+        accuracy: a share of the questions scored so far in this evaluation (`so_far`); else that
+            of the last round; None before there is any.
+        loss: of the clients that have trained in this round, else the last round's.
+        left: seconds until the run's end, estimated from the rounds so far.
+        waiting: who is waited for, if no step was made for a while; else "".
     """
 
     round: int | None
@@ -52,7 +52,7 @@ class Snapshot:
         return f"{where}{self.phase}: {self.clients(' done')}, {self.pace}"
 
     def clients(self, done: str = "") -> str:
-        """How many have answered; `done` is the word for it where nothing else says it."""
+        """`4 of 10 clients`, with the number of failed ones; `done` follows "clients"."""
         failed = f", {self.failed} failed" if self.failed else ""
         return f"{self.done} of {self.asked} clients{done}{failed}"
 
@@ -65,7 +65,7 @@ class Snapshot:
 
 
 def write(file: Path, snapshot: Snapshot) -> None:
-    """Put it in the file, which is whole at any time; it need not outlive a loss of power.
+    """Replace the file as a whole; it need not survive a loss of power.
 
     Raises:
         OSError: the folder is gone, or the disk is full.
@@ -76,7 +76,7 @@ def write(file: Path, snapshot: Snapshot) -> None:
 
 
 def read(file: Path) -> Snapshot | None:
-    """What the file says; None where there is none, or none of this version's."""
+    """The file's progress; None if there is none or another version wrote it."""
     try:
         return Snapshot(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,8 +1,7 @@
-"""How long a client's reply is waited for: as long as it makes progress, within a limit.
+"""Timeouts of replies: a client may take long while it makes progress, up to a limit.
 
-A slow client shows progress by its calls to the LLM service. One that has made none for `timeout`
-seconds counts as lost. No client is waited for beyond `limit`, so that one that only looks busy
-cannot hold a round for ever.
+A client's calls to the LLM service show its progress. It counts as lost after `timeout` seconds
+without a call, and after `limit` seconds in any case, so that no client blocks a round for ever.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class ReplyTimeout:
         return ""
 
     def describe(self, names: Mapping[int, str], asked: float) -> str:
-        """Who is waited for and when each last made a step, the most silent first.
+        """The clients that owe a reply and the time of their last step, the most silent first.
 
         Args:
             names: of the nodes that owe a reply.

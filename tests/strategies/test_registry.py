@@ -75,7 +75,7 @@ def test_no_order_in_which_replies_arrive_changes_a_bit(config: Made, name: str)
             grid, ReplyTimeout(5, 5), clients, print, Progress(1, lambda: 0, print, None)
         )
         sent = made.configure_train(
-            1, to_arrays(numbers(100)), ConfigRecord(), cast(Grid, federation.everyone())
+            1, to_arrays(numbers(100)), ConfigRecord(), cast(Grid, federation.all_nodes())
         )
         merged, _ = made.aggregate_train(1, federation.ask(sent, "training").replies)
         assert merged is not None
