@@ -283,13 +283,15 @@ def check_writable(key: str, folder: Path) -> str:
 
 
 def check_strategy(config: RunConfig) -> str:
+    from fednano_flwr.exchange.registry import check_exchange
     from fednano_flwr.privacy.checks import check_privacy
     from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
     make_strategy(config.strategy)
     check_ranks(config)
     check_privacy(config)
-    return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}"
+    exchange = check_exchange(config.exchange.kind)
+    return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}, {exchange}"
 
 
 def _host(config: RunConfig) -> str:

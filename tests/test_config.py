@@ -55,7 +55,6 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
             "0.0.0.0",
             r"loopback.*no TLS.*llm\.tls-cert.*llm\.tls-key.*llm\.insecure-beyond-loopback",
         ),
-        ("exchange.kind", "ranks", "embeddings, lowrank"),
         ("upload.adapters", "bfloat16", "float32, int8, int4"),
         ("upload.fisher", "int4", "float32, log4"),
         ("upload.error-feedback", 1, "type bool"),

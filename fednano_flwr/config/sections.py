@@ -324,9 +324,7 @@ class Exchange(Section):
     """What crosses between client and LLM host."""
 
     prefix: ClassVar[str] = "exchange."
-    kind: str = key(
-        "what crosses in a step ([exchange.md](exchange.md))", choices=("embeddings", "lowrank")
-    )
+    kind: str = key("`lowrank`, `embeddings`, or another ([exchange.md](exchange.md))")
     labels_at: str = key(
         "`client`: label ids stay there, in a second round trip", choices=("server", "client")
     )
