@@ -66,7 +66,10 @@ def read(path: Path) -> list[Sample]:
         return [
             make_sample(pid, one, Picture(path) if one["image"] else None) for pid, one in found
         ]
-    data = IconQA(find_root(path))
+    root = find_root(path)
+    if root is None:
+        raise SystemExit(f"{path} is neither a folder of ScienceQA nor of IconQA")
+    data = IconQA(root)
     there = [split for split in ("train", "val", "test") if (data.root / split).is_dir()]
     read_samples = [sample for split in there for _, sample in data.read(split).problems]
     return [sample for sample in read_samples if isinstance(sample, Sample)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.audit.attack import answers_of_gradient
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
@@ -134,6 +135,7 @@ def _text_rows(inputs: Inputs, is_image: Tensor) -> Tensor:
     """What arrived of the text: rows (n, d), or token ids (n,)."""
     if isinstance(inputs, EmbeddingInputs):
         return inputs.embeds[~is_image].float()
+    assert isinstance(inputs, LowRankInputs)
     return inputs.token_ids
 
 
