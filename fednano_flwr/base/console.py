@@ -1,4 +1,4 @@
-"""What a run says to people: plain lines that survive being streamed through Flower's log."""
+"""Lines for people, marked so that they can be found in Flower's log; tables as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 # `fednano run` shows the lines with this mark and keeps the rest in its log.
 MARK = "fednano | "
 ALL_DONE = "all rounds are done"
-"""How the reason begins of a run that is not well although its results are complete."""
+"""Start of the reason of a run that failed although its results are complete."""
 
 
 def say(text: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, what a manifest says of them, and names that stay inside."""
+"""Atomic and synced writes, a manifest's entry of a file, and checks of names from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_NAME = 255
 
 
 def inside(folder: Path, name: object) -> Path:
-    """The place of a file in `folder` whose name came with the folder, from wherever that came.
+    """The path of a file in `folder` whose name was read from an untrusted file.
 
     Raises:
         ValueError: it is no name, is absolute, goes up, or is a link that leads out of the folder.
@@ -34,7 +34,7 @@ def inside(folder: Path, name: object) -> Path:
 
 
 def check_name(name: object) -> None:
-    """Refuse what is no relative path that only goes down.
+    """Reject a name that is no relative path or leads out of its folder.
 
     Raises:
         ValueError: it is not.
@@ -58,7 +58,7 @@ def is_folder_name(name: str) -> bool:
 
 
 def fresh_folder(parent: Path, prefix: str, suffix: str = "") -> Path:
-    """Make a folder that nobody else has, for others to read as far as the user's umask says.
+    """Make a folder of a unique name, with the permissions of the user's umask.
 
     Raises:
         OSError: it cannot be made.
@@ -69,10 +69,10 @@ def fresh_folder(parent: Path, prefix: str, suffix: str = "") -> Path:
 
 
 def write_once(folder: Path, write: Callable[[Path], object]) -> None:
-    """Make a folder unless it is there: whole or not at all.
+    """Make a folder unless it exists, as a whole or not at all.
 
-    `write` fills a folder beside it, which is then renamed. So a process that dies leaves no half
-    of it, and of several that start at once the first to finish wins.
+    `write` fills a folder beside it, which is then renamed. A process that dies leaves no half of
+    it; of several processes the first to finish wins.
 
     Raises:
         OSError: it cannot be made.
@@ -92,7 +92,7 @@ def write_once(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """The path itself, or the nearest one above it that is there."""
+    """The path itself, or the nearest existing one above it."""
     path = path.expanduser().absolute()
     return next(place for place in (path, *path.parents) if place.exists())
 
@@ -105,15 +105,24 @@ def describe_file(file: Path) -> dict[str, Any]:
 
 
 def write_synced(file: Path, data: bytes) -> None:
-    """Write a file that is on the disk, and not only on its way there, when this returns."""
-    with file.open("wb") as opened:
+    """Write a file, and return when it is on the disk."""
+    _write(file, "wb", data)
+
+
+def append_synced(file: Path, data: bytes) -> None:
+    """Append to a file, and return when that is on the disk."""
+    _write(file, "ab", data)
+
+
+def _write(file: Path, mode: str, data: bytes) -> None:
+    with file.open(mode) as opened:
         opened.write(data)
         opened.flush()
         os.fsync(opened.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Return when the names in a folder are on the disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -122,7 +131,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(file: Path, data: bytes) -> None:
-    """Put a whole file in the place of the one before, also where the power fails on the way."""
+    """Replace a file as a whole, also if the power fails meanwhile."""
     partial = file.with_suffix(".partial")
     write_synced(partial, data)
     partial.replace(file)

@@ -1,4 +1,4 @@
-"""A line or two on the terminal that say how far something is, below the lines that scroll by.
+"""Progress lines at the bottom of the terminal, below the lines that scroll.
 
 with Live(draw) as live:
     live.say("a line that stays")
@@ -34,10 +34,10 @@ def terminal() -> Console | None:
 
 
 class Live:
-    """Draws again and again below what is said; without a terminal only says it.
+    """Redraws progress below printed lines; without a terminal it only prints.
 
-    What is said is written as it is: neither wrapped nor read as rich's markup. However the block
-    ends, what was drawn is gone and the cursor is back.
+    Printed lines are neither wrapped nor read as rich's markup. When the block ends in any way, the
+    drawing is removed and the cursor is back.
 
     Args:
         draw: what to show now, each line within so many columns; called from a thread.
@@ -73,7 +73,7 @@ class Live:
                 self._live.stop()
 
     def refresh(self) -> None:
-        """Draw now, and not only when it is time again."""
+        """Draw now."""
         if self._live is not None:
             self._live.refresh()
 

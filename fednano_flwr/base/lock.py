@@ -1,12 +1,11 @@
-"""One process at a time may write to a folder: a lock that ends with whoever holds it.
+"""A lock on a folder, which ends with the process that holds it.
 
     with FolderLock(folder, say):
         ...
 
-The kernel takes the lock back when its holder ends, be it by SIGKILL or by a power failure, so none
-is ever left behind; a file `.lock` that is found says nothing by itself. On a network file system
-it holds between machines only where that file system hands locks on (NFS with lockd, not mounted
-with `nolock` or `local_lock`).
+The kernel releases the lock when its holder ends, also by SIGKILL or a power failure; a file
+`.lock` alone is no lock. Between machines it holds only on network file systems that support locks
+(NFS with lockd, not mounted with `nolock` or `local_lock`).
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class LockedError(RuntimeError):
-    """Another process writes to the folder; the message says which, where it is known."""
+    """Another process writes to the folder; the message names it if it is known."""
 
 
 class FolderLock:
-    """Held from its making until `release`, or the end of the process.
+    """Held from its construction until `release`, or the end of the process.
 
     Args:
-        folder: is made where it is not there.
-        say: is told where a file system has no locks, and two runs are not kept apart.
+        folder: made if it does not exist.
+        say: prints a warning if the file system has no locks.
 
     Raises:
         LockedError: it is held already, by another process or in this one.
@@ -65,7 +64,7 @@ class FolderLock:
                 if not mine:  # another user left it behind: one of our own takes its place
                     self.file.unlink()
                 elif self._is(number):
-                    self._introduce(number)
+                    self._write_holder(number)
                     self._number = number
             finally:
                 if self._number is None:
@@ -90,7 +89,7 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Let others have it; a folder that was made for it and is still empty goes as well."""
+        """Unlock the folder, and remove it if it was made for the lock and is still empty."""
         if self._number is None:
             return
         with suppress(OSError):  # the folder has been removed, or has become read-only
@@ -128,8 +127,8 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
-    def _introduce(self, number: int) -> None:
-        """Write down who holds it, for those that are refused."""
+    def _write_holder(self, number: int) -> None:
+        """Write who holds the lock, for the error of other processes."""
         who = {
             "pid": os.getpid(),
             "host": socket.gethostname(),

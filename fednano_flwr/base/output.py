@@ -1,4 +1,4 @@
-"""Folders that a command writes: whole or not at all."""
+"""Write a folder as a whole or not at all; check its place and the disk's room before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fednano_flwr.base.console import human_bytes
-from fednano_flwr.base.files import fresh_folder
+from fednano_flwr.base.files import fresh_folder, nearest
 
 TEMPORARY_BYTES = 64 * 2**20
 """For the logs and sockets of Flower and Ray, and a copy of the app."""
@@ -22,10 +22,10 @@ class OutputError(ValueError):
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place `out` when the block ends well.
+    """A folder to write into, which is renamed to `out` when the block succeeds.
 
-    It lies beside `out` until then, and is removed where the block fails or is interrupted, with
-    the folders above it that had to be made. Where `out` is a link, it is the folder linked to.
+    It lies beside `out` until then. If the block fails or is interrupted, it is removed with the
+    parent folders that were made for it. If `out` is a link, the folder linked to is meant.
 
     Raises:
         OutputError: `out` is there and not empty, or cannot be replaced.
@@ -33,7 +33,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     require_free(out)
     out = out.resolve()
-    existing = _nearest(out.parent)
+    existing = nearest(out.parent)
     partial = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,11 +48,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def require_free(out: Path) -> None:
-    """Refuse a place where something is.
+    """Reject a path that is not free.
 
     Raises:
-        OutputError: `out` is a file, or a folder that is not empty, or one that no other can take
-            the place of, or its name is not UTF-8.
+        OutputError: `out` is a file, a folder that is not empty, the current folder or a mount
+            point, or its name is not UTF-8.
     """
     place = out.resolve()
     if os.fsencode(place) != str(place).encode(errors="replace"):
@@ -67,10 +67,10 @@ def require_free(out: Path) -> None:
 
 
 def require_temporary_room() -> Path:
-    """Where temporary files go.
+    """The folder of temporary files.
 
     Raises:
-        OutputError: there is no such place, or it has no room for what Flower and Ray put there.
+        OutputError: there is none, or it lacks room for the files of Flower and Ray.
     """
     try:
         folder = Path(tempfile.gettempdir())
@@ -86,7 +86,7 @@ def require_temporary_room() -> Path:
 
 
 def require_space(out: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Reject an output that the disk cannot hold.
 
     Args:
         needed: bytes.
@@ -94,7 +94,7 @@ def require_space(out: Path, needed: int, what: str) -> None:
     Raises:
         OutputError: with both numbers.
     """
-    folder = _nearest(out)
+    folder = nearest(out)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
@@ -103,14 +103,8 @@ def require_space(out: Path, needed: int, what: str) -> None:
         )
 
 
-def _nearest(path: Path) -> Path:
-    """The folder itself or the nearest one above it that is there."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
-
-
 def _remove_empty(folder: Path, above: Path) -> None:
-    """Remove the folders made on the way to an output, as far as they are empty."""
+    """Remove the empty folders between an output and an existing folder above it."""
     folder = folder.absolute()
     while folder != above:
         try:

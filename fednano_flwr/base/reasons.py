@@ -1,4 +1,4 @@
-"""Reasons why clients failed or questions were left out, each said once."""
+"""Groups of equal reasons for failed clients or left-out questions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Who = TypeVar("Who")
 
 
 def without_numbers(reason: str) -> str:
-    """The same text for reasons that differ in numbers alone."""
+    """The same text for reasons that differ only in numbers."""
     return re.sub(r"\d+(\.\d+)?", "#", reason)
 
 

@@ -1,4 +1,4 @@
-"""Seeds of random draws: each has one of its own, from the run's seed and what is drawn for whom.
+"""Seeds of random draws, each derived from the run's seed, a purpose and numbers.
 
 Without the purpose, two draws of one run could share a seed, such as the local adapter of client 1
 and the order of round 1's questions, and what they draw would not be independent.

@@ -1,4 +1,4 @@
-"""Ctrl-C, `kill` and a closed terminal, as one exception at one place."""
+"""Ctrl-C, `kill` and a closed terminal as KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def interrupts() -> Iterator[None]:
 
 @contextmanager
 def no_interrupts() -> Iterator[None]:
-    """Within it none of the three is heard: for cleaning up, which must not take long."""
+    """Within it all three are ignored: for short clean-ups."""
     with _handled_by(signal.SIG_IGN):
         yield
 

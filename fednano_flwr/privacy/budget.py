@@ -1,4 +1,4 @@
-"""The privacy budget: how often a noised mean was made, and what ε that comes to.
+"""The privacy budget: the number of noised means that were released, and their ε.
 
 The arithmetic is Flower's accountant (Rényi differential privacy, by `dp-accounting`).
 """
@@ -6,7 +6,6 @@ The arithmetic is Flower's accountant (Rényi differential privacy, by `dp-accou
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from flwr.serverapp import (
     SamplingMethod,
 )
 
+from fednano_flwr.base.files import append_synced
 from fednano_flwr.config import ConfigError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def epsilon_of(releases: int, noise_multiplier: float, delta: float) -> float:
 
 
 class Budget:
-    """Counts releases in a file, each before it is made, so that a run that is stopped counts all.
+    """Counts releases in a file, each before it is made, so that a stopped run has counted all.
 
-    A round that is done again after a stop is another release; no checkpoint takes one back.
+    A round that is repeated after a stop is another release; a checkpoint does not reset the count.
 
     Args:
         file: one JSON object a release; read first where it is there.
@@ -91,10 +91,7 @@ class Budget:
         """Count one release, on the disk when this returns."""
         text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
         broken = "" if not text or text.endswith("\n") else "\n"
-        with self._file.open("a", encoding="utf-8") as opened:
-            opened.write(broken + json.dumps(dict(release)) + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
+        append_synced(self._file, (broken + json.dumps(dict(release)) + "\n").encode())
         self._accountant.compose(self._event)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that the rounds after one depend on, a folder each, whole or not there.
+"""Checkpoints, a folder for each round: all that later rounds depend on, written atomically.
 
 round-00003/adapters.safetensors   the server's adapters after round 3
 round-00003/best.safetensors       those of the best round so far, where that is another
@@ -39,7 +39,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a strategy remembers: its attributes taken apart (strategies/memory.py).
+    """A strategy's state between rounds: its attributes as arrays and JSON (strategies/memory.py).
 
     Attributes:
         arrays: by attribute and number, as `m_t.0`.
@@ -55,13 +55,13 @@ class Checkpoint:
     """A run after a round.
 
     Attributes:
-        round: the one that was finished last.
+        round: the last finished one.
         theta: the server's adapters, in the order of the messages.
         best_round, best: the best round so far and its adapters.
         memory: the strategy's.
-        runs: which runs have led here, each with its last round that counts.
+        runs: the runs that led here, each with its last round that counts.
         config: digest of the run config.
-        packages: versions of what computed it.
+        packages: versions of the packages that computed it.
     """
 
     round: int
@@ -76,10 +76,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write a checkpoint into `folder`, then remove all but the last `keep`.
-
-    Whatever happens on the way, the checkpoint is there as a whole or not at all, and those
-    before it are as they were.
+    """Write a checkpoint into `folder` atomically, then remove all but the last `keep`.
 
     Raises:
         OSError: the disk is full, or cannot be written to.
@@ -106,10 +103,10 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The last checkpoint that is whole; None where none was ever written.
+    """The last valid checkpoint; None if there is none.
 
     Raises:
-        CheckpointError: there are some, all of them damaged.
+        CheckpointError: all of them are damaged.
     """
     for place in places(folder):
         try:
@@ -127,11 +124,11 @@ def places(folder: Path) -> list[Path]:
 
 
 def tidy(folder: Path, last: int, keep: int) -> None:
-    """Remove what a process that was killed while it wrote or removed a checkpoint has left.
+    """Remove the leftovers of a process that was killed while it wrote or removed a checkpoint.
 
     Args:
-        last: round of the checkpoint that is gone on from. One after it is damaged, and stays
-            until its round is written anew.
+        last: round of the checkpoint to resume from. Later ones are damaged, and stay until their
+            round is written again.
         keep: as for `write`.
     """
     for partial in folder.glob(".round-*.partial"):

@@ -1,4 +1,4 @@
-"""Which rounds of a run can be compared: means over other clients are of other questions."""
+"""Rounds with comparable accuracy: the same clients were scored, hence the same questions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ANSWERS = {"train": "train_loss_per_client", "evaluate": "accuracy_per_client"}
-"""By phase, as failures name it: what a record has of each client that answered well."""
+"""By phase: the key of a record that has a value of each client with a good reply."""
 PHASES = {"train": "training", "evaluate": "evaluation"}
 Record = dict[str, Any]
 """A line of metrics.jsonl."""
 
 
 def scorers(record: Mapping[str, Any]) -> set[str]:
-    """The clients whose test questions a round's accuracy is of."""
+    """The clients that a round's accuracy is the mean of."""
     return {client for client, value in record["accuracy_per_client"].items() if value is not None}
 
 
@@ -29,10 +29,10 @@ def clients(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def lost_clients(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Clients that were asked and never answered well: in what they took no part, and why.
+    """Clients that were asked but never gave a good reply, and why.
 
-    A client that was not asked, since a fraction was drawn, is not lost. A node whose partition is
-    not known counts where it failed in the last round: later it may have answered as a client.
+    A client that was never sampled is not lost. A node of unknown partition counts only if it
+    failed in the last round: before, it may have replied later as a known client.
 
     Returns:
         "any round", "the training of any round" and "the evaluation of any round" to the clients
@@ -55,11 +55,9 @@ def _answered(rounds: Sequence[Mapping[str, Any]], key: str) -> set[str]:
 
 
 def comparable(rounds: Sequence[Record]) -> list[Record]:
-    """The rounds that the most clients scored; where different ones did, as the first such round.
+    """The rounds scored by the largest set of clients; of equally large sets, the first one's.
 
-    These are the rounds that every client scored, if there is one. If not, because a client is away
-    in each of them, they are those of the largest set of clients that is there. A further round
-    leaves them as they are, or joins them, or, scored by more clients, takes their place.
+    These are the rounds that every client scored, if there are any.
     """
     largest = max(map(scorers, rounds), key=len)
     return [record for record in rounds if scorers(record) == largest]
@@ -68,7 +66,7 @@ def comparable(rounds: Sequence[Record]) -> list[Record]:
 def best(rounds: Sequence[Record]) -> Record:
     """The earliest of the comparable rounds with the best mean accuracy.
 
-    A further round is the best, or leaves the best as it is: whoever keeps the adapters of the best
-    round so far has those of the best round in the end.
+    A new round either becomes the best or does not change it, so that it is enough to keep the
+    adapters of the best round so far.
     """
     return max(comparable(rounds), key=lambda record: (record["accuracy"] or 0.0, -record["round"]))

@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, what happened, and the adapters.
+"""Writes a run's folder: config, metrics, adapters and checkpoints.
 
 config.json        the run config as resolved
 environment.json   versions, hardware, commit, which model, and the hub's commits of model and data
@@ -7,15 +7,14 @@ metrics.jsonl      one object a round, from round 0 (the frozen model) on
 adapters/last      adapters after the last round, in PEFT's format
 adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
 state.json         which rounds these are
-checkpoints/       what a run that was stopped goes on from (checkpoint.py)
-metrics-cut.jsonl  lines of rounds that were done again, or only half written
-.lock              who writes it now, while somebody does (base/lock.py)
+checkpoints/       what a stopped run is resumed from (checkpoint.py)
+metrics-cut.jsonl  lines of rounds that were repeated, or only half written
+.lock              the process that writes the folder now (base/lock.py)
 """
 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import time
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from fednano_flwr.adapters.site import build_adapters, load_adapter_state
 from fednano_flwr.base.console import say
-from fednano_flwr.base.files import replace_file
+from fednano_flwr.base.files import append_synced, replace_file
 from fednano_flwr.base.lock import FolderLock
 from fednano_flwr.base.version import commit_of
 from fednano_flwr.config import ConfigError, RunConfig
@@ -45,35 +44,35 @@ from fednano_flwr.runs.checkpoint import Checkpoint, CheckpointError, Memory
 from fednano_flwr.runs.results import other_model
 from fednano_flwr.runs.resume import continues, digest_of, run_folder_of
 
+ENVIRONMENT = "environment.json"
 PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
 
 
 class RunFolder:
     """Writes one run; every file is complete at any time.
 
-    A run that never got so far as to have round 0's results leaves no folder. Where the config says
-    so, an earlier run in it is put back to its last checkpoint, to be continued. Until it is
-    closed, or its process ends, nobody else may write there.
+    A run that ends before round 0's results leaves no folder. With `resume`, an earlier run in it
+    is reset to its last checkpoint. The folder is locked until `close`, or the end of the process.
 
     Args:
         run: Flower's id of this run.
 
     Attributes:
         rounds: records of metrics.jsonl.
-        model: what its model was (name, hub id, fingerprint, hidden size), set before round 0.
+        model: its name, hub id, fingerprint and hidden size, set before round 0.
         model_revision, dataset_revision: commits on the hub, set before round 0; "" for a folder.
-        resumed: the checkpoint that the run continues; None for a run that begins.
-        earlier: the runs that have led to that checkpoint, and those stopped before they had one.
+        resumed: the checkpoint that the run continues; None for a new run.
+        earlier: the runs that led to that checkpoint, and those stopped before they had one.
 
     Raises:
-        ConfigError: the folder holds an earlier run that is not to be, or cannot be, continued.
+        ConfigError: the folder has an earlier run that must not, or cannot, be continued.
         LockedError: another run writes there.
-        CheckpointError: none of its checkpoints can be read, or one cannot be put back.
+        CheckpointError: none of its checkpoints can be read or restored.
     """
 
     def __init__(self, config: RunConfig, run: int = 0) -> None:
         self.config = config
-        self._own = ExitStack()  # the folder and its lock, until they are let go
+        self._own = ExitStack()  # the folder and its lock, until `close`
         self.path = self._own.enter_context(run_folder_of(config))
         self.rounds: list[dict[str, Any]] = []
         self.model: dict[str, Any] = {}
@@ -85,14 +84,14 @@ class RunFolder:
         self._environment = {"run": self._run, **environment()}
         with ExitStack() as opening:
             opening.callback(self.close)
-            continues(config, self.path)  # what cannot be is refused before it is locked
+            continues(config, self.path)  # refuses before locking
             try:
                 self._own.enter_context(FolderLock(self.path, say))
             except OSError as error:
                 raise CheckpointError(f"{self.path} cannot be written to: {error}") from error
             try:
-                if continues(config, self.path):  # looked at again: whoever had it may have gone on
-                    self._go_back()
+                if continues(config, self.path):  # again: the last holder may have changed it
+                    self._restore()
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(f"{self.path} cannot be continued: {error}") from error
             opening.pop_all()
@@ -104,7 +103,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let others write to the folder; what was read of it stays."""
+        """Unlock the folder; the attributes stay."""
         self._own.close()
 
     @property
@@ -121,10 +120,10 @@ class RunFolder:
         return len(self.rounds) == self.config.num_server_rounds + 1
 
     def set_model(self, info: LLMInfo) -> None:
-        """Note what the run's model is.
+        """Set the run's model.
 
         Raises:
-            ConfigError: the run that is continued had another one.
+            ConfigError: the resumed run had another one.
         """
         self.model = {
             "name": info.model,
@@ -135,23 +134,22 @@ class RunFolder:
         self.model_revision = info.revision
         if self.resumed is None:
             return
-        file = self.path / "environment.json"
-        environment = json.loads(file.read_text(encoding="utf-8"))
-        differs = other_model(environment, info.model, info.fingerprint, info.revision)
+        differs = other_model(
+            _read_json(self.path / ENVIRONMENT), info.model, info.fingerprint, info.revision
+        )
         if differs:
             raise ConfigError(f"resume = {self.config.resume!r}: {self.path}: {differs}")
 
     def set_dataset(self, commit: str) -> None:
-        """Note the commit on the hub of the run's data set; "" of a folder, or if it is not known.
+        """Set the data set's commit on the hub; "" for a folder, or if it is not known.
 
         Raises:
-            ConfigError: the run that is continued had another one.
+            ConfigError: the resumed run had another one.
         """
         self.dataset_revision = commit
         if self.resumed is None:
             return
-        file = self.path / "environment.json"
-        earlier = json.loads(file.read_text(encoding="utf-8")).get("dataset_revision", "")
+        earlier = _read_json(self.path / ENVIRONMENT).get("dataset_revision", "")
         if earlier and commit and earlier != commit:
             raise ConfigError(
                 f"resume = {self.config.resume!r}: {self.path} had {self.config.dataset.path} at "
@@ -166,7 +164,7 @@ class RunFolder:
         hidden_size: int,
         memory: Memory | None = None,
     ) -> None:
-        """Keep a round: its adapters, its line of metrics, then its checkpoint.
+        """Write a round: its adapters, its line of metrics, then its checkpoint.
 
         Args:
             theta: the server's adapters after it, in the order of the messages.
@@ -180,8 +178,8 @@ class RunFolder:
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"round {record['round']} could not be written to {self.path} ({error}). What was "
-                "written of earlier rounds is still there: see to it that there is room, and go "
-                f"on with resume = {json.dumps(str(self.path), ensure_ascii=False)}"
+                "written of earlier rounds is still there: make room, and continue "
+                f"with resume = {json.dumps(str(self.path), ensure_ascii=False)}"
             ) from error
 
     def _append(
@@ -195,17 +193,14 @@ class RunFolder:
                 "model_revision": self.model_revision,
                 "dataset_revision": self.dataset_revision,
             }
-            _write_json(self.path / "environment.json", self._environment | noted)
+            _write_json(self.path / ENVIRONMENT, self._environment | noted)
         line = json.dumps(record, allow_nan=False)
         self.rounds.append(record)
         self._save_adapters("last", theta, hidden_size)
         if self.best is record:
             self._best = dict(theta)
             self._save_adapters("best", theta, hidden_size)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_synced(self.path / "metrics.jsonl", (line + "\n").encode())
         self._write_state()
         checkpoint = Checkpoint(
             round=record["round"],
@@ -221,8 +216,8 @@ class RunFolder:
         keep = self.config.run.keep_checkpoints
         checkpoints.write(self.path / "checkpoints", checkpoint, keep)
 
-    def _go_back(self) -> None:
-        """Put the folder back to its last checkpoint; to before round 0 where there is none yet."""
+    def _restore(self) -> None:
+        """Reset the folder to its last checkpoint; to before round 0 if it has none."""
         self._remove_partial()
         found = checkpoints.newest(self.path / "checkpoints", say)
         if found is None:
@@ -236,7 +231,7 @@ class RunFolder:
                 f"{self.path}: the checkpoint of round {found.round} is of another config"
             )
         self.resumed, self._best = found, found.best
-        self.earlier = [*self._cut_short(found), *found.runs]
+        self.earlier = [*self._lost_starts(found), *found.runs]
         self.rounds = self._cut_metrics(found.round)
         self._save_adapters("last", found.theta, found.hidden_size)
         self._save_adapters("best", found.best, found.hidden_size)
@@ -247,32 +242,31 @@ class RunFolder:
             self._note_start(found)
 
     def _remove_partial(self) -> None:
-        """Files that were being written when the run was stopped."""
+        """Remove files that a stopped run had begun to write."""
         for file in self.path.glob("*.partial"):
             file.unlink()
 
-    def _cut_short(self, found: Checkpoint) -> list[PreviousRun]:
-        """Starts of this run that came to no checkpoint: what clients kept in them never counts."""
-        noted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+    def _lost_starts(self, found: Checkpoint) -> list[PreviousRun]:
+        """Starts of this run without a checkpoint: clients' local state from them is not used."""
+        noted = _read_json(self.path / ENVIRONMENT)
         starts = [start.get("run") for start in (noted, *noted.get("resumed", []))]
         known = {one.run for one in found.runs} | {None, self._run}
         return [PreviousRun(run, -1) for run in dict.fromkeys(starts) if run not in known]
 
     def _note_start(self, found: Checkpoint) -> None:
-        """Add this start to environment.json, and say what differs from the one before."""
-        file = self.path / "environment.json"
-        first = json.loads(file.read_text(encoding="utf-8"))
+        """Add this start to environment.json, and print which packages have other versions."""
+        first = _read_json(self.path / ENVIRONMENT)
         starts = [*first.get("resumed", []), {"after_round": found.round, **self._environment}]
-        _write_json(file, {**first, "resumed": starts})
+        _write_json(self.path / ENVIRONMENT, {**first, "resumed": starts})
         for name, version in self._environment["packages"].items():
             if (then := found.packages.get(name)) != version:
                 say(f"warning  {name} was {then} and is {version}: results may differ in last bits")
 
     def _cut_metrics(self, last: int) -> list[dict[str, Any]]:
-        """Leave the lines of rounds up to `last` in metrics.jsonl, move the others aside.
+        """Keep the lines of rounds up to `last` in metrics.jsonl; move the others to another file.
 
         Raises:
-            CheckpointError: one of those is not there.
+            CheckpointError: one of those lines is missing.
         """
         file, aside = self.path / "metrics.jsonl", self.path / "metrics-cut.jsonl"
         lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
@@ -334,7 +328,11 @@ def _version(package: str) -> str | None:
 def _state_round(folder: Path) -> int:
     """The last round whose results the folder has; -1 where it has none."""
     file = folder / "state.json"
-    return int(json.loads(file.read_text(encoding="utf-8"))["round"]) if file.exists() else -1
+    return int(_read_json(file)["round"]) if file.exists() else -1
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _write_json(path: Path, value: object) -> None:

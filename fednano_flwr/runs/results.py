@@ -1,4 +1,4 @@
-"""A run's folder, read: its config, its rounds, its adapters."""
+"""Reads a run's folder: config, rounds and adapters."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ ADAPTERS = ("last", "best")
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left.
+    """A run that was read.
 
     Attributes:
         path: its folder.
-        config: as resolved when it began.
-        rounds: one object a round, from round 0 (the frozen model) on: the lines of its
-            metrics.jsonl.
+        config: as resolved at its start.
+        rounds: the lines of metrics.jsonl, from round 0 (the frozen model) on.
         environment: versions, hardware, commit.
-        notes: what of the config is not as the run wrote it, in words for people.
+        notes: which keys of the config were added or left out, in words.
     """
 
     path: Path
@@ -42,8 +41,8 @@ class Run:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
 
         Raises:
-            ConfigError: they are not there, cannot be read, or are not finite; with strategy locft
-                they are each client's own.
+            ConfigError: they are missing, cannot be read, or are not finite; strategy locft has
+                none at the server.
             ValueError: `which` is none of the two.
         """
         if which not in ADAPTERS:
@@ -95,7 +94,7 @@ class Run:
 
 
 def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, revision: str) -> str:
-    """How a model differs from the one that a run had; "" where it is the same.
+    """How a model differs from the run's; "" if it is the same.
 
     Args:
         environment: of the run.
@@ -116,8 +115,8 @@ def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, rev
 def load_run(path: str | Path) -> Run:
     """Read a run's folder, finished or not.
 
-    Of a run that another version of this project has made, keys that the config lacks have this
-    version's defaults, and those that are no more are left out; the run's notes name them.
+    In a run of another version, missing keys get this version's defaults and unknown keys are left
+    out; `Run.notes` names them.
 
     Raises:
         ConfigError: it is not a run's folder, or its config has a value that cannot be used.
@@ -142,10 +141,10 @@ def load_run(path: str | Path) -> Run:
 
 
 def to_this_version(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A run config with this version's keys, and what had to be done for it, in words.
+    """A run config with this version's keys, and the changes in words.
 
     Raises:
-        ConfigError: none of its keys is one, so that it is no run config.
+        ConfigError: it has no known key, so it is no run config.
     """
     keys = key_types()
     if not config.keys() & keys.keys():
@@ -166,7 +165,7 @@ def to_this_version(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, 
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, but for one that the run was stopped in the middle of.
+    """The lines of a run's metrics.jsonl, without a last one that was only half written.
 
     Raises:
         OSError: it cannot be read.

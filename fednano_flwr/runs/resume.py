@@ -19,7 +19,7 @@ NEVER, AUTO = "never", "auto"
 
 
 def folder_of(config: RunConfig) -> Path:
-    """The run's folder; where the config does not name it, one that is not there yet."""
+    """The run's folder; a path that does not exist yet if the config names none."""
     if config.resume not in (NEVER, AUTO):
         return Path(config.resume).expanduser().resolve()
     parent = Path(config.run.dir).expanduser().resolve()
@@ -32,9 +32,9 @@ def folder_of(config: RunConfig) -> Path:
 
 @contextmanager
 def run_folder_of(config: RunConfig) -> Iterator[Path]:
-    """The run's folder, made for this run alone where the config does not name it.
+    """The run's folder, made new if the config does not name it.
 
-    Where it is still empty when the block ends, it goes again, with all that was made on the way.
+    If it is still empty when the block ends, it is removed, with the parents made for it.
 
     Raises:
         ConfigError: it cannot be made.
@@ -63,10 +63,10 @@ def run_folder_of(config: RunConfig) -> Iterator[Path]:
 
 
 def continues(config: RunConfig, folder: Path) -> bool:
-    """Whether there is a run in `folder` that is to be continued.
+    """Whether `folder` has a run to be continued.
 
     Raises:
-        ConfigError: a run is there that must not be, or is not there, or was told otherwise.
+        ConfigError: there is a run without `resume`, none with it, or one of another config.
     """
     there = bool(_names(folder))
     if config.resume == NEVER:
@@ -85,7 +85,7 @@ def continues(config: RunConfig, folder: Path) -> bool:
 
 
 def digest_of(config: RunConfig) -> str:
-    """Of all that must agree where a run is continued."""
+    """A hash of the keys that must be the same in a resumed run."""
     text = json.dumps(_fixed(config.flat()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -115,12 +115,12 @@ def _check_agrees(config: RunConfig, folder: Path) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """What is in a folder; a lock alone makes no run."""
+    """Names in a folder, without the lock's."""
     return {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
 
 
 def _fixed(flat: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys that a resumed run may have other values of."""
+    """Without the keys that may differ in a resumed run."""
     known = keys()
     return {
         key: value for key, value in flat.items() if not (key in known and known[key].resumable)
