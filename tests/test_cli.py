@@ -144,7 +144,7 @@ def test_only_lines_for_people_are_shown_and_markup_in_them_is_not_read(launched
     ],
 )
 def test_a_line_for_people_is_known_behind_what_the_logger_puts_first(line, text):
-    assert screen.said(line) == text
+    assert screen.marked_text(line) == text
 
 
 def test_a_run_that_failed_exits_with_1_and_shows_the_end_of_its_log(

@@ -1,4 +1,4 @@
-"""A client's adapters as bytes: what training changed, in 8 or 4 bits a number.
+"""A client's adapters as bytes: the change by training, in 8 or 4 bits a number.
 
 Neither names nor shapes travel: both sides know them from the adapters that the server sent. The
 change is one vector in blocks of 64, each with a scale of its own (base/int8.py, without outliers):

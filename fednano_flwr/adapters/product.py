@@ -1,4 +1,4 @@
-"""What a LoRA means is its product: pairs of factors A (r, d) and B (d, r) stand for W = B A.
+"""LoRA merging in product space: factors A (r, d) and B (d, r) stand for W = B A.
 
 The mean of the clients' A times the mean of their B is not the mean of their products. Here the
 products themselves are merged and cut back to r, without a d × d matrix where none is needed.

@@ -1,4 +1,4 @@
-"""What a client sends after local training, as merging takes it."""
+"""A client's update: the input of merging."""
 
 from __future__ import annotations
 

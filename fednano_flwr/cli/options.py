@@ -1,4 +1,4 @@
-"""Options that several commands have, and how every command ends."""
+"""Options of several commands, and the exit status of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines for people among everything that a run prints, and on a terminal where the run is."""
+"""Shows a run's lines for people and, on a terminal, its progress below them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Flower's logger puts "INFO :      " first; a simulated client's lines begin with "(ClientApp…" and
 # are not the ServerApp's.
 _LEVEL = r"(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\b[^|(]*:\s+)?"
-_SAID = re.compile(_LEVEL + re.escape(MARK.rstrip()) + r" ?(.*)")
+_MARKED = re.compile(_LEVEL + re.escape(MARK.rstrip()) + r" ?(.*)")
 
 
-def said(line: str) -> str | None:
-    """The text of a line that the ServerApp printed for people, None for any other line."""
-    match = _SAID.fullmatch(_COLOUR.sub("", line))
+def marked_text(line: str) -> str | None:
+    """The text of a line that the ServerApp marked for people; None for any other line."""
+    match = _MARKED.fullmatch(_COLOUR.sub("", line))
     return match[1] if match else None
 
 
 class Screen:
-    """Shows the run's lines as they come; on a terminal, below them, where the run is.
+    """Prints the run's lines; on a terminal it draws the progress below them.
 
     Args:
         verbose: show every line that Flower prints, and nothing below them.
@@ -52,7 +52,7 @@ class Screen:
         self._live.__exit__(*error)
 
     def starting(self) -> None:
-        """The checks are over, and Flower is started."""
+        """Show that Flower starts, after the checks."""
         if self._live.console is None:
             self._live.say(STARTING)
         else:
@@ -60,7 +60,7 @@ class Screen:
 
     def show(self, line: str) -> None:
         """Show a line of the run's output if it is for people, or any with `verbose`."""
-        text = line if self.verbose else said(line)
+        text = line if self.verbose else marked_text(line)
         if text is not None:
             if self._spinner is not None:
                 self._spinner = None
@@ -69,7 +69,7 @@ class Screen:
 
     @property
     def watch(self) -> Callable[[Path], None] | None:
-        """Takes the file that says where the run is; None where nothing is drawn of it."""
+        """Sets the file of the run's progress; None if no progress is drawn."""
         return None if self._live.console is None else self._watch
 
     def _watch(self, file: Path) -> None:
@@ -85,10 +85,10 @@ class Screen:
 
 
 def view(found: Snapshot, elapsed: float, width: int) -> Group:
-    """Where a run is, in two lines of at most `width` columns; who is waited for in a third.
+    """The progress in two lines of at most `width` columns; a third names silent clients.
 
     Args:
-        elapsed: seconds since the command was given.
+        elapsed: seconds since the command began.
     """
     where = found.phase
     if found.round is not None:

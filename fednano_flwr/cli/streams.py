@@ -1,4 +1,4 @@
-"""Standard output and error of a command: that they cannot be written to never ends its work."""
+"""Standard output and error that a command survives losing: a closed pipe, a full disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOBODY_READS = (errno.EPIPE, errno.EIO)  # a pipe that was closed, a terminal th
 
 
 class _Stream(io.FileIO):
-    """A file descriptor that, once it cannot be written to, takes all and keeps nothing."""
+    """A file descriptor that discards all output after its first failed write."""
 
     def __init__(self, number: int, lost: Callable[[OSError], None]) -> None:
         super().__init__(number, "w", closefd=False)
@@ -31,8 +31,8 @@ class _Stream(io.FileIO):
 def lasting_streams() -> Callable[[], bool]:
     """Replace `sys.stdout` and `sys.stderr`, for the rest of this process.
 
-    Where nobody reads standard output any more, that is said once on standard error, and the
-    command goes on. Characters that the encoding lacks are replaced.
+    If nobody reads standard output any more, standard error says so once and the command goes on.
+    Characters that the encoding lacks are replaced.
 
     Returns:
         Whether output was lost for another reason: a full disk, for one.

@@ -1,4 +1,4 @@
-"""What Flower's programs are started with: those of this Python, and quiet, offline variables."""
+"""Flower's programs in this Python environment, and the variables that they are started with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.launcher.processes import MARK
 
-HOME = "home"  # in a SuperLink's folder; is FLWR_HOME, and gone when the SuperLink is
+HOME = "home"  # FLWR_HOME, in a SuperLink's folder; removed with the SuperLink
 LONGEST_RAY_FOLDER = 35  # Ray puts about 68 more into a Unix socket's path; 103 is the limit
 VARIABLES = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -37,7 +37,7 @@ class LaunchError(RuntimeError):
 
 
 def bin_folder() -> Path:
-    """Where this Python environment has Flower's programs, activated or not.
+    """The folder of Flower's programs in this Python environment, activated or not.
 
     Raises:
         LaunchError: Flower is not installed in it.
@@ -54,10 +54,10 @@ def bin_folder() -> Path:
 
 
 def environment_of(folder: Path, run_id: str) -> dict[str, str]:
-    """Variables of a SuperLink and all it starts, which keeps its state in `folder`.
+    """Environment variables of a SuperLink with its state in `folder`, and of all it starts.
 
     SuperLink and apps start their helpers by name, so Flower's programs have to be on the PATH.
-    Paths relative to the current folder are made absolute: theirs is another.
+    Relative paths are made absolute, since these programs run in another folder.
     """
     variables = os.environ | VARIABLES | {MARK: run_id, "FLWR_HOME": str(folder / HOME)}
     variables["PATH"] = os.pathsep.join([str(bin_folder()), os.environ.get("PATH", "")])

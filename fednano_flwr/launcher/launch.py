@@ -1,4 +1,4 @@
-"""Run a Flower app in simulation, from a SuperLink of its own to the last process ended.
+"""Run a Flower app in simulation: start a SuperLink, submit the app, end all processes.
 
 status = launch(Path("."), {"seed": 1}, clients=5, client_cpus=1, client_gpus=0, on_line=print)
 """
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ from fednano_flwr.launcher.superlink import CONNECTION, SuperLink, superlink
 from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 
 COMPLETED = "finished:completed"
-# Ray gives its own daemons seconds to start, which a machine that is busy may exceed. It says so in
-# many ways; what all of them have in common is Flower's function in the traceback, unless the
-# process itself was ended.
+# On a busy machine Ray's daemons may take longer to start than Ray waits. Its errors differ; all
+# have Flower's function in the traceback, unless the process itself was ended.
 RAY_DID_NOT_START = (
     "in init_ray",
     "The current node timed out during startup",
@@ -46,14 +46,14 @@ RAY_DID_NOT_START = (
     "Failed to connect to socket at address",
 )
 NO_ROOM = "No space left on device"
-FULL_BYTES = 8 * 2**20  # what a file that does not fit leaves free
+FULL_BYTES = 8 * 2**20  # a disk with less free is full
 STATUS_SECONDS = 30.0  # the stream may end a moment before the run's status is final
 LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run ended: Flower's word for it, its remark, and the log unless all went well."""
+    """How a run ended: Flower's status and remark, and the log unless it completed."""
 
     run_id: int
     status: str
@@ -66,7 +66,7 @@ class RunStatus:
 
     @property
     def lost_clients(self) -> str:
-        """Who took no part in a run whose results are complete, and why; else ""."""
+        """The clients that took no part in a run with complete results, and why; else ""."""
         _, all_done, lost = self.details.partition(ALL_DONE)
         return all_done + lost
 
@@ -80,38 +80,39 @@ def launch(
     on_line: Callable[[str], None],
     watch: Callable[[Path], None] | None = None,
 ) -> RunStatus:
-    """Run the app and return how it ended, with none of its processes left.
+    """Run the app, end all its processes, and return how it ended.
 
     Args:
         app_dir: folder of the app's pyproject.toml.
         run_config: flat keys that the app's pyproject.toml also has.
         clients: number of simulated clients.
-        client_cpus: CPUs a client gets while it works; the others wait for their turn.
-        client_gpus: GPUs a client gets, or its share of one.
-        on_line: called with each line that the run prints, colour codes and all.
-        watch: called with the file in which the run will say where it is; without, the run says it
-            in lines, now and then.
+        client_cpus: CPUs of a client while it works; other clients wait.
+        client_gpus: GPUs of a client, or its share of one.
+        on_line: called with each line that the run prints, with colour codes.
+        watch: called with the file of the run's progress; without it, progress is printed in
+            lines.
 
     Raises:
         LaunchError: Flower did not start or refused the app.
-        KeyboardInterrupt: SIGINT, SIGTERM or SIGHUP came; everything is ended and removed.
+        KeyboardInterrupt: at SIGINT, SIGTERM or SIGHUP, after all is ended and removed.
     """
     federation = federation_config(clients, client_cpus, client_gpus)
-    status = _attempt(app_dir, run_config, federation, on_line, watch)
+    attempt = partial(_attempt, app_dir, run_config, federation, on_line, watch)
+    status = attempt()
     if _ray_did_not_start(status):
         on_line(f"{MARK}Ray did not start in time on this machine; trying once more")
         first = status
-        status = _attempt(app_dir, run_config, federation, on_line, watch)
+        status = attempt()
         if _ray_did_not_start(status):
             reason = "Ray did not start in time on this machine, twice; end other programs"
             return dataclasses.replace(status, details=reason)
-        if first.log is not None:  # what became of it is known now
+        if first.log is not None:  # only the second attempt matters now
             shutil.rmtree(first.log.parent, ignore_errors=True)
     return status
 
 
 def _ray_did_not_start(status: RunStatus) -> bool:
-    """Whether a run failed since Ray was not up: then no round has begun."""
+    """Whether a run failed before its first round because Ray did not start."""
     if status.completed or status.log is None or NO_ROOM in status.details:
         return False
     logs = [status.log, status.log.with_name("superlink.log")]  # the latter of what is not Python
@@ -132,7 +133,7 @@ def _attempt(
     on_line: Callable[[str], None],
     watch: Callable[[Path], None] | None,
 ) -> RunStatus:
-    """One run in a temporary folder that is gone afterwards, or holds the logs of a failure."""
+    """One run in a temporary folder, which is removed, or keeps the logs of a failure."""
     folder = Path(tempfile.mkdtemp(prefix="fednano-"))
     keep_logs = False
     commit = commit_of(app_dir)
@@ -163,23 +164,23 @@ def _follow(
     federation: str,
     on_line: Callable[[str], None],
 ) -> RunStatus:
-    """Submit the app, pass its output on until it ends, and ask Flower how it ended."""
+    """Submit the app, forward its output until it ends, and query its final status."""
     app = with_code(app_dir.resolve(), link.folder)
     arguments = ["run", str(app), CONNECTION, "--stream"]
     arguments += ["--federation-config", federation]
     if run_config:
-        file = link.folder / "run-config.toml"
-        file.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
-        arguments += ["--run-config", str(file)]
+        keys = link.folder / "run-config.toml"
+        keys.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
+        arguments += ["--run-config", str(keys)]
     stream = link.start("flwr", *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     log = link.folder / "run.log"
     run_id: int | None = None
     looked = time.monotonic()
     try:
-        with log.open("w", encoding="utf-8") as kept:
+        with log.open("w", encoding="utf-8") as file:
             for raw in stream.stdout or ():
                 line = raw.decode(errors="replace").rstrip("\r\n")
-                print(line, file=kept, flush=True)
+                print(line, file=file, flush=True)
                 if run_id is None and (match := re.search(r"started run (\d+)", line)):
                     run_id = int(match[1])
                 on_line(line)
@@ -198,7 +199,7 @@ def _follow(
 
 
 def _final_status(link: SuperLink, run_id: int) -> tuple[str, str]:
-    """`flwr run` exits with 0 also after a failed run, so ask."""
+    """The run's status: `flwr run` exits with 0 also after a failed run."""
     until = time.monotonic() + STATUS_SECONDS
     while True:
         if link.process.poll() is not None:
@@ -210,17 +211,13 @@ def _final_status(link: SuperLink, run_id: int) -> tuple[str, str]:
 
 
 def _what_is_full(folder: Path, details: str) -> str:
-    """Where there is no room, if it is where this run has its temporary folder.
-
-    Args:
-        details: Flower's remark, which does not say.
-    """
+    """Flower's remark about a full disk, with whether it is that of the temporary folder."""
     if shutil.disk_usage(folder).free > FULL_BYTES:
         return f"{details}; TMPDIR = {folder.parent} has room"
     return f"no room in TMPDIR = {folder.parent}; set TMPDIR to another folder"
 
 
 def _remove(folder: Path, keep_logs: bool) -> None:
-    """Remove the folder, or only what Flower and Ray kept in its folders."""
+    """Remove the folder, or only its subfolders, which are Flower's and Ray's."""
     for path in [p for p in folder.iterdir() if p.is_dir()] if keep_logs else [folder]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,7 @@
-"""Finding and ending every process of one run, whoever its parent is by now.
+"""Find and end every process of one run, whatever its parent.
 
-Flower starts its own processes in sessions of their own, and Ray starts daemons that outlive the
-process that asked for them. All of them inherit one environment variable, so a process that holds
-this run's value is ours, and nothing else is ever touched.
+Flower starts its processes in new sessions, and Ray's daemons outlive their parent. All
+inherit one environment variable; processes with this run's value are ended, and no others.
 
     python -P processes.py RUN_ID FOLDER...      waits beside a run in case it is killed
 """
@@ -31,7 +30,7 @@ class Processes:
         self._seen: set[psutil.Process] = set()
 
     def look(self) -> set[psutil.Process]:
-        """Those alive now; whoever was seen once is remembered after it lost its parent."""
+        """Those alive now, with those seen before that have lost their parent."""
         for process in psutil.process_iter():
             if process.pid != os.getpid() and self._is_marked(process):
                 self._seen.add(process)
@@ -41,7 +40,7 @@ class Processes:
         return set(self._seen)
 
     def end(self, grace: float = 5.0) -> None:
-        """Ask all of them to end, and kill who has not after `grace` seconds.
+        """Terminate all of them, and kill those left after `grace` seconds.
 
         Repeated until none is found: a process may start another while it is being ended.
         """
@@ -78,7 +77,7 @@ class Watcher:
         )
 
     def dismiss(self) -> None:
-        """Let it go: we have cleaned up ourselves."""
+        """End it without action, after this process has cleaned up."""
         self._process.communicate(b"dismissed")
 
 

@@ -1,7 +1,7 @@
-"""A SuperLink of our own: on a free loopback port, for as long as a `with` block lasts.
+"""A SuperLink of our own, on a free loopback port, while a `with` block runs.
 
 `flwr run` alone leaves a daemon behind that keeps the first run's environment and folder. Here each
-SuperLink has its own `FLWR_HOME`, log and environment, and takes everything it started with it.
+SuperLink has its own `FLWR_HOME`, log and environment, and ends with all that it started.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ START_SECONDS = 60.0
 
 @dataclass
 class SuperLink:
-    """A running SuperLink and what is needed to talk to it."""
+    """A running SuperLink, its address and its processes."""
 
     folder: Path
     port: int
@@ -47,7 +47,7 @@ class SuperLink:
 
     @property
     def log(self) -> Path:
-        """What the SuperLink wrote; in simulation a run's own output is only in its stream."""
+        """The SuperLink's output; in simulation a run's own output is only in its stream."""
         return self.folder / "superlink.log"
 
     def start(self, program: str, *arguments: str, **popen: Any) -> subprocess.Popen[Any]:
@@ -97,9 +97,9 @@ def superlink(
 ) -> Iterator[SuperLink]:
     """A SuperLink that keeps its state in `folder`; all its processes end with the block.
 
-    Its working directory, and so that of the apps, is an empty folder. Simulated clients put the
-    working directory first on `sys.path`: with nothing there they import the app bundle, as the
-    ServerApp does, and never a package that only happens to lie where the user stands.
+    Its working directory, which the apps inherit, is an empty folder. Simulated clients put the
+    working directory first on `sys.path`; so they import the app bundle, as the ServerApp does, and
+    no package of the user's current folder.
 
     Args:
         folder: an existing folder; `superlink.log` is written there.
@@ -135,11 +135,11 @@ def superlink(
             for path in elsewhere:
                 shutil.rmtree(path, ignore_errors=True)
             for process in [link.process, *link.started] if link else []:
-                process.poll()  # takes its exit status, so that no zombie stays
+                process.poll()  # reads its exit status, so that no zombie stays
 
 
 def _short_folder(folder: Path) -> Path:
-    """Where Ray's sockets go if a folder's path is too long for them: not where all users' are."""
+    """A folder for Ray's sockets if the run's path is too long for them, for this run alone."""
     try:
         return Path(tempfile.mkdtemp(prefix="fednano-ray-", dir="/tmp"))
     except OSError as error:
@@ -152,9 +152,9 @@ def _short_folder(folder: Path) -> Path:
 def _started(
     folder: Path, flags: Sequence[str], variables: dict[str, str], processes: Processes
 ) -> SuperLink:
-    """Start the SuperLink, on another port if the first was taken before it could have it.
+    """Start the SuperLink, on another port if the first was taken meanwhile.
 
-    It is up when it listens itself: who only answers on the port may be another program.
+    It is up when it listens itself: another program may answer on the port.
     """
     log = folder / "superlink.log"
     for _ in range(3):
@@ -177,7 +177,7 @@ def _started(
 def _start(
     program: str, arguments: Sequence[str], folder: Path, variables: dict[str, str], **popen: Any
 ) -> subprocess.Popen[Any]:
-    """In a session of its own, so that a terminal's Ctrl-C reaches us and not it."""
+    """Start in a new session, so that a terminal's Ctrl-C reaches only this process."""
     command = [str(bin_folder() / program), *arguments]
     popen = {"stdin": subprocess.DEVNULL, **popen}
     return subprocess.Popen(
@@ -192,7 +192,7 @@ def _free_port() -> int:
 
 
 def _listens(pid: int, port: int) -> bool:
-    """Whether this process or one that it started listens on the port: another program may, too."""
+    """Whether this process, or one that it started, listens on the port."""
     with suppress(psutil.Error):
         ours = psutil.Process(pid)
         return any(

@@ -12,7 +12,7 @@ DP = ("clip_norm", "noise_multiplier", "delta", *ADAPTIVE_ONLY)
 
 
 def check_privacy(config: RunConfig) -> None:
-    """Refuse settings whose privacy statement would not hold.
+    """Reject settings with which the privacy guarantee would not hold.
 
     Raises:
         ConfigError: names the keys, the reason, and what to use.
@@ -50,7 +50,7 @@ def reason_against(name: str) -> str:
 
 
 def check_unread_privacy(asked: Privacy, usual: Privacy) -> None:
-    """Refuse a value that would change nothing, such as a noise multiplier without noise.
+    """Reject a value that has no effect, such as a noise multiplier without noise.
 
     Args:
         usual: the section as it is by default.

@@ -1,4 +1,4 @@
-"""A strategy that sees nothing but the noised mean of the clients' updates."""
+"""A strategy that gets only the noised mean of the clients' updates."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ RELEASES = "privacy.jsonl"
 class Private(Strategy):
     """Central differential privacy for clients, before the strategy that the run config names.
 
-    Flower's wrapper makes of all replies one, their clipped and noised mean; the named strategy
-    goes on from that as from a single client's reply, which costs no further privacy.
+    Flower's wrapper turns all replies into one, their clipped and noised mean. The named strategy
+    gets it as a single client's reply, which costs no further privacy.
 
     Args:
         named: gets one reply a round.
@@ -55,7 +55,7 @@ class Private(Strategy):
         return {**getattr(self.named, "notes", {}), **own}
 
     def describe(self, rounds: int) -> str:
-        """One line on what is done, and on what all rounds will spend.
+        """One line: clipping, noise, and the ε of all rounds.
 
         Args:
             rounds: still to do, beside the releases that were made.
@@ -113,7 +113,7 @@ class Private(Strategy):
 def with_privacy(
     named: Strategy, privacy: Privacy, folder: Path, rounds: int, say: Callable[[str], None]
 ) -> Private:
-    """A strategy within differential privacy; says what `rounds` more rounds will spend.
+    """A strategy within differential privacy; prints the ε of `rounds` more rounds.
 
     Raises:
         ConfigError: the package that the accountant needs is not installed.
@@ -124,13 +124,13 @@ def with_privacy(
 
 
 def _own(reply: Message) -> dict[str, int]:
-    """The one metric of a reply that counts here: whether its client had to clip."""
+    """The one metric of a reply that is used: whether its client had to clip."""
     bit = reply.content.metric_records["metrics"].get(KEY_NORM_BIT)
     return {} if bit is None else {KEY_NORM_BIT: int(bool(bit))}
 
 
 def _reply(arrays: ArrayRecord, metrics: dict[str, int]) -> Message:
-    """A reply like any other's: nothing in it says how much it is to weigh."""
+    """A reply of weight 1, without the client's own metrics."""
     alike = {**metrics, WEIGHT: 1, "num-examples": 1, "partition-id": 0}
     content = RecordDict({"arrays": arrays})
     content["metrics"] = MetricRecord({**alike})

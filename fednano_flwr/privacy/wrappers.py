@@ -1,7 +1,7 @@
 """Flower's wrappers for central differential privacy, around the plain mean of all updates.
 
-Flower's adaptive ones (flwr 1.42) depart from Andrew et al. ("Differentially Private Learning with
-Adaptive Clipping", NeurIPS 2021) in two places, which are put right here: they lower the clip norm
+The adaptive ones (flwr 1.42) depart from Andrew et al. ("Differentially Private Learning with
+Adaptive Clipping", NeurIPS 2021) in two places, which are corrected here: they lower the clip norm
 where too many updates are clipped, so that it runs away from its target, and they draw a round's
 noise by the next round's clip norm, which may be smaller than the one that bounded its updates.
 """
@@ -26,7 +26,7 @@ from fednano_flwr.config import Privacy
 from fednano_flwr.strategies.registry import ALL_NODES
 
 WEIGHT = "weight"
-"""The metric by which Flower's mean weighs: 1 for everyone, whatever a client says of itself."""
+"""The metric that weights Flower's mean: 1 for each client, whatever it reports."""
 
 if TYPE_CHECKING:
     _Base = DifferentialPrivacyServerSideAdaptiveClipping
@@ -42,7 +42,7 @@ Wrapper = (
 
 
 class _Adaptive(_Base):
-    """A clip norm that nears its target, and changes when the round's noise has been drawn."""
+    """The clip norm approaches its target, and changes after the round's noise was drawn."""
 
     def _geometric_update(self, clipped_fraction: float) -> None:
         off = clipped_fraction - self.target_clipped_quantile

@@ -1,4 +1,4 @@
-"""What this project's own strategies share on top of Flower's FedAvg."""
+"""The base class of this project's strategies, on top of Flower's FedAvg."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from fednano_flwr.rounds.records import from_arrays, to_arrays, to_update
 class AdapterStrategy(FedAvg):
     """Merges the clients' adapters; a subclass says how, and which Fisher estimate it needs.
 
-    Which clients take part is not its business: the grid it is given shows the sampled nodes only.
+    It does not sample clients: its grid has only the sampled nodes.
 
     Attributes:
         fisher: "none", or the estimate it needs, as `strategy.fisher-estimate` names them.
-        notes: what there was to see in the last merge, by name; kept in metrics.jsonl.
+        notes: figures of the last merge, by name; written to metrics.jsonl.
     """
 
     fisher: str = "none"
@@ -33,7 +33,7 @@ class AdapterStrategy(FedAvg):
     merges_ranks: ClassVar[bool] = False
     """Whether clients may send adapters of a lower rank than they were sent."""
     remembers: ClassVar[tuple[str, ...]] = ()
-    """Attributes that live from round to round: arrays and numbers, which checkpoints keep."""
+    """Attributes that last between rounds: arrays and numbers, saved in checkpoints."""
     reads: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Strategy))
     """Which fields of the config it uses; changes of others are refused."""
     without_privacy: ClassVar[str] = (

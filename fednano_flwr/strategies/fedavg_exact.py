@@ -1,4 +1,4 @@
-"""FedAvg on what adapters mean: the mean of the products B A, cut back to the adapters' rank."""
+"""FedAvg of the products B A, cut back to the adapters' rank."""
 
 from __future__ import annotations
 

@@ -24,9 +24,8 @@ from fednano_flwr.strategies.merge import mean_by_precision, mean_factors
 def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
     """A Fisher diagonal of W = B A (d, d), as far as those of its factors tell: f_out, f_in (d,).
 
-    F_W[i, j] ≈ f_out[i] · f_in[j], each the mean over the rank of the factors' diagonals: how much
-    the loss feels output i of B, and input j of A, brought to a mean of 1 for each client. Ones
-    where one of them is zero throughout.
+    F_W[i, j] ≈ f_out[i] · f_in[j], each the mean over the rank of the factors' diagonals, scaled
+    to a mean of 1 for each client. Ones if one of them is all zero.
     """
     out, into = fisher.b.double().mean(1), fisher.a.double().mean(0)
     if not (out.any() and into.any()):
@@ -55,7 +54,7 @@ def merged_product(
 
 
 class FisherProduct(FedNano):
-    """Every entry of W weighted by how much each client's loss feels it, then cut to rank r."""
+    """Each entry of W weighted by its Fisher information at each client, then cut to rank r."""
 
     fisher = "running"
     merges_ranks: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""What a strategy remembers from round to round, in a form that a checkpoint can keep."""
+"""A strategy's state between rounds, saved to and restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fednano_flwr.runs.checkpoint import Memory
 from fednano_flwr.strategies.base import AdapterStrategy
 
-FLOWERS: Mapping[str, tuple[str, ...]] = {
+FLOWER_ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "FedAdagrad": ("m_t", "v_t"),
     "FedAdam": ("m_t", "v_t"),
     "FedAvgM": ("current_arrays", "momentum_vector"),
@@ -25,24 +25,24 @@ FLOWERS: Mapping[str, tuple[str, ...]] = {
 
 
 def remember(strategy: Strategy) -> Memory:
-    """All that the strategy's next round depends on, bit for bit.
+    """The state that the strategy's next round depends on, bit for bit.
 
     Raises:
         TypeError: an attribute is of a kind that cannot be kept.
     """
     memory = Memory()
     for name in _attributes(strategy):
-        layout, arrays = _apart(name, attrgetter(name)(strategy))
+        layout, arrays = _encode(name, attrgetter(name)(strategy))
         memory.layout[name] = layout
         memory.arrays.update({f"{name}.{i}": array for i, array in enumerate(arrays)})
     return memory
 
 
 def restore(strategy: Strategy, memory: Memory) -> None:
-    """Put a strategy that was just made where `remember` found another.
+    """Restore the state of `remember` in a new strategy.
 
     Raises:
-        ValueError: the memory is not one of such a strategy.
+        ValueError: the memory is of another kind of strategy.
     """
     if set(memory.layout) != set(_attributes(strategy)):
         raise ValueError(
@@ -53,7 +53,7 @@ def restore(strategy: Strategy, memory: Memory) -> None:
         count = sum(key.rpartition(".")[0] == name for key in memory.arrays)
         arrays = [memory.arrays[f"{name}.{i}"] for i in range(count)]
         owner, _, last = name.rpartition(".")
-        setattr(attrgetter(owner)(strategy) if owner else strategy, last, _together(layout, arrays))
+        setattr(attrgetter(owner)(strategy) if owner else strategy, last, _decode(layout, arrays))
 
 
 def _attributes(strategy: Strategy) -> tuple[str, ...]:
@@ -62,11 +62,11 @@ def _attributes(strategy: Strategy) -> tuple[str, ...]:
         return ("clip_norm", *(f"named.{name}" for name in _attributes(named)))
     if isinstance(strategy, AdapterStrategy):
         return strategy.remembers
-    return FLOWERS.get(type(strategy).__name__, ())
+    return FLOWER_ATTRIBUTES.get(type(strategy).__name__, ())
 
 
-def _apart(name: str, value: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """How a value is put together, and its arrays in their order, which may count."""
+def _encode(name: str, value: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """A value's layout and its arrays, in their order."""
     if value is None or isinstance(value, bool | int | float):
         return {"kind": "plain", "value": value}, []
     if isinstance(value, ArrayRecord):
@@ -81,7 +81,7 @@ def _apart(name: str, value: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     raise TypeError(f"{name} is a {type(value).__name__}, which a checkpoint cannot keep")
 
 
-def _together(layout: Mapping[str, Any], arrays: list[NDArray[Any]]) -> Any:
+def _decode(layout: Mapping[str, Any], arrays: list[NDArray[Any]]) -> Any:
     kind, keys = layout["kind"], layout.get("keys", [])
     if kind == "plain":
         return layout["value"]

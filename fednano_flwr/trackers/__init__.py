@@ -1,1 +1,1 @@
-"""Where a run's figures go while it runs, beside its own folder: one small class a service."""
+"""Trackers log a run's figures to a service while it runs: one small class each."""

@@ -1,21 +1,21 @@
-"""The seam: what a tracker is, and which figures of a round it is given."""
+"""The protocol of a tracker, and the figures of a round that it logs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-KEPT_OUT = ("round",)  # it is the step that the others belong to
+LEFT_OUT = ("round",)  # it is the step that the others belong to
 
 
 class Tracker(Protocol):
-    """Keeps numbers of one run, step by step."""
+    """Logs the figures of one run by round."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep the figures of a round."""
+        """Log the figures of a round."""
 
     def close(self, completed: bool = True) -> None:
-        """The run is over, and went to its end or not."""
+        """The run has ended; `completed`: without an error."""
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -30,4 +30,4 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
             found |= scalars(value, f"{name}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found[name] = float(value)
-    return {name: value for name, value in found.items() if name not in KEPT_OUT}
+    return {name: value for name, value in found.items() if name not in LEFT_OUT}

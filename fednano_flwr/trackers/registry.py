@@ -1,4 +1,4 @@
-"""Trackers by name, and all that a run asks for as one."""
+"""Trackers by name, and all trackers of a run as one object."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ assert set(CLASSES) == set(TRACKERS)
 
 
 class Trackers:
-    """Hands each round's figures to all of a run's trackers.
+    """Logs each round's figures to all trackers of a run.
 
-    They are opened with the first of them: a run that gets no figures leaves no trace. A tracker
-    that fails is left out from then on, which is said: it is not what the run is for.
+    They are opened at the first figures, so that a run without any creates nothing. A tracker that
+    fails is not used again; a line says so, and the run goes on.
 
     Args:
         openers: open each, by its name.
-        say: takes lines for people.
+        say: prints one line.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Trackers:
         self._say = say
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Hand on a line of metrics.jsonl."""
+        """Log a line of metrics.jsonl."""
         values = scalars(record)
         for name in list(self._openers):
             with self._leaving_out(name):
@@ -49,7 +49,7 @@ class Trackers:
                 self._opened[name].log(int(record["round"]), values)
 
     def close(self, completed: bool = True) -> None:
-        """The run is over, and went to its end or not."""
+        """Close the trackers; `completed`: whether the run completed."""
         for name, tracker in list(self._opened.items()):
             with self._leaving_out(name):
                 tracker.close(completed)
@@ -96,9 +96,9 @@ def open_trackers(
     """The trackers that `run.trackers` names, closed after the block.
 
     Args:
-        folder: of the run; its name is the run's at the tracker.
-        config: flat keys, kept with the run.
-        first_round: which comes first; above 0 in a resumed run.
+        folder: of the run; its name is the run's name at the tracker.
+        config: flat keys, logged with the run.
+        first_round: above 0 in a resumed run.
 
     Raises:
         ConfigError: one of them is not installed.

@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fednano_flwr.config import RunConfig
 from fednano_flwr.rounds.federation import NodeView
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.memory import FLOWERS, remember, restore
+from fednano_flwr.strategies.memory import FLOWER_ATTRIBUTES, remember, restore
 from fednano_flwr.strategies.registry import FLOWER, make_strategy
 
 ARGS = {"FedAvgM": "server_momentum=0.9,server_learning_rate=0.5"}
@@ -71,7 +71,7 @@ def test_a_strategy_that_was_put_back_goes_on_as_the_one_that_was_not(
     assert list(found) == list(expected)
     for key, value in expected.items():
         assert value.dtype == found[key].dtype and (value == found[key]).all(), key
-    if name in FLOWERS:  # what it remembers is of consequence
+    if name in FLOWER_ATTRIBUTES:  # what it remembers is of consequence
         assert any(
             (value != plain(one_round(make(name), 3, sent))[key]).any()
             for key, value in expected.items()
