@@ -136,6 +136,13 @@ def _targets(
             found[f"{connector.linear}.bias"] = image, False
     if text := adapters.get("text"):
         found[checkpoint.token_embeddings] = text, False
+    needed = [name for name in found if name != f"{connector.linear}.bias"]  # some have none
+    if missing := [name for name in needed if name not in checkpoint.files]:
+        raise ConfigError(
+            f"model {checkpoint.name}: the family {checkpoint.config.model_type} merges adapters "
+            f"into {missing[0]}, which the checkpoint lacks; use --format peft, or mend the "
+            "family's connector"
+        )
     return found
 
 

@@ -86,6 +86,8 @@ def make_strategy(config: Strategy) -> FlowerStrategy:
     if own := own_class(name):
         if args:
             raise ConfigError(f"strategy.args = {args!r}: {name} takes none; they are for Flower's")
+        if not _merges(own):
+            raise ConfigError(f"strategy.name = {name!r}: its class has no method `merge`")
         return own(config)
     if name in INSTEAD:
         raise ConfigError(
@@ -116,6 +118,14 @@ def make_strategy(config: Strategy) -> FlowerStrategy:
         return flower(**ALL_NODES, **given)
     except ValueError as error:
         raise ConfigError(f"strategy.args = {args!r}: {name}: {error}") from None
+
+
+def _merges(own: type[AdapterStrategy]) -> bool:
+    """Whether a class says how it merges: by `merge`, or by its own `aggregate_train`."""
+    from fednano_flwr.strategies.base import AdapterStrategy
+
+    names = ("merge", "aggregate_train")
+    return any(getattr(own, name) is not getattr(AdapterStrategy, name) for name in names)
 
 
 def reads(name: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fednano_flwr.adapters.product import Factors
 from fednano_flwr.export import merged
 from fednano_flwr.export.merge_weights import adapt_rows
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.families import FAMILIES, Connector
 from fednano_flwr.models.split import write_bundle
 from tests import tiny, tiny_families
 from tests.export.conftest import Exported, export
@@ -144,6 +145,15 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75)
     refused(export(run, tmp_path / "out"), name, tmp_path / "out")
+
+
+def test_a_connector_that_the_checkpoint_has_not_is_refused_and_named(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misspelt = replace(FAMILIES["llava"], connector=Connector("multi_modal_projector.linear_9"))
+    monkeypatch.setitem(FAMILIES, "llava", misspelt)
+    result = export(exported.run, tmp_path / "out")
+    refused(result, "multi_modal_projector.linear_9.weight", tmp_path / "out")
 
 
 def test_a_run_that_does_not_say_its_model_is_exported_with_a_warning(

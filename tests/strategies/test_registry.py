@@ -205,3 +205,12 @@ def test_a_value_that_would_change_nothing_is_refused_with_the_strategies_that_u
         check_unread(changed(other), config(other))
     check_unread(config(name), config("fedavg-exact"))
     check_unread(changed("no-such-strategy"), config(name))
+
+
+class MergesNothing(AdapterStrategy):
+    """Does not say how it merges."""
+
+
+def test_a_strategy_that_cannot_merge_is_refused_before_anything_is_loaded(config: Made) -> None:
+    with pytest.raises(ConfigError, match=r"MergesNothing.*`merge`"):
+        make_strategy(config(f"{__name__}:MergesNothing"))
