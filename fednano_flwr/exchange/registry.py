@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 
+from fednano_flwr.base.defined import class_defined_in
 from fednano_flwr.config import ConfigError
 from fednano_flwr.exchange.exchange import Exchange
 
 SUPPORT = {"exchange", "protocol", "registry", "wire"}
 
 
-def _defined_in(name: str) -> type[Exchange]:
-    module = import_module(f"{__package__}.{name}")
-    classes = (value for value in vars(module).values() if isinstance(value, type))
-    here = (one for one in classes if one.__module__ == module.__name__)
-    return next(one for one in here if issubclass(one, Exchange))
-
-
 EXCHANGES: Mapping[str, type[Exchange]] = {
-    module.name: _defined_in(module.name)
+    module.name: class_defined_in(f"{__package__}.{module.name}", Exchange)
     for module in pkgutil.iter_modules([str(Path(__file__).parent)])
     if module.name not in SUPPORT
 }

@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fednano_flwr.base.defined import class_defined_in
 from fednano_flwr.config import ConfigError, RunConfig, Strategy
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ def own_class(name: str) -> type[AdapterStrategy] | None:
         if not (isinstance(found, type) and issubclass(found, AdapterStrategy)):
             raise ConfigError(f"strategy.name = {name!r}: is no subclass of AdapterStrategy")
         return found
-    module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
-    classes = (value for value in vars(module).values() if isinstance(value, type))
-    here = (one for one in classes if one.__module__ == module.__name__)
-    return next(one for one in here if issubclass(one, AdapterStrategy))
+    return class_defined_in(f"{__package__}.{name.replace('-', '_')}", AdapterStrategy)
 
 
 def make_strategy(config: Strategy) -> FlowerStrategy:
