@@ -15,6 +15,7 @@ from fednano_flwr.data.sample import Sample
 MISSING_PICTURE = "picture file is missing"
 UNNAMED_PICTURE = "picture is not given as a file name"
 NOT_A_CHOICE = "answer is not one of the choices"
+OTHER_PLACES = "it has another number of pictures than of places for them"
 
 _NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|gif|bmp|webp)", re.IGNORECASE)
@@ -46,9 +47,15 @@ def sample_defect(sample: Sample) -> str | None:
     optional = {name: getattr(sample, name) for name in ("free_answer", "context")}
     texts |= {name: value for name, value in optional.items() if value != ""}
     texts |= {f"choice {number}": choice for number, choice in enumerate(sample.choices, start=1)}
+    turns = {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
+    texts |= {name: text for name, text in turns.items() if text}  # a picture may stand alone
+    texts |= {f"reference {number}": text for number, text in enumerate(sample.references, 1)}
     for name, value in texts.items():
         if defect := text_defect(name, value):
             return defect
+    places = sum(turn.parts.count(None) for turn in sample.turns)
+    if sample.turns and places != len(sample.images):
+        return OTHER_PLACES
     options, answer = sample.num_options, sample.answer
     sound = answer is None if not options else type(answer) is int and 0 <= answer < options
     return None if sound else NOT_A_CHOICE

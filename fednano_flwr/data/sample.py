@@ -38,8 +38,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a dialogue.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        parts: its text in order, with None where the next of the sample's pictures stands.
+    """
+
+    role: str
+    parts: tuple[str | None, ...]
+
+    @property
+    def text(self) -> str:
+        """Its text without the pictures' places."""
+        return "".join(part for part in self.parts if part is not None)
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One question.
+    """One question, or a dialogue that ends with one.
 
     Attributes:
         uid: unique within its data set, stable between runs and machines.
@@ -52,6 +70,9 @@ class Sample:
         free_answer: text of a free answer, else "".
         images: the question's own pictures, in the order in which the prompt shows them.
         context: text given with the question (a hint), or "".
+        turns: of a dialogue, all turns before the answer, as the prompt has them; `question` is the
+            text of the last. () of a single question, which is written as `prompts` says.
+        references: other answers that are right, too.
     """
 
     uid: str
@@ -64,6 +85,8 @@ class Sample:
     free_answer: str = ""
     images: tuple[Picture, ...] = ()
     context: str = ""
+    turns: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

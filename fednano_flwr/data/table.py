@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fednano_flwr.base.files import inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -35,6 +35,8 @@ def features() -> Features:
             "free_answer": text,
             "images": List(picture),
             "context": text,
+            "turns": List({"role": text, "parts": List(text)}),
+            "references": List(text),
         }
     )
 
@@ -104,7 +106,9 @@ class Questions(Sequence[Sample]):
                 "images": tuple(map(self._picture, row["images"])),
                 "choice_images": tuple(map(self._picture, row["choice_images"])),
             }
-            return Sample(**{**row, "choices": tuple(row["choices"]), **pictures})
+            texts = {name: tuple(row[name]) for name in ("choices", "references")}
+            turns = tuple(Turn(turn["role"], tuple(turn["parts"])) for turn in row["turns"])
+            return Sample(**{**row, **texts, **pictures, "turns": turns})
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"question {row['uid']} in {self._root} cannot be used: {error}"
@@ -171,6 +175,7 @@ def in_memory(samples: Iterable[Sample] = ()) -> Questions:
 def _row(sample: Sample) -> dict[str, Any]:
     return {
         **vars(sample),
+        "turns": [vars(turn) for turn in sample.turns],
         "images": [_stored(picture) for picture in sample.images],
         "choice_images": [_stored(picture) for picture in sample.choice_images],
     }

@@ -14,10 +14,10 @@ from fednano_flwr.data.cache import read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import QuestionSet, load_questions
 from fednano_flwr.data.prompts import user_text
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample, Turn
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.sources.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
-from fednano_flwr.data.table import write_table
+from fednano_flwr.data.table import read_table, write_table
 from tests.data.conftest import settings
 
 ABSENT: list[Any] = [None, math.nan, "", "  "]
@@ -211,6 +211,8 @@ def test_whatever_a_source_makes_is_checked_before_it_is_written(write_scienceqa
         *({"context": math.nan}, {"context": 5}, {"group": ""}, {"subject": None}),
         *({"answer": 1.0}, {"answer": 2}, {"answer": None}, {"choices": ("a", b"b")}),
         *({"free_answer": 7, "choices": (), "answer": None}, {"question": "\ud800"}),
+        *({"references": ("",)}, {"turns": (Turn("user", ("a\0",)),)}),
+        {"turns": (Turn("user", (None, "what?")),)},
     ]
     problems = [(str(n), Sample(str(n), **sound | fields)) for n, fields in enumerate([{}, *odd])]
     monkeypatch.setattr(
@@ -229,3 +231,18 @@ def test_a_value_is_never_turned_into_another_by_writing_it(tmp_path):
     for value in (5, True, math.nan):
         with pytest.raises(DataError, match="cannot be stored"):
             write_table(tmp_path / "t.arrow", [sample(value), sample("")])
+
+
+def test_a_dialogue_is_read_as_it_was_written(tmp_path):
+    turns = (Turn("user", (None, "What is it?")), Turn("assistant", ("A cat.",)))
+    turns += (Turn("user", ("Which colour?", None)),)
+    pictures = (Picture(data=b"one"), Picture(tmp_path / "two.png"))
+    dialogue = Sample(
+        *("1", "Which colour?", "g", "s"),
+        free_answer="grey",
+        references=("gray",),
+        turns=turns,
+        images=pictures,
+    )
+    write_table(tmp_path / "t.arrow", [dialogue])
+    assert list(read_table(tmp_path / "t.arrow")) == [dialogue]
