@@ -66,6 +66,11 @@ class SleepingHost:
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def token_losses(
+        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
+    ) -> Tensor:
+        raise NotImplementedError
+
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         raise NotImplementedError
 

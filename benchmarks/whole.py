@@ -59,7 +59,15 @@ class WholeModel:
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         """See `LLM.score`."""
-        return self._logits(batch, positions)[:, candidates.to(self.device)].float().cpu()
+        likely = self._logits(batch, positions).float().log_softmax(1)
+        return likely[:, candidates.to(self.device)].cpu()
+
+    def token_losses(
+        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
+    ) -> Tensor:
+        """See `LLM.token_losses`."""
+        logits = self._logits(batch, positions).float()
+        return F.cross_entropy(logits, tokens.to(self.device), reduction="none").cpu()
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """See `LLM.next_tokens`."""

@@ -153,6 +153,11 @@ class Witness:
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         return self._llm.score(batch, positions, candidates)
 
+    def token_losses(
+        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
+    ) -> Tensor:
+        return self._llm.token_losses(batch, positions, tokens, secret)
+
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         return self._llm.next_tokens(batch, positions)
 

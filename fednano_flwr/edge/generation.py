@@ -90,10 +90,10 @@ def answer_tokens(
         yield found.token
 
 
-def option_logits(
+def option_scores(
     edge: NanoEdge, llm: LLM, questions: Sequence[Question], frozen: FrozenBatch
 ) -> list[Tensor]:
-    """Logits (K,) of the letters of each question's own K options as its answer, in one call.
+    """Log-probabilities (K,) of the letters of each question's own K options, in one call.
 
     Args:
         frozen: the questions, embedded.
@@ -104,14 +104,14 @@ def option_logits(
     candidates = sorted({token for question in questions for token in question.options})
     column = {token: i for i, token in enumerate(candidates)}
     positions = last_positions(questions)
-    logits = llm.score(edge.adapt(frozen), positions, torch.tensor(candidates))
-    finite = logits.isfinite().all(1).tolist()
+    scores = llm.score(edge.adapt(frozen), positions, torch.tensor(candidates))
+    finite = scores.isfinite().all(1).tolist()
     if not all(finite):
         wrong = [question for question, good in zip(questions, finite, strict=True) if not good]
         raise not_finite("logits are not finite", wrong)
     return [
         row[[column[token] for token in question.options]]
-        for row, question in zip(logits, questions, strict=True)
+        for row, question in zip(scores, questions, strict=True)
     ]
 
 
@@ -124,12 +124,12 @@ def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[f
     edge.adapters.eval()
     try:
         with torch.no_grad():
-            (logits,) = option_logits(edge, llm, [question], edge.embed([question]))
+            (scores,) = option_scores(edge, llm, [question], edge.embed([question]))
     except FloatingPointError:
         raise HostRefusedError(
             f"the LLM host's answer cannot be used: logits are not finite: {NOT_FINITE_ADVICE}"
         ) from None
-    return logits.double().softmax(0).tolist()
+    return scores.double().softmax(0).tolist()
 
 
 def not_finite(what: str, questions: Sequence[Question]) -> FloatingPointError:

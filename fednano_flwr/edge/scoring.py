@@ -8,7 +8,7 @@ import torch
 
 from fednano_flwr.data.prompts import normalise_answer
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.generation import generate, option_logits
+from fednano_flwr.edge.generation import generate, option_scores
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
@@ -60,7 +60,7 @@ def right_answers(
     for batch, (closed, frozen), (free, prompts) in prefetch(
         batches(questions, batch_size, limits), prepare
     ):
-        letters = iter(option_logits(edge, llm, closed, frozen) if frozen else [])
+        letters = iter(option_scores(edge, llm, closed, frozen) if frozen else [])
         answers = iter(generate(edge, llm, free, max_answer_tokens, prompts))
         for question in batch:
             if question.options:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
-from fednano_flwr.edge.generation import not_finite, option_logits
+from fednano_flwr.edge.generation import not_finite, option_scores
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import (
@@ -205,8 +205,8 @@ def with_drawn_answers(
             'questions with a free answer; use "pass"'
         )
     drawn = []
-    for question, logits in zip(batch, option_logits(edge, llm, batch, frozen), strict=True):
-        likely = logits.float().cpu().softmax(0)
+    for question, scores in zip(batch, option_scores(edge, llm, batch, frozen), strict=True):
+        likely = scores.float().cpu().softmax(0)
         choice = int(torch.multinomial(likely, 1, generator=generator))
         drawn.append(replace(question, answer=(question.options[choice],)))
     return drawn

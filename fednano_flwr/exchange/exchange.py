@@ -1,9 +1,10 @@
 """The client's side that all exchanges share: an `LLM` on top of any `LLMService`.
 
-`exchange.labels-at` says where the answers of a training step stay. At the server, a step is one
-round trip: batch and label ids up, loss and gradient down. At the client, it is two: the host
+`exchange.labels-at` says where the answers of training and scoring stay. At the server, a step is
+one round trip: batch and label ids up, loss and gradient down. At the client, it is two: the host
 returns the logits at the answers' positions, the client computes the loss and sends its gradient
-with respect to them, and the host carries that on to its inputs.
+with respect to them, and the host carries that on to its inputs. In scoring, the client then looks
+the answers up among the log-probabilities of all tokens.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Exchange:
 
     def __init__(self, service: LLMService, labels_at: str = "server") -> None:
         self.service = service
+        self._labels_at = labels_at
         self._step = service.step if labels_at == "server" else partial(step_in_two, service)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
@@ -58,6 +60,20 @@ class Exchange:
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
         ask = partial(self.service.score, positions=positions, candidates=candidates)
+        return self._answer(batch, self.inputs.of(batch), ask)
+
+    def token_losses(
+        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
+    ) -> Tensor:
+        if secret and self._labels_at == "client":
+            every = self.score(batch, positions, torch.empty(0, dtype=torch.int64))
+            if (largest := int(tokens.max())) >= every.shape[1]:
+                raise HostRefusedError(
+                    "the LLM host's answer cannot be used: it has log-probabilities of "
+                    f"{every.shape[1]} tokens, and an answer has token {largest}"
+                )
+            return -every.gather(1, tokens[:, None]).squeeze(1)
+        ask = partial(self.service.token_losses, positions=positions, tokens=tokens)
         return self._answer(batch, self.inputs.of(batch), ask)
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 IGNORE = -100
 NOT_FINITE_ADVICE = (
     'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
@@ -343,8 +343,17 @@ class LLMService:
     def score(
         self, inputs: Inputs, positions: Tensor, candidates: Tensor, owner: bytes = b""
     ) -> Tensor:
-        """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
+        """Log-probabilities (P, K) of `candidates` (K,) as the token after `positions` (P,).
+
+        Among all tokens of the vocabulary, which are also the candidates where K is 0.
+        """
         return self._call("score", owner, inputs, positions, candidates)
+
+    def token_losses(
+        self, inputs: Inputs, positions: Tensor, tokens: Tensor, owner: bytes = b""
+    ) -> Tensor:
+        """−log p of `tokens` (P,), each as the token after its one of `positions` (P,): (P,)."""
+        return self._call("token_losses", owner, inputs, positions, tokens)
 
     def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
         """The likeliest token (int64) after each of `positions` (P,): (P,).
@@ -390,7 +399,21 @@ class LLM(Protocol):
         ...
 
     def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        """Logits of `candidates` (K,) as the token after each of `positions` (P,): (P, K)."""
+        """Log-probabilities (P, K) of `candidates` (K,) as the token after `positions` (P,).
+
+        Among all tokens of the vocabulary.
+        """
+        ...
+
+    def token_losses(
+        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
+    ) -> Tensor:
+        """−log p of `tokens` (P,), each as the token after its one of `positions` (P,): (P,).
+
+        Args:
+            secret: the tokens stay where a training step's labels do. False for those that say
+                nothing of an answer, as all options' of a question.
+        """
         ...
 
     def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:

@@ -164,11 +164,15 @@ class ReadJob(Job[Tensor]):
 
     def take(self, sample: Sample, logits: Tensor) -> None:
         """Keep what is asked of a sample's logits (p, vocabulary)."""
-        self._found[sample.index] = self.read(logits).cpu()
+        self._found[sample.index] = self.read(logits, sample.asked).cpu()
         self._order[sample.index] = sample.asked
 
-    def read(self, logits: Tensor) -> Tensor:
-        """What is asked of logits (p, vocabulary), one row a position."""
+    def read(self, logits: Tensor, asked: Tensor) -> Tensor:
+        """What is asked of logits (p, vocabulary), one row a position.
+
+        Args:
+            asked: (p,) which of the request's positions they are of.
+        """
         raise NotImplementedError
 
     def result(self) -> Tensor:
@@ -178,7 +182,7 @@ class ReadJob(Job[Tensor]):
 
 
 class ScoreJob(ReadJob):
-    """Logits of candidate tokens."""
+    """Log-probabilities of candidate tokens, or of all where there are none."""
 
     kind = "score"
 
@@ -186,8 +190,23 @@ class ScoreJob(ReadJob):
         super().__init__(inputs, positions, owner)
         self._candidates = candidates
 
-    def read(self, logits: Tensor) -> Tensor:
-        return logits[:, self._candidates.to(logits.device)]
+    def read(self, logits: Tensor, asked: Tensor) -> Tensor:
+        likely = logits.log_softmax(1)
+        return likely[:, self._candidates.to(likely.device)] if len(self._candidates) else likely
+
+
+class TokenLossesJob(ReadJob):
+    """−log p of a token at each position."""
+
+    kind = "token_losses"
+
+    def __init__(self, inputs: Inputs, positions: Tensor, tokens: Tensor, owner: bytes) -> None:
+        super().__init__(inputs, positions, owner)
+        self._tokens = tokens
+
+    def read(self, logits: Tensor, asked: Tensor) -> Tensor:
+        tokens = self._tokens[asked].to(logits.device)
+        return F.cross_entropy(logits, tokens, reduction="none")
 
 
 class NextTokensJob(ReadJob):
@@ -203,7 +222,7 @@ class NextTokensJob(ReadJob):
             self.fail(error)
         super().take(sample, logits)
 
-    def read(self, logits: Tensor) -> Tensor:
+    def read(self, logits: Tensor, asked: Tensor) -> Tensor:
         return logits.argmax(1)
 
 
@@ -251,6 +270,6 @@ def check_finite(logits: Tensor, where: str) -> None:
 
 
 JOBS: Mapping[str, Callable[..., Job[Any]]] = {
-    job.kind: job for job in (StepJob, ScoreJob, NextTokensJob)
+    job.kind: job for job in (StepJob, ScoreJob, TokenLossesJob, NextTokensJob)
 }
 """The calls of an `LLMService` that are jobs: the owner is the last argument."""

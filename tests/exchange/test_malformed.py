@@ -11,7 +11,7 @@ import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError
-from fednano_flwr.exchange.wire import codec
+from fednano_flwr.exchange.wire import codec, methods
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.connection import METHOD
@@ -84,6 +84,11 @@ def positions(kind: str) -> pb.Call:
     return call
 
 
+def losses(*tokens: int) -> pb.Call:
+    request = pb.TokenLossesRequest(header=HEADER, inputs=inputs(), positions=[1, 3], tokens=tokens)
+    return pb.Call(token_losses=request)
+
+
 def features(rows: int) -> pb.Call:
     entry = pb.FeatureEntry(key=b"k", rows=codec.encode(torch.zeros(rows, 48), "float32"))
     return pb.Call(keep_features=pb.KeepFeaturesRequest(header=HEADER, features=[entry]))
@@ -128,8 +133,11 @@ REFUSED: dict[str, tuple[pb.Call, str]] = {
     "features of too many rows": (features(101), "101 rows"),
     **{
         f"many positions to {kind}": (positions(kind), "3 numbers called")
-        for kind in ("step", "forward", "score", "next_tokens")
+        for kind in ("step", "forward", "score", "token_losses", "next_tokens")
     },
+    "a token too few": (losses(5), "2 positions and 1 tokens"),
+    "a token outside the vocabulary": (losses(5, 64), "token 64 is out of range"),
+    "more tokens than positions": (losses(5, 6, 7), "3 numbers called"),
 }
 
 
@@ -141,7 +149,7 @@ def test_a_malformed_request_is_refused_with_the_reason(dispatcher: Dispatcher, 
 
 def test_the_requests_that_were_spoilt_are_good_ones(dispatcher: Dispatcher) -> None:
     assert list(ask(dispatcher, pictures(1)).missing.keys) == [b"k"]
-    for call in (step(), low_rank(), features(9)):
+    for call in (step(), low_rank(), features(9), losses(5, 6)):
         assert ask(dispatcher, call).WhichOneof("what") == call.WhichOneof("what")
 
 
@@ -151,6 +159,21 @@ def test_a_sample_longer_than_the_models_positions_is_refused(
     """On a GPU, a place outside a table of positions ends the process that looks it up."""
     monkeypatch.setattr(llm_half, "longest", 1)
     assert "a sample of 2 tokens" in ask(dispatcher, low_rank()).refused
+
+
+def test_logits_that_no_reply_holds_are_refused_before_they_are_computed(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "LARGEST", 3 * 64 * 8 - 1)
+    for kind in ("forward", "score"):
+        call = pb.Call()
+        request = getattr(call, kind)
+        request.header.CopyFrom(HEADER)
+        request.inputs.CopyFrom(inputs())
+        request.positions.extend([1, 2, 3])
+        assert "3 positions × 64 tokens" in ask(dispatcher, call).refused
+    call.score.candidates.extend([5, 6])
+    assert ask(dispatcher, call).HasField("score")
 
 
 def test_a_refusal_repeats_no_more_than_a_little_of_what_was_sent(dispatcher: Dispatcher) -> None:
@@ -213,6 +236,11 @@ def score(remote: RemoteLLM) -> object:
     return remote.score(sent, torch.tensor([1, 3]), torch.tensor([1, 2, 3]))
 
 
+def token_losses(remote: RemoteLLM) -> object:
+    sent = EmbeddingInputs(torch.ones(4, 48), (4,))
+    return remote.token_losses(sent, torch.tensor([1, 3]), torch.tensor([1, 2]))
+
+
 SMALL = codec.encode(torch.zeros(1, 3), "float32")
 Ask = Callable[[RemoteLLM], object]
 WRONG: dict[str, tuple[pb.Answer | bytes, Ask | None, str]] = {
@@ -226,9 +254,14 @@ WRONG: dict[str, tuple[pb.Answer | bytes, Ask | None, str]] = {
         r"shapes \[\(1, 3\)\], sent were \[\(14, 48\)\]",
     ),
     "of other positions": (
-        pb.Answer(score=pb.ScoreReply(logits=SMALL)),
+        pb.Answer(score=pb.ScoreReply(log_probabilities=SMALL)),
         score,
-        r"logits of shape \(1, 3\), not \(2, 3\)",
+        r"log-probabilities of shape \(1, 3\), not \(2, 3\)",
+    ),
+    "of fewer tokens": (
+        pb.Answer(token_losses=pb.TokenLossesReply(losses=[0.5])),
+        token_losses,
+        "1 losses at 2 positions",
     ),
     "in an unknown dtype": (
         pb.Answer(describe=pb.Description(dtype="float8")),

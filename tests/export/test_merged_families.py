@@ -121,7 +121,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @torch.no_grad()
-def split_logits(setting: Setting, chosen: list[Question]) -> Tensor:
+def split_scores(setting: Setting, chosen: list[Question]) -> Tensor:
     labels = next_token_labels(chosen, IGNORE)
     rows = (labels != IGNORE).nonzero().squeeze(1)
     inputs = setting.edge(chosen, teacher_forced(chosen))
@@ -140,10 +140,10 @@ def test_the_merged_model_has_the_split_runs_logits(setting: Setting) -> None:
     frozen = Unsplit(setting.model, setting.family, "float32")
     for name, part in BATCHES.items():
         chosen = setting.questions[part]
-        expected = split_logits(setting, chosen)
+        expected = split_scores(setting, chosen)
         with torch.no_grad():
-            got = whole.logits(chosen, setting.edge.encoder, None, "right")
-            before = frozen.logits(chosen, setting.edge.encoder, None, "right")
+            got = whole.logits(chosen, setting.edge.encoder, None, "right").log_softmax(1)
+            before = frozen.logits(chosen, setting.edge.encoder, None, "right").log_softmax(1)
         assert distance(got, expected) <= TOLERANCE, name
         assert distance(before, expected) > 100 * TOLERANCE, name
 

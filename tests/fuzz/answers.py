@@ -85,6 +85,10 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
     "a step in two": lambda remote: LowRankExchange(remote, "client").loss(_batch(), LABELS),
     "embeddings": lambda remote: remote.step(_plain(), LABELS),
     "scores": lambda remote: remote.score(_plain(), torch.tensor([3]), torch.tensor([1, 2])),
+    "all scores": lambda remote: LowRankExchange(remote, "client").token_losses(
+        _batch(), torch.tensor([3]), torch.tensor([1])
+    ),
+    "losses": lambda remote: remote.token_losses(_plain(), torch.tensor([3]), torch.tensor([1])),
     "tokens": lambda remote: remote.next_tokens(_plain(), torch.tensor([1, 3])),
     "an answer's first token": lambda remote: remote.prefill(_plain()),
     "an answer's next token": lambda remote: remote.decode(

@@ -107,6 +107,8 @@ def good(
         request.dtype = rng.choice(DTYPES)
         return call
     request.positions.extend(places)
+    if kind == "token_losses":
+        request.tokens.extend(rng.randrange(vocabulary) for _ in places)
     if kind == "score":
         request.candidates.extend(rng.randrange(vocabulary) for _ in range(rng.randint(0, 3)))
     return call

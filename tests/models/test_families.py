@@ -190,16 +190,19 @@ def test_halves_give_the_whole_models_logits_and_adapter_gradients(
     rows = (labels != IGNORE).nonzero().squeeze(1)
     inputs = setting.edge(chosen, teacher_forced(chosen))
     scores = llm.score(inputs, rows, torch.arange(logits.shape[1]))
-    assert agree(scores.to(logits.dtype), logits, exact[0], setting.family)
+    expected, best = logits.log_softmax(1), exact[0].log_softmax(1)
+    assert agree(scores.to(logits.dtype), expected, best, setting.family)
+    losses = llm.token_losses(inputs, rows, labels[rows])
+    assert losses.mean().item() == pytest.approx(loss, rel=1e-6)
     split = llm.loss(inputs, labels)
     assert split.item() == pytest.approx(loss, rel=1e-6)
     split.backward()
-    for got, theirs, best in zip(gradients(setting), wanted, exact[2], strict=True):
+    for got, theirs, closest in zip(gradients(setting), wanted, exact[2], strict=True):
         if theirs is None or not theirs.any():  # it took no part: a batch without pictures
             assert got is None or not got.any()
         else:
-            assert got is not None and best is not None
-            assert agree(got, theirs, best, setting.family)
+            assert got is not None and closest is not None
+            assert agree(got, theirs, closest, setting.family)
 
 
 @pytest.mark.parametrize("kind", EXCHANGES)

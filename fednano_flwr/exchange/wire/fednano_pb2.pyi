@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "prefill", "decode", "describe", "register")
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "prefill", "decode", "describe", "register", "token_losses")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Call(_message.Message):
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     REGISTER_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
     step: StepRequest
     forward: ForwardRequest
     backward: BackwardRequest
@@ -27,10 +28,11 @@ class Call(_message.Message):
     decode: DecodeRequest
     describe: DescribeRequest
     register: RegisterRequest
-    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ...) -> None: ...
+    token_losses: TokenLossesRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register")
+    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register", "token_losses")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +47,7 @@ class Answer(_message.Message):
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     REGISTER_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
     step: StepReply
     forward: ForwardReply
     backward: BackwardReply
@@ -59,7 +62,8 @@ class Answer(_message.Message):
     decode: GeneratedReply
     describe: Description
     register: Description
-    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ...) -> None: ...
+    token_losses: TokenLossesReply
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("keys",)
@@ -250,10 +254,28 @@ class ScoreRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreReply(_message.Message):
-    __slots__ = ("logits",)
-    LOGITS_FIELD_NUMBER: _ClassVar[int]
-    logits: Tensor
-    def __init__(self, logits: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    __slots__ = ("log_probabilities",)
+    LOG_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    log_probabilities: Tensor
+    def __init__(self, log_probabilities: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class TokenLossesRequest(_message.Message):
+    __slots__ = ("header", "inputs", "positions", "tokens")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    inputs: Inputs
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TokenLossesReply(_message.Message):
+    __slots__ = ("losses",)
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    losses: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, losses: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class NextTokensRequest(_message.Message):
     __slots__ = ("header", "inputs", "positions")

@@ -35,6 +35,8 @@ MOST_AXES = 3
 SHOWN = 16
 LARGEST = 2**31 - 1
 """Bytes of any message of gRPC's."""
+LARGEST_NUMBER = 8
+"""Bytes, in float64."""
 LONGEST_NAME = 100
 """Characters of what a client calls its model that a refusal repeats."""
 INPUTS = {exchange.inputs.FIELD: exchange.inputs for exchange in EXCHANGES.values()}
@@ -141,11 +143,8 @@ class Forward(Method):
         request.positions.extend(positions.tolist())
 
     def read(self, request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
-        inputs = _read_inputs(request.inputs, info)
-        count = sum(inputs.lengths)
-        positions = _indices(request.positions, count, "position", count)
-        if not len(positions):
-            raise RefusalError("no positions")
+        inputs, positions = _positions(request, info)
+        _check_reply(len(positions), info.vocabulary)
         return inputs, positions
 
     def fill(self, reply: Any, result: tuple[int, Tensor], request: Any) -> None:
@@ -185,14 +184,39 @@ class Score(Method):
     def read(self, request: pb.ScoreRequest, info: LLMInfo) -> tuple[Inputs, Tensor, Tensor]:
         words = info.vocabulary
         candidates = _indices(request.candidates, words, "candidate", words)
-        inputs, positions = METHODS["forward"].read(request, info)
+        inputs, positions = _positions(request, info)
+        _check_reply(len(positions), len(candidates) or words)
         return inputs, positions, candidates
 
     def fill(self, reply: Any, result: Tensor, request: Any) -> None:
-        codec.fill(reply.logits, result, "float32")
+        codec.fill(reply.log_probabilities, result, "float32")
 
     def result(self, reply: Any, inputs: Inputs, positions: Tensor, candidates: Tensor) -> Tensor:
-        return _decoded("logits", reply.logits, (len(positions), len(candidates)))
+        shape = (len(positions), len(candidates) or None)
+        return _decoded("log-probabilities", reply.log_probabilities, shape)
+
+
+class TokenLosses(Method):
+    def write(
+        self, request: Any, dtype: str, inputs: Inputs, positions: Tensor, tokens: Tensor
+    ) -> None:
+        METHODS["forward"].write(request, dtype, inputs, positions)
+        request.tokens.extend(tokens.tolist())
+
+    def read(self, request: pb.TokenLossesRequest, info: LLMInfo) -> tuple[Inputs, Tensor, Tensor]:
+        inputs, positions = _positions(request, info)
+        tokens = _indices(request.tokens, info.vocabulary, "token", len(positions))
+        if len(tokens) != len(positions):
+            raise RefusalError(f"{len(positions)} positions and {len(tokens)} tokens")
+        return inputs, positions, tokens
+
+    def fill(self, reply: Any, result: Tensor, request: Any) -> None:
+        reply.losses.extend(result.tolist())
+
+    def result(self, reply: Any, inputs: Inputs, positions: Tensor, tokens: Tensor) -> Tensor:
+        if len(reply.losses) != len(positions):
+            raise ValueError(f"{len(reply.losses)} losses at {len(positions)} positions")
+        return torch.tensor(list(reply.losses), dtype=torch.float32)
 
 
 class NextTokens(Forward):
@@ -274,6 +298,7 @@ METHODS: Mapping[str, Method] = {
     "forward": Forward(),
     "backward": Backward(),
     "score": Score(),
+    "token_losses": TokenLosses(),
     "next_tokens": NextTokens(),
     "prefill": Prefill(),
     "decode": Decode(),
@@ -351,6 +376,24 @@ def _indices(values: Sequence[int], below: int, what: str, most: int) -> Tensor:
     if len(indices) and int(indices.max()) >= below:
         raise RefusalError(f"{what} {int(indices.max())} is out of range (0 to {below - 1})")
     return indices
+
+
+def _positions(request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
+    """A batch, and at which of its tokens something is asked for."""
+    inputs = _read_inputs(request.inputs, info)
+    count = sum(inputs.lengths)
+    positions = _indices(request.positions, count, "position", count)
+    if not len(positions):
+        raise RefusalError("no positions")
+    return inputs, positions
+
+
+def _check_reply(rows: int, columns: int) -> None:
+    if rows * columns * LARGEST_NUMBER > LARGEST:
+        raise RefusalError(
+            f"{rows} positions × {columns} tokens are more than one reply holds: use a smaller "
+            'batch-size, or exchange.labels-at = "server"'
+        )
 
 
 def _integers(values: Tensor | None) -> list[int]:
