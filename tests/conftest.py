@@ -23,6 +23,11 @@ BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
 torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes come first: they wait for processes while others compute."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """A test before may have left another number, and with it sums end in other bits."""

@@ -104,6 +104,7 @@ def test_split_step_of_the_demo(tmp_path: Path) -> None:
     assert all(ratio["median"] > 0 for ratio in record["ratios"].values())
 
 
+@pytest.mark.slow
 def test_many_clients_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "--clients 3 --processes 1 --repeats 1 --seconds 0.4 --warm-up 0.1".split()
     record = run(many_clients, tmp_path, *arguments)
@@ -115,6 +116,7 @@ def test_many_clients_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| shared passes |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_overlap_of_a_stand_in_and_the_real_host(tmp_path: Path) -> None:
     arguments = "--questions 4 --host-ms 1 --repeats 1".split()
     record = run(overlap, tmp_path, *arguments)

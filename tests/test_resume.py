@@ -116,7 +116,10 @@ def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str,
         pytest.param(
             {"strategy__name": "FedAdam", "strategy__args": "eta=0.01"}, marks=pytest.mark.slow
         ),
-        {"strategy__name": "FedAvgM", "strategy__args": "server_momentum=0.9"},
+        pytest.param(
+            {"strategy__name": "FedAvgM", "strategy__args": "server_momentum=0.9"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"strategy__name": "locft", "fraction_train": 0.67}, marks=pytest.mark.slow),
         pytest.param(
             {"strategy__name": "feddpa-f", "strategy__local_rank": 2}, marks=pytest.mark.slow

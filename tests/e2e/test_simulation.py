@@ -9,6 +9,7 @@ import sys
 from concurrent import futures
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.in_process import run_in_process
+from fednano_flwr.runs.folder import RunFolder
 from tests import tiny_families
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +51,12 @@ def adapters(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapters" / "last" / "adapter_model.safetensors")
 
 
+def in_one_process(config: dict[str, Any], clients: int, folder: Path) -> RunFolder:
+    """The same run without Flower's simulation, beside it."""
+    same = {**config, "run.name": "here", "edge.state-dir": str(folder / "clients")}
+    return run_in_process(RunConfig.parse(same), clients=clients)
+
+
 def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_same(
     tmp_path: Path,
 ) -> None:
@@ -78,8 +86,7 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
         assert said in result.stdout
     assert str(folder) in result.stdout
     assert marked(tmp_path) == []
-    same = {**config, "run.name": "here", "edge.state-dir": str(tmp_path / "clients")}
-    here = run_in_process(RunConfig.parse(same), clients=5)
+    here = in_one_process(config, 5, tmp_path)
     theirs, ours = adapters(folder), adapters(here.path)
     assert ours.keys() == theirs.keys() and max(v.abs().max() for v in ours.values()) > 0
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -110,8 +117,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(tmp_path
     assert len(last["accuracy_per_client"]) == len(last["train_loss_per_client"]) == 3
     assert last["failures"] == {"train": {}, "evaluate": {}}
     config = json.loads((folder / "config.json").read_text())
-    same = {**config, "run.name": "here", "edge.state-dir": str(tmp_path / "clients")}
-    undisturbed = adapters(run_in_process(RunConfig.parse(same), clients=3).path)
+    undisturbed = adapters(in_one_process(config, 3, tmp_path).path)
     assert all(torch.equal(undisturbed[name], value) for name, value in adapters(folder).items())
 
 
@@ -124,6 +130,21 @@ def kill_a_worker(folder: Path) -> None:
             ):
                 process.kill()
                 return
+
+
+@pytest.mark.slow
+def test_a_simulation_with_two_replicas_of_the_llm_gives_the_adapters_of_one_process(
+    tmp_path: Path,
+) -> None:
+    changes = ("num-server-rounds=1", "local-epochs=1", "llm.replicas=2", "run.name=two")
+    options = [part for change in changes for part in ("-c", change)]
+    result = fednano("--clients", "2", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = tmp_path / "runs" / "two"
+    config = json.loads((folder / "config.json").read_text()) | {"llm.replicas": 1}
+    theirs, ours = adapters(folder), adapters(in_one_process(config, 2, tmp_path).path)
+    assert theirs.keys() == ours.keys() and max(v.abs().max() for v in ours.values()) > 0
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
 @pytest.mark.slow
