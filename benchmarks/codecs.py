@@ -29,8 +29,9 @@ from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.base import int8
 from fednano_flwr.config import RunConfig, project
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import load_encoder, next_token_labels, teacher_forced
+from fednano_flwr.edge.questions import next_token_labels, teacher_forced
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire import codec

@@ -30,9 +30,9 @@ from benchmarks.report import name_of, options_of, table, write_json
 from fednano_flwr.adapters.site import build_adapters
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels, model_digest
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import AdaptedBatch
 from fednano_flwr.models.checkpoint import ModelCheckpoint

@@ -47,8 +47,9 @@ from fednano_flwr.adapters.site import AdapterSite, build_adapters, named_traina
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources.scienceqa import ScienceQA
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.protocol import LLM
 from fednano_flwr.exchange.registry import EXCHANGES

@@ -48,8 +48,8 @@ from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
 from fednano_flwr.config.machine import cpus
 from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import TrainingPlan, train

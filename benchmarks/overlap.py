@@ -35,9 +35,10 @@ from fednano_flwr.config import RunConfig, project
 from fednano_flwr.config.machine import cpus
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge import training
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
-from fednano_flwr.edge.questions import Question, load_encoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import LLM, AdaptedBatch
 from fednano_flwr.exchange.wire.client import RemoteLLM

@@ -30,8 +30,9 @@ from benchmarks.report import (
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import last_positions, load_encoder, next_token_labels
+from fednano_flwr.edge.questions import last_positions, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, LLM

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration
 
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import QuestionEncoder
 from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fednano_flwr.config import Dataset, RunConfig, project
-from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half

@@ -26,8 +26,8 @@ from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.lowrank import LowRankExchange

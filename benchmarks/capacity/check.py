@@ -22,7 +22,8 @@ from fednano_demo.generate import write_dataset
 from fednano_flwr.config import RunConfig, machine, project
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.shard import all_shards
-from fednano_flwr.edge.questions import load_encoder, teacher_forced
+from fednano_flwr.edge.encoder import load_encoder
+from fednano_flwr.edge.questions import teacher_forced
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.rounds.federation import POLL_SECONDS
 

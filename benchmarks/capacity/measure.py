@@ -25,13 +25,9 @@ from benchmarks.runs import process
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, RunConfig, project
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import (
-    last_positions,
-    load_encoder,
-    next_token_labels,
-    teacher_forced,
-)
+from fednano_flwr.edge.questions import last_positions, next_token_labels, teacher_forced
 from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE

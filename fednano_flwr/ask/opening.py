@@ -20,8 +20,8 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.table import Questions
 from fednano_flwr.edge.client import exchange_of
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import load_encoder
 from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,

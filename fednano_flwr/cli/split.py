@@ -13,7 +13,7 @@ from fednano_flwr.base.console import human_bytes
 from fednano_flwr.cli.options import NewFolder, Revision, StoredAs, writing
 
 if TYPE_CHECKING:
-    from fednano_flwr.edge.questions import QuestionEncoder
+    from fednano_flwr.edge.encoder import QuestionEncoder
     from fednano_flwr.models.bundle import EdgeBundle
 
 command = typer.Typer()
@@ -65,7 +65,7 @@ def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision
     # Imported here: they bring torch, which `fednano --help` must not wait for.
     import torch
 
-    from fednano_flwr.edge.questions import load_encoder
+    from fednano_flwr.edge.encoder import load_encoder
     from fednano_flwr.models.bundle import open_checkpoint
     from fednano_flwr.models.split import write_bundle
 
@@ -103,7 +103,8 @@ def describe(bundle: EdgeBundle, out: Path) -> str:
 def _tokens(encoder: QuestionEncoder, shard: Path) -> list[int]:
     """Ids of the tokens that a shard's questions and answers use, ascending."""
     from fednano_flwr.data.shard_folder import load_shard
-    from fednano_flwr.edge.questions import encode_all, used_tokens
+    from fednano_flwr.edge.encoder import encode_all
+    from fednano_flwr.edge.questions import used_tokens
 
     part = load_shard(shard)
     questions, _ = encode_all(encoder, (*part.train, *part.test))

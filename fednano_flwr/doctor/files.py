@@ -153,7 +153,8 @@ def check_tokens(key: str, path: str, data_path: str) -> list[Finding]:
     """
     from fednano_flwr.data.errors import DataError
     from fednano_flwr.data.shard_folder import load_shard
-    from fednano_flwr.edge.questions import load_encoder, used_tokens
+    from fednano_flwr.edge.encoder import load_encoder
+    from fednano_flwr.edge.questions import used_tokens
     from fednano_flwr.models.bundle import TOKEN_IDS, EdgeBundle
 
     bundle = EdgeBundle(path)

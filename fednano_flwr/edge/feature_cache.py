@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fednano_flwr.edge.questions import QuestionEncoder
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.models.edge_half import EdgeHalf
 
 log = logging.getLogger(__name__)

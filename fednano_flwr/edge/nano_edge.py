@@ -13,8 +13,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from fednano_flwr.adapters.site import low_rank
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.feature_cache import Features
-from fednano_flwr.edge.questions import Question, QuestionEncoder, lengths
+from fednano_flwr.edge.questions import Question, lengths
 from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
 

@@ -17,8 +17,9 @@ from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
 from fednano_flwr.data.shard import Shard, read_shards
 from fednano_flwr.data.shard_folder import load_shard, read_manifest
 from fednano_flwr.data.table import in_memory
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features, model_digest
-from fednano_flwr.edge.questions import QuestionEncoder, load_encoder, used_tokens
+from fednano_flwr.edge.questions import used_tokens
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint

@@ -20,7 +20,7 @@ from fednano_flwr.models.families.base import WHOLE
 from fednano_flwr.models.skeleton import count_features
 
 if TYPE_CHECKING:
-    from fednano_flwr.edge.questions import QuestionEncoder
+    from fednano_flwr.edge.encoder import QuestionEncoder
 
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer_config.json"
 QFORMER = "qformer_tokenizer"

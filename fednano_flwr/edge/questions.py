@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fednano_flwr.config import ConfigError
-from fednano_flwr.data.defects import MISSING_PICTURE
-from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
-from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.processor_check import check_processor
-from fednano_flwr.edge.prompting import Prompting
-from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.families.base import WHOLE
-from fednano_flwr.models.processor import load_processor
-
-TEXT_TENSORS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
-GEOMETRY = {"image_grid_thw"}
-PLACEHOLDERS = ("image_token", "boi_token", "video_token")
-"""What processors call the tokens that stand for pictures and videos."""
-LONGEST_REASON = 200
-
-
-class SampleError(DataError):
-    """One sample that this model cannot take; it is left out.
-
-    Args:
-        reason: for people and for counting: other samples have the same, but for its numbers.
-        detail: what else is known of this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(detail or reason)
-        line = reason.splitlines()[0][:LONGEST_REASON]
-        self.reason = line.encode(errors="replace").decode()  # half characters cannot be sent
 
 
 @dataclass(frozen=True)
@@ -53,8 +19,12 @@ class Question:
         sample: where it came from.
         ids: (T,) int64 prompt tokens; a picture's placeholders are the model's image tokens.
         answer: tokens of the right answer: an option's letter, or a free answer and its end.
-        options: token ids of all its options' letters; () for a free answer.
+        options: token ids of all its options' letters; () for a free answer, and for `words`.
         geometry: how many patches its pictures have, where positions depend on it.
+        learned: (T,) bool, which of `ids` the loss lies on as well: earlier answers of a dialogue,
+            each with the token that ends its turn, where the chat template writes one.
+        words: of a question with more options than there are letters, the tokens of each option
+            and its end; `answer` is the right one's.
     """
 
     sample: Sample
@@ -62,6 +32,8 @@ class Question:
     answer: tuple[int, ...]
     options: tuple[int, ...]
     geometry: dict[str, Tensor]
+    learned: Tensor
+    words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,8 +55,9 @@ class Limits:
 
         The last token of an answer, given or generated, is not sent.
         """
-        generated = 0 if question.options else self.answer
-        return len(question.ids) + max(len(question.answer), generated, 1) - 1
+        generated = 0 if question.options or question.words else self.answer
+        longest = max(map(len, (question.answer, *question.words)))
+        return len(question.ids) + max(longest, generated, 1) - 1
 
     def refusal(self, question: Question) -> str:
         """Why the host would refuse a question by itself; "" where it would not."""
@@ -99,197 +72,12 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-class QuestionEncoder:
-    """Turns samples into questions with the processor of a model, or of an edge bundle.
-
-    Attributes:
-        processor: of the model.
-        prompting: how its prompts are written.
-        end: token that ends a right answer.
-        ends: tokens that end a generated one.
-
-    Raises:
-        ConfigError: there is no processor, or it lacks what prompts need.
-    """
-
-    def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        self.processor = load_processor(checkpoint.folder)
-        self.prompting = Prompting(checkpoint.family, self.processor)
-        tokenizer, config = self.processor.tokenizer, checkpoint.config
-        self.end: int = tokenizer.eos_token_id
-        self.ends = {self.end, *_ends(checkpoint.folder)}
-        self._vocabulary: int = config.get_text_config().vocab_size
-        self._picture: int | None = getattr(config, "image_token_id", None)
-        self._letters: dict[str, tuple[int, ...]] = {}
-        found = [getattr(self.processor, name, None) for name in PLACEHOLDERS]
-        if self._picture is not None:
-            found.append(tokenizer.convert_ids_to_tokens(self._picture))
-        self._placeholders = sorted({str(getattr(t, "content", t)) for t in found if t})
-
-    def encode(self, sample: Sample) -> Question:
-        """Tokenize a sample; its pictures are only measured here, not encoded.
-
-        Raises:
-            SampleError: the sample cannot be used with this model.
-        """
-        question = self.unanswered(sample)
-        answer: tuple[int, ...]
-        with _one_sample():
-            if sample.num_options:
-                answer = (question.options[LETTERS.index(answer_text(sample))],)
-            else:
-                written = self.prompting.write(sample)
-                answer = (*self._continuation(written, answer_text(sample)), self.end)
-        self._check_known(answer)
-        return replace(question, answer=answer)
-
-    def unanswered(self, sample: Sample) -> Question:
-        """As `encode`, but for the answer, which need not be known: its tokens are ().
-
-        Raises:
-            SampleError: the sample cannot be used with this model.
-        """
-        if sample.num_options > len(LETTERS):
-            raise SampleError(f"{sample.num_options} options, and there are {len(LETTERS)} letters")
-        for token in self._placeholders:
-            if token in user_text(sample) + sample.free_answer:
-                raise SampleError(f"its text holds {token}, which this model reads as a picture")
-        with _one_sample():
-            prompt = self.prompting.write(sample)
-            tensors = self._tensors(sample, prompt)
-            options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
-        ids = tensors["input_ids"][0]
-        self._check_known({*ids.tolist()} - {self._picture})
-        geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
-        return Question(sample, ids, (), options, geometry)
-
-    def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
-        """What the vision encoder takes of a sample that has pictures."""
-        tensors = self._tensors(sample, self.prompting.write(sample))
-        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
-
-    def vision_key(self, sample: Sample) -> str:
-        """Digest of all that `vision_inputs` depends on in a sample; no picture is decoded."""
-        digest = hashlib.sha256()
-        for picture in sample.pictures:
-            digest.update(content_digest(picture))
-        digest.update(str(self.prompting.encoder_ids(sample)).encode())
-        return digest.hexdigest()
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of an answer's tokens."""
-        return self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-    def _check_known(self, tokens: Collection[int]) -> None:
-        """
-        Raises:
-            SampleError: the tokenizer has a token that the model does not have.
-        """
-        if (largest := max(tokens)) >= self._vocabulary:
-            written = self.processor.tokenizer.convert_ids_to_tokens(largest)
-            raise SampleError(
-                f"its token {largest} ({written}) is not among the model's {self._vocabulary}"
-            )
-
-    def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
-        return self.prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
-
-    def _letter_ids(self, prompt: str) -> tuple[int, ...]:
-        """Token ids of the letters, as they follow this prompt's last line."""
-        ending = prompt[-16:]
-        if ending not in self._letters:
-            written = [self._continuation(prompt, letter) for letter in LETTERS]
-            for letter, tokens in zip(LETTERS, written, strict=True):
-                if len(tokens) != 1:
-                    raise ValueError(
-                        f"option letter {letter} is not a single token after {ending!r}: "
-                        "questions cannot be scored by their letters with this model"
-                    )
-            ids = tuple(tokens[0] for tokens in written)
-            if len(set(ids)) != len(LETTERS):
-                raise ValueError("two option letters are the same token for this model")
-            self._letters[ending] = ids
-        return self._letters[ending]
-
-    def _continuation(self, prompt: str, text: str) -> tuple[int, ...]:
-        """Tokens of `text` as they follow this prompt's last line."""
-        tokenizer, ending = self.processor.tokenizer, prompt[-16:]
-        space = "" if ending[-1].isspace() else " "
-        before = tokenizer(ending, add_special_tokens=False, **WHOLE)["input_ids"]
-        after = tokenizer(ending + space + text, add_special_tokens=False, **WHOLE)["input_ids"]
-        if after == before:
-            raise SampleError("its answer has no token", f"the answer {text!r} has no token")
-        if after[: len(before)] != before:
-            raise SampleError(
-                "its answer changes how the prompt is tokenized",
-                f"{text!r} after {ending!r} changes how that is tokenized: this model's answers "
-                "cannot be told apart from its prompts",
-            )
-        return tuple(after[len(before) :])
-
-
-@contextmanager
-def _one_sample() -> Iterator[None]:
-    """Whatever is wrong with one sample is its own error, with a reason."""
-    try:
-        yield
-    except (SampleError, MemoryError):  # a machine without memory says nothing of the sample
-        raise
-    except FileNotFoundError as error:
-        raise SampleError(MISSING_PICTURE, f"a picture is missing: {error.filename}") from error
-    except DataError as error:
-        raise SampleError(UNDECODABLE_PICTURE, str(error)) from error
-    except Exception as error:  # processors and tokenizers raise nearly anything
-        name = type(error).__name__
-        raise SampleError(f"the model's processor refuses it: {name}: {error}") from error
-
-
-def encode_all(
-    encoder: QuestionEncoder, samples: Iterable[Sample]
-) -> tuple[list[Question], list[tuple[str, str]]]:
-    """The samples that this model can take, tokenized; id and reason of each other one."""
-    questions, left_out = [], []
-    for sample in samples:
-        try:
-            questions.append(encoder.encode(sample))
-        except SampleError as error:
-            left_out.append((sample.uid, error.reason))
-    return questions, left_out
-
-
-def load_encoder(checkpoint: ModelCheckpoint) -> QuestionEncoder:
-    """The encoder of a model, or of an edge bundle.
-
-    Raises:
-        ConfigError: processor, tokenizer and config are not there or do not fit together.
-    """
-    encoder = QuestionEncoder(checkpoint)
-    check_processor(checkpoint, encoder)
-    return encoder
-
-
-def _ends(folder: Path) -> list[int]:
-    """End tokens by the model's generation config, where it has one: chats may end otherwise.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return []
-    try:
-        found = json.loads(file.read_text("utf-8")).get("eos_token_id")
-        ends = [] if found is None else found if isinstance(found, list) else [found]
-        if not all(type(token) is int for token in ends):
-            raise ValueError(f"eos_token_id is {found!r}, and not one or several whole numbers")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be used: {error}") from error
-    return ends
-
-
 def used_tokens(questions: Sequence[Question]) -> list[int]:
-    """All token ids that prompts and right answers consist of, ascending."""
-    return sorted({int(t) for q in questions for t in (*q.ids.tolist(), *q.answer)})
+    """All token ids that prompts, right answers and options in words consist of, ascending."""
+    used: set[int] = set()
+    for question in questions:
+        used.update(question.ids.tolist(), question.answer, *question.words)
+    return sorted(used)
 
 
 def teacher_forced(questions: Sequence[Question]) -> list[tuple[int, ...]]:
@@ -298,12 +86,11 @@ def teacher_forced(questions: Sequence[Question]) -> list[tuple[int, ...]]:
 
 
 def next_token_labels(questions: Sequence[Question], ignore: int) -> Tensor:
-    """(N,) labels of a teacher-forced batch laid end to end; only answers are known."""
+    """(N,) labels of a teacher-forced batch laid end to end: answers, and earlier ones' tokens."""
     labels = []
     for question in questions:
-        label = torch.full((len(question.ids) + len(question.answer) - 1,), ignore)
-        label[-len(question.answer) :] = torch.tensor(question.answer)
-        labels.append(label)
+        earlier = question.ids.where(question.learned, ignore)[1:]
+        labels += [earlier, torch.tensor(question.answer)]
     return torch.cat(labels)
 
 

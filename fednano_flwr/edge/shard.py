@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.shard import Shard
-from fednano_flwr.edge.questions import Limits, Question, QuestionEncoder, encode_all
+from fednano_flwr.edge.encoder import QuestionEncoder, encode_all
+from fednano_flwr.edge.questions import Limits, Question
 
 
 @dataclass(frozen=True)

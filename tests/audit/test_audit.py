@@ -19,8 +19,9 @@ from benchmarks.audit.tables import COLUMNS, console_table, markdown
 from fednano_flwr.adapters.site import adapter_state, build_adapters, load_adapter_state
 from fednano_flwr.config import Adapter, ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.edge_half import EdgeHalf
 
@@ -116,7 +117,14 @@ def test_the_hosts_candidates_are_what_a_client_sends(
     load_adapter_state(adapters, theta)
     tokens = edge_half.token_table()
     edge = NanoEdge(edge_half, tokens, adapters, encoder)
-    question = Question(Sample("1", "?", "g", "s"), torch.arange(10, 20), (1,), (), {})
+    question = Question(
+        Sample("1", "?", "g", "s"),
+        torch.arange(10, 20),
+        (1,),
+        (),
+        {},
+        torch.zeros(10, dtype=torch.bool),
+    )
     sent = edge([question]).embedded().detach()
     rows = torch.cat(list(candidates(tokens, 64, text_factors(theta), 3.0, at_once=9)))
     assert torch.allclose(rows[10:20], sent, atol=1e-5)

@@ -3,8 +3,9 @@ import pytest
 from fednano_flwr.adapters.site import build_adapters
 from fednano_flwr.config import Adapter, Dataset
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf

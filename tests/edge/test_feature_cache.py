@@ -22,10 +22,11 @@ from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels, model_digest
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder, load_encoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint

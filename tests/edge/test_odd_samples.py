@@ -23,21 +23,13 @@ from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.defects import MISSING_PICTURE
-from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.errors import DataError, SampleError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES, Client
+from fednano_flwr.edge.encoder import QuestionEncoder, encode_all, load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import (
-    Limits,
-    Question,
-    QuestionEncoder,
-    SampleError,
-    encode_all,
-    load_encoder,
-    next_token_labels,
-    teacher_forced,
-)
+from fednano_flwr.edge.questions import Limits, Question, next_token_labels, teacher_forced
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import IGNORE

@@ -19,8 +19,9 @@ from fednano_flwr.config import Adapter
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import scoring, training
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import right_answers
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange

@@ -17,7 +17,7 @@ from fednano_flwr.cli.split import split
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.client import Client
-from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.checkpoint import ModelCheckpoint

@@ -11,8 +11,9 @@ from tokenizers.processors import TemplateProcessing
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.prompting import Prompting
-from fednano_flwr.edge.questions import load_encoder, used_tokens
+from fednano_flwr.edge.questions import used_tokens
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.processor import load_processor

@@ -156,6 +156,13 @@ def test_labels_follow_each_prompts_last_token(questions: list[Question]) -> Non
     assert int((labels != IGNORE).sum()) == 2
 
 
+def test_labels_of_earlier_answers_stand_one_before_their_tokens(questions: list[Question]) -> None:
+    ids, learned = torch.tensor([7, 8, 9, 4, 5]), torch.tensor([0, 1, 1, 0, 0]).bool()
+    dialogue = replace(questions[0], ids=ids, learned=learned, answer=(6, 3))
+    none = IGNORE
+    assert next_token_labels([dialogue], none).tolist() == [8, 9, none, none, 6, 3]
+
+
 def test_drawn_answers_follow_the_models_own_distribution(
     edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
 ) -> None:

@@ -11,8 +11,9 @@ import torch
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, Dataset
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question, QuestionEncoder
+from fednano_flwr.edge.questions import Question
 from fednano_flwr.exchange.protocol import Gradient
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM

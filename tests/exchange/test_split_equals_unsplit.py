@@ -9,13 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from fednano_flwr.adapters.site import named_trainable
+from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import (
-    Question,
-    QuestionEncoder,
-    last_positions,
-    next_token_labels,
-)
+from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire.client import RemoteLLM

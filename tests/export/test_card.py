@@ -24,8 +24,9 @@ from fednano_flwr.adapters.site import AdapterSites
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.sample import Picture
 from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import last_positions, load_encoder
+from fednano_flwr.edge.questions import last_positions
 from fednano_flwr.export import license
 from fednano_flwr.export.card import EXAMPLE, label
 from fednano_flwr.export.license import find_license

@@ -15,13 +15,9 @@ from torch import Tensor
 from fednano_flwr.adapters.product import Factors
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import (
-    Question,
-    load_encoder,
-    next_token_labels,
-    teacher_forced,
-)
+from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM

@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText
 
 from fednano_flwr.adapters.site import build_adapters
 from fednano_flwr.config import Adapter, ConfigError, Model
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import QuestionEncoder, load_encoder
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.bundle import HALVES, check_half

@@ -24,15 +24,10 @@ from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.generation import answer_tokens, generate
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import (
-    Question,
-    QuestionEncoder,
-    load_encoder,
-    next_token_labels,
-    teacher_forced,
-)
+from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
 from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService, NewToken
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Sample
-from fednano_flwr.edge.questions import load_encoder
+from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half

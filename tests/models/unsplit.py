@@ -14,7 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
-from fednano_flwr.edge.questions import Question, QuestionEncoder, teacher_forced
+from fednano_flwr.edge.encoder import QuestionEncoder
+from fednano_flwr.edge.questions import Question, teacher_forced
 from fednano_flwr.models.families import FAMILIES
 
 
