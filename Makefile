@@ -31,7 +31,7 @@ $(VENV)/.installed: WHAT = .[dev]
 $(VENV)/.app $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
-	$(RUN)/python -m pip install --constraint constraints.txt --editable '$(WHAT)'
+	$(RUN)/python -m pip install --no-compile --constraint constraints.txt --editable '$(WHAT)'
 	touch $(VENV)/.app $@
 
 proto:  ## regenerate the gRPC code; needs grpcio-tools 1.71

@@ -61,6 +61,7 @@ class Deployment:
         for machine in place.machines:
             values: dict[str, object] = {"SERVER": place.address, "FOLDER": machine.folder}
             values |= {"NAME": machine.name, "MODEL": model, "DATA": data}
+            values |= {"ROUNDS": 1}
             if not place.apart:
                 values |= {"BIND": "127.0.0.1", "LINK_PORT": link, "LLM_PORT": llm}
                 if machine is not self.server:
@@ -146,7 +147,7 @@ def test_the_page_leads_to_a_deployment_that_equals_one_process(
 
     deployed = tmp_path / "server" / "runs" / "first"
     lines = [json.loads(line) for line in (deployed / "metrics.jsonl").read_text().splitlines()]
-    assert [sorted(record["accuracy_per_client"]) for record in lines] == [["0", "1"]] * 3
+    assert [sorted(record["accuracy_per_client"]) for record in lines] == [["0", "1"]] * 2
     assert not any(record["failures"]["train"] for record in lines)
     assert len(json.loads((deployed / "environment.json").read_text())["resumed"]) == 1
 
