@@ -72,7 +72,7 @@ class Key:
         meaning: for people, in Markdown; a row of docs/config.md.
         range: of its values.
         path: a file or folder, which may be given relative to the current folder; what is not there
-            as a folder may be something else ("maybe"), such as a hub id.
+            may be something else ("maybe"), such as a hub id.
         resumable: a resumed run may have another value: where things run, how fast, how long
             something is waited for.
         place: a place on this machine, which makes no difference between compared runs.

@@ -73,7 +73,7 @@ def absolute_paths(flat: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
         if value.startswith(_PREFIXES):
             continue
         path = cwd / Path(value).expanduser()
-        if declaration.path == "yes" or path.is_dir():
+        if declaration.path == "yes" or path.is_dir() or (path.suffix and path.is_file()):
             result[key] = str(path)
     return result
 

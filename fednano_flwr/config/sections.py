@@ -88,6 +88,8 @@ class Dataset(Section):
     )
     min_partition_size: int = key("fewest training questions that a client is dealt", least=1)
     max_skipped: float = key("largest share of questions that may be left out", least=0, most=1)
+    columns: str = key("which column is what, as `image=photo,answer=label`; empty: by its name")
+    group: str = key("column that questions are grouped by to be dealt; empty: by its name")
 
     def check(self) -> None:
         self.require(

@@ -2,10 +2,12 @@
 
     <cache>/questions/<name>-<split>-<digest>/questions.arrow
                                               skipped.json    ids left out, by reason
+                                              reading.json    columns, and pictures not found
                                               images/         pictures that had no file of their own
 
 The digest covers the name, size and time of change of every file that the split is read from: a
-repaired or changed folder is read anew. These folders may be deleted when nothing runs.
+repaired or changed folder is read anew, and so is one where a missing picture is there now. These
+folders may be deleted when nothing runs.
 """
 
 from __future__ import annotations
@@ -16,21 +18,23 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from fednano_flwr.base.files import write_once
 from fednano_flwr.base.resources import cache_folder
-from fednano_flwr.data.defects import sample_defect
+from fednano_flwr.data.defects import MISSING_PICTURE, missing_pictures, sample_defect
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import with_copied_pictures
-from fednano_flwr.data.reading import files_below
+from fednano_flwr.data.reading import files_below, is_there
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.sources import Found
+from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 5
+FORMAT = 6
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""
@@ -46,11 +50,13 @@ class Split:
         questions: those that can be used.
         skipped: ids of the others, by reason.
         skipped_file: where these are written down.
+        columns: which column was read as what, for people; "" where the layout fixes it.
     """
 
     questions: Questions
     skipped: dict[str, list[str]]
     skipped_file: Path
+    columns: str
 
     @property
     def counts(self) -> Counter[str]:
@@ -63,44 +69,63 @@ def read_split(found: Found, split: str) -> Split:
     Raises:
         DataError: the data set is malformed, or the cache folder cannot be written to.
     """
-    title = re.sub(r"[^\w-]", "_", f"{found.name}-{split}")
-    folder = cache_folder() / "questions" / f"{title}-{_digest(found, split)}"
-    try:
-        write_once(folder, lambda partial: _write(found, split, partial))
-    except OSError as error:
-        raise DataError(
-            f"the questions of {found.place} cannot be written to {folder.parent}: {error}. "
-            "Make room there, or set FEDNANO_CACHE to another folder."
-        ) from error
-    skipped_file = folder / "skipped.json"
-    skipped = json.loads(skipped_file.read_text(encoding="utf-8"))
-    return Split(read_table(folder / "questions.arrow"), skipped, skipped_file)
+    title, digest = re.sub(r"[^\w-]", "_", f"{found.name}-{split}"), _digest(found, split)
+    while True:
+        folder = cache_folder() / "questions" / f"{title}-{digest}"
+        try:
+            write_once(folder, lambda partial: _write(found, split, partial))
+        except OSError as error:
+            raise DataError(
+                f"the questions of {found.place} cannot be written to {folder.parent}: {error}. "
+                "Make room there, or set FEDNANO_CACHE to another folder."
+            ) from error
+        reading = _read_json(folder / "reading.json")
+        if not (repaired := [name for name in reading["missing"] if is_there(Path(name))]):
+            break
+        digest = _sha256([digest, *repaired])
+    skipped_file, table = folder / "skipped.json", read_table(folder / "questions.arrow")
+    return Split(table, _read_json(skipped_file), skipped_file, reading["columns"])
 
 
 def _digest(found: Found, split: str) -> str:
     parts = (str(FORMAT), found.name, found.place, split, found.reader.settings)
-    digest = hashlib.sha256("\n".join(parts).encode(errors="surrogateescape"))
-    for path in found.reader.files(split):
-        for line in files_below(path):
-            digest.update(os.fsencode(f"\n{line}"))
+    files = (line for path in found.reader.files(split) for line in files_below(path))
+    return _sha256(chain(parts, files))
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(os.fsencode(f"{line}\n"))
     return digest.hexdigest()[:16]
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _write(found: Found, split: str, folder: Path) -> None:
     skipped: dict[str, list[str]] = defaultdict(list)
+    missing: list[str] = []
+    reading = found.reader.read(split)
+    if reading.columns:
+        print(f"{found.name} {split}: {reading.columns}", file=sys.stderr)
     samples = (
         with_copied_pictures(sample, folder, all_pictures=False)
-        for sample in _usable(found, split, skipped)
+        for sample in _usable(found, split, reading, skipped, missing)
     )
     write_table(folder / "questions.arrow", samples)
-    (folder / "skipped.json").write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+    about = {"columns": reading.columns, "missing": missing}
+    for name, content in {"skipped.json": skipped, "reading.json": about}.items():
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def _usable(found: Found, split: str, skipped: dict[str, list[str]]) -> Iterator[Sample]:
-    """The samples of a split; ids of what is left out go to `skipped`."""
+def _usable(
+    found: Found, split: str, reading: Reading, skipped: dict[str, list[str]], missing: list[str]
+) -> Iterator[Sample]:
+    """The samples of a split; ids of others go to `skipped`, pictures not found to `missing`."""
     from tqdm import tqdm
 
-    reading = found.reader.read(split)
     shown = tqdm(
         reading.problems,
         desc=f"reading {found.name} {split}",
@@ -116,3 +141,5 @@ def _usable(found: Found, split: str, skipped: dict[str, list[str]]) -> Iterator
             yield read
         else:
             skipped[reason].append(pid.encode("utf-8", "backslashreplace").decode())
+            if reason == MISSING_PICTURE and isinstance(read, Sample):
+                missing += map(str, missing_pictures(read))

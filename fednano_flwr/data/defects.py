@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from fednano_flwr.data.prompts import LETTERS
+from fednano_flwr.data.reading import is_there
 from fednano_flwr.data.sample import Sample
 
 MISSING_PICTURE = "picture file is missing"
 UNNAMED_PICTURE = "picture is not given as a file name"
 NOT_A_CHOICE = "answer is not one of the choices"
 OTHER_PLACES = "it has another number of pictures than of places for them"
+
+
+class DefectError(Exception):
+    """Why one question cannot be used, in words that questions are counted by."""
+
 
 _NO_CHARACTER = re.compile(r"[\0\ud800-\udfff]")
 _PICTURE_NAME = re.compile(r"\S+\.(png|jpe?g|gif|bmp|webp)", re.IGNORECASE)
@@ -42,8 +48,13 @@ def free_answer_defect(raw: Mapping[str, Any], *optional: str) -> str | None:
 
 
 def sample_defect(sample: Sample) -> str | None:
-    """Which field of a sample a prompt or a table cannot hold, and why; None if all are sound."""
+    """Why a sample cannot be used, or None if it can.
+
+    A field holds what a prompt or a table cannot hold, or a picture's file is not there.
+    """
     texts = {name: getattr(sample, name) for name in ("uid", "question", "group", "subject")}
+    if sample.turns and None in sample.turns[-1].parts and is_absent(sample.question):
+        del texts["question"]  # a picture alone
     optional = {name: getattr(sample, name) for name in ("free_answer", "context")}
     texts |= {name: value for name, value in optional.items() if value != ""}
     texts |= {f"choice {number}": choice for number, choice in enumerate(sample.choices, start=1)}
@@ -58,7 +69,15 @@ def sample_defect(sample: Sample) -> str | None:
         return OTHER_PLACES
     options, answer = sample.num_options, sample.answer
     sound = answer is None if not options else type(answer) is int and 0 <= answer < options
-    return None if sound else NOT_A_CHOICE
+    if not sound:
+        return NOT_A_CHOICE
+    return MISSING_PICTURE if missing_pictures(sample) else None
+
+
+def missing_pictures(sample: Sample) -> list[Path]:
+    """The picture files that are not there."""
+    files = (picture.path for picture in sample.pictures)
+    return [file for file in files if file is not None and not is_there(file)]
 
 
 def text_defect(name: str, value: Any) -> str | None:

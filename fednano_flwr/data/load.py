@@ -27,14 +27,21 @@ from fednano_flwr.data.sources import (
     find_source,
     source_names,
 )
+from fednano_flwr.data.split_files import is_saved
 from fednano_flwr.data.table import Questions, in_memory
+
+SAVED = (
+    ": what `datasets` saves. Load it with `load_from_disk`, and write each split with "
+    "`to_parquet` to data/<split>-00000-of-00001.parquet"
+)
 
 
 @dataclass(frozen=True)
 class QuestionSet:
     """What was read of a data set, and how many questions were left out for which reason.
 
-    `revision` is its commit on the hub, "" of a folder.
+    `revision` is its commit on the hub, "" of a folder; `columns` says which column was read as
+    what, by split, where the layout does not fix it.
     """
 
     name: str
@@ -42,6 +49,7 @@ class QuestionSet:
     test: Questions
     skipped: Counter[str] = field(default_factory=Counter)
     revision: str = ""
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 def load_questions(dataset: Dataset) -> QuestionSet:
@@ -62,7 +70,8 @@ def load_questions(dataset: Dataset) -> QuestionSet:
     test = in_memory() if dataset.test_fraction else splits[dataset.test_split].questions
     _check_skipped(dataset, found, splits)
     skipped = sum((split.counts for split in splits.values()), Counter[str]())
-    questions = QuestionSet(dataset.name, train, test, skipped, found.revision)
+    columns = {name: split.columns for name, split in splits.items() if split.columns}
+    questions = QuestionSet(dataset.name, train, test, skipped, found.revision, columns)
     if not train:
         raise DataError(
             f"{found.place} has no training question of {dataset.name} that can be used. "
@@ -157,20 +166,27 @@ def _not_there(source: Source, path: Path, dataset: Dataset) -> str:
     """What is at `path` instead of the data set, and what to do."""
     at = f"dataset.path = '{dataset.path}'"
     if not path.exists():
-        what = f"{at}: there is no folder {path} on this machine; docs/data.md says where to get it"
+        what = f"{at}: there is no {path} on this machine; docs/data.md says where to get it"
     elif not path.is_dir():
-        what = f"{at}: {path} is a file"
+        what = f"{at}: {path} is a file, and no {dataset.name}"
     else:
-        what = f"{at} is no {dataset.name}: {path} holds {names_in(path)}{source.hint(path)}"
-        for name in source_names():
-            with suppress(DataError):
-                if find_source(name).open(path, replace(dataset, tasks="all")):
-                    what += f"; that looks like dataset.name = {name}"
+        what = f"{at} is no {dataset.name}: {path} holds {names_in(path)}"
+        what += SAVED if is_saved(path) else source.hint(path)
+    others = " or ".join(name for name in source_names() if _opens(name, path, dataset))
+    if others:
+        what += f"; that looks like dataset.name = {others}"
     on_hub = f" On the hub, {source.hub_id} is read." if source.hub_id else ""
     return (
-        f"{what}. Set dataset.path to a folder that looks like this for {dataset.name}:\n"
+        f"{what}. Set dataset.path to what looks like this for {dataset.name}:\n"
         f"{source.layout}\n{OWN_QUESTIONS}{on_hub}"
     )
+
+
+def _opens(name: str, path: Path, dataset: Dataset) -> bool:
+    """Whether another source has a reader of what is at a path."""
+    with suppress(DataError):
+        return find_source(name).open(path, replace(dataset, tasks="all")) is not None
+    return False
 
 
 def _split_names(dataset: Dataset) -> tuple[str, ...]:

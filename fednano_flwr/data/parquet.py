@@ -22,7 +22,7 @@ _TYPES = {
 }
 """How Arrow writes the types of columns that can hold these."""
 UNREADABLE_ROW = "row has a value that cannot be read"
-_NUMBERED = re.compile(r".+?-(?P<number>\d+)(-of-(?P<total>\d+))?(-[0-9a-f]+)?\.parquet")
+_NUMBERED = re.compile(r".+?-(?P<number>\d+)(-of-(?P<total>\d+))?(-[0-9a-f]+)?\.\w+")
 _ROWS_AT_ONCE = 64
 _BUFFER = 2**20
 """Bytes of a file read at once."""
@@ -34,12 +34,17 @@ AGAIN = (
 
 def split_files(folder: Path, split: str) -> list[Path]:
     """The files `<split>-*.parquet`, in the order of their numbers."""
+    return in_order(folder.glob(f"{split}-*.parquet"))
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Files of rows in the order of the numbers in their names."""
 
     def order(file: Path) -> tuple[int, str]:
         match = _NUMBERED.fullmatch(file.name)
         return int(match["number"]) if match else 0, file.name
 
-    return sorted(folder.glob(f"{split}-*.parquet"), key=order)
+    return sorted(files, key=order)
 
 
 def check_whole(files: Sequence[Path]) -> None:
@@ -74,12 +79,7 @@ def check_columns(file: Path, wanted: Mapping[str, str], pictures: str) -> None:
         wanted: column to `TEXTS`, `LISTS`, `NUMBERS` or `PICTURES`.
         pictures: the one of these that may be missing, unless another column holds pictures.
     """
-    import pyarrow.parquet as parquet
-
-    try:
-        schema = parquet.read_schema(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise DataError(_damaged(file, error)) from error
+    schema = read_schema(file)
     kinds = dict(zip(schema.names, schema.types, strict=True))
     others = any(_fits(PICTURES, kind) for kind in kinds.values())
     for name, holds in wanted.items():
@@ -94,6 +94,37 @@ def check_columns(file: Path, wanted: Mapping[str, str], pictures: str) -> None:
                 f"{file}: the column '{name}' is of type {kinds[name]}, and must hold {holds}. "
                 "Write the file anew with such a column."
             )
+
+
+def read_schema(file: Path) -> pyarrow.Schema:
+    """
+    Raises:
+        DataError: it is not parquet.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.read_schema(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise DataError(_damaged(file, error)) from error
+
+
+def class_labels(file: Path) -> dict[str, list[str]]:
+    """Names of the classes of each column that `datasets` wrote as a `ClassLabel`.
+
+    Raises:
+        DataError: it is not parquet.
+    """
+    from datasets import ClassLabel, Features
+
+    schema = read_schema(file)
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    try:
+        found = Features.from_arrow_schema(schema)
+    except Exception:  # of another version, with what this one does not know; then none are known
+        return {}
+    return {name: kind.names for name, kind in found.items() if isinstance(kind, ClassLabel)}
 
 
 def count_rows(files: Sequence[Path]) -> int:

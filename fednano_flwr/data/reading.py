@@ -86,7 +86,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DataError: the file cannot be read, is not valid JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_object, parse_int=_whole_number)
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError too
@@ -96,6 +96,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} should hold a JSON object, and holds a {type(content).__name__}.")
     return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As `json.loads`, but for names that an object has twice and for numbers of too many digits.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,6 +119,10 @@ def _whole_number(digits: str) -> int | float:
         return int(digits)
     except ValueError:
         return float(digits)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole_number)
+"""Of one value after the other; reads them as `parse_json`."""
 
 
 def split_ids(file: Path, key: str) -> list[str]:

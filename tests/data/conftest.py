@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fednano_flwr.config import Dataset, RunConfig, project
+from fednano_flwr.data.defects import sample_defect
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import Reader
 
@@ -26,7 +27,8 @@ def settings(**changes: Any) -> Dataset:
 
 def read(reader: Reader, split: str = "train") -> tuple[list[Sample], Counter[str]]:
     """The samples of a split, and how many were left out for which reason."""
-    found = [problem for _, problem in reader.read(split).problems]
+    problems = (problem for _, problem in reader.read(split).problems)
+    found = [(isinstance(one, Sample) and sample_defect(one)) or one for one in problems]
     samples = [problem for problem in found if isinstance(problem, Sample)]
     return samples, Counter(problem for problem in found if isinstance(problem, str))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.sources import OWN_QUESTIONS, find_source, source_names
+from fednano_flwr.data.sources import find_source, source_names
 from tests.data.conftest import png, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,21 +24,14 @@ def test_the_documented_layouts_are_those_the_errors_show():
     assert documented == shown
 
 
-def test_the_documented_way_to_write_own_questions_is_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_documented_dialogue_is_read(tmp_path):
+    (row,) = re.findall(r"## Messages\n.*?```json\n(.*?)```", DOCS, re.DOTALL)
     (tmp_path / "photos").mkdir()
-    for number in (1, 2):
-        (tmp_path / "photos" / f"{number}.jpg").write_bytes(png())
-    (script,) = re.findall(r"## Your own questions\n.*?```python\n(.*?)```", DOCS, re.DOTALL)
-    exec(script, {})
-    found = load_questions(settings(path="my-questions"))
-    assert [(s.group, bool(s.images), s.answer) for s in (*found.train, *found.test)] == [
-        ("kitchen", True, 0),
-        ("materials", False, 0),
-        ("house", True, 2),
-    ]
-    assert not found.skipped
-    assert "'Your own questions' in docs/data.md" in OWN_QUESTIONS
+    (tmp_path / "photos" / "1.jpg").write_bytes(png())
+    (tmp_path / "my.jsonl").write_text(row)
+    path = str(tmp_path / "my.jsonl")
+    found = load_questions(settings(name="messages", path=path, test_fraction=0.5))
+    assert [(s.question, s.free_answer) for s in found.train] == [("What is this?", "A cup.")]
 
 
 def test_the_documented_partitioners_take_the_documented_arguments():

@@ -26,7 +26,7 @@ def folder(write_scienceqa, write_iconqa, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": "sciencqa"}, "'sciencqa': must be one of iconqa, scienceqa"),
+        ({"name": "sciencqa"}, "'sciencqa': must be one of iconqa, messages, scienceqa"),
         ({"name": "iconqa", "path": "nowhere"}, r"/nowhere on this machine"),
         ({"name": "iconqa", "tasks": "choose_text"}, "choose_txt, choose_img, fill_in_blank one"),
         ({"name": "iconqa", "tasks": ""}, "must be all, or of"),
@@ -44,7 +44,7 @@ def test_settings_that_do_not_fit_are_refused_before_and_when_reading(use, folde
         use(settings(**{"path": str(folder), **changes}))
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
+@pytest.mark.parametrize("name", ["iconqa", "scienceqa"])
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -52,7 +52,7 @@ def test_settings_that_do_not_fit_are_refused_before_and_when_reading(use, folde
         (["ScienceQA-FULL/train-00000-of-00001.parquet"], "ScienceQA-FULL/train-0"),
         (["train-00000-of-00001.parquet"], "such as train-0"),
         (["dataset_dict.json", "train/state.json"], "load_from_disk"),
-        (["dataset_info.json", "data-00000-of-00001.arrow"], "load_from_disk"),
+        (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "load_from_disk"),
         (["train.jsonl", "images/0.png"], "images, train.jsonl"),
         ([f"{letter}.csv" for letter in "abcdefg"], "a.csv, b.csv, c.csv, d.csv, e.csv, …"),
     ],
@@ -68,6 +68,15 @@ def test_a_folder_of_another_form_is_told_what_it_holds_and_all_layouts(
         check_dataset(settings(name=name, path=str(tmp_path / "data set")))
     assert LAYOUTS[name] in str(caught.value) and OWN_QUESTIONS in str(caught.value)
     assert name != "scienceqa" or says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_folder_that_datasets_saved_is_no_source_s_and_says_so(tmp_path, name):
+    for file in ("dataset_dict.json", "train/state.json", "train/data.arrow"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(DataError, match="load_from_disk"):
+        check_dataset(settings(name=name, path=str(tmp_path)))
 
 
 def test_a_data_set_of_another_name_says_which_it_is(write_iconqa, tmp_path):

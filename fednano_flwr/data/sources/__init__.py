@@ -20,20 +20,24 @@ from fednano_flwr.data.sample import Sample
 
 ENTRY_POINTS = "fednano_flwr.sources"
 OWN_QUESTIONS = (
-    "Questions of your own are read in ScienceQA's layout: 'Your own questions' in docs/data.md "
-    "shows how to write it."
+    'Data of your own are read by dataset.name = "messages" (dialogues) and "table" (questions and '
+    "answers in columns): docs/own-data.md."
 )
 _registered: dict[str, Source] = {}
 
 
 class Reading(NamedTuple):
-    """One split being read: how many problems there are, and each as it comes.
+    """One split being read.
 
-    `problems` yields an id with its sample, or with the reason why it is left out.
+    Attributes:
+        total: how many problems there are; None where only reading them tells.
+        problems: each as it comes, an id with its sample, or with the reason why it is left out.
+        columns: which column is read as what, for people; "" where the layout fixes it.
     """
 
-    total: int
+    total: int | None
     problems: Iterator[tuple[str, Sample | str]]
+    columns: str = ""
 
 
 class Reader(Protocol):

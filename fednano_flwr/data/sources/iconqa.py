@@ -15,7 +15,6 @@ from typing import Any
 
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.defects import (
-    MISSING_PICTURE,
     free_answer_defect,
     is_absent,
     picture_choice_defect,
@@ -155,8 +154,6 @@ def _read_question(folder: Path, task: str, skills: Any) -> Sample | str:
     if defect is not None:
         return defect
     options = [folder / name for name in raw["choices"]] if task == "choose_img" else []
-    if not all(map(is_there, (image, *options))):
-        return MISSING_PICTURE
     free = task == "fill_in_blank"
     grade = "no grade" if is_absent(raw.get("grade")) else raw["grade"]
     return Sample(

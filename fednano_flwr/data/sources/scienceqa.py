@@ -21,7 +21,7 @@ from fednano_flwr.data.defects import (
     question_defect,
 )
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import TWICE, is_there, names_in, read_json_object, split_ids
+from fednano_flwr.data.reading import TWICE, names_in, read_json_object, split_ids
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import Reader, Reading, Source
 
@@ -157,8 +157,7 @@ def _read_problem(pid: str, problem: Any, pictures: Path) -> Sample | str:
         return make_sample(pid, problem, None)
     if not is_file_name(name) or not is_file_name(pid):
         return UNNAMED_PICTURE
-    file = pictures / pid / name
-    return make_sample(pid, problem, Picture(file)) if is_there(file) else MISSING_PICTURE
+    return make_sample(pid, problem, Picture(pictures / pid / name))
 
 
 def _read_row(uid: str, row: dict[str, Any] | None) -> Sample | str:
@@ -183,12 +182,7 @@ def _open(path: Path, dataset: Dataset) -> Reader | None:
 
 
 def _hint(folder: Path) -> str:
-    """What a folder holds that could be made into a layout that is read, and how."""
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
-        return (
-            ": what `datasets` saves. Load it with `load_from_disk`, and write each split with "
-            "`to_parquet` to data/<split>-00000-of-00001.parquet"
-        )
+    """What a folder holds that could be made into the layout, and how."""
     for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
         if file := next(folder.glob(pattern), None):
             return (

@@ -1,0 +1,80 @@
+"""What a row's cells hold, as the fields of a sample."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.base.files import check_name
+from fednano_flwr.data.defects import MISSING_PICTURE, DefectError, is_absent
+from fednano_flwr.data.sample import Picture
+
+OUTSIDE = "picture's path leads out of its file's folder"
+ADDRESS = "picture is given by an address, and only files are read"
+NO_PICTURE = "picture is neither a path nor an image file's bytes"
+ADDRESSES = ("http:", "https:", "data:", "file:", "s3:", "gs:")
+
+
+def pictures(value: Any, folder: Path) -> tuple[Picture, ...]:
+    """The pictures in a cell: none, one or a list of them.
+
+    Each is a path that starts from `folder`, an image file's bytes, or both as `datasets` writes
+    them: {"bytes": …, "path": …}.
+
+    Raises:
+        DefectError: one is of another form, or leads out of the folder.
+    """
+    found = listed(value)
+    return tuple(_picture(one, folder) for one in found) if isinstance(found, list) else ()
+
+
+def _picture(value: Any, folder: Path) -> Picture:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+        if value is None:
+            raise DefectError(MISSING_PICTURE)
+    if isinstance(value, bytes) and value:
+        return Picture(data=value)
+    if not isinstance(value, str) or is_absent(value):
+        raise DefectError(NO_PICTURE)
+    if value.lower().startswith(ADDRESSES):
+        raise DefectError(ADDRESS)
+    name = value.removeprefix(f"{folder}/")  # an absolute path may lead there, too
+    try:
+        check_name(name)
+    except ValueError:
+        raise DefectError(OUTSIDE) from None
+    return Picture(folder / name)
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a cell that may hold one, several or none.
+
+    A list in a cell of CSV is a text such as `["a", "b"]`, as Python and JSON write it.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            read = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            read = value
+        value = read if isinstance(read, list) else value
+    if isinstance(value, list):
+        return value
+    return [] if is_absent(value) else [value]
+
+
+def label(value: Any, role: str, column: str, classes: Sequence[str] = ()) -> str:
+    """A cell as a group or a subject; "no <column>" where it is empty.
+
+    Raises:
+        DefectError: it is no text, number or class.
+    """
+    if is_absent(value):
+        return f"no {column}"
+    if classes and type(value) is int and 0 <= value < len(classes):
+        return classes[value]
+    if isinstance(value, str | int):
+        return str(value)
+    raise DefectError(f"{role} is not text")

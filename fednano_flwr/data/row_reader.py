@@ -1,0 +1,128 @@
+"""A data set whose samples are the rows of files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fednano_flwr.config import Dataset
+from fednano_flwr.data import cells, parquet
+from fednano_flwr.data.columns import Roles, find_columns, named_columns
+from fednano_flwr.data.defects import DefectError, is_absent
+from fednano_flwr.data.errors import DataError
+from fednano_flwr.data.rows import column_names, count_rows, read_rows
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sources import Reading
+from fednano_flwr.data.split_files import SplitFiles
+
+ALL = "all"
+"""The group of questions where no column says one."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One row, by what its columns are read as.
+
+    Attributes:
+        place: its file and number.
+        folder: what paths of pictures start from.
+        columns: name of a column by role.
+        classes: names of the classes of each column that holds their numbers.
+    """
+
+    place: str
+    folder: Path
+    values: Mapping[str, Any]
+    columns: Mapping[str, str]
+    classes: Mapping[str, Sequence[str]]
+
+    def __getitem__(self, role: str) -> Any:
+        """The cell; None where it is empty or there is no such column."""
+        value = self.values.get(self.columns.get(role, ""))
+        return None if is_absent(value) else value
+
+    @property
+    def uid(self) -> str:
+        """What its sample is called: its id where a column has one, else its place."""
+        return self.place if self["id"] is None else cells.label(self["id"], "id", "")
+
+    def label(self, role: str, default: str) -> str:
+        """The cell as a group or a subject; the default where there is no such column."""
+        column = self.columns.get(role)
+        if column is None:
+            return default
+        return cells.label(self[role], role, column, self.classes.get(column, ()))
+
+    def pictures(self, role: str) -> tuple[Any, ...]:
+        return cells.pictures(self[role], self.folder)
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Samples that `make` makes of rows.
+
+    Args:
+        split_files: where the rows are.
+        roles: what columns can be read as.
+        needed: roles that a file must have a column for, and what to do where it has none.
+        make: the sample of a row; raises `DefectError` of one that cannot be used.
+    """
+
+    split_files: SplitFiles
+    dataset: Dataset
+    roles: Roles
+    needed: Mapping[str, str]
+    make: Callable[[Cells], Sample]
+
+    @property
+    def settings(self) -> str:
+        return "\n".join((self.dataset.columns, self.dataset.group))
+
+    def check_split(self, split: str) -> None:
+        for file in self.split_files.of(split):
+            self._columns(file)
+
+    def files(self, split: str) -> list[Path]:
+        return self.split_files.of(split)
+
+    def read(self, split: str) -> Reading:
+        files = self.split_files.of(split)
+        taken = dict.fromkeys(_said(self._columns(file)) for file in files)
+        return Reading(count_rows(files), self._problems(files), "; ".join(taken))
+
+    def _problems(self, files: Sequence[Path]) -> Iterator[tuple[str, Sample | str]]:
+        for file in files:
+            columns, name = self._columns(file), self.split_files.name(file)
+            classes = parquet.class_labels(file) if file.suffix.lower() == ".parquet" else {}
+            for number, values in read_rows(file, columns.values()):
+                place = f"{name}:{number}"
+                if isinstance(values, str):
+                    yield place, values
+                    continue
+                row = Cells(place, file.parent, values, columns, classes)
+                try:
+                    yield place, self.make(row)
+                except DefectError as defect:
+                    yield place, str(defect)
+
+    def _columns(self, file: Path) -> dict[str, str]:
+        """Column by role.
+
+        Raises:
+            DataError: one that is needed is not there.
+        """
+        there = column_names(file)
+        found = find_columns(file, there, named_columns(self.dataset, self.roles), self.roles)
+        for role, advice in self.needed.items():
+            if role not in found:
+                raise DataError(
+                    f"{file} has no column for {role}; its columns are {', '.join(there) or 'none'}"
+                    f". {advice}"
+                )
+        return found
+
+
+def _said(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{role}={column}" for role, column in columns.items())
