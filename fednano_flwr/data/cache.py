@@ -34,7 +34,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 6
+FORMAT = 7
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""

@@ -47,6 +47,16 @@ def free_answer_defect(raw: Mapping[str, Any], *optional: str) -> str | None:
     return _texts_defect(raw, optional) or text_defect("answer", raw.get("answer"))
 
 
+def choices_defect(choices: Any) -> str | None:
+    """Why a value is no list of options in words, or None if it is one."""
+    if choices is not None and not isinstance(choices, list):
+        return "choices are not a list"
+    if not choices or len(choices) < 2:
+        return "fewer than two choices"
+    texts = not any(text_defect("choice", choice) for choice in choices)
+    return None if texts else "a choice is not text"
+
+
 def sample_defect(sample: Sample) -> str | None:
     """Why a sample cannot be used, or None if it can.
 
@@ -118,17 +128,14 @@ def _options_defect(
     raw: Mapping[str, Any], optional: Iterable[str], reason: str, unfit: Callable[[str], object]
 ) -> str | None:
     """Of a question with options; `reason` is given where one of them is unfit."""
-    choices, answer = raw.get("choices"), raw.get("answer")
+    choices: Any = raw.get("choices")
+    answer = raw.get("answer")
     if defect := _texts_defect(raw, optional):
         return defect
-    if choices is not None and not isinstance(choices, list):
-        return "choices are not a list"
-    if not choices or len(choices) < 2:
-        return "fewer than two choices"
+    if defect := choices_defect(choices):
+        return defect
     if len(choices) > len(LETTERS):
         return f"more than {len(LETTERS)} choices"
-    if any(text_defect("choice", choice) for choice in choices):
-        return "a choice is not text"
     if any(map(unfit, choices)):
         return reason
     return None if type(answer) is int and 0 <= answer < len(choices) else NOT_A_CHOICE

@@ -7,9 +7,11 @@
     Answer with the option's letter from the given choices directly.
 
 LLaVA's published format for ScienceQA; for a free answer there are no options, and the last line is
-the one LLaVA-1.5 was published with for short answers. The question's pictures come before the
-text, one after the other; an option that is a picture stands in its line, after its letter. What
-stands around a user's turn ("USER: … ASSISTANT:") is the model's own chat template.
+the one LLaVA-1.5 was published with for short answers, or the sample's own. Where there are more
+options than letters, they stand without letters; more than MOST_LISTED are left out. The question's
+pictures come before the text, one after the other; an option that is a picture stands in its line,
+after its letter. What stands around a user's turn ("USER: … ASSISTANT:") is the model's own chat
+template.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from fednano_flwr.data.sample import Sample
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 FREE_INSTRUCTION = "Answer the question using a single word or phrase."
+WORDS_INSTRUCTION = "Answer with one of these options directly."
+MOST_LISTED = 50
 IMAGE = {"type": "image"}
 """The part of a turn where one of `sample.pictures` stands; they come in that order."""
 
@@ -44,13 +48,27 @@ def user_content(sample: Sample) -> list[dict[str, Any]]:
     text = sample.question
     if sample.context:
         text += f"\nContext: {sample.context}"
-    for letter, choice in zip(LETTERS, sample.choices, strict=False):
-        text += f"\n{letter}. {choice}"
+    if by_letter(sample):
+        text += "".join(f"\n{x}. {c}" for x, c in zip(LETTERS, sample.choices, strict=False))
+    elif len(sample.choices) <= MOST_LISTED:
+        text += "".join(f"\n{choice}" for choice in sample.choices)
     for letter, _ in zip(LETTERS, sample.choice_images, strict=False):
         parts += [{"type": "text", "text": f"{text}\n{letter}. "}, dict(IMAGE)]
         text = ""
-    instruction = FREE_INSTRUCTION if sample.answer is None else INSTRUCTION
-    return [*parts, {"type": "text", "text": f"{text}\n{instruction}"}]
+    if instruction := _instruction(sample):
+        text += f"\n{instruction}"
+    return [*parts, {"type": "text", "text": text}]
+
+
+def by_letter(sample: Sample) -> bool:
+    """Whether its options have a letter each; more of them are told by their words."""
+    return 0 < sample.num_options <= len(LETTERS)
+
+
+def _instruction(sample: Sample) -> str:
+    if sample.answer is None or len(sample.choices) > MOST_LISTED:
+        return FREE_INSTRUCTION if sample.instruction is None else sample.instruction
+    return INSTRUCTION if by_letter(sample) else WORDS_INSTRUCTION
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
@@ -59,8 +77,10 @@ def conversation(sample: Sample) -> list[dict[str, Any]]:
 
 
 def answer_text(sample: Sample) -> str:
-    """What a right answer consists of: the option's letter, or the free answer."""
-    return sample.free_answer if sample.answer is None else LETTERS[sample.answer]
+    """What a right answer consists of: the option's letter or words, or the free answer."""
+    if sample.answer is None:
+        return sample.free_answer
+    return LETTERS[sample.answer] if by_letter(sample) else sample.choices[sample.answer]
 
 
 def normalise_answer(text: str) -> str:

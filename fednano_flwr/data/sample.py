@@ -73,6 +73,7 @@ class Sample:
         turns: of a dialogue, all turns before the answer, as the prompt has them; `question` is the
             text of the last. () of a single question, which is written as `prompts` says.
         references: other answers that are right, too.
+        instruction: what follows a free question in the prompt, "" for nothing; None for the usual.
     """
 
     uid: str
@@ -87,6 +88,7 @@ class Sample:
     context: str = ""
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
+    instruction: str | None = None
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -20,7 +20,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 3
+FORMAT = 4
 KIND = "fednano-shard"
 MANIFEST = "manifest.json"
 TRAIN_FILE, TEST_FILE = "data/train.arrow", "data/test.arrow"

@@ -37,6 +37,7 @@ def features() -> Features:
             "context": text,
             "turns": List({"role": text, "parts": List(text)}),
             "references": List(text),
+            "instruction": text,
         }
     )
 

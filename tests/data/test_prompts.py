@@ -65,6 +65,23 @@ def test_a_free_answer_is_asked_for_as_a_word_or_phrase():
     assert answer_text(sample) == "7,364"
 
 
+def test_more_options_than_letters_are_listed_without_them_and_answered_in_words():
+    for count, shown in ((14, 14), (50, 50), (51, 0)):
+        options = tuple(f"option {number}" for number in range(count))
+        sample = ask(choices=options, answer=12)
+        last = "Answer with one of these options directly."
+        last = last if shown else "Answer the question using a single word or phrase."
+        assert user_text(sample).splitlines() == ["Which?", *options[:shown], last]
+        assert answer_text(sample) == "option 12"
+
+
+def test_a_free_question_may_have_an_instruction_of_its_own_or_none():
+    for own, text in {"Be brief.": "Which?\nBe brief.", "": "Which?"}.items():
+        sample = ask(choices=(), answer=None, free_answer="this", instruction=own)
+        assert user_text(sample) == text
+        assert user_text(ask(instruction=own)) == user_text(ask())
+
+
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
