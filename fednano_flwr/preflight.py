@@ -285,9 +285,16 @@ def check_writable(key: str, folder: Path) -> str:
 def check_strategy(config: RunConfig) -> str:
     from fednano_flwr.exchange.registry import check_exchange
     from fednano_flwr.privacy.checks import check_privacy
+    from fednano_flwr.strategies.base import local_work_of
     from fednano_flwr.strategies.registry import check_ranks, make_strategy
 
-    make_strategy(config.strategy)
+    strategy = make_strategy(config.strategy)
+    if local_work_of(strategy).data == "all" and config.edge.vocabulary == "shard":
+        raise ConfigError(
+            f"strategy.name = {config.strategy.name!r} trains on all clients' questions, and "
+            'edge.vocabulary = "shard" holds the embeddings of a client\'s own; use '
+            'edge.vocabulary = "full"'
+        )
     check_ranks(config)
     check_privacy(config)
     exchange = check_exchange(config.exchange.kind)

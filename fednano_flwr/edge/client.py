@@ -175,19 +175,12 @@ class Client:
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
     def _check_data(self, work: LocalWork) -> None:
-        """Refuse work on all clients' questions that this client cannot read."""
-        if work.data == "own":
-            return
-        name = f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions"
-        if self.spec.data_path:
+        """Refuse work on all clients' questions where this client has its own shard only."""
+        if work.data == "all" and self.spec.data_path:
             raise ConfigError(
-                f"{name}, and this client has its own shard only (data-path = "
-                f"{self.spec.data_path!r}); every client has to read the data set (dataset.path)"
-            )
-        if self.config.edge.vocabulary == "shard":
-            raise ConfigError(
-                f'{name}, and edge.vocabulary = "shard" holds the embeddings of a client\'s own; '
-                'use edge.vocabulary = "full"'
+                f"strategy.name = {self.config.strategy.name!r} trains on all clients' questions, "
+                f"and this client has its own shard only (data-path = {self.spec.data_path!r}); "
+                "every client has to read the data set (dataset.path)"
             )
 
     def _questions(self, work: LocalWork) -> Sequence[Question]:

@@ -115,7 +115,7 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
     kind = str(written.get("model_type", "none")) if isinstance(written, dict) else "none"
     family = find(kind)
     if family is None:
-        hint = f". {REFUSED[kind]}" if kind in REFUSED else ""
+        hint = f". {REFUSED.get(kind, 'docs/extending.md shows how to add one')}"
         known = ", ".join(FAMILIES)
         raise refused(f"its family is {kind}; those that can be cut are: {known}{hint}")
     if lacking := _of_another_format(family, written):

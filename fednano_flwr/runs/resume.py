@@ -111,6 +111,7 @@ def _check_agrees(config: RunConfig, folder: Path) -> None:
         raise ConfigError(
             f"resume = {config.resume!r}: the run in {folder} has another config: "
             + ", ".join(differing)
+            + ". Set that back to continue the run, or start another one with another run.name"
         )
 
 

@@ -19,6 +19,7 @@ from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.shard import ClientSpec
+from fednano_flwr.preflight import check_strategy
 from fednano_flwr.rounds.records import to_arrays
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.base import local_work_of, trains_one
@@ -182,7 +183,7 @@ def test_centralized_needs_the_whole_data_set(run_config: Config, tmp_path: Path
         one.train(theta, None, 1, LocalWork(data="all"))  # type: ignore[arg-type]
     few = RunConfig.parse(run_config(strategy__name="centralized", edge__vocabulary="shard"))
     with pytest.raises(ConfigError, match=r'use edge\.vocabulary = "full"'):
-        Client(few, ClientSpec(0, 2)).train(theta, None, 1, LocalWork(data="all"))  # type: ignore[arg-type]
+        check_strategy(few)
 
 
 def test_a_falling_rate_reaches_the_clients(run_config: Config) -> None:
