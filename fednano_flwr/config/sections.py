@@ -90,6 +90,9 @@ class Dataset(Section):
     max_skipped: float = key("largest share of questions that may be left out", least=0, most=1)
     columns: str = key("which column is what, as `image=photo,answer=label`; empty: by its name")
     group: str = key("column that questions are grouped by to be dealt; empty: by its name")
+    instruction: str = key(
+        "what follows a free question of a `table`; its question, where no column has one"
+    )
 
     def check(self) -> None:
         self.require(

@@ -17,8 +17,8 @@ NO_PICTURE = "picture is neither a path nor an image file's bytes"
 ADDRESSES = ("http:", "https:", "data:", "file:", "s3:", "gs:")
 
 
-def pictures(value: Any, folder: Path) -> tuple[Picture, ...]:
-    """The pictures in a cell: none, one or a list of them.
+def pictures(values: Sequence[Any], folder: Path) -> tuple[Picture, ...]:
+    """Pictures as cells hold them.
 
     Each is a path that starts from `folder`, an image file's bytes, or both as `datasets` writes
     them: {"bytes": …, "path": …}.
@@ -26,8 +26,7 @@ def pictures(value: Any, folder: Path) -> tuple[Picture, ...]:
     Raises:
         DefectError: one is of another form, or leads out of the folder.
     """
-    found = listed(value)
-    return tuple(_picture(one, folder) for one in found) if isinstance(found, list) else ()
+    return tuple(_picture(value, folder) for value in values)
 
 
 def _picture(value: Any, folder: Path) -> Picture:
@@ -50,19 +49,37 @@ def _picture(value: Any, folder: Path) -> Picture:
 
 
 def listed(value: Any) -> list[Any]:
-    """The values of a cell that may hold one, several or none.
-
-    A list in a cell of CSV is a text such as `["a", "b"]`, as Python and JSON write it.
-    """
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            read = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            read = value
-        value = read if isinstance(read, list) else value
+    """The values of a cell that may hold one, several or none."""
     if isinstance(value, list):
         return value
     return [] if is_absent(value) else [value]
+
+
+def parsed(text: str) -> Any:
+    """The list of texts that a text is, as Python and JSON write it; any other text is itself."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return value if texts else text
+
+
+def further(answers: Sequence[str], answer: str) -> tuple[str, ...]:
+    """The other right answers, each as often as it is given; `answer` is among them once less."""
+    rest = list(answers)
+    if answer in rest:
+        rest.remove(answer)
+    return tuple(rest)
+
+
+def number(value: Any) -> int | None:
+    """A whole number, which a column with empty cells may hold as 1.0; None of anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int else None
 
 
 def label(value: Any, role: str, column: str, classes: Sequence[str] = ()) -> str:
@@ -75,6 +92,8 @@ def label(value: Any, role: str, column: str, classes: Sequence[str] = ()) -> st
         return f"no {column}"
     if classes and type(value) is int and 0 <= value < len(classes):
         return classes[value]
-    if isinstance(value, str | int):
+    if (whole := number(value)) is not None:
+        return str(whole)
+    if isinstance(value, str | bool):
         return str(value)
     raise DefectError(f"{role} is not text")

@@ -44,6 +44,8 @@ def find_columns(
 ) -> dict[str, str]:
     """Column by role: the one that is named, else the first with one of the role's usual names.
 
+    A column is taken for one role, the earlier of two.
+
     Args:
         there: the file's columns.
 
@@ -60,7 +62,7 @@ def find_columns(
     found = dict(named)
     free = {name.strip().casefold(): name for name in there if name not in named.values()}
     for role, names in roles.items():
-        usual = next((free[name] for name in names if name in free), None)
+        usual = next((name for name in names if name in free), None)
         if usual is not None and role not in found:
-            found[role] = usual
+            found[role] = free.pop(usual)
     return {role: found[role] for role in roles if role in found}

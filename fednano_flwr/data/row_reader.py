@@ -12,8 +12,8 @@ from fednano_flwr.data import cells, parquet
 from fednano_flwr.data.columns import Roles, find_columns, named_columns
 from fednano_flwr.data.defects import DefectError, is_absent
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.rows import column_names, count_rows, read_rows
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.rows import LABEL, TEXT_ONLY, column_names, count_rows, read_rows
+from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import Reading
 from fednano_flwr.data.split_files import SplitFiles
 
@@ -29,7 +29,8 @@ class Cells:
         place: its file and number.
         folder: what paths of pictures start from.
         columns: name of a column by role.
-        classes: names of the classes of each column that holds their numbers.
+        classes: names of the classes of each column that holds classes.
+        text_only: whether every cell of its file is a text.
     """
 
     place: str
@@ -37,6 +38,7 @@ class Cells:
     values: Mapping[str, Any]
     columns: Mapping[str, str]
     classes: Mapping[str, Sequence[str]]
+    text_only: bool
 
     def __getitem__(self, role: str) -> Any:
         """The cell; None where it is empty or there is no such column."""
@@ -53,10 +55,21 @@ class Cells:
         column = self.columns.get(role)
         if column is None:
             return default
-        return cells.label(self[role], role, column, self.classes.get(column, ()))
+        return cells.label(self[role], role, column, self.classes_of(role))
 
-    def pictures(self, role: str) -> tuple[Any, ...]:
-        return cells.pictures(self[role], self.folder)
+    def classes_of(self, role: str) -> Sequence[str]:
+        """Names of the classes that the column holds; () where it holds none."""
+        return self.classes.get(self.columns.get(role, ""), ())
+
+    def listed(self, role: str) -> list[Any]:
+        """The values of a cell that may hold one, several or none."""
+        value = self[role]
+        if self.text_only and isinstance(value, str):
+            value = cells.parsed(value)
+        return cells.listed(value)
+
+    def pictures(self, role: str) -> tuple[Picture, ...]:
+        return cells.pictures(self.listed(role), self.folder)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class RowReader:
 
     @property
     def settings(self) -> str:
-        return "\n".join((self.dataset.columns, self.dataset.group))
+        return "\n".join((self.dataset.columns, self.dataset.group, self.dataset.instruction))
 
     def check_split(self, split: str) -> None:
         for file in self.split_files.of(split):
@@ -95,17 +108,23 @@ class RowReader:
     def _problems(self, files: Sequence[Path]) -> Iterator[tuple[str, Sample | str]]:
         for file in files:
             columns, name = self._columns(file), self.split_files.name(file)
-            classes = parquet.class_labels(file) if file.suffix.lower() == ".parquet" else {}
-            for number, values in read_rows(file, columns.values()):
-                place = f"{name}:{number}"
+            classes, text_only = self._classes(file), file.suffix.lower() in TEXT_ONLY
+            folder = file if file.is_dir() else file.parent
+            for place, values in read_rows(file, columns.values()):
+                place = f"{name}{place}".removeprefix("./")
                 if isinstance(values, str):
                     yield place, values
                     continue
-                row = Cells(place, file.parent, values, columns, classes)
+                row = Cells(place, folder, values, columns, classes, text_only)
                 try:
                     yield place, self.make(row)
                 except DefectError as defect:
                     yield place, str(defect)
+
+    def _classes(self, file: Path) -> Mapping[str, Sequence[str]]:
+        if file.is_dir():
+            return {LABEL: self.split_files.labels}
+        return parquet.class_labels(file) if file.suffix.lower() == ".parquet" else {}
 
     def _columns(self, file: Path) -> dict[str, str]:
         """Column by role.
@@ -118,8 +137,8 @@ class RowReader:
         for role, advice in self.needed.items():
             if role not in found:
                 raise DataError(
-                    f"{file} has no column for {role}; its columns are {', '.join(there) or 'none'}"
-                    f". {advice}"
+                    f"{file} has no column for {role}; its columns are "
+                    f"{', '.join(there) or 'none'}. {advice}"
                 )
         return found
 

@@ -1,4 +1,6 @@
-"""Rows of JSON, JSON Lines, CSV and parquet files; a broken row costs itself.
+"""Rows of JSON, JSON Lines, CSV and parquet files, and pictures in folders as rows.
+
+A broken row costs itself.
 
 `datasets` reads such files, too, but its JSON and CSV readers refuse a whole file for one broken
 row, and turn texts such as "007" and "NA" into numbers and empty cells.
@@ -16,11 +18,15 @@ from typing import Any, NamedTuple
 
 from fednano_flwr.data import parquet
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.reading import DECODER, parse_json
+from fednano_flwr.data.reading import DECODER, entries, parse_json
 
 NOT_JSON = "row is not valid JSON"
 NOT_AN_OBJECT = "row is not a JSON object"
 OTHER_CELLS = "row has another number of cells than the header"
+NOT_A_PICTURE = "file in a label's folder is no picture by its name"
+IMAGE, LABEL = "image", "label"
+"""Columns of pictures in folders."""
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 ROWS_LOOKED_AT = 100
 """JSON rows whose names are taken for the file's columns."""
 CHUNK = 2**20
@@ -35,16 +41,20 @@ class Row(NamedTuple):
     """One row of a file.
 
     Attributes:
-        number: from 1; of JSON Lines and CSV, the line that it begins in.
+        place: where it is in the file: `:` and its number, from 1; of JSON Lines and CSV, the line
+            that it begins in.
         values: by column, or the reason why there are none.
     """
 
-    number: int
+    place: str
     values: dict[str, Any] | str
 
 
 def read_rows(file: Path, columns: Collection[str] = ()) -> Iterator[Row]:
     """Every row of a file, in order; blank lines are passed over.
+
+    A folder of folders has a row for each picture: its `image`, and as `label` the name of
+    the folder that it is in.
 
     Args:
         columns: the only ones that are read of a parquet file.
@@ -53,7 +63,10 @@ def read_rows(file: Path, columns: Collection[str] = ()) -> Iterator[Row]:
         DataError: the file cannot be read, or is damaged in such a way that no rows can be told.
     """
     try:
-        yield from _READERS[file.suffix.lower()](file, columns)
+        if file.is_dir():
+            yield from _labelled(file)
+        else:
+            yield from _READERS[file.suffix.lower()](file, columns)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
 
@@ -64,6 +77,8 @@ def column_names(file: Path) -> list[str]:
     Raises:
         DataError: as `read_rows`.
     """
+    if file.is_dir():
+        return [IMAGE, LABEL]
     if file.suffix.lower() == ".parquet":
         return parquet.read_schema(file).names
     first = [row.values for row in islice(read_rows(file), ROWS_LOOKED_AT)]
@@ -87,7 +102,7 @@ def _json_lines(file: Path, columns: Collection[str]) -> Iterator[Row]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield Row(number, _parsed(line))
+                yield Row(f":{number}", _parsed(line))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | str:
@@ -123,7 +138,7 @@ def _json_list(file: Path) -> Iterator[Row]:
                 why = str(error)
             if not why:
                 at, number = end, number + 1
-                yield Row(number, _object(value))
+                yield Row(f":{number}", _object(value))
             elif (more := opened.read(max(CHUNK, len(text) - at))) and len(text) - at < LONGEST_ROW:
                 text, at = text[at:] + more, 0  # it may go on there
             else:
@@ -150,7 +165,7 @@ def _csv(file: Path, columns: Collection[str]) -> Iterator[Row]:
                 if cells:
                     whole = len(cells) == len(header)
                     values = dict(zip(header, cells, strict=True)) if whole else OTHER_CELLS
-                    yield Row(line, values)
+                    yield Row(f":{line}", values)
                 line = reader.line_num + 1
         except (csv.Error, UnicodeError) as error:
             raise DataError(
@@ -161,7 +176,27 @@ def _csv(file: Path, columns: Collection[str]) -> Iterator[Row]:
 
 def _parquet(file: Path, columns: Collection[str]) -> Iterator[Row]:
     for number, values in enumerate(parquet.read_rows([file], columns), start=1):
-        yield Row(number, parquet.UNREADABLE_ROW if values is None else values)
+        yield Row(f":{number}", parquet.UNREADABLE_ROW if values is None else values)
+
+
+def _labelled(folder: Path) -> Iterator[Row]:
+    for inner in folders_in(folder):
+        for entry in entries(inner):
+            if not entry.name.startswith("."):
+                name = f"{inner.name}/{entry.name}"
+                picture = entry.name.lower().endswith(PICTURES)
+                values = {IMAGE: name, LABEL: inner.name}
+                yield Row(f"/{name}", values if picture else NOT_A_PICTURE)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Folders in a folder, without hidden ones, in order of their names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    found = (entry for entry in entries(folder) if not entry.name.startswith("."))
+    return [Path(entry.path) for entry in found if entry.is_dir()]
 
 
 _READERS = {
@@ -172,3 +207,5 @@ _READERS = {
     ".parquet": _parquet,
 }
 SUFFIXES = tuple(_READERS)
+TEXT_ONLY = (".csv", ".tsv")
+"""Kinds of files in which every cell is a text."""

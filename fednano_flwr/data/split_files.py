@@ -9,7 +9,7 @@ from pathlib import Path
 from fednano_flwr.data import parquet
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.reading import entries, is_there
-from fednano_flwr.data.rows import SUFFIXES
+from fednano_flwr.data.rows import PICTURES, SUFFIXES, folders_in
 
 LAYOUT = """\
   <dataset.path>   one file, with dataset.test-fraction above 0: {}
@@ -32,12 +32,14 @@ class SplitFiles:
             only then one file, which has no splits, is enough.
         named: of a folder, the files that may be called after their split.
         inner: of a folder, those in folders that may be called after their split.
+        labels: of pictures in folders that are called after their labels, the labels of all splits.
     """
 
     path: Path
     cuts: bool
     named: tuple[Path, ...] = ()
     inner: Mapping[str, list[Path]] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
 
     @property
     def root(self) -> Path:
@@ -57,9 +59,9 @@ class SplitFiles:
             if self.cuts:
                 return [alone]
             raise DataError(
-                f"{alone} is one file, and has no splits. Set dataset.test-fraction (0.2, say): "
-                "each client is then tested on this share of its own rows. Or set dataset.path to "
-                "a folder with a file for each split, such as train.jsonl and test.jsonl."
+                f"{alone} has no splits. Set dataset.test-fraction (0.2, say): each client is then "
+                "tested on this share of its own rows. Or set dataset.path to a folder with a file "
+                "for each split, such as train.jsonl and test.jsonl."
             )
         found = [file for file in self.named if f"{file.stem}-".startswith(f"{split}-")]
         found = found or self.inner.get(split, [])
@@ -80,18 +82,21 @@ class SplitFiles:
 
     def _alone(self) -> Path | None:
         """The file that `path` names, or the only one in its folder where none is of a split."""
-        if self.path.is_file():
+        if self.path.is_file() or self.path in self.named:
             return self.path
         if len(self.named) == 1 and not self.inner and _called_after(self.named[0]) not in SPLITS:
             return self.named[0]
         return None
 
 
-def find_files(path: Path, cuts: bool, kinds: Collection[str] = SUFFIXES) -> SplitFiles | None:
+def find_files(
+    path: Path, cuts: bool, kinds: Collection[str] = SUFFIXES, labels: bool = False
+) -> SplitFiles | None:
     """The files of rows at `path`; None where there is none.
 
     Args:
         kinds: their suffixes.
+        labels: whether pictures in folders that are called after their labels will do, too.
 
     Raises:
         DataError: a folder cannot be read.
@@ -109,7 +114,14 @@ def find_files(path: Path, cuts: bool, kinds: Collection[str] = SUFFIXES) -> Spl
         for folder in there
         if folder.is_dir() and folder not in folders and (files := _rows_in(folder, kinds))
     }
-    return SplitFiles(path, cuts, named, inner) if named or inner else None
+    if named or inner:
+        return SplitFiles(path, cuts, named, inner)
+    splits = {folder: _labels_in(folder) for folder in folders_in(path)} if labels else {}
+    if found := {name for names in splits.values() for name in names}:
+        inner = {folder.name: [folder] for folder, names in splits.items() if names}
+        return SplitFiles(path, cuts, inner=inner, labels=tuple(sorted(found)))
+    alone = _labels_in(path) if labels else []
+    return SplitFiles(path, cuts, (path,), labels=tuple(alone)) if len(alone) > 1 else None
 
 
 def is_saved(folder: Path) -> bool:
@@ -128,3 +140,12 @@ def _has_rows(file: Path, kinds: Collection[str]) -> bool:
 def _rows_in(folder: Path, kinds: Collection[str]) -> list[Path]:
     found = (Path(entry.path) for entry in entries(folder) if not entry.name.startswith("."))
     return [file for file in found if _has_rows(file, kinds)]
+
+
+def _labels_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder that have a picture."""
+    return [
+        inner.name
+        for inner in folders_in(folder)
+        if any(entry.name.lower().endswith(PICTURES) for entry in entries(inner))
+    ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.partition import check_partitioner
-from fednano_flwr.data.sources import find_source, source_names
+from fednano_flwr.data.sources import find_source, source_names, table
 from tests.data.conftest import png, settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,17 @@ def test_the_documented_dialogue_is_read(tmp_path):
     path = str(tmp_path / "my.jsonl")
     found = load_questions(settings(name="messages", path=path, test_fraction=0.5))
     assert [(s.question, s.free_answer) for s in found.train] == [("What is this?", "A cup.")]
+
+
+def test_the_documented_columns_are_those_that_a_table_finds():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w, ]+) \| .* ?\|$", DOCS, re.MULTILINE)
+    documented = {
+        role: tuple(name for name in names.split(", ") if "`, `" not in roles or name == role)
+        for roles, names in rows
+        for role in re.findall(r"\w+", roles)
+        if names != "none"
+    }
+    assert documented == {role: names for role, names in table.COLUMNS.items() if names}
 
 
 def test_the_documented_partitioners_take_the_documented_arguments():

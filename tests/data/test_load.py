@@ -26,7 +26,7 @@ def folder(write_scienceqa, write_iconqa, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"name": "sciencqa"}, "'sciencqa': must be one of iconqa, messages, scienceqa"),
+        ({"name": "sciencqa"}, "'sciencqa': must be one of iconqa, messages, scienceqa, table"),
         ({"name": "iconqa", "path": "nowhere"}, r"/nowhere on this machine"),
         ({"name": "iconqa", "tasks": "choose_text"}, "choose_txt, choose_img, fill_in_blank one"),
         ({"name": "iconqa", "tasks": ""}, "must be all, or of"),

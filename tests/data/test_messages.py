@@ -214,7 +214,7 @@ def test_splits_are_files_or_folders_called_after_them(write, suffix):
         (["data.jsonl"], {"test_fraction": 0.5, "group": "site"}, r"dataset\.group names; its"),
         (["data.jsonl"], {"test_fraction": 0.5, "group": "a", "columns": "group=b"}, "group=b"),
         (["data.xlsx"], {}, r"is a file, and no messages"),
-        (["data.jsonl"], {"name": "scienceqa"}, r"looks like dataset\.name = messages"),
+        (["data.jsonl"], {"name": "scienceqa"}, r"looks like dataset\.name = messages or table"),
     ],
 )
 def test_what_cannot_be_read_as_asked_is_refused_before_it_is_read(

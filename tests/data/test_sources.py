@@ -112,7 +112,7 @@ def test_a_source_of_one_s_own_is_read_as_the_projects_are(how, request):
         ({"path": str(Path(dataset.path).parent)}, r"<split>\.csv"),
         ({"revision": "v1"}, r"dataset\.revision"),
         ({"tasks": "some"}, "must be all"),
-        ({"name": "scienceqa"}, r"looks like dataset\.name = toy"),
+        ({"name": "scienceqa"}, r"looks like dataset\.name = table or toy"),
     ):
         with pytest.raises(DataError, match=says):
             check_dataset(settings(**{"name": "toy", "path": dataset.path, **changes}))

@@ -86,7 +86,7 @@ def make_sample(row: Cells) -> Sample:
         turns[first] = replace(turns[first], parts=parts)
     elif places != len(images):
         raise DefectError(OTHER_PLACES)
-    answers = cells.listed(row["answers"])
+    answers = row.listed("answers")
     if not all(isinstance(answer, str) for answer in answers):
         raise DefectError(NO_REFERENCES)
     group = row.label("group", ALL)
@@ -98,7 +98,7 @@ def make_sample(row: Cells) -> Sample:
         free_answer=turns[-1].text,
         images=images,
         turns=tuple(turns[:-1]),
-        references=tuple(answers),
+        references=cells.further(answers, turns[-1].text),
     )
 
 
