@@ -172,6 +172,7 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
     llm, model = config.llm, config.model
     return [
         Check("run config", "the strategy", partial(check_strategy, config)),
+        Check("run config", "the metric", partial(_metric, config.dataset)),
         Check("run config", "the host's options and packages", partial(_host, config)),
         Check("run config", "resume", partial(_resume, config)),
         Check("certificates", "llm.tls-cert", partial(_identity, llm)),
@@ -196,6 +197,7 @@ def client_checks(config: RunConfig, node: NodeConfig | None = None) -> list[Che
     own = [] if node is None else [Check("node config", "partition", partial(_spec, config, node))]
     return [
         Check("run config", "the strategy", partial(check_strategy, config)),
+        Check("run config", "the metric", partial(_metric, config.dataset)),
         *own,
         Check("certificates", "the CA's certificate", partial(_ca, ca_key, ca)),
         Check("machine", device_key, partial(check_device, device_key, device)),
@@ -299,6 +301,13 @@ def check_strategy(config: RunConfig) -> str:
     check_privacy(config)
     exchange = check_exchange(config.exchange.kind)
     return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}, {exchange}"
+
+
+def _metric(dataset: Dataset) -> str:
+    from fednano_flwr.data.metrics import find_metric
+
+    find_metric(dataset.metric)
+    return ""
 
 
 def _host(config: RunConfig) -> str:

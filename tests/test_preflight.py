@@ -99,6 +99,7 @@ def test_certificates_are_looked_for_from_the_current_folder_and_checked(names, 
 REFUSED = [
     ("strategy.name=FedTrimmedAvg strategy.args=beta=0.7", r"strategy\.args.*beta"),
     ("strategy.name=Krum strategy.args=num_malicious_nodes=5", "13 clients.*are 3"),
+    ("dataset.metric=bleu", r"dataset\.metric = .bleu.*exact, contains, vqa"),
     ("llm.address=localhost", r"llm\.address.*HOST:PORT"),
     ("llm.device=x", r"llm\.device = 'x'"),
     ("llm.device=mps", r"llm\.device = 'mps'"),

@@ -93,6 +93,7 @@ class Dataset(Section):
     instruction: str = key(
         "what follows a free question of a `table`; its question, where no column has one"
     )
+    metric: str = key("how free answers are scored ([data.md](data.md#prompt-and-scoring))")
 
     def check(self) -> None:
         self.require(
