@@ -50,7 +50,7 @@ from fednano_flwr.config.machine import cpus
 from fednano_flwr.edge.client import Client
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.models.checkpoint import ModelCheckpoint
@@ -157,7 +157,8 @@ def central_round(
         seed = derive_seed(Purpose.TRAINING, config.seed, server_round, partition)
         train(edge, whole, shard.train, plan, seed)
     for shard in shards:
-        right_answers(edge, whole, shard.test, config.batch_size, config.max_answer_tokens)
+        tokens = config.max_answer_tokens
+        score_questions(edge, whole, shard.test, config.batch_size, max_answer_tokens=tokens)
 
 
 def steady(

@@ -19,8 +19,8 @@ def main() -> None:
             if number > 0:
                 updates = [client.train(theta, host, number, work) for client in clients]
                 theta = merged(updates)
-            scores = [client.evaluate(theta, host, number, work) for client in clients]
-            shares = [score.correct / score.num_examples for score in scores]
+            results = [client.evaluate(theta, host, number, work) for client in clients]
+            shares = [result.score / result.num_examples for result in results]
             print(f"round {number}:", ", ".join(f"{share:.1%}" for share in shares))
 
 

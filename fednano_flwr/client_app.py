@@ -74,7 +74,9 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     result = client.evaluate(theta, llm, _round(task), LocalWork.from_config(task))
     metrics: Metrics = {
         "num-examples": result.num_examples,
-        "correct": result.correct,
+        "score": result.score,
+        "test-loss": result.loss,
+        "test-tokens": result.tokens,
         "train-examples": len(client.shard.train),
     }
     left_out = {reason: ids for ids, reason in by_reason(client.shard.left_out)}

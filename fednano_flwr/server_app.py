@@ -21,6 +21,7 @@ from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.load import commit_of
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.preflight import (
     check_all,
     client_checks,
@@ -29,7 +30,7 @@ from fednano_flwr.preflight import (
     server_checks,
 )
 from fednano_flwr.privacy.private import Private, with_privacy
-from fednano_flwr.rounds.announcements import data_lines, setup_lines
+from fednano_flwr.rounds.announcements import data_lines, setup_lines, unused_metric
 from fednano_flwr.rounds.compat import (
     is_deployment,
     is_simulation,
@@ -136,7 +137,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
                 server = Server(grid, folder, strategy, service, progress, simulated)
                 for record in server.rounds():
                     trackers.log(record)
-                    say(round_line(record))
+                    say(round_line(record, metric_label(config)))
                     progress.round_done(record)
     _report(folder)
     return folder
@@ -183,11 +184,11 @@ class Server:
                 arrays = self.merge(server_round, trained, arrays)
                 notes = getattr(self.strategy, "notes", {})
             scored = self.evaluate(server_round, arrays)
-            if server_round == 0:
-                for line in data_lines(scored.replies):
-                    say(line)
             seconds = time.perf_counter() - started
             record = round_record(server_round, trained, scored, seconds, notes)
+            if server_round == 0:
+                for line in [*data_lines(scored.replies), *unused_metric(self.config, record)]:
+                    say(line)
             hidden_size, memory = self.service.info.hidden_size, remember(self.strategy)
             self.folder.append(record, from_arrays(arrays), hidden_size, memory)
             yield record
@@ -316,7 +317,8 @@ class Server:
 def _progress(service: RunService, folder: RunFolder, screen: Path | None) -> Progress:
     """Of the rounds that are left, knowing how long those before took."""
     steps = service.activity.steps
-    progress = Progress(folder.config.num_server_rounds, steps, say, screen)
+    label = metric_label(folder.config)
+    progress = Progress(folder.config.num_server_rounds, steps, say, screen, label=label)
     for record in folder.rounds:
         progress.round_done(record)
     return progress
@@ -324,12 +326,13 @@ def _progress(service: RunService, folder: RunFolder, screen: Path | None) -> Pr
 
 def _report(folder: RunFolder) -> None:
     """Say what the run has come to."""
+    shown = folder.rounds[0], folder.rounds[-1], folder.best, metric_label(folder.config)
     say()
-    say(closing_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say(closing_table(*shown))
     for line in lost_lines(folder.rounds):
         say(line)
     say()
-    say(kinds_table(folder.rounds[0], folder.rounds[-1], folder.best))
+    say(kinds_table(*shown))
     say(traffic_line(folder.rounds))
     say(f"written to {folder.path}")
     say(f"look at it with: {shlex.join(['fednano', 'report', str(folder.path)])}")

@@ -17,11 +17,13 @@ def train_reply(arrays: ArrayRecord, **changed: Any) -> Message:
 
 
 def evaluate_reply(tally: object = None, **changed: Any) -> Message:
-    """An evaluate reply of 2 right answers to 3 questions; `changed` are metrics."""
-    counted = {"all": [2, 3], "text only": [2, 3]} if tally is None else tally
+    """An evaluate reply of a score of 1.5 in 3 questions; `changed` are metrics."""
+    counted = {"all": [1.5, 3], "text only": [1.5, 3]} if tally is None else tally
     notes = {"skipped": "{}", "unreadable": '{"no picture": ["7"]}', "tally": json.dumps(counted)}
     content = RecordDict({"notes": ConfigRecord({**notes})})
-    return _reply(content, {"num-examples": 3, "correct": 2, "train-examples": 7}, changed)
+    own = {"num-examples": 3, "score": 1.5, "test-loss": 4.0, "test-tokens": 8}
+    own["train-examples"] = 7
+    return _reply(content, own, changed)
 
 
 def _reply(content: RecordDict, own: dict[str, Any], changed: dict[str, Any]) -> Message:

@@ -28,7 +28,7 @@ from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, train
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.llm.host import FrozenLLM
@@ -158,9 +158,13 @@ def test_the_unsplit_model_trains_and_scores_as_a_split_client_does(place: Path)
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
     for name, value in named_trainable(near.adapters).items():
         torch.testing.assert_close(value, named_trainable(far.adapters)[name], atol=1e-4, rtol=1e-3)
-    assert right_answers(near, whole, questions, 4) == right_answers(
-        far, LowRankExchange(host), questions, 4
+    ours, theirs = (
+        score_questions(edge, llm, questions, 4)
+        for edge, llm in ((near, whole), (far, LowRankExchange(host)))
     )
+    assert [score.value for score in ours] == [score.value for score in theirs]
+    losses = [[score.loss for score in scores] for scores in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_full_model_client_trains_lora_in_its_layers_and_nothing_else(place: Path) -> None:

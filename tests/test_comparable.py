@@ -61,6 +61,13 @@ def test_of_equally_good_rounds_the_earliest_is_the_best() -> None:
     assert best({"0": 0.2}, {"0": 0.4}, {"0": 0.4}) == 1
 
 
+def test_of_rounds_with_one_score_that_with_the_least_loss_is_the_best() -> None:
+    found = rounds({"0": 0.0}, {"0": 0.0}, {"0": 0.0}, {"0": 0.0})
+    for record, loss in zip(found, (1.2, 0.8, 0.8, 0.9), strict=True):
+        record["test_loss"] = loss
+    assert comparable.best(found)["round"] == 1
+
+
 def test_a_further_round_is_the_best_or_leaves_the_best_as_it_is() -> None:
     """So a run, which has the adapters of two rounds at a time, can keep those of the best."""
     draw = random.Random(0)
@@ -157,12 +164,12 @@ def test_closing_tables_have_no_change_between_means_of_other_clients() -> None:
     for record in (first, last):
         record["test_questions_per_client"] = dict.fromkeys(record["accuracy_per_client"], 10)
         record["accuracy_by"] = {"all": {"accuracy": record["accuracy"], "questions": 10}}
-    said = closing_table(first, last, last)
+    said = closing_table(first, last, last, "accuracy")
     assert row(said, "client 0")[4] == "+10.0"
     assert row(said, "mean")[4] == "–"
-    assert row(kinds_table(first, last, last), "all")[4] == "–"
-    assert row(closing_table(last, last, last), "mean")[4] == "+0.0"
-    assert row(kinds_table(last, last, last), "all")[4] == "+0.0"
+    assert row(kinds_table(first, last, last, "accuracy"), "all")[4] == "–"
+    assert row(closing_table(last, last, last, "accuracy"), "mean")[4] == "+0.0"
+    assert row(kinds_table(last, last, last, "accuracy"), "all")[4] == "+0.0"
 
 
 def test_clients_are_those_of_all_rounds_in_the_order_of_their_numbers() -> None:

@@ -39,6 +39,12 @@ def reply(**metrics: float) -> Message:
     return Message(content, dst_node_id=1, message_type=MessageType.TRAIN)
 
 
+def scored(score: float, questions: int) -> Message:
+    return reply(
+        score=score, num_examples=questions, test_loss=0.5 * questions, test_tokens=2 * questions
+    )
+
+
 def test_a_phase_counts_its_own_clients_and_steps() -> None:
     told = Told()
     told.steps = 100  # of the phase before
@@ -69,12 +75,13 @@ def test_accuracy_and_loss_are_weighted_by_questions_and_else_the_last_rounds() 
     told.progress.start_phase(2, EVALUATION)
     told.progress.asked(3)
     assert told.progress.snapshot().accuracy == 0.7
-    told.progress.replied(reply(correct=0, num_examples=0))  # a client without test questions
+    told.progress.replied(scored(0.0, 0))  # a client without test questions
     assert told.progress.snapshot().accuracy == 0.7
-    told.progress.replied(reply(correct=9, num_examples=10))
-    told.progress.replied(reply(correct=9, num_examples=30))
+    told.progress.replied(scored(8.5, 10))
+    told.progress.replied(scored(9.5, 30))
     found = told.progress.snapshot()
     assert (found.accuracy, found.so_far, found.loss) == (18 / 40, True, pytest.approx(0.3))
+    assert found.test_loss == 0.25
     told.progress.round_done(record(2, 0.6, 0.3, 10.0))
     told.progress.start_phase(3, TRAINING)
     found = told.progress.snapshot()
@@ -173,7 +180,7 @@ def test_the_file_says_all_of_it_and_is_gone_at_the_end(tmp_path: Path) -> None:
     told.progress.round_done(record(1, 0.7, 0.9, 10.0))
     told.progress.start_phase(2, EVALUATION)
     told.progress.asked(1)
-    told.progress.replied(reply(correct=3, num_examples=4))
+    told.progress.replied(scored(3.0, 4))
     told.progress.refresh()
     assert read(file) == told.progress.snapshot() and read(file) != Snapshot(2, 5, EVALUATION)
     assert list(tmp_path.iterdir()) == [file]

@@ -52,5 +52,5 @@ def test_a_run_on_a_real_sample_reports_every_kind_of_question(
     asked = sum(last["test_questions_per_client"].values())
     assert by["all"]["questions"] == sum(by[kind]["questions"] for kind in KINDS[dataset]) == asked
     assert last["train_loss"] > 0
-    table = kinds_table(first, last, folder.best)
+    table = kinds_table(first, last, folder.best, "accuracy")
     assert all(kind in table for kind in ("all", "with picture (IMG)", *KINDS[dataset]))

@@ -138,22 +138,25 @@ def test_a_missing_metric_is_named(key: str) -> None:
 
 TALLIES = {
     "a list": [],
-    "no pairs": {"all": 2},
-    "three numbers": {"all": [2, 3, 4]},
-    "words": {"all": ["2", "3"]},
-    "true": {"all": [True, 3]},
-    "more right than asked": {"all": [2, 3], "text only": [4, 3]},
-    "nothing asked": {"all": [2, 3], "text only": [0, 0]},
+    "no pairs": {"all": 1.5},
+    "three numbers": {"all": [1.5, 3, 4]},
+    "words": {"all": ["1.5", "3"]},
+    "true": {"all": [1.5, 3], "text only": [True, 3]},
+    "half a question": {"all": [1.5, 3], "text only": [0, 0.5]},
+    "below 0": {"all": [1.5, 3], "text only": [-0.1, 3]},
+    "no number": {"all": [1.5, 3], "text only": [math.nan, 3]},
+    "more than 1 a question": {"all": [1.5, 3], "text only": [3.01, 3]},
+    "nothing asked": {"all": [1.5, 3], "text only": [0, 0]},
     "others than the metrics": {"all": [1, 3]},
     "none": {},
-    "half a character": {"all": [2, 3], "\ud800": [2, 3]},
+    "half a character": {"all": [1.5, 3], "\ud800": [1.5, 3]},
 }
 
 
 @pytest.mark.parametrize("kinds", [{"k" * 201: [0, 1]}, {str(i): [0, 1] for i in range(2001)}])
 def test_a_tally_of_endless_kinds_is_refused(kinds: dict[str, list[int]]) -> None:
     with pytest.raises(ValueError, match="at most 2000, each named by at most 200"):
-        check_evaluation(evaluate_reply(tally={"all": [2, 3], **kinds}))
+        check_evaluation(evaluate_reply(tally={"all": [1.5, 3], **kinds}))
 
 
 @pytest.mark.parametrize("name", TALLIES)
@@ -165,8 +168,12 @@ def test_a_tally_that_cannot_be_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"correct": 4}, "4 right answers of 3"),
-        ({"correct": [2]}, "correct is a list"),
+        ({"score": 4.0}, "score of 4.0 in 3"),
+        ({"score": [2]}, "score is a list"),
+        ({"test_loss": math.inf}, "test-loss = inf"),
+        ({"test_loss": -0.1}, "test-loss = -0.1"),
+        ({"test_tokens": 2}, "test-tokens = 2"),
+        ({"test_tokens": 8.5}, "test-tokens = 8.5"),
         ({"num_examples": math.nan}, "num-examples = nan"),
         ({"train_examples": -1}, "train-examples = -1"),
     ],
@@ -200,7 +207,9 @@ def test_notes_that_cannot_be_read_are_refused(notes: dict[str, str]) -> None:
 
 
 def test_a_client_without_test_questions_is_a_good_one() -> None:
-    check_evaluation(evaluate_reply(tally={}, correct=0, num_examples=0))
+    check_evaluation(
+        evaluate_reply(tally={}, score=0.0, num_examples=0, test_loss=0.0, test_tokens=0)
+    )
     check_evaluation(evaluate_reply())
 
 
@@ -239,7 +248,7 @@ BROKEN: list[tuple[str, Callable[[Message], None], str]] = [
     ("train", change("metrics", "train-loss", None), "train-loss"),
     ("evaluate", change("metrics", "seconds", None), "seconds"),
     ("evaluate", change("notes", "tally", None), "tally"),
-    ("evaluate", change("metrics", "correct", [1, 2]), "correct is a list"),
+    ("evaluate", change("metrics", "score", [1, 2]), "score is a list"),
 ]
 """What is done to a reply in the first round, in the second, ...: its kind, what, what is said."""
 
@@ -294,7 +303,7 @@ def test_an_error_that_no_check_foresees_is_one_clients_own(
 def test_a_subject_in_brackets_is_printed_as_it_is() -> None:
     kinds = {"[/bold]": {"accuracy": 0.5, "questions": 2}}
     record = {"round": 1, "accuracy_by": kinds, "accuracy_per_client": {}}
-    assert "[/bold]" in kinds_table(record, record, record)
+    assert "[/bold]" in kinds_table(record, record, record, "accuracy")
 
 
 @pytest.mark.parametrize("subject", [*KINDS, "s" * 300])
@@ -303,7 +312,7 @@ def test_a_subject_of_any_name_is_counted_and_changes_no_other_row(subject: str)
     counts = tally(samples, [True, True, False])
     assert counts[ALL] == counts[TEXT_ONLY] == [2, 3] and WITH_PICTURE not in counts
     assert len(counts) == 3
-    check_evaluation(evaluate_reply(counts))
+    check_evaluation(evaluate_reply(counts, score=2.0))
 
 
 def test_more_subjects_than_a_table_takes_are_counted_together() -> None:

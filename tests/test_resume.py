@@ -79,7 +79,7 @@ def in_the_checkpoint(patch: pytest.MonkeyPatch, server_round: int) -> None:
 
 
 def after_the_checkpoint(patch: pytest.MonkeyPatch, server_round: int) -> None:
-    def of_round(record: dict[str, Any]) -> bool:
+    def of_round(record: dict[str, Any], label: str) -> bool:
         return record["round"] == server_round
 
     patch.setattr(server_app, "round_line", killing(server_app.round_line, of_round))

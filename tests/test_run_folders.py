@@ -18,6 +18,7 @@ import pytest
 from fednano_flwr import server_app
 from fednano_flwr.base.lock import LOCK, FolderLock, LockedError
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.config.project import default_config
 from fednano_flwr.doctor.files import check_private
 from fednano_flwr.exchange.wire.auth import read_token
 from fednano_flwr.preflight import config_of
@@ -151,7 +152,7 @@ def test_printed_commands_can_be_pasted(
     for name in ("closing_table", "kinds_table", "traffic_line"):
         monkeypatch.setattr(server_app, name, lambda *_: "")
     folder = tmp_path / "my project" / "it's"
-    server_app._report(SimpleNamespace(path=folder, rounds=[{}], best={}))  # type: ignore[arg-type]
+    server_app._report(SimpleNamespace(path=folder, rounds=[{}], best={}, config=default_config()))  # type: ignore[arg-type]
     command = capsys.readouterr().out.rpartition(": ")[2]
     assert shlex.split(command) == ["fednano", "report", str(folder)]
     folder.mkdir(parents=True)

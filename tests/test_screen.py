@@ -35,10 +35,12 @@ FULL = Snapshot(
     steps=12345,
     per_second=17.3,
     accuracy=0.758,
+    label="VQA accuracy",
     so_far=True,
     loss=1.1754,
+    test_loss=0.9,
     left=4000.0,
-    waiting="waiting for " + ", ".join(f"client {n} (no step yet)" for n in range(5)),
+    waiting="waiting for " + ", ".join(f"client {n} (no step yet)" for n in range(6)),
 )
 
 
@@ -52,14 +54,14 @@ def drawn(found: Snapshot, width: int, elapsed: float = 75.0) -> list[str]:
 
 
 def test_a_wide_terminal_shows_all_of_it() -> None:
-    lines = drawn(FULL, 120)
+    lines = drawn(FULL, 130)
     assert lines[0].startswith("round 3 of 50  evaluation  ━━━")
     assert lines[0].endswith("38 of 100 clients, 2 failed")
     assert lines[1] == (
-        "1:15, about 1:06:40 left · 12,345 steps, 17.3 a second · accuracy 75.8 % (so far) · "
-        "loss 1.175"
+        "1:15, about 1:06:40 left · 12,345 steps, 17.3 a second · VQA accuracy 75.8 % (so far) · "
+        "loss 1.175 · test loss 0.900"
     )
-    assert lines[2] == f"{FULL.waiting[:119]}…"
+    assert lines[2] == f"{FULL.waiting[:129]}…"
     assert len(lines) == 3
 
 
@@ -91,7 +93,7 @@ def test_what_is_not_known_yet_is_left_out() -> None:
         f"who is there  {'━' * live.WIDEST_BAR}  0 of 3 clients",
         "1:15 · no step yet",
     ]
-    last = Snapshot(2, 5, "training", 3, accuracy=0.5, loss=0.25)
+    last = Snapshot(2, 5, "training", 3, accuracy=0.5, label="accuracy", loss=0.25)
     assert drawn(last, 80)[1] == "1:15 · no step yet · accuracy 50.0 % (last round) · loss 0.250"
 
 

@@ -55,6 +55,11 @@ NEEDED: dict[str, Callable[[Any], bool]] = {
     "failures": _of_dicts,
 }
 """What a report needs of a line of metrics.jsonl: keys, and what their values have to be."""
+SINCE = {
+    "test_loss": lambda value: value is None or _is_number(value),
+    "test_loss_per_client": _by_client,
+}
+"""What an older run's lines lack."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,10 @@ def _problem(record: Any, number: int) -> str:
         return "is no round's record"
     if record["round"] != number:
         return f"is of round {record['round']}, round {number} is missing"
-    for key, fits in NEEDED.items():
-        if key not in record:
+    for key, fits in (NEEDED | SINCE).items():
+        if key not in record and key in NEEDED:
             return f"has no {key}"
-        if not fits(record[key]):
+        if key in record and not fits(record[key]):
             return f"has {key} = {str(record[key])[:60]}, which no run writes"
     return ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from fednano_flwr.analysis import facts
 from fednano_flwr.analysis.config_digest import digest_of, matters
 from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.config import ConfigError
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.runs.results import Run
 from fednano_flwr.runs.summary import lost_lines
 
@@ -24,7 +26,8 @@ MOST_LETTERS = 48
 class Group:
     """Runs of one config, model and number of clients, one a seed.
 
-    Accuracies are means over clients, in percent, of rounds that all clients scored.
+    Accuracies, mean scores by the runs' metric, are means over clients, in percent, of rounds that
+    all clients scored.
 
     Attributes:
         label: what tells it from the other groups.
@@ -33,6 +36,11 @@ class Group:
 
     label: str
     runs: tuple[Run, ...]
+
+    @property
+    def metric(self) -> str:
+        """The label of its runs' metric."""
+        return metric_label(self.runs[0].config)
 
     @property
     def seeds(self) -> list[int]:
@@ -55,6 +63,12 @@ class Group:
         found = list(self.by_seed(number).values())
         return found if len(found) == len(self.runs) else []
 
+    def losses(self) -> list[float]:
+        """Mean loss of the test answers' tokens of each run after the last round, in nats."""
+        found = [run.rounds[self.last].get("test_loss") for run in self.runs]
+        known = [float(loss) for loss in found if loss is not None]
+        return known if len(known) == len(found) else []
+
     def a_round(self, *keys: str) -> float | None:
         """Mean over all rounds of training of the sum of these values of a record."""
         values = [sum(r[key] for key in keys) for run in self.runs for r in run.rounds[1:]]
@@ -62,8 +76,24 @@ class Group:
 
     @cached_property
     def _accuracies(self) -> list[dict[int, float | None]]:
-        """Of each run, round to share of right answers."""
+        """Of each run, round to mean score, from 0 to 1."""
         return [{r["round"]: r["accuracy"] for r in facts.comparable(run)} for run in self.runs]
+
+
+def common_metric(labels: Mapping[str, str]) -> str:
+    """The label of the metric that all runs have.
+
+    Args:
+        labels: of each run's or experiment's metric, by its name.
+
+    Raises:
+        ConfigError: they have several, whose scores cannot be compared.
+    """
+    found = by_reason(labels.items(), key=str)
+    if len(found) > 1:
+        said = "; ".join(f"{label}: {first_few(names)}" for names, label in found)
+        raise ConfigError(f"dataset.metric: scores by several metrics cannot be compared ({said})")
+    return found[0][1]
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:

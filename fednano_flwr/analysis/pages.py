@@ -16,19 +16,30 @@ from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.analysis.statistics import spread
 from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.runs import comparable as rounds
 from fednano_flwr.runs.comparable import Record
 from fednano_flwr.runs.results import Run
-from fednano_flwr.runs.summary import before_and_after, lost_lines, percent
+from fednano_flwr.runs.summary import (
+    before_and_after,
+    change_in_loss,
+    lost_lines,
+    nats,
+    percent,
+    titled,
+)
 
 MOST_FAILURES = 200
 MOST_LETTERS = 600
 """Of a failure's reason."""
-COMPARED = (
-    *("group", "seeds (n)", "clients", "round", "round 0, %", "accuracy, %", "change, points"),
-    *("round traffic a round", "step traffic a round", "seconds a round"),
-)
-"""Columns of the comparison's table."""
+
+
+def compared_columns(label: str) -> list[str]:
+    """Columns of the comparison's table; `label` is the metric's."""
+    return [
+        *("group", "seeds (n)", "clients", "round", "round 0, %", f"{label}, %", "change, points"),
+        *("test loss", "round traffic a round", "step traffic a round", "seconds a round"),
+    ]
 
 
 def run_page(
@@ -45,6 +56,7 @@ def run_page(
     return _render(
         "run.html.j2",
         run=run,
+        label=metric_label(run.config),
         notes=_notes(run),
         model=(run.environment.get("model") or {}).get("name") or run.config.model.name,
         dataset=dataset_of(run),
@@ -82,7 +94,8 @@ def comparison_page(
     return _render(
         "comparison.html.j2",
         notes=groups.notes(compared, repeated),
-        columns=COMPARED,
+        label=compared[0].metric,
+        columns=compared_columns(compared[0].metric),
         rows=[compared_row(one) for one in compared],
         figures=figures,
         differing=[(key, *map(str, values)) for key, values in differing.items()],
@@ -101,7 +114,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    pages.filters |= {"shown": _shown, "percent": percent}
+    pages.filters |= {"shown": _shown, "percent": percent, "titled": titled}
     pages.globals["facts"] = facts
     return pages.get_template(template).render(version=_version(), **values) + "\n"
 
@@ -127,7 +140,7 @@ def _notes(run: Run) -> list[str]:
     if facts.frozen(run) is None:
         notes.append(
             "Round 0 is one of these rounds: there is no mean of the frozen model to compare with. "
-            "Changes of single clients are in Accuracy by client."
+            f"Changes of single clients are in {titled(metric_label(run.config))} by client."
         )
     if lacking := facts.uncompared_clients(run):
         notes.append(
@@ -162,25 +175,28 @@ def _by_client(
 ) -> list[tuple[str, ...]]:
     """A row a client, and the mean."""
 
-    def row(name: str, number: str, *shares: float | None) -> tuple[str, ...]:
+    def row(name: str, number: str, losses: str, *shares: float | None) -> tuple[str, ...]:
         before, after, top = shares
-        return name, number, *before_and_after(before, after), percent(top)
+        return name, number, *before_and_after(before, after), percent(top), losses
 
-    asked, key = facts.questions(run, "test"), "accuracy_per_client"
+    asked, key, loss = facts.questions(run, "test"), "accuracy_per_client", "test_loss_per_client"
     rows = [
         row(
             f"client {client}",
             str(asked.get(client, "–")),
+            change_in_loss(*(one.get(loss, {}).get(client) for one in (run.rounds[0], last))),
             *(record[key].get(client) for record in (run.rounds[0], last, best)),
         )
         for client in facts.clients(run)
     ]
     start = frozen["accuracy"] if frozen else None
-    return [*rows, row("mean", str(sum(asked.values())), start, last["accuracy"], best["accuracy"])]
+    mean_loss = change_in_loss((frozen or {}).get("test_loss"), last.get("test_loss"))
+    means = start, last["accuracy"], best["accuracy"]
+    return [*rows, row("mean", str(sum(asked.values())), mean_loss, *means)]
 
 
 def compared_row(one: Group) -> tuple[str, ...]:
-    """A group's cells under `COMPARED`."""
+    """A group's cells under `compared_columns`."""
     start, end = spread(one.values(0)), spread(one.values(one.last))
     change = "–" if start.mean is None or end.mean is None else f"{end.mean - start.mean:+.1f}"
     traffic = (one.a_round(f"{kind}_bytes_up", f"{kind}_bytes_down") for kind in ("round", "step"))
@@ -193,6 +209,7 @@ def compared_row(one: Group) -> tuple[str, ...]:
         str(start),
         str(end),
         change,
+        nats(spread(one.losses()).mean),
         *("–" if count is None else human_bytes(count) for count in traffic),
         "–" if seconds is None else f"{seconds:.1f}",
     )

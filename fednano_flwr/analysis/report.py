@@ -19,6 +19,7 @@ from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.base.files import replace_file
 from fednano_flwr.config import ConfigError
 from fednano_flwr.config.project import default_config
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.runs.results import Run
 
 PAGE, FIGURES, FOLDER = "report.html", "figures", "report"
@@ -43,6 +44,7 @@ def report(
         OSError: writing failed.
     """
     runs = [facts.read_run(path) for path in _distinct(paths)]
+    groups.common_metric({run.path.name: metric_label(run.config) for run in runs})
     for run in runs:
         for note in run.notes:
             say(f"{run.path}: {note}")

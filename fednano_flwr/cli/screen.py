@@ -94,7 +94,8 @@ def view(found: Snapshot, elapsed: float, width: int) -> Group:
     if found.round is not None:
         where = f"round {found.round} of {found.rounds}  {found.phase}"
     left = "" if found.left is None else f", about {clock_time(found.left)} left"
-    parts = [clock_time(elapsed) + left, found.pace, _accuracy(found), _loss(found)]
+    parts = [clock_time(elapsed) + left, found.pace, _accuracy(found)]
+    parts += [_loss("loss", found.loss), _loss("test loss", found.test_loss)]
     ended = found.done + found.failed
     lines = [
         bar_line(where, ended, found.asked, found.clients(), width),
@@ -108,8 +109,8 @@ def _accuracy(found: Snapshot) -> str:
     if found.accuracy is None:
         return ""
     of = "so far" if found.so_far else "last round"
-    return f"accuracy {100 * found.accuracy:.1f} % ({of})"
+    return f"{found.label} {100 * found.accuracy:.1f} % ({of})"
 
 
-def _loss(found: Snapshot) -> str:
-    return "" if found.loss is None else f"loss {found.loss:.3f}"
+def _loss(name: str, loss: float | None) -> str:
+    return "" if loss is None else f"{name} {loss:.3f}"

@@ -17,7 +17,7 @@ from statistics import fmean
 
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.prompts import normalise_answer
 
 ANLS_THRESHOLD = 0.5
@@ -161,11 +161,12 @@ def find_metric(name: str) -> Metric:
     try:
         if not function:
             raise ValueError(f"must be one of {', '.join(METRICS)}, or module:function")
-        return Metric(metric_label(name), getattr(import_module(module), function))
+        return Metric(function, getattr(import_module(module), function))
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"dataset.metric = {name!r}: {error}") from None
 
 
-def metric_label(name: str) -> str:
-    """What the mean score by this `dataset.metric` is called; nothing is imported for it."""
+def metric_label(config: RunConfig) -> str:
+    """What a run's mean score is called; another package's function is not imported for it."""
+    name = config.dataset.metric
     return METRICS[name].label if name in METRICS else name.rpartition(":")[2]

@@ -15,13 +15,14 @@ from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
+from fednano_flwr.data.metrics import find_metric
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.feature_cache import FeatureLevels
 from fednano_flwr.edge.local_state import LocalState, load_adapters, save_adapters
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
-from fednano_flwr.edge.scoring import Tally, right_answers, tally
+from fednano_flwr.edge.scoring import ALL, Tally, score_questions, tally
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.exchange import Exchange
@@ -42,9 +43,17 @@ class Trained:
 
 @dataclass(frozen=True)
 class Scored:
-    """Result of scoring the client's own test questions, in all and by kind and subject."""
+    """Result of scoring the client's own test questions, in all and by kind and subject.
 
-    correct: int
+    Attributes:
+        score: sum of the questions' scores, each from 0 to 1.
+        loss: Σ −log p over the tokens of the right answers.
+        tokens: their number.
+    """
+
+    score: float
+    loss: float
+    tokens: int
     num_examples: int
     tally: Tally
 
@@ -151,11 +160,17 @@ class Client:
             self.keep_within(service.describe())
             self._start(theta, work, server_round + 1)  # with what this round's training has left
             llm, questions = exchange_of(config, service), self.shard.test
-            right = right_answers(
-                self.edge, llm, questions, config.batch_size, config.max_answer_tokens, self.limits
-            )
-        samples = [question.sample for question in questions]
-        return Scored(sum(right), len(right), tally(samples, right))
+            metric = find_metric(config.dataset.metric).score
+            batch, tokens = config.batch_size, config.max_answer_tokens
+            scores = score_questions(self.edge, llm, questions, batch, metric, tokens, self.limits)
+        counts = tally([q.sample for q in questions], [score.value for score in scores])
+        return Scored(
+            score=counts.get(ALL, [0.0])[0],
+            loss=sum(score.loss for score in scores),
+            tokens=sum(score.tokens for score in scores),
+            num_examples=len(scores),
+            tally=counts,
+        )
 
     def local_state(self, server_round: int) -> LocalState:
         """What the client has stored from round to round, as training in this round finds it."""

@@ -8,12 +8,13 @@ keys and values, of which it has room for a few clients' at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
-from fednano_flwr.edge.questions import Question, last_positions
+from fednano_flwr.edge.questions import Question, answer_positions, last_positions
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     LLM,
@@ -113,6 +114,25 @@ def option_scores(
         row[[column[token] for token in question.options]]
         for row, question in zip(scores, questions, strict=True)
     ]
+
+
+def answer_losses(
+    edge: NanoEdge, llm: LLM, questions: Sequence[Question], frozen: FrozenBatch
+) -> list[float]:
+    """Σ −log p over the tokens of each question's right answer and its end, in one call.
+
+    Args:
+        frozen: the teacher-forced questions, embedded.
+
+    Raises:
+        FloatingPointError: one is infinite or no number; the message names its questions.
+    """
+    tokens = torch.tensor([token for question in questions for token in question.answer])
+    losses = llm.token_losses(edge.adapt(frozen), answer_positions(questions), tokens)
+    sums = [float(own.sum()) for own in losses.split([len(q.answer) for q in questions])]
+    if wrong := [q for q, loss in zip(questions, sums, strict=True) if not isfinite(loss)]:
+        raise not_finite("the loss of an answer is not finite", wrong)
+    return sums
 
 
 def option_probabilities(edge: NanoEdge, llm: LLM, question: Question) -> list[float]:

@@ -94,6 +94,13 @@ def next_token_labels(questions: Sequence[Question], ignore: int) -> Tensor:
     return torch.cat(labels)
 
 
+def answer_positions(questions: Sequence[Question]) -> Tensor:
+    """(P,) rows of a teacher-forced batch after which the answers' P tokens come, in order."""
+    ends = last_positions(questions, teacher_forced(questions)).tolist()
+    rows = [range(end + 1 - len(q.answer), end + 1) for q, end in zip(questions, ends, strict=True)]
+    return torch.tensor([row for one in rows for row in one])
+
+
 def last_positions(
     questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None = None
 ) -> Tensor:

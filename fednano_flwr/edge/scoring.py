@@ -1,87 +1,127 @@
-"""Whether a client's test questions are answered right, and how that is added up."""
+"""How well a client's test questions are answered, and how that is added up."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from fednano_flwr.data.prompts import normalise_answer
+from fednano_flwr.data.metrics import exact
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.edge.generation import generate, option_scores
+from fednano_flwr.edge.generation import answer_losses, generate, option_scores
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
-from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
+from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, teacher_forced
 from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import LLM
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
-KINDS = (ALL, WITH_PICTURE, TEXT_ONLY)
+FREE_ANSWER = "free answer"
+KINDS = (ALL, WITH_PICTURE, TEXT_ONLY, FREE_ANSWER)
 OTHER_SUBJECTS = "other subjects"
 MOST_KINDS, LONGEST_KIND = 2000, 200
 """Entries of a tally, and characters of an entry's name: each has its lines in tables and its
 figures at trackers."""
-Tally = dict[str, list[int]]
-"""Right answers and questions, by what they have in common."""
+Tally = dict[str, list[float]]
+"""Sum of the scores and number of questions, by what they have in common."""
+Metric = Callable[[str, Sequence[str]], float]
+"""From an answer and its references to 0 … 1."""
 _Part = tuple[list[Question], FrozenBatch | None]
 """The questions of one kind in a batch, and their frozen part; None where there are none."""
 
 
+class Score(NamedTuple):
+    """How well one question is answered.
+
+    Attributes:
+        value: from 0 to 1.
+        loss: Σ −log p over the right answer's tokens: of an option its letter, of a free answer all
+            with the end.
+        tokens: their number.
+    """
+
+    value: float
+    loss: float
+    tokens: int
+
+
 @torch.no_grad()
-def right_answers(
+def score_questions(
     edge: NanoEdge,
     llm: LLM,
     questions: Sequence[Question],
     batch_size: int,
+    metric: Metric = exact,
     max_answer_tokens: int = 8,
     limits: Limits = NO_LIMITS,
-) -> list[bool]:
-    """Whether each question is answered right.
+) -> list[Score]:
+    """The score of each question.
 
-    A question with options: the right one's letter has the highest logit among them, in one call.
-    A free answer: greedy generation, cut after `max_answer_tokens`, is the right text, both
-    normalised. The next batch is embedded while the host works on one.
+    A question with options: 1 where the right one's letter is the likeliest among them, in one call
+    that has its loss, too. A free answer: greedy generation, cut after `max_answer_tokens`, scored
+    by the metric, and one call more for the loss. The next batch is embedded while the host works
+    on one.
 
     Args:
         limits: of the host.
 
     Raises:
-        FloatingPointError: a logit is not finite.
+        FloatingPointError: a logit or a loss is not finite.
+        ValueError: the metric's score is not from 0 to 1.
     """
 
-    def prepare(batch: list[Question]) -> tuple[list[Question], _Part, _Part]:
+    def prepare(batch: list[Question]) -> tuple[list[Question], _Part, _Part, FrozenBatch | None]:
         closed = [question for question in batch if question.options]
         free = [question for question in batch if not question.options]
         one, other = ((part, edge.embed(part) if part else None) for part in (closed, free))
-        return batch, one, other
+        return batch, one, other, edge.embed(free, teacher_forced(free)) if free else None
 
     edge.adapters.eval()
-    correct: list[bool] = []
-    for batch, (closed, frozen), (free, prompts) in prefetch(
+    scores: list[Score] = []
+    for batch, (closed, frozen), (free, prompts), forced in prefetch(
         batches(questions, batch_size, limits), prepare
     ):
         letters = iter(option_scores(edge, llm, closed, frozen) if frozen else [])
         answers = iter(generate(edge, llm, free, max_answer_tokens, prompts))
+        losses = iter(answer_losses(edge, llm, free, forced) if forced else [])
         for question in batch:
             if question.options:
-                likeliest = question.options[int(next(letters).argmax())]
-                correct.append(likeliest == question.answer[0])
+                scores.append(_of_letters(question, next(letters)))
             else:
-                wanted = normalise_answer(question.sample.free_answer)
-                correct.append(normalise_answer(next(answers)) == wanted)
-    return correct
+                value = _of_text(metric, question.sample, next(answers))
+                scores.append(Score(value, next(losses), len(question.answer)))
+    return scores
 
 
-def tally(samples: Sequence[Sample], correct: Sequence[bool]) -> Tally:
-    """Right answers and questions: all, with and without pictures, by subject (or skill)."""
+def _of_letters(question: Question, likely: Tensor) -> Score:
+    """
+    Args:
+        likely: (K,) log-probabilities of the letters.
+    """
+    right = question.options.index(question.answer[0])
+    return Score(float(int(likely.argmax()) == right), -float(likely[right]), 1)
+
+
+def _of_text(metric: Metric, sample: Sample, answer: str) -> float:
+    value = float(metric(answer, (sample.free_answer, *sample.references)))
+    if not 0 <= value <= 1:
+        raise ValueError(f"dataset.metric: the score of question {sample.uid} is {value}")
+    return value
+
+
+def tally(samples: Sequence[Sample], scores: Sequence[float]) -> Tally:
+    """Scores and questions: all, with and without pictures, free answers, by subject (or skill)."""
     counts: Tally = {}
-    for sample, right in zip(samples, correct, strict=True):
+    for sample, score in zip(samples, scores, strict=True):
         subject = _subject(sample.subject)
         if subject not in counts and len(counts) >= MOST_KINDS - len(KINDS):
             subject = OTHER_SUBJECTS
-        for key in (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, subject):
-            entry = counts.setdefault(key, [0, 0])
-            entry[0] += right
+        kinds = (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, subject)
+        for key in kinds if sample.num_options else (*kinds, FREE_ANSWER):
+            entry = counts.setdefault(key, [0.0, 0])
+            entry[0] += score
             entry[1] += 1
     return counts
 
@@ -91,13 +131,13 @@ def _subject(name: str) -> str:
     return (f"subject {name}" if name in KINDS else name)[:LONGEST_KIND]
 
 
-def merged(tallies: Sequence[Mapping[str, Sequence[int]]]) -> Tally:
+def merged(tallies: Sequence[Mapping[str, Sequence[float]]]) -> Tally:
     """Sum of several clients' tallies, by key: the kinds first, then subjects by name."""
     total: Tally = {}
     for one in tallies:
-        for key, (right, asked) in one.items():
-            entry = total.setdefault(key, [0, 0])
-            entry[0] += right
+        for key, (score, asked) in one.items():
+            entry = total.setdefault(key, [0.0, 0])
+            entry[0] += score
             entry[1] += asked
     order = {kind: place for place, kind in enumerate(KINDS)}
     return dict(sorted(total.items(), key=lambda item: (order.get(item[0], len(KINDS)), item[0])))

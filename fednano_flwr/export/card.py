@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fednano_flwr.base.console import human_bytes
 from fednano_flwr.config import keys
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.export.license import License
@@ -16,6 +19,7 @@ from fednano_flwr.export.merged import Merged
 from fednano_flwr.export.result import RunResult
 from fednano_flwr.models.families import Family
 from fednano_flwr.runs import comparable
+from fednano_flwr.runs.summary import nats, titled
 
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
 PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
@@ -57,13 +61,16 @@ def card(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    templates.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "bytes": human_bytes,
         "cell": lambda text: text.replace("|", "\\|"),
         "label": label,
+        "nats": nats,
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
         "repr": repr,
+        "titled": titled,
     }
+    templates.filters |= filters
     text = templates.get_template("card.md.j2").render(
         head=head.to_yaml(),
         result=result,
@@ -82,6 +89,7 @@ def card(
         rounds=run.rounds,
         clients=len(comparable.clients(run.rounds)),
         caveats=run.caveats,
+        metric=metric_label(run.config),
         places=[PLACES[site] for site in result.adapters],
         example=user_text(EXAMPLE),
         here=here["accuracy_by"],

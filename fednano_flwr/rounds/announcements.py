@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flwr.app import Message
 from torch import Tensor
 
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.config import Adapter, Dataset, RunConfig
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.edge.scoring import FREE_ANSWER
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.rounds.records import metric
 
@@ -66,6 +69,21 @@ def _split(dataset: Dataset) -> str:
         return f"Dirichlet α = {dataset.alpha:g}"
     arguments = f" ({dataset.partitioner_args})" if dataset.partitioner_args else ""
     return f"partitioner {dataset.partitioner}{arguments}"
+
+
+def unused_metric(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
+    """A warning where `dataset.metric` is set and there is no free answer that it could score.
+
+    Args:
+        record: of round 0.
+    """
+    name, scored = config.dataset.metric, record["accuracy_by"]
+    if name == "auto" or FREE_ANSWER in scored or not scored:
+        return []
+    return [
+        f"warning  dataset.metric = {name!r} scores free answers, and no test question has one: "
+        f'"{metric_label(config)}" is the share of questions whose right option is the likeliest'
+    ]
 
 
 def data_lines(replies: Iterable[Message]) -> list[str]:

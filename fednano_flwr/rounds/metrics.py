@@ -13,7 +13,7 @@ from flwr.app import Message
 from fednano_flwr.edge.client import peak_gpu_memory_mb, peak_memory_mb
 from fednano_flwr.edge.scoring import merged
 from fednano_flwr.rounds.federation import RoundReplies
-from fednano_flwr.rounds.records import metric, partition_of
+from fednano_flwr.rounds.records import SCORE, TEST_LOSS, metric, partition_of
 
 
 def round_record(
@@ -25,8 +25,10 @@ def round_record(
 ) -> dict[str, Any]:
     """Everything a round measured.
 
-    `accuracy` is the plain mean over clients that have test questions, `accuracy_by` that of all
-    clients' questions of a kind or subject together; bytes count what crossed in this round,
+    `accuracy` is the mean score by the run's metric, the plain mean over clients that have test
+    questions, `accuracy_by` that of all clients' questions of a kind or subject together;
+    `test_loss` the plain mean over clients of −log p per token of the right answers; bytes count
+    what crossed in this round,
     training and evaluation together, step traffic apart from round traffic. Memory is resident, in
     MiB: at its peak since the process began, and of the server also now, at the round's end.
 
@@ -37,8 +39,8 @@ def round_record(
         notes: what the strategy saw in the merge; one that is not finite, such as the ratio to a
             client whose Fisher diagonal is zero, is left out: JSON has no such numbers.
     """
-    accuracies = {str(partition_of(r)): _accuracy(r) for r in evaluated.replies}
-    known = [value for value in accuracies.values() if value is not None]
+    accuracies = {str(partition_of(r)): _ratio(r, *SCORE) for r in evaluated.replies}
+    test_losses = {str(partition_of(r)): _ratio(r, *TEST_LOSS) for r in evaluated.replies}
     training = trained.replies if trained else []
     losses = {str(partition_of(r)): metric(r, "train-loss") for r in training}
     sizes = {str(partition_of(r)): int(metric(r, "num-examples")) for r in training}
@@ -46,12 +48,14 @@ def round_record(
     replies = [reply for answers in both for reply in answers.replies]
     return {
         "round": server_round,
-        "accuracy": sum(known) / len(known) if known else None,
+        "accuracy": _mean(accuracies),
         "accuracy_per_client": accuracies,
         "test_questions_per_client": {
             str(partition_of(r)): int(metric(r, "num-examples")) for r in evaluated.replies
         },
         "accuracy_by": _by_kind(evaluated.replies),
+        "test_loss": _mean(test_losses),
+        "test_loss_per_client": test_losses,
         "train_loss": _weighted_mean(losses, sizes),
         "train_loss_per_client": losses,
         "train_questions_per_client": sizes,
@@ -88,18 +92,23 @@ def round_record(
 
 
 def _by_kind(replies: list[Message]) -> dict[str, dict[str, float]]:
-    """Accuracy with and without pictures and by subject, over the questions of all clients."""
+    """Mean score with and without pictures and by subject, over the questions of all clients."""
     tallies = [json.loads(str(r.content.config_records["notes"]["tally"])) for r in replies]
     return {
-        kind: {"accuracy": right / asked, "questions": asked}
-        for kind, (right, asked) in merged(tallies).items()
+        kind: {"accuracy": score / asked, "questions": asked}
+        for kind, (score, asked) in merged(tallies).items()
     }
 
 
-def _accuracy(reply: Message) -> float | None:
-    """Share of right answers, or None where a client has no test question."""
-    questions = metric(reply, "num-examples")
-    return metric(reply, "correct") / questions if questions else None
+def _ratio(reply: Message, total: str, count: str) -> float | None:
+    """A mean over a client's test questions; None where it has none."""
+    number = metric(reply, count)
+    return metric(reply, total) / number if number else None
+
+
+def _mean(values: dict[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _weighted_mean(values: dict[str, float], weights: dict[str, int]) -> float | None:

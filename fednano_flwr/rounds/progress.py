@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from flwr.app import Message
 
-from fednano_flwr.rounds.records import metric
+from fednano_flwr.rounds.records import SCORE, TEST_LOSS, metric
 from fednano_flwr.rounds.snapshot import Snapshot, write
 
 WRITE_SECONDS = 0.5
@@ -70,12 +70,15 @@ def _loss(reply: Message) -> tuple[float, float]:
     return metric(reply, "train-loss") * questions, questions
 
 
-def _right(reply: Message) -> tuple[float, float]:
-    return metric(reply, "correct"), metric(reply, "num-examples")
+def _sums(keys: tuple[str, str]) -> Callable[[Message], tuple[float, float]]:
+    return lambda reply: (metric(reply, keys[0]), metric(reply, keys[1]))
 
 
-SCORES = {TRAINING: _loss, EVALUATION: _right}
-"""By phase: the sum over a reply's questions, and how many they are."""
+MEANS: Mapping[str, Mapping[str, Callable[[Message], tuple[float, float]]]] = {
+    TRAINING: {"train_loss": _loss},
+    EVALUATION: {"accuracy": _sums(SCORE), "test_loss": _sums(TEST_LOSS)},
+}
+"""By phase, what is shown of it, as records call it: a reply's sum, and what it is divided by."""
 
 
 class Progress:
@@ -89,6 +92,7 @@ class Progress:
         say: prints one line.
         file: where to write the progress; None prints lines instead.
         clock: seconds, monotonic.
+        label: of the run's metric.
     """
 
     def __init__(
@@ -98,14 +102,16 @@ class Progress:
         say: Callable[[str], None],
         file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        label: str = "",
     ) -> None:
         self.say = say
         self.broken = False
+        self._label = label
         self._rounds, self._steps, self._file, self._clock = rounds, steps, file, clock
         self._round: int | None = None
         self._phase = NO_ROUND
         self._asked = self._done = self._failed = self._steps_before = 0
-        self._scores = defaultdict[str, _Mean](_Mean)
+        self._means = defaultdict[str, _Mean](_Mean)
         self._record: Mapping[str, Any] = {}
         self._seconds: list[float] = []
         self._round_began = self._phase_began = self._said = self._moved = clock()
@@ -124,7 +130,7 @@ class Progress:
         """A phase of a round begins."""
         if server_round != self._round:
             self._round = server_round
-            self._scores.clear()
+            self._means.clear()
             self._round_began = self._said = self._clock()
         self._phase = phase
 
@@ -140,8 +146,8 @@ class Progress:
     def replied(self, reply: Message) -> None:
         """A good reply has arrived."""
         self._done += 1
-        if (score := SCORES.get(self._phase)) is not None:
-            self._scores[self._phase].add(*score(reply))
+        for name, sums in MEANS.get(self._phase, {}).items():
+            self._means[name].add(*sums(reply))
 
     @_never_raises
     def failed(self) -> None:
@@ -184,8 +190,6 @@ class Progress:
         """The progress now."""
         now = self._clock()
         steps = self._steps() - self._steps_before
-        scored = self._scores[EVALUATION].value
-        trained = self._scores[TRAINING].value
         return Snapshot(
             round=self._round,
             rounds=self._rounds,
@@ -195,12 +199,19 @@ class Progress:
             failed=self._failed,
             steps=steps,
             per_second=steps / max(now - self._phase_began, 1e-9) if steps else 0.0,
-            accuracy=self._record.get("accuracy") if scored is None else scored,
-            so_far=scored is not None,
-            loss=self._record.get("train_loss") if trained is None else trained,
+            accuracy=self._mean("accuracy"),
+            label=self._label,
+            so_far=self._means["accuracy"].value is not None,
+            loss=self._mean("train_loss"),
+            test_loss=self._mean("test_loss"),
             left=self._left(now),
             waiting=waiting,
         )
+
+    def _mean(self, name: str) -> float | None:
+        """Of this round's replies, else of the last round."""
+        so_far = self._means[name].value
+        return self._record.get(name) if so_far is None else so_far
 
     def _left(self, now: float) -> float | None:
         """Seconds until the run's end, if each round takes the mean time of those before."""

@@ -27,6 +27,9 @@ from fednano_flwr.edge.local_state import LocalState
 THETA, FISHER, PACKED = "theta.", "fisher.", "packed."
 RESIDUAL = "upload-residual"
 """A client's local state: the part of its updates that rounding has left out so far."""
+SCORE, TEST_LOSS = ("score", "num-examples"), ("test-loss", "test-tokens")
+"""Metrics of an evaluate reply: a sum over test questions, or over the tokens of their right
+answers, and what it is divided by for the mean."""
 CLIENT_FAILED = 100  # code of an error reply whose reason is written for people
 
 

@@ -54,7 +54,9 @@ TRAIN_METRICS: Mapping[str, type] = {**COST, "num-examples": int, "train-loss": 
 EVALUATE_METRICS: Mapping[str, type] = {
     **COST,
     "num-examples": int,
-    "correct": int,
+    "score": float,
+    "test-loss": float,
+    "test-tokens": int,
     "train-examples": int,
 }
 NOTES = ("skipped", "unreadable", "tally")
@@ -117,8 +119,8 @@ def check_evaluation(reply: Message) -> None:
     """Refuse an evaluate reply that the round's line and tables cannot be made of.
 
     Raises:
-        ValueError: a record, a metric or a note is missing, unknown or cannot be; the right
-            answers are more than the questions, or not those that the tally has.
+        ValueError: a record, a metric or a note is missing, unknown or cannot be; the score is
+            more than the questions, or not that of the tally; a question has no answer's token.
     """
     _check_records(reply, {"metrics": MetricRecord, "notes": ConfigRecord})
     _check_metrics(reply, EVALUATE_METRICS)
@@ -128,6 +130,8 @@ def check_evaluation(reply: Message) -> None:
         raise ValueError("note skipped has a value that is no count")
     if not all(map(_are_ids, _note(notes, "unreadable").values())):
         raise ValueError("note unreadable has a value that is no list of questions' ids")
+    if (tokens := metric(reply, "test-tokens")) < metric(reply, "num-examples"):
+        raise ValueError(f"test-tokens = {tokens}, and each question has at least one")
     tally = _note(notes, "tally")
     if len(tally) > MOST_KINDS or max(map(len, tally), default=0) > LONGEST_KIND:
         raise ValueError(
@@ -135,10 +139,10 @@ def check_evaluation(reply: Message) -> None:
             f"at most {LONGEST_KIND} characters"
         )
     if not all(_is_entry(entry) for entry in tally.values()):
-        raise ValueError("note tally has an entry that is not right answers of questions")
-    scored = [metric(reply, "correct"), metric(reply, "num-examples")]
+        raise ValueError("note tally has an entry that is not the score of so many questions")
+    scored = [metric(reply, "score"), metric(reply, "num-examples")]
     if tally.get(ALL, [0, 0]) != scored:
-        raise ValueError(f"{scored[0]} right answers of {scored[1]}, the tally {tally.get(ALL)}")
+        raise ValueError(f"a score of {scored[0]} in {scored[1]}, in the tally {tally.get(ALL)}")
 
 
 def check_merge(theta: State, sent: State, memory: Memory) -> None:
@@ -211,11 +215,11 @@ def _are_ids(value: object) -> bool:
 
 
 def _is_entry(entry: object) -> bool:
-    """Whether it is right answers and questions, of which there is at least one."""
-    if not isinstance(entry, list) or len(entry) != 2 or not all(map(_is_count, entry)):
+    """Whether it is the sum of the scores, each from 0 to 1, of so many questions."""
+    if not isinstance(entry, list) or len(entry) != 2:
         return False
-    right, asked = entry
-    return bool(right <= asked and asked > 0)
+    score, asked = entry
+    return _is_count(asked) and type(score) in (int, float) and 0 <= score <= asked and asked > 0
 
 
 def _check_adapters(theta: State, sent: State, lower_ranks: bool) -> None:

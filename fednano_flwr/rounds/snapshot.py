@@ -24,9 +24,11 @@ class Snapshot:
         asked, done, failed: clients; those neither done nor failed still owe a reply.
         steps: calls that the language model has computed in this phase.
         per_second: steps per second of the phase.
-        accuracy: a share of the questions scored so far in this evaluation (`so_far`); else that
-            of the last round; None before there is any.
+        accuracy: mean score of the questions so far in this evaluation (`so_far`); else that of
+            the last round; None before there is any.
+        label: of the metric.
         loss: of the clients that have trained in this round, else the last round's.
+        test_loss: as `accuracy`, the mean loss of the answers' tokens.
         left: seconds until the run's end, estimated from the rounds so far.
         waiting: who is waited for, if no step was made for a while; else "".
     """
@@ -40,8 +42,10 @@ class Snapshot:
     steps: int = 0
     per_second: float = 0.0
     accuracy: float | None = None
+    label: str = ""
     so_far: bool = False
     loss: float | None = None
+    test_loss: float | None = None
     left: float | None = None
     waiting: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 ANSWERS = {"train": "train_loss_per_client", "evaluate": "accuracy_per_client"}
@@ -64,9 +65,15 @@ def comparable(rounds: Sequence[Record]) -> list[Record]:
 
 
 def best(rounds: Sequence[Record]) -> Record:
-    """The earliest of the comparable rounds with the best mean accuracy.
+    """Of the comparable rounds the one with the best mean accuracy.
 
+    Of equally good ones it is the one with the least test loss, and of these the earliest.
     A new round either becomes the best or does not change it, so that it is enough to keep the
     adapters of the best round so far.
     """
-    return max(comparable(rounds), key=lambda record: (record["accuracy"] or 0.0, -record["round"]))
+
+    def goodness(record: Record) -> tuple[float, float, int]:
+        loss = record.get("test_loss")
+        return record["accuracy"] or 0.0, -inf if loss is None else -loss, -record["round"]
+
+    return max(comparable(rounds), key=goodness)

@@ -108,7 +108,7 @@ class RunFolder:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record of the earliest round with the best mean accuracy (`comparable.best`).
+        """The record of the round with the best mean accuracy (`comparable.best`).
 
         It depends on the rounds so far alone, so a resumed run has the same.
         """

@@ -8,6 +8,8 @@ from fednano_flwr.base.console import human_bytes, table
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.runs.comparable import Record, lost_clients, scorers
 
+TEST_LOSS = "test loss, round 0 → last"
+
 
 def lost_lines(rounds: Sequence[Record]) -> list[str]:
     """A line for each reason for which clients took no part in a run; none where all did."""
@@ -18,12 +20,16 @@ def lost_lines(rounds: Sequence[Record]) -> list[str]:
     ]
 
 
-def round_line(record: Record) -> str:
-    """One line a round, from a line of metrics.jsonl."""
-    loss = "      –" if record["train_loss"] is None else f"{record['train_loss']:7.3f}"
+def round_line(record: Record, label: str) -> str:
+    """One line a round, from a line of metrics.jsonl.
+
+    Args:
+        label: of the run's metric, here and below (`metric_label`).
+    """
     return (
-        f"round {record['round']:>2}  loss {loss}  "
-        f"accuracy {percent(record['accuracy'])} {_spread(record['accuracy_per_client'])}  "
+        f"round {record['round']:>2}  loss {nats(record['train_loss']):>7}  "
+        f"test loss {nats(record.get('test_loss')):>7}  "
+        f"{label} {percent(record['accuracy'])} {_spread(record['accuracy_per_client'])}  "
         f"round ↑{human_bytes(record['round_bytes_up'])} "
         f"↓{human_bytes(record['round_bytes_down'])}  "
         f"step ↑{human_bytes(record['step_bytes_up'])} "
@@ -49,35 +55,56 @@ def traffic_line(records: Sequence[Record]) -> str:
     return f"traffic of all rounds: round (adapters) {both('round')}, step (LLM) {both('step')}"
 
 
-def closing_table(first: Record, last: Record, best: Record) -> str:
-    """Accuracy of each client and on average: round 0, the last round, the best round."""
-    asked, key = last["test_questions_per_client"], "accuracy_per_client"
+def closing_table(first: Record, last: Record, best: Record, label: str) -> str:
+    """Score and loss of each client and on average: round 0, the last round, the best round."""
+    asked, key, losses = (
+        last["test_questions_per_client"],
+        "accuracy_per_client",
+        [record.get("test_loss_per_client", {}) for record in (first, last)],
+    )
     rows = [
         (
             f"client {client}",
             str(asked[client]),
             *before_and_after(first[key].get(client), accuracy),
             percent(best[key].get(client)),
+            change_in_loss(*(of.get(client) for of in losses)),
         )
         for client, accuracy in last[key].items()
     ]
     alike = scorers(first) == scorers(last)
     mean = before_and_after(first["accuracy"], last["accuracy"], alike)
-    rows.append(("mean", str(sum(asked.values())), *mean, percent(best["accuracy"])))
-    columns = _columns("accuracy on its own test questions", last, best)
-    return table("Accuracy against the frozen model", columns, rows)
+    mean_loss = change_in_loss(first.get("test_loss"), last.get("test_loss"))
+    rows.append(("mean", str(sum(asked.values())), *mean, percent(best["accuracy"]), mean_loss))
+    columns = _columns(f"{label} on its own test questions", last, best)
+    return table(f"{titled(label)} against the frozen model", [*columns, TEST_LOSS], rows)
 
 
-def kinds_table(first: Record, last: Record, best: Record) -> str:
-    """Accuracy with and without pictures and by subject: round 0, the last round, the best one."""
+def kinds_table(first: Record, last: Record, best: Record, label: str) -> str:
+    """Score with and without pictures and by subject: round 0, the last round, the best one."""
     rows = []
     alike = scorers(first) == scorers(last)
     for kind, now in last["accuracy_by"].items():
         before, top = (record["accuracy_by"].get(kind, {}) for record in (first, best))
         both = before_and_after(before.get("accuracy"), now["accuracy"], alike)
         rows.append((kind, str(now["questions"]), *both, percent(top.get("accuracy"))))
-    columns = _columns("accuracy on all clients' test questions", last, best)
-    return table("Accuracy by kind of question", columns, rows)
+    columns = _columns(f"{label} on all clients' test questions", last, best)
+    return table(f"{titled(label)} by kind of question", columns, rows)
+
+
+def titled(label: str) -> str:
+    """A metric's label as a title begins: `VQA accuracy`, `Token F1`."""
+    return label[:1].upper() + label[1:]
+
+
+def nats(loss: float | None) -> str:
+    """`0.4231` → `0.423`; a dash for None."""
+    return "–" if loss is None else f"{loss:.3f}"
+
+
+def change_in_loss(before: float | None, after: float | None) -> str:
+    """`1.204 → 0.423`."""
+    return f"{nats(before)} → {nats(after)}"
 
 
 def _columns(title: str, last: Record, best: Record) -> tuple[str, ...]:

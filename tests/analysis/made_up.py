@@ -33,6 +33,8 @@ def a_record(number: int, accuracy: float, clients: int = 3, **changes: Any) -> 
             "all": {"accuracy": accuracy, "questions": 165},
             "text only": {"accuracy": min(1.0, accuracy + 0.1), "questions": 40},
         },
+        "test_loss": 2.0 - accuracy,
+        "test_loss_per_client": {k: 2.0 - accuracy + 0.1 * (int(k) % 3 - 1) for k in names},
         "train_loss": 2.0 / number if number else None,
         "train_loss_per_client": {k: (2.0 + 0.1 * int(k)) / number for k in trained},
         "train_questions_per_client": {k: 100 + 10 * int(k) for k in trained},

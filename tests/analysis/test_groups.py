@@ -11,7 +11,7 @@ import pytest
 from fednano_flwr.analysis.facts import read_run
 from fednano_flwr.analysis.figures.comparison import curves, ends
 from fednano_flwr.analysis.groups import differing, group, notes
-from fednano_flwr.analysis.pages import COMPARED, compared_row
+from fednano_flwr.analysis.pages import compared_columns, compared_row
 from fednano_flwr.analysis.statistics import spread
 from fednano_flwr.runs.results import Run
 from tests.analysis.made_up import a_record, a_run, write
@@ -154,7 +154,7 @@ def test_a_group_whose_round_0_lacks_a_client_has_no_change(tmp_path: Path) -> N
     ((found,), _) = group(runs)
     assert found.last == 1 and found.values(0) == [] and found.by_seed(0) == {0: 40}
     assert found.values(1) == pytest.approx([60, 50])
-    row = dict(zip(COMPARED, compared_row(found), strict=True))
+    row = dict(zip(compared_columns("accuracy"), compared_row(found), strict=True))
     assert row["round 0, %"] == row["change, points"] == "–"
     assert "Not all clients scored round 0" in said(*runs)
 

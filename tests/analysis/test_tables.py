@@ -18,6 +18,7 @@ from fednano_flwr.analysis.experiments.tables import (
     table_csv,
 )
 from fednano_flwr.analysis.figures.comparison import curves_by_setting, intervals
+from fednano_flwr.config import ConfigError
 from fednano_flwr.runs.results import Run
 from tests.analysis.made_up import a_plan, finish
 
@@ -52,8 +53,10 @@ def test_a_row_has_means_deviations_and_the_paired_difference(
 ) -> None:
     # fedavg-exact ends at 61, 63, 65 %; against fedavg's 60, 61, 62 that is 1, 2, 3 points.
     assert cells(plan, results_of(plan, finished), plan.settings[0]) == [
-        "fedavg|3|50.0 ± 0.0|61.0 ± 1.0|51.0 ± 1.0|66.0 ± 1.0|200|12.0|20.0|baseline".split("|"),
-        "fedavg-exact|3|50.0 ± 0.0|63.0 ± 2.0|53.0 ± 2.0|68.0 ± 2.0|200|12.0|20.0|"
+        "fedavg|3|50.0 ± 0.0|61.0 ± 1.0|51.0 ± 1.0|66.0 ± 1.0|1.390|200|12.0|20.0|baseline".split(
+            "|"
+        ),
+        "fedavg-exact|3|50.0 ± 0.0|63.0 ± 2.0|53.0 ± 2.0|68.0 ± 2.0|1.370|200|12.0|20.0|"
         "+2.0 (-0.5 to +4.5)".split("|"),
     ]
 
@@ -123,6 +126,21 @@ def test_an_experiment_on_other_data_than_the_baseline_is_named(
     assert said.count("OTHER DATA") == 1
 
 
+def test_a_table_names_its_metric_and_two_metrics_make_none(tmp_path: Path) -> None:
+    (tmp_path / "f1.toml").write_text('dataset.metric = "f1"')
+    (tmp_path / "own.toml").write_text('dataset.metric = "nowhere:relaxed"')
+    with pytest.raises(ConfigError, match=r"dataset\.metric.*token F1: f1.*relaxed: own"):
+        a_plan(tmp_path, [], others=["f1", "own"])
+    with pytest.raises(ConfigError, match=r"dataset\.metric.*accuracy: f1.*ANLS: f1"):
+        a_plan(tmp_path, [], others=["f1"], vary=["dataset.metric=auto,anls"])
+    plan = a_plan(tmp_path, [], others=["f1"])
+    results = results_of(plan, {run: finish(run, 0.5, 0.6) for run in plan.runs})
+    assert results["metric"] == "token F1"
+    assert "token F1 in percent" in markdown(plan, results) and "mean client token F1 less" in (
+        console_table(plan, results)
+    )
+
+
 def test_clients_that_failed_are_counted_and_named(plan: Plan, finished: Finished) -> None:
     assert "CLIENTS FAILED" not in console_table(plan, results_of(plan, finished))
     failures = {"train": {"client 1": "out of memory"}, "evaluate": {}}
@@ -183,6 +201,8 @@ def test_the_csv_files_hold_what_others_need_to_compute_it_again(
     assert float(runs[0]["seconds"]) == 40 and float(runs[0]["best"]) == pytest.approx(60)
     table = rows(table_csv(plan, results_of(plan, finished)))
     assert float(table[1]["difference_mean"]) == pytest.approx(2.0)
+    assert float(table[1]["test_loss_mean"]) == pytest.approx(1.37)
+    assert float(runs[0]["test_loss"]) == pytest.approx(1.4)
     assert table[0]["difference_mean"] == "" and table[0]["dataset.alpha"] == "0.1"
 
 
@@ -191,7 +211,7 @@ def test_an_experiment_of_which_nothing_finished_is_shown_empty(
 ) -> None:
     some = {run: one for run, one in finished.items() if run.experiment == "fedavg"}
     results = results_of(plan, some)
-    assert cells(plan, results, plan.settings[0])[1] == ["fedavg-exact", "0", *["–"] * 8]
+    assert cells(plan, results, plan.settings[0])[1] == ["fedavg-exact", "0", *["–"] * 9]
     assert results["paired"] == {}
     left, right = intervals({"": grouped(plan, some)[plan.settings[0]]}, plan.baseline).axes
     assert [line.get_ydata()[0] for line in left.lines if line.get_marker() == "D"] == [0]

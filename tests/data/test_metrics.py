@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.config.project import default_config
 from fednano_flwr.data.metrics import (
     METRICS,
     anls,
@@ -150,5 +151,7 @@ def test_an_unknown_metric_is_refused_with_those_that_there_are() -> None:
 
 def test_a_function_of_another_package_is_a_metric() -> None:
     assert find_metric("fednano_flwr.data.metrics:vqa").score is vqa
-    assert metric_label("nowhere:relaxed_accuracy") == "relaxed_accuracy"
-    assert metric_label("auto") == "accuracy"
+    named = {"vqa": "VQA accuracy", "nowhere:relaxed_accuracy": "relaxed_accuracy"}
+    for name, label in named.items():
+        assert metric_label(default_config({"dataset.metric": name})) == label
+    assert metric_label(default_config()) == "accuracy"

@@ -15,7 +15,7 @@ from fednano_flwr.ask.opening import LocalService
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.exchange import Exchange
@@ -67,7 +67,7 @@ WORK: dict[str, Callable[[NanoEdge, Any, list[Question]], object]] = {
     "train": lambda edge, llm, asked: train(edge, llm, asked, PLAN, seed=0),
     "fisher": lambda edge, llm, asked: fisher_diagonal(edge, llm, asked, 4),
     "fisher at drawn answers": lambda edge, llm, asked: fisher_diagonal(edge, llm, asked, 4, 1),
-    "score": lambda edge, llm, asked: right_answers(edge, llm, asked, 4),
+    "score": lambda edge, llm, asked: score_questions(edge, llm, asked, 4),
 }
 
 

@@ -22,7 +22,7 @@ from fednano_flwr.edge import scoring, training
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.protocol import AdaptedBatch
@@ -108,7 +108,7 @@ Work = Callable[[NanoEdge, EmbeddingsExchange, list[Question]], object]
 WORK: dict[str, tuple[int, Work]] = {
     "training": (8, lambda edge, llm, q: train(edge, llm, q, PLAN, seed=1)),
     "fisher": (4, lambda edge, llm, q: fisher_diagonal(edge, llm, q, 2)),
-    "scoring": (4, lambda edge, llm, q: right_answers(edge, llm, q, 2)),
+    "scoring": (4, lambda edge, llm, q: score_questions(edge, llm, q, 2)),
 }
 
 
@@ -146,7 +146,7 @@ def test_results_are_those_of_one_thread_bit_for_bit(
         trained = train(edge, llm, questions, PLAN, seed=3, running_fisher=True)
         assert trained.fisher is not None
         diagonal = fisher_diagonal(edge, llm, questions, 3)
-        right = right_answers(edge, llm, questions, 3)
+        right = score_questions(edge, llm, questions, 3)
         tensors = [adapter_state(edge.adapters), trained.fisher, diagonal]
         results.append((trained.loss, right, edge.encoded, tensors))
     both, alone = results

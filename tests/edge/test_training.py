@@ -10,7 +10,7 @@ from fednano_flwr.config import Adapter, ConfigError, RunConfig
 from fednano_flwr.edge.feature_cache import FeatureCache
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
-from fednano_flwr.edge.scoring import right_answers
+from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import (
     TrainingPlan,
     TrainingResult,
@@ -124,9 +124,9 @@ def test_scoring_compares_a_questions_own_letters_only(
 
     letters = next(q.options for q in questions if len(q.options) == 4)
     batch = questions
-    right = right_answers(edge, EmbeddingsExchange(Loud(llm_half)), questions, batch_size=12)
+    scores = score_questions(edge, EmbeddingsExchange(Loud(llm_half)), questions, batch_size=12)
     expected = [len(q.options) < 4 or q.answer[0] == letters[3] for q in questions]
-    assert right == expected and 0 < sum(expected) < 12
+    assert [score.value for score in scores] == expected and 0 < sum(expected) < 12
 
 
 def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(

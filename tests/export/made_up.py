@@ -32,6 +32,7 @@ def record(server_round: int, accuracy: float) -> dict[str, Any]:
         "accuracy": accuracy,
         "accuracy_per_client": {"0": accuracy - 0.125, "1": accuracy + 0.125},
         "accuracy_by": {"all": {"accuracy": accuracy, "questions": 24}},
+        "test_loss": 1.0 - accuracy,
         "train_loss": 0.5 if server_round else None,
         "round_bytes_up": 1000 * server_round,
         "round_bytes_down": 2000,

@@ -166,7 +166,7 @@ def test_a_card_tells_of_data_rounds_and_traffic_and_of_no_place_on_this_machine
     assert head["library_name"] == ("peft" if form == "peft" else "transformers")
     assert "base_model" not in head
     assert " by fednano-flwr: 2 clients, strategy" in card
-    assert "| 1 (here) | 2 | 75.0% (62.5% to 87.5%) | 0.500 |" in card
+    assert "| 1 (here) | 2 | 75.0% (62.5% to 87.5%) | 0.250 | 0.500 |" in card
     assert "| all | 24 | 50.0% | 75.0% |" in card
     assert "| 2 | 2.0 kB | 2.0 kB | 3.0 MB | 4.0 kB | 1,234 |" in card
     assert "| `dataset.alpha` | `0.25` |" in card and "| `resume`" not in card

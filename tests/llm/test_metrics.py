@@ -277,7 +277,7 @@ def test_a_runs_bytes_are_its_clients_step_traffic(
     said: list[str] = []
     seen: list[tuple[float, float]] = []
 
-    def line(record: dict[str, Any]) -> str:
+    def line(record: dict[str, Any], label: str) -> str:
         (where,) = [text for text in said if text.startswith("metrics ")]
         page = Page(where.split("http://")[1].removesuffix("/metrics"))
         seen.append((page.of("received_bytes_total"), page.of("sent_bytes_total")))

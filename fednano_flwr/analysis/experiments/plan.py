@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.analysis.config_digest import digest_of
+from fednano_flwr.analysis.groups import common_metric
 from fednano_flwr.config import LARGEST, ConfigError, RunConfig, key_types
 from fednano_flwr.config.overrides import parse_override
 from fednano_flwr.config.project import PACKAGE, defaults
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.preflight import run_config
 
 RUNS = "runs"
@@ -118,6 +120,7 @@ class Plan:
         runs: by setting, then seed, then experiment: early on every experiment has some.
         default: for each setting the first experiment whose strategy is the app's default, where
             one is.
+        metric: label of the one metric of all runs.
     """
 
     runs: list[PlannedRun]
@@ -128,6 +131,7 @@ class Plan:
     default: dict[Setting, str]
     out: Path
     name: str
+    metric: str
 
     @property
     def distinct(self) -> list[PlannedRun]:
@@ -181,7 +185,10 @@ def make_plan(app: Path, options: CompareOptions, cwd: Path) -> Plan:
     for (name, setting), config in configs.items():
         if config.strategy.name == usual:
             default.setdefault(setting, name)
-    return Plan(runs, list(experiments), settings, seeds, baseline, default, out, options.name)
+    metric = common_metric({str(run): metric_label(run.config) for run in runs})
+    return Plan(
+        runs, list(experiments), settings, seeds, baseline, default, out, options.name, metric
+    )
 
 
 def parse_seeds(text: str) -> list[int]:

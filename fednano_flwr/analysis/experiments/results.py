@@ -2,6 +2,7 @@
 
     {"command": ...,                      the command line
      "baseline": ..., "clients": ...,
+     "metric": "accuracy",                 label of the metric whose mean "accuracy" is
      "settings": [{"label": "alpha=0.1", "values": {"dataset.alpha": 0.1}}, ...],
      "rows": [{"experiment": ..., "setting": "alpha=0.1", "strategy": ..., "rounds": ...,
                "seeds": [0, 1, ...],      those whose run finished
@@ -9,6 +10,7 @@
                "accuracy": SPREAD,        the same after the last round
                "worst": SPREAD,           the worst client's accuracy after the last round
                "all": SPREAD,             accuracy over all clients' questions together, last round
+               "test_loss": SPREAD,       mean −log p of a token of the right answers, last round
                "upload_kb_a_round": ..., "step_mb_a_round": ..., "seconds_a_round": ...,
                "accuracy_by_round": [...],  null where some client did not score
                "client_failures": 0}, ...],
@@ -20,12 +22,12 @@
      "environment": {"commit": {...}, "package torch": {...}, ...}}    value to number of runs
 
 SPREAD is {"mean", "stdev", "low", "high"} over seeds. Accuracies are percent and their differences
-percent points: 1.3 is 1.3 points. `low` to `high` is Student's 95 % interval; it and `stdev` are
-null with one seed. `paired` is the accuracy (last round, mean over clients) less the baseline's,
-seed by seed over the `seeds` that both have; `default-vs-<baseline>` is the first experiment whose
-strategy is the app's default. A run that lacks a client's score in round 0 or in the last round is
-among the failed, and in no mean. Without `--vary`, labels are empty and keys have no `@`. Bytes and
-seconds are means over all rounds but round 0.
+percent points: 1.3 is 1.3 points; losses are nats. `low` to `high` is Student's 95 % interval; it
+and `stdev` are null with one seed. `paired` is the accuracy (last round, mean over clients) less
+the baseline's, seed by seed over the `seeds` that both have; `default-vs-<baseline>` is the first
+experiment whose strategy is the app's default. A run that lacks a client's score in round 0 or in
+the last round is among the failed, and in no mean. Without `--vary`, labels are empty and keys have
+no `@`. Bytes and seconds are means over all rounds but round 0.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ def summarize(
         "command": command,
         "baseline": plan.baseline,
         "clients": plan.runs[0].clients,
+        "metric": plan.metric,
         "settings": [{"label": s.label, "values": dict(s.values)} for s in plan.settings],
         "rows": [_row(one, setting) for setting in plan.settings for one in by_setting[setting]],
         "paired": {
@@ -112,6 +115,7 @@ def run_row(planned: PlannedRun, run: Run) -> dict[str, Any]:
         "best": 100 * (best(run.rounds)["accuracy"] or 0.0),
         "worst": scores["worst"],
         "all": scores["all"],
+        "test_loss": run.rounds[-1].get("test_loss"),
         **_costs(Group(planned.experiment, (run,))),
         "seconds": sum(record["seconds"] for record in run.rounds),
         "client_failures": len(facts.failures(run)),
@@ -160,6 +164,7 @@ def _row(one: Group, setting: Setting) -> dict[str, Any]:
             key: dataclasses.asdict(spread([s[key] for s in scores if s[key] is not None]))
             for key in SCORES
         },
+        "test_loss": dataclasses.asdict(spread(one.losses() if one.runs else [])),
         **_costs(one),
         "accuracy_by_round": [
             spread(one.values(number)).mean for number in range(len(first.rounds) if first else 0)

@@ -12,13 +12,14 @@ from fednano_flwr.analysis.experiments.results import SCORES, Finished, Results,
 from fednano_flwr.analysis.statistics import Spread
 from fednano_flwr.base.console import table
 from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.runs.summary import nats
 
 WIDTH = 140
 
 
 COLUMNS = (
     *("experiment", "seeds", "round 0", "mean client", "worst client", "all\nquestions"),
-    *("upload kB\na round", "step MB\na round", "seconds\na round"),
+    *("test\nloss", "upload kB\na round", "step MB\na round", "seconds\na round"),
 )
 COSTS = ("upload_kb_a_round", "step_mb_a_round", "seconds_a_round")
 
@@ -35,6 +36,7 @@ def cells(plan: Plan, results: Results, setting: Setting) -> list[list[str]]:
             row["experiment"],
             str(len(row["seeds"])),
             *(str(Spread(**row[key])) for key in SCORES),
+            nats(row["test_loss"]["mean"]),
             *(_number(row[key]) for key in COSTS),
             _against(plan.baseline, row, results),
         ]
@@ -67,11 +69,11 @@ def markdown(plan: Plan, results: Results) -> str:
 def remarks(plan: Plan, results: Results) -> list[str]:
     """What a reader has to know to read the table right."""
     lines = [
-        "accuracy in percent, mean ± sample standard deviation over seeds; seeds draw shards, "
-        "first adapters and order",
-        f"against {plan.baseline}: mean client accuracy less {plan.baseline}'s in points, seed by "
-        "seed, with Student's 95 % interval (none with one seed; not corrected for how many "
-        "comparisons are made)",
+        f"{plan.metric} in percent, mean ± sample standard deviation over seeds; seeds draw "
+        "shards, first adapters and order",
+        f"against {plan.baseline}: mean client {plan.metric} less {plan.baseline}'s in points, "
+        "seed by seed, with Student's 95 % interval (none with one seed; not corrected for how "
+        "many comparisons are made)",
     ]
     lines.append("seconds are of one process beside the other workers; bytes do not depend on that")
     if missing := _missing(plan, results):
@@ -112,6 +114,7 @@ def table_csv(plan: Plan, results: Results) -> str:
         line["seeds"] = len(row["seeds"])
         for key in SCORES:
             line |= {f"{key}_mean": row[key]["mean"], f"{key}_stdev": row[key]["stdev"]}
+        line |= {"test_loss_mean": row["test_loss"]["mean"]}
         line |= {key: row[key] for key in COSTS}
         pair = _pair(plan.baseline, row, results)
         line |= {f"difference_{key}": pair.get(key) for key in ("mean", "low", "high")}

@@ -12,7 +12,7 @@ from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.runs.results import Run
 
 SECTIONS: dict[str, tuple[Callable[[Run], Picture], ...]] = {
-    "Learning": (learning.accuracy, learning.loss, learning.kinds),
+    "Learning": (learning.accuracy, learning.test_loss, learning.loss, learning.kinds),
     "Who has what": (shards.questions, shards.groups),
     "What it took": (cost.traffic, cost.seconds, cost.memory),
     "Merging and privacy": (merging.notes, merging.budget),

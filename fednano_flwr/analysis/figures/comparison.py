@@ -17,6 +17,7 @@ from fednano_flwr.analysis import canvas
 from fednano_flwr.analysis.groups import Group
 from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.analysis.statistics import paired, spread
+from fednano_flwr.runs.summary import titled
 
 DASHES = ("-", "--", ":", "-.")
 MOST_COLUMNS = 3
@@ -26,20 +27,21 @@ Settings = Mapping[str, Sequence[Group]]
 
 @canvas.styled
 def curves(groups: Sequence[Group]) -> Picture:
-    """Mean accuracy by round, with a band of one standard deviation over seeds."""
-    name, title = "curves", "Mean accuracy by round"
+    """Mean score by round, with a band of one standard deviation over seeds."""
+    label = groups[0].metric
+    name, title = "curves", f"Mean {label} by round"
     figure, (axes,) = canvas.panels(height=3.4 + 0.2 * len(groups))
     drawn = {one.label: _curve(axes, place, one, True) for place, one in enumerate(groups)}
     said = [
-        f"{label}: {means[min(means)]:.1f} % in round {min(means)}, {means[max(means)]:.1f} % in "
+        f"{one}: {means[min(means)]:.1f} % in round {min(means)}, {means[max(means)]:.1f} % in "
         f"{max(means)}"
-        for label, means in drawn.items()
+        for one, means in drawn.items()
         if means
     ]
     if not said:
         reason = "no round was scored by all clients of a group's runs"
         return Picture(name, title, reason=reason)
-    canvas.finish(figure, axes, title, "mean accuracy of clients, %", 1)
+    canvas.finish(figure, axes, title, f"mean {label} of clients, %", 1)
     note = "Lines are means over seeds; a band is one standard deviation over seeds, where n ≥ 2."
     return Picture(name, title, figure, "; ".join(said) + ".", note)
 
@@ -47,7 +49,8 @@ def curves(groups: Sequence[Group]) -> Picture:
 @canvas.styled
 def ends(groups: Sequence[Group]) -> Picture:
     """A mark a seed after the last round, a line at the mean."""
-    name, title = "ends", "Accuracy after the last round, seed by seed"
+    label = groups[0].metric
+    name, title = "ends", f"{titled(label)} after the last round, seed by seed"
     values = {place: one.values(one.last) for place, one in enumerate(groups)}
     if not any(values.values()):
         return Picture(name, title, reason="no client has a test question")
@@ -62,7 +65,7 @@ def ends(groups: Sequence[Group]) -> Picture:
             said.append(f"{groups[place].label}: {', '.join(f'{v:.1f}' for v in each)} %")
     canvas.name_rows(axes, [one.label.replace(", ", "\n") for one in groups])
     axes.margins(x=0.1)
-    axes.set_xlabel("mean accuracy of clients, %")
+    axes.set_xlabel(f"mean {label} of clients, %")
     canvas.titled(figure, title)
     note = "A mark is a seed, an upright line the mean over seeds."
     return Picture(name, title, figure, "; ".join(said) + ".", note)
@@ -70,7 +73,7 @@ def ends(groups: Sequence[Group]) -> Picture:
 
 @canvas.styled
 def curves_by_setting(settings: Settings) -> Figure:
-    """A panel a setting: mean accuracy by round."""
+    """A panel a setting: mean score by round."""
     columns = min(MOST_COLUMNS, len(settings))
     rows = math.ceil(len(settings) / columns)
     figure, panels = canvas.panels(rows, 3.8, columns, 4.6 * columns)
@@ -80,7 +83,7 @@ def curves_by_setting(settings: Settings) -> Figure:
         for place, one in enumerate(groups):
             _curve(axes, place, one)
         axes.set_title(title)
-        axes.set_ylabel("mean client accuracy, %, mean over seeds")
+        axes.set_ylabel(f"mean client {groups[0].metric}, %, mean over seeds")
         canvas.by_round(axes)
         if axes.lines:
             axes.legend(fontsize=8)
@@ -89,7 +92,7 @@ def curves_by_setting(settings: Settings) -> Figure:
 
 @canvas.styled
 def intervals(settings: Settings, baseline: str) -> Figure:
-    """A row a setting: accuracies on the left, differences from the baseline on the right.
+    """A row a setting: scores on the left, differences from the baseline on the right.
 
     Args:
         baseline: a group's label.
@@ -114,7 +117,7 @@ def intervals(settings: Settings, baseline: str) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
         left.set_title(title)
-        left.set_xlabel("accuracy after the last round, % (dashed: round 0)", fontsize=9)
+        left.set_xlabel(f"{groups[0].metric} after the last round, % (dashed: round 0)", fontsize=9)
         right.set_xlabel(f"points against {baseline}, same seeds", fontsize=9)
     canvas.titled(figure, "Mean over seeds with its 95 % interval; dots: single seeds", 9)
     return figure

@@ -1,4 +1,4 @@
-"""What a run learns: accuracy and loss from round to round, accuracy by kind of question."""
+"""What a run learns: score and losses from round to round, score by kind of question."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from fednano_flwr.analysis import canvas, facts
 from fednano_flwr.analysis.picture import Picture
+from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.runs.comparable import scorers
 from fednano_flwr.runs.results import Run
-from fednano_flwr.runs.summary import percent
+from fednano_flwr.runs.summary import percent, titled
 
 MOST_KINDS = 24
 """Bars; with more, the kinds with the fewest questions are left out."""
@@ -22,7 +23,8 @@ MOST_LETTERS = 26
 @canvas.styled
 def accuracy(run: Run) -> Picture:
     """Mean over clients in bold, each client thin, the frozen model's mean as a level line."""
-    name, title = "accuracy", "Accuracy by round"
+    label = metric_label(run.config)
+    name, title = "accuracy", f"{titled(label)} by round"
     scored = [record for record in facts.comparable(run) if record["accuracy"] is not None]
     if not scored:
         return Picture(name, title, reason="no client has a test question")
@@ -33,10 +35,10 @@ def accuracy(run: Run) -> Picture:
         axes.axhline(
             means[0], color=canvas.INK, linestyle="--", linewidth=1, label="frozen model, mean"
         )
-    canvas.finish(figure, axes, title, "accuracy on own test questions, %")
+    canvas.finish(figure, axes, title, f"{label} on own test questions, %")
     best = max(means, key=lambda number: means[number])
     words = (
-        f"Mean accuracy of {len(scorers(scored[0]))} clients: {means[first]:.1f} % in "
+        f"Mean {label} of {len(scorers(scored[0]))} clients: {means[first]:.1f} % in "
         f"{'round 0 (the frozen model)' if first == 0 else f'round {first}'}, "
         f"{means[last]:.1f} % in round {last}; best {means[best]:.1f} % in round {best}."
     )
@@ -71,9 +73,31 @@ def loss(run: Run) -> Picture:
 
 
 @canvas.styled
+def test_loss(run: Run) -> Picture:
+    """Mean over clients in bold, each client thin, of rounds that all clients scored."""
+    name, title = "test_loss", "Test loss by round"
+    scored = [r for r in facts.comparable(run) if r.get("test_loss") is not None]
+    if not scored:
+        return Picture(name, title, reason="the rounds have none")
+    means = {record["round"]: record["test_loss"] for record in scored}
+    figure, axes = _client_lines(run, "test_loss_per_client", 1, means)
+    canvas.finish(figure, axes, title, "mean −log p of a token, nats", label="round")
+    first, last = min(means), max(means)
+    words = (
+        f"Mean test loss: {means[first]:.3f} in round {first}, {means[last]:.3f} in round {last}."
+    )
+    note = (
+        "Mean −log p of the tokens of the right answers to a client's own test questions; the mean "
+        "counts every client alike."
+    )
+    return Picture(name, title, figure, words, note)
+
+
+@canvas.styled
 def kinds(run: Run) -> Picture:
     """Bars for each kind and subject of question: round 0 and the last round."""
-    name, title = "kinds", "Accuracy by kind of question"
+    metric = metric_label(run.config)
+    name, title = "kinds", f"{titled(metric)} by kind of question"
     first, last = facts.frozen(run), facts.comparable(run)[-1]
     now: Mapping[str, Any] = last["accuracy_by"]
     before: Mapping[str, Any] = first["accuracy_by"] if first else {}
@@ -104,7 +128,7 @@ def kinds(run: Run) -> Picture:
     axes.set_xticks(range(0, 101, 25))
     axes.grid(False, axis="y")
     axes.grid(True, axis="x")
-    axes.set_xlabel("accuracy, %")
+    axes.set_xlabel(f"{metric}, %")
     canvas.titled(figure, title)
     canvas.key_below(figure, [axes], 2)
     words = "; ".join(
@@ -136,7 +160,7 @@ def _client_lines(
     everyone = facts.clients(run)
     few = len(everyone) <= len(canvas.PALETTE)
     for place, client in enumerate(everyone):
-        values = {r["round"]: r[key].get(client) for r in run.rounds}
+        values = {r["round"]: r.get(key, {}).get(client) for r in run.rounds}
         known = {number: factor * v for number, v in values.items() if v is not None}
         label = f"client {client}" if few else f"each of {len(everyone)} clients"
         color, marker = (canvas.shade(place), canvas.mark(place)) if few else (canvas.GREY, ".")
