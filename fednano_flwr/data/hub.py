@@ -38,8 +38,9 @@ def download(hub_id: str, files: str, revision: str) -> Path:
             return Path(wanted(local_files_only=True))
         at, option = f" at dataset.revision = '{revision}'", f" --revision {revision}"
         raise DataError(
-            f"dataset.path = '{hub_id}'{at if revision else ''} is not in this machine's Hugging "
-            f"Face cache and cannot be downloaded: {error}. Fetch it where there is a connection "
-            f"('hf download --repo-type dataset {hub_id}{option if revision else ''}'), or set "
+            f"dataset.path = '{hub_id}'{at if revision else ''} is no path on this machine; as a "
+            f"hub id, it is not in the Hugging Face cache and cannot be downloaded: {error}. Fetch "
+            f"it where there is a connection ('hf download --repo-type dataset {hub_id}"
+            f"{option if revision else ''}'), or set "
             "dataset.path to a folder with a copy of it."
         ) from error

@@ -19,7 +19,9 @@ from fednano_flwr.data.defects import describe_skipped
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.partition import check_partitioner
 from fednano_flwr.data.reading import names_in
+from fednano_flwr.data.rows import SUFFIXES
 from fednano_flwr.data.sources import (
+    ANY_HUB_ID,
     OWN_QUESTIONS,
     Found,
     Source,
@@ -30,6 +32,7 @@ from fednano_flwr.data.sources import (
 from fednano_flwr.data.split_files import is_saved
 from fednano_flwr.data.table import Questions, in_memory
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 SAVED = (
     ": what `datasets` saves. Load it with `load_from_disk`, and write each split with "
     "`to_parquet` to data/<split>-00000-of-00001.parquet"
@@ -94,14 +97,15 @@ def check_dataset(dataset: Dataset) -> None:
 
     check_partitioner(dataset)
     source = find_source(dataset.name)
-    if HF_HUB_OFFLINE or not _is_on_hub(dataset):
+    hub_id = _hub_id(dataset)
+    if HF_HUB_OFFLINE or not hub_id:
         _checked_splits(_find(dataset), dataset)
         return
     chosen_tasks(dataset, source.tasks)
     for split in _split_names(dataset):
-        if split not in source.hub_splits:
+        if source.hub_splits and split not in source.hub_splits:
             raise DataError(
-                f"there is no split '{split}' in {source.hub_id} on the hub; it has "
+                f"there is no split '{split}' in {hub_id} on the hub; it has "
                 f"{', '.join(source.hub_splits)}."
             )
 
@@ -116,10 +120,10 @@ def commit_of(dataset: Dataset, here: bool) -> str:
     Raises:
         DataError: it cannot be downloaded.
     """
-    if not _is_on_hub(dataset):
+    if not (hub_id := _hub_id(dataset)):
         return ""
     if here:
-        return _download(find_source(dataset.name), dataset).name
+        return _download(hub_id, dataset).name
     return dataset.revision if re.fullmatch("[0-9a-f]{40}", dataset.revision) else ""
 
 
@@ -129,7 +133,7 @@ def check_revision(dataset: Dataset) -> None:
     Raises:
         DataError: the data set is not on the hub.
     """
-    if dataset.revision and not _is_on_hub(dataset):
+    if dataset.revision and not _hub_id(dataset):
         hub_id = find_source(dataset.name).hub_id
         raise DataError(
             f"dataset.revision is '{dataset.revision}', and dataset.path '{dataset.path}' is not "
@@ -138,13 +142,16 @@ def check_revision(dataset: Dataset) -> None:
         )
 
 
-def _is_on_hub(dataset: Dataset) -> bool:
-    hub_id = find_source(dataset.name).hub_id
-    return bool(hub_id) and dataset.path == hub_id and not Path(hub_id).is_dir()
+def _hub_id(dataset: Dataset) -> str:
+    """What `dataset.path` names on the hub; "" where it is a place on this machine."""
+    path, known = dataset.path, find_source(dataset.name).hub_id
+    fits = known == ANY_HUB_ID and Path(path).suffix.lower() not in SUFFIXES
+    named = HUB_ID.fullmatch(path) is not None if fits else path == known != ""
+    return path if named and not Path(path).exists() else ""
 
 
-def _download(source: Source, dataset: Dataset) -> Path:
-    return hub.download(source.hub_id, source.hub_files, dataset.revision)
+def _download(hub_id: str, dataset: Dataset) -> Path:
+    return hub.download(hub_id, find_source(dataset.name).hub_files, dataset.revision)
 
 
 def _find(dataset: Dataset) -> Found:
@@ -152,13 +159,13 @@ def _find(dataset: Dataset) -> Found:
     source = find_source(dataset.name)
     check_revision(dataset)
     chosen_tasks(dataset, source.tasks)
-    on_hub = _is_on_hub(dataset)
-    path = _download(source, dataset) if on_hub else resolve("dataset.path", dataset.path)
+    hub_id = _hub_id(dataset)
+    path = _download(hub_id, dataset) if hub_id else resolve("dataset.path", dataset.path)
     path = Path(os.path.abspath(path))
     reader = source.open(path, dataset) if path.exists() else None
     if reader is None:
         raise DataError(_not_there(source, path, dataset))
-    place, revision = (source.hub_id, path.name) if on_hub else (str(path), "")
+    place, revision = (hub_id, path.name) if hub_id else (str(path), "")
     return Found(dataset.name, reader, place, revision)
 
 

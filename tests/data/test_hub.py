@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -152,6 +153,33 @@ def test_a_file_that_the_cache_lacks_is_refused_before_anything_is_read(hub_cach
     (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
     with pytest.raises(DataError, match="missing: 1"):
         check_dataset(settings(path=HUB_ID, revision="v1"))
+
+
+def test_any_data_set_on_the_hub_is_read_with_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    blobs, copy = tmp_path / "blobs", tmp_path / "main"
+    blobs.mkdir()
+    (copy / "photos").mkdir(parents=True)
+    for split in ("train", "test"):
+        row = {"photo": f"photos/{split}.png", "question": "Which?", "answer": split}
+        (blobs / split).write_bytes(png())
+        (copy / "photos" / f"{split}.png").symlink_to(blobs / split)  # as the hub's cache has them
+        (copy / f"{split}.jsonl").write_text(json.dumps(row))
+    files.hub_cache(tmp_path / "hub", "someone/photos-1.0", {MAIN: copy}, "datasets", main=MAIN)
+    dataset = settings(name="table", path="someone/photos-1.0")
+    check_dataset(dataset)
+    found = load_questions(dataset)
+    assert (found.revision, commit_of(dataset, here=True)) == (MAIN, MAIN)
+    assert [s.images[0].read() for s in (*found.train, *found.test)] == [png()] * 2
+    for changes, says in (
+        ({"path": "someone/else"}, "no path on this machine; as a hub id"),
+        ({"revision": "v9"}, "dataset.revision = 'v9'"),
+        ({"path": "someone/photos.jsonl"}, "there is no .*photos.jsonl on this machine"),
+        ({"path": "someone/photos.jsonl", "revision": "v9"}, "has no revision"),
+    ):
+        with pytest.raises(DataError, match=says):
+            check_dataset(settings(**{"name": "table", "path": dataset.path} | changes))
 
 
 def test_where_clients_are_elsewhere_the_commit_is_known_only_if_it_is_named(hub_cache, tmp_path):

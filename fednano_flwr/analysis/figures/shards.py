@@ -103,8 +103,8 @@ def dealt_again(run: Run) -> dict[str, list[int]] | str:
     if clients != [str(k) for k in range(len(clients))]:
         return "it is not known how many clients the data set was dealt to"
     try:
-        if not resolve("dataset.path", dataset.path, write=False).is_dir():
-            return f"the data set {dataset.path} is not on this machine as a folder"
+        if not resolve("dataset.path", dataset.path, write=False).exists():
+            return f"the data set {dataset.path} is not on this machine"
         dealt = read_shards(dataset, run.config.seed, len(clients))
         shards = [(Counter(shard.train.groups), len(shard.test)) for shard in dealt]
     except (DataError, ResourceError, OSError, ImportError, ValueError) as error:

@@ -23,6 +23,7 @@ OWN_QUESTIONS = (
     'Data of your own are read by dataset.name = "messages" (dialogues) and "table" (questions and '
     "answers in columns): docs/own-data.md."
 )
+ANY_HUB_ID = "owner/name"
 _registered: dict[str, Source] = {}
 
 
@@ -65,9 +66,11 @@ class Source:
         open: makes a reader of what `dataset.path` names; None where that has another layout.
         layout: what its folder looks like, for people.
         tasks: what `dataset.tasks` may name.
-        hub_id: what `dataset.path` may name on the Hugging Face hub; "" where nothing.
+        hub_id: what `dataset.path` may name on the Hugging Face hub; ANY_HUB_ID where it may be any
+            data set, "" where nothing.
         hub_files: pattern of the files that are downloaded from there.
-        hub_splits: what `dataset.train-split` and `test-split` may name there.
+        hub_splits: what `dataset.train-split` and `test-split` may name there; () where only the
+            files tell.
         hint: what to do with a folder of another layout, where that is known, else "".
     """
 

@@ -19,7 +19,7 @@ from fednano_flwr.data import cells
 from fednano_flwr.data.defects import OTHER_PLACES, DefectError, is_absent
 from fednano_flwr.data.row_reader import ALL, Cells, RowReader
 from fednano_flwr.data.sample import Sample, Turn
-from fednano_flwr.data.sources import Reader, Source
+from fednano_flwr.data.sources import ANY_HUB_ID, Reader, Source
 from fednano_flwr.data.split_files import LAYOUT, find_files
 
 KINDS = (".jsonl", ".json", ".parquet")
@@ -163,4 +163,6 @@ def _open(path: Path, dataset: Dataset) -> Reader | None:
     return RowReader(found, dataset, COLUMNS, NEEDED, make_sample) if found else None
 
 
-SOURCE = Source(open=_open, layout=LAYOUT.format(", ".join(KINDS)))
+SOURCE = Source(
+    open=_open, layout=LAYOUT.format(", ".join(KINDS)), hub_id=ANY_HUB_ID, hub_splits=()
+)

@@ -19,7 +19,7 @@ from fednano_flwr.data.prompts import FREE_INSTRUCTION
 from fednano_flwr.data.row_reader import ALL, Cells, RowReader
 from fednano_flwr.data.rows import SUFFIXES
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.sources import Reader, Source
+from fednano_flwr.data.sources import ANY_HUB_ID, Reader, Source
 from fednano_flwr.data.split_files import LAYOUT, find_files
 
 COLUMNS = {
@@ -145,4 +145,6 @@ def _open(path: Path, dataset: Dataset) -> Reader | None:
 SOURCE = Source(
     open=_open,
     layout=f"{LAYOUT.format(', '.join(SUFFIXES))}\n  <dataset.path>/<split>/<label>/<picture>",
+    hub_id=ANY_HUB_ID,
+    hub_splits=(),
 )
