@@ -16,6 +16,7 @@ from fednano_flwr.base.live import terminal
 from fednano_flwr.cli import (
     ask,
     compare,
+    data,
     doctor,
     export,
     partition,
@@ -50,7 +51,7 @@ cli = typer.Typer(
 )
 
 
-for subcommand in (partition, split, size, doctor, compare, report, export, ask, serve, web):
+for subcommand in (data, partition, split, size, doctor, compare, report, export, ask, serve, web):
     cli.add_typer(subcommand.command)
 
 

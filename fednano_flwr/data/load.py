@@ -41,18 +41,30 @@ SAVED = (
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """What was read of a data set, and how many questions were left out for which reason.
+    """What was read of a data set.
 
-    `revision` is its commit on the hub, "" of a folder; `columns` says which column was read as
-    what, by split, where the layout does not fix it.
+    Attributes:
+        revision: its commit on the hub, "" of a folder.
+        columns: which column was read as what, by split, where the layout does not fix it.
+        left_out: ids of the questions that were left out, by split and reason.
     """
 
     name: str
     train: Questions
     test: Questions
-    skipped: Counter[str] = field(default_factory=Counter)
     revision: str = ""
     columns: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many questions were left out, by reason."""
+        return Counter(
+            reason
+            for reasons in self.left_out.values()
+            for reason, ids in reasons.items()
+            for _ in ids
+        )
 
 
 def load_questions(dataset: Dataset) -> QuestionSet:
@@ -72,13 +84,13 @@ def load_questions(dataset: Dataset) -> QuestionSet:
     train = splits[dataset.train_split].questions
     test = in_memory() if dataset.test_fraction else splits[dataset.test_split].questions
     _check_skipped(dataset, found, splits)
-    skipped = sum((split.counts for split in splits.values()), Counter[str]())
     columns = {name: split.columns for name, split in splits.items() if split.columns}
-    questions = QuestionSet(dataset.name, train, test, skipped, found.revision, columns)
+    left_out = {name: split.skipped for name, split in splits.items() if split.skipped}
+    questions = QuestionSet(dataset.name, train, test, found.revision, columns, left_out)
     if not train:
         raise DataError(
             f"{found.place} has no training question of {dataset.name} that can be used. "
-            f"Left out: {describe_skipped(skipped)}."
+            f"Left out: {describe_skipped(questions.skipped)}."
         )
     _check_ids(questions, found.place)
     return questions

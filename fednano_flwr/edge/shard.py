@@ -32,6 +32,11 @@ class ClientSpec:
     rank: int = 0
 
 
+def too_many(left_out: int, count: int, max_skipped: float) -> bool:
+    """Whether more are left out of so many questions than the share, rounded up, allows."""
+    return left_out > math.ceil(round(max_skipped * count, 6))
+
+
 @dataclass(frozen=True)
 class EncodedShard:
     """A client's questions, tokenized, and those that were left out.
@@ -53,7 +58,7 @@ class EncodedShard:
 
     def __post_init__(self) -> None:
         count = len(self.train) + len(self.test) + len(self.left_out)
-        if len(self.left_out) <= math.ceil(round(self.max_skipped * count, 6)):
+        if not too_many(len(self.left_out), count, self.max_skipped):
             return
         reasons = "; ".join(
             f"{len(ids)}: {reason} ({first_few(ids)})" for ids, reason in by_reason(self.left_out)

@@ -1,0 +1,1 @@
+"""`fednano data`: what the model will see of the data, shown before anything is trained."""

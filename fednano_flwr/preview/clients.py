@@ -1,0 +1,170 @@
+"""What each client has: its first rows as the model gets them, and figures of all its questions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fednano_flwr.base.reasons import by_reason
+from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.data.errors import SampleError
+from fednano_flwr.data.load import check_dataset
+from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.shard import Shard, read_shards
+from fednano_flwr.data.shard_folder import load_shard, read_manifest
+from fednano_flwr.edge import process_cache
+from fednano_flwr.edge.encoder import QuestionEncoder
+from fednano_flwr.edge.questions import Limits, Question
+from fednano_flwr.edge.shard import too_many
+from fednano_flwr.models.edge_half import image_token
+from fednano_flwr.preview.pieces import Piece, pieces
+
+
+@dataclass(frozen=True)
+class Data:
+    """What clients read, before a model has seen it.
+
+    Attributes:
+        place: where it lies.
+        shards: of the clients that are looked at, by their number.
+        columns: which column is read as what, by split.
+        skipped: rows that no client gets: their names, by split and reason.
+    """
+
+    dataset: Dataset
+    place: str
+    shards: dict[int, Shard]
+    columns: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as the model gets it.
+
+    Attributes:
+        pieces: its prompt and right answer; () where it is left out.
+        left_out: why; "" where it is not.
+    """
+
+    sample: Sample
+    pieces: tuple[Piece, ...] = ()
+    left_out: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of all questions of one client.
+
+    Attributes:
+        train, test: questions that it can use.
+        tokens: of prompt and right answer: median, 95th percentile, longest.
+        pictures: of a question: fewest and most.
+        left_out: names of the questions that it cannot use, by reason.
+        too_many: whether these are more than `dataset.max-skipped` allows.
+        groups: training questions by group.
+    """
+
+    train: int
+    test: int
+    tokens: tuple[int, int, int]
+    pictures: tuple[int, int]
+    left_out: dict[str, list[str]]
+    too_many: bool
+    groups: dict[str, int]
+
+
+def read_data(config: RunConfig, clients: int, client: int | None, data_path: str = "") -> Data:
+    """Read what the clients of a run would read.
+
+    Args:
+        client: the only one to look at.
+        data_path: of one client's own data, as in its node config; it is client 0.
+
+    Raises:
+        DataError, ResourceError: it cannot be read or dealt, or there is no such client.
+    """
+    dataset = config.dataset
+    if data_path:
+        manifest = read_manifest(Path(data_path).expanduser())
+        skipped = {reason: [""] * count for reason, count in manifest["skipped"].items()}
+        shard = load_shard(Path(data_path))
+        return Data(dataset, data_path, {manifest["partition_id"]: shard}, {}, {"": skipped})
+    check_dataset(dataset)
+    shards = read_shards(dataset, config.seed, clients)
+    which = range(clients) if client is None else [client]
+    found, questions = {k: shards.of_client(k) for k in which}, shards.questions
+    return Data(dataset, dataset.path, found, questions.columns, questions.left_out)
+
+
+class Preview:
+    """Data as a model's processor takes it; no weight is read.
+
+    Raises:
+        ConfigError: model and processor are not as the config says.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        source = process_cache.source_of(config)
+        checkpoint = process_cache.checkpoint(source)
+        self._encoder: QuestionEncoder = process_cache.encoder(source)
+        self._picture = image_token(checkpoint)
+        answer = config.max_answer_tokens
+        self._limits = Limits(config.llm.max_tokens, checkpoint.longest, answer)
+
+    def rows(self, samples: Sequence[Sample], count: int) -> Iterator[Row]:
+        """The first rows of some."""
+        for sample in islice(samples, count):
+            question = self._question(sample)
+            if isinstance(question, str):
+                yield Row(sample, left_out=question)
+            else:
+                yield Row(sample, tuple(pieces(question, self._encoder, self._picture)))
+
+    def figures(
+        self, shard: Shard, max_skipped: float, each: Callable[[], object] = lambda: None
+    ) -> Figures:
+        """Figures of all questions of a client.
+
+        Args:
+            max_skipped: `dataset.max-skipped`.
+            each: called after each question.
+        """
+        lengths, pictures, groups = [0], [0], Counter[str]()
+        used = {"train": 0, "test": 0}
+        left_out = []
+        for split, questions in (("train", shard.train), ("test", shard.test)):
+            for sample in questions:
+                question = self._question(sample)
+                if isinstance(question, str):
+                    left_out.append((sample.uid, question))
+                else:
+                    used[split] += 1
+                    groups.update([sample.group] * (split == "train"))
+                    lengths.append(len(question.ids) + len(question.answer))
+                    pictures.append(len(sample.pictures))
+                each()
+        found = lengths[1:] or lengths
+        median, most = np.percentile(found, (50, 95), method="inverted_cdf")
+        shown = pictures[1:] or pictures
+        return Figures(
+            **used,
+            tokens=(int(median), int(most), max(found)),
+            pictures=(min(shown), max(shown)),
+            left_out={reason: names for names, reason in by_reason(left_out)},
+            too_many=too_many(len(left_out), len(shard.train) + len(shard.test), max_skipped),
+            groups=dict(groups),
+        )
+
+    def _question(self, sample: Sample) -> Question | str:
+        """The question, or why it is left out."""
+        try:
+            question = self._encoder.encode(sample)
+        except SampleError as error:
+            return error.reason
+        return self._limits.refusal(question) or question

@@ -1,0 +1,39 @@
+"""A question's tokens as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fednano_flwr.edge.encoder import load_encoder
+from fednano_flwr.edge.questions import next_token_labels
+from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.edge_half import image_token
+from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.preview.pieces import pieces
+from tests.models.test_families import SAMPLES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pieces_have_all_tokens_and_the_loss_where_training_has_it(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    checkpoint = ModelCheckpoint(str(family_folder(family)))
+    encoder, picture = load_encoder(checkpoint), image_token(checkpoint)
+    for sample in SAMPLES:
+        question = encoder.encode(sample)
+        found = pieces(question, encoder, picture)
+        shown = [one for one in found if one.kind == "picture"]
+        assert sum(one.tokens for one in found) == len(question.ids) + len(question.answer)
+        assert sum(one.tokens for one in shown) == int((question.ids == picture).sum())
+        assert all(one.text == f"<image × {one.tokens}>" for one in shown)
+        labels = next_token_labels([question], IGNORE)
+        assert sum(one.tokens for one in found if one.learned) == int((labels != IGNORE).sum())
+        assert not any(one.learned for one in shown)
+        text = "".join(one.text for one in found if one.kind != "picture")
+        words = re.findall(r"w\d+", sample.question)
+        assert [word for word in text.split() if word in words][: len(words)] == words
