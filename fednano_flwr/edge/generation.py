@@ -117,18 +117,23 @@ def option_scores(
 
 
 def answer_losses(
-    edge: NanoEdge, llm: LLM, questions: Sequence[Question], frozen: FrozenBatch
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    frozen: FrozenBatch,
+    secret: bool = True,
 ) -> list[float]:
-    """Σ −log p over the tokens of each question's right answer and its end, in one call.
+    """Σ −log p over the tokens of each question's answer and its end, in one call.
 
     Args:
         frozen: the teacher-forced questions, embedded.
+        secret: see `LLM.token_losses`.
 
     Raises:
         FloatingPointError: one is infinite or no number; the message names its questions.
     """
     tokens = torch.tensor([token for question in questions for token in question.answer])
-    losses = llm.token_losses(edge.adapt(frozen), answer_positions(questions), tokens)
+    losses = llm.token_losses(edge.adapt(frozen), answer_positions(questions), tokens, secret)
     sums = [float(own.sum()) for own in losses.split([len(q.answer) for q in questions])]
     if wrong := [q for q, loss in zip(questions, sums, strict=True) if not isfinite(loss)]:
         raise not_finite("the loss of an answer is not finite", wrong)

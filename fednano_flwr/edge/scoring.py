@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ class Score(NamedTuple):
 
     Attributes:
         value: from 0 to 1.
-        loss: Σ −log p over the right answer's tokens: of an option its letter, of a free answer all
-            with the end.
+        loss: Σ −log p over the right answer's tokens: of an option with a letter that letter, of
+            another and of a free answer all with the end.
         tokens: their number.
     """
 
@@ -60,9 +61,10 @@ def score_questions(
     """The score of each question.
 
     A question with options: 1 where the right one's letter is the likeliest among them, in one call
-    that has its loss, too. A free answer: greedy generation, cut after `max_answer_tokens`, scored
-    by the metric, and one call more for the loss. The next batch is embedded while the host works
-    on one.
+    that has its loss, too; with more options than letters, where all the right one's tokens
+    together are, in as many sequences as there are options. A free answer: greedy generation, cut
+    after `max_answer_tokens`, scored by the metric, and one call more for the loss. The next batch
+    is embedded while the host works on one.
 
     Args:
         limits: of the host.
@@ -74,7 +76,7 @@ def score_questions(
 
     def prepare(batch: list[Question]) -> tuple[list[Question], _Part, _Part, FrozenBatch | None]:
         closed = [question for question in batch if question.options]
-        free = [question for question in batch if not question.options]
+        free = [q for q in batch if not q.options and not q.words]
         one, other = ((part, edge.embed(part) if part else None) for part in (closed, free))
         return batch, one, other, edge.embed(free, teacher_forced(free)) if free else None
 
@@ -89,10 +91,37 @@ def score_questions(
         for question in batch:
             if question.options:
                 scores.append(_of_letters(question, next(letters)))
+            elif question.words:
+                scores.append(
+                    _of_words(question, word_losses(edge, llm, question, batch_size, limits))
+                )
             else:
                 value = _of_text(metric, question.sample, next(answers))
                 scores.append(Score(value, next(losses), len(question.answer)))
     return scores
+
+
+def word_losses(
+    edge: NanoEdge, llm: LLM, question: Question, batch_size: int, limits: Limits = NO_LIMITS
+) -> list[float]:
+    """Σ −log p over the tokens of each of a question's options in words, with its end."""
+    each = [replace(question, answer=word) for word in question.words]
+    return [
+        loss
+        for part in batches(each, batch_size, limits)
+        for loss in answer_losses(
+            edge, llm, part, edge.embed(part, teacher_forced(part)), secret=False
+        )
+    ]
+
+
+def _of_words(question: Question, losses: list[float]) -> Score:
+    """
+    Args:
+        losses: of its K options.
+    """
+    right = question.words.index(question.answer)
+    return Score(float(losses.index(min(losses)) == right), losses[right], len(question.answer))
 
 
 def _of_letters(question: Question, likely: Tensor) -> Score:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import Question
+from fednano_flwr.edge.questions import Limits, Question
 from fednano_flwr.edge.scoring import FREE_ANSWER, score_questions, tally
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import LLMService
@@ -113,6 +114,37 @@ def test_options_cost_one_call_a_batch_and_free_answers_one_more_than_their_gene
     host.calls.clear()
     score_questions(changed, llm, mixed, 7, max_answer_tokens=2)
     assert host.calls.count("score") == host.calls.count("token_losses") == 1
+
+
+@pytest.mark.parametrize("labels_at", ["server", "client"])
+def test_options_without_letters_are_scored_by_all_their_tokens(
+    labels_at: str,
+    changed: NanoEdge,
+    mixed: list[Question],
+    whole: Unsplit,
+    llm_half: LLMHalf,
+) -> None:
+    words = tuple((*range(20 + n, 22 + n + n % 3), 3) for n in range(14))  # the end is 3
+    asked = [
+        replace(mixed[0], words=words, answer=words[5]),
+        mixed[1],
+        replace(mixed[5], words=words[::-1], answer=words[0]),
+    ]
+    llm = EXCHANGES["lowrank"](FrozenLLM(llm_half), labels_at)
+    scores = score_questions(changed, llm, asked, 4, limits=Limits(request=150))
+    for place in (0, 2):
+        question = asked[place]
+        each = [replace(question, answer=word) for word in question.words]
+        logits = whole.logits(each, changed.encoder, changed.adapters, "right")
+        tokens = torch.tensor([token for word in question.words for token in word])
+        losses = F.cross_entropy(logits, tokens, reduction="none")
+        sums = [float(own.sum()) for own in losses.split([len(word) for word in question.words])]
+        right = question.words.index(question.answer)
+        best = float(min(sums) == sums[right])
+        assert scores[place] == pytest.approx((best, sums[right], len(question.answer)))
+        likeliest = question.words[sums.index(min(sums))]
+        (score,) = score_questions(changed, llm, [replace(question, answer=likeliest)], 4)
+        assert score.value == 1 and score.loss == pytest.approx(min(sums))
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
