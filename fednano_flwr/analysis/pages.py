@@ -114,7 +114,7 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    pages.filters |= {"shown": _shown, "percent": percent, "titled": titled}
+    pages.filters |= {"shown": _shown, "percent": percent, "nats": nats, "titled": titled}
     pages.globals["facts"] = facts
     return pages.get_template(template).render(version=_version(), **values) + "\n"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fednano_flwr.ask.asker import Answer, Asker, AskError
-from fednano_flwr.data.prompts import LETTERS, normalise_answer
+from fednano_flwr.data.metrics import exact
+from fednano_flwr.data.prompts import LETTERS
 from fednano_flwr.data.table import Questions
 
 RIGHT = "← right"
@@ -93,9 +94,9 @@ def show(
         write(f"     {'':{max(map(len, names))}}   frozen    tuned\n")
         write(as_table(names, *shares, right=sample.answer))
     else:
-        wanted = normalise_answer(sample.free_answer)
+        references = sample.free_answer, *sample.references
         for name, text in (("frozen", frozen.text), ("tuned", tuned.text)):
-            mark = f"  {RIGHT}" if normalise_answer(text) == wanted else ""
+            mark = f"  {RIGHT}" if exact(text, references) else ""
             write(f"{name:8}  {text}{mark}\n")
         write(f"{'right':8}  {sample.free_answer}\n")
     for name, answer in (("frozen", frozen), ("tuned", tuned)):

@@ -62,6 +62,7 @@ def test_numbers_and_changed_keys_are_those_of_the_run(reports: Reports) -> None
         ("Accuracy, round 0 (frozen model)", "40.0 %"),
         ("last scored by all (round 2)", "70.0 %"),
         ("best (round 1)", "80.0 %"),
+        ("test loss (round 2)", "1.300"),
     ]
     assert cells(text, "client 0") == ["50", "30.0 %", "60.0 %", "+30.0", "70.0 %", "1.500 → 1.200"]
     marked = re.findall(r'<tr class="changed"><th scope="row">([\w.-]+)</th>', text)

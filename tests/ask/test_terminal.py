@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def test_a_free_answer_is_marked_where_it_is_right_after_normalising() -> None:
         "right     two",
         "tuned: cut",
     ]
+
+
+def test_any_of_several_right_answers_is_marked() -> None:
+    several = replace(FREE, references=("a pair",))
+    text = shown(Told(Answer("A pair."), Answer("three")), several)
+    assert text.splitlines()[2:4] == [f"frozen    A pair.  {RIGHT}", "tuned     three"]
 
 
 def test_options_that_are_pictures_are_numbered(tmp_path: Path) -> None:
