@@ -174,7 +174,7 @@ def scored(*accuracies: dict[str, float]) -> list[dict[str, Any]]:
 def test_a_round_0_that_a_client_missed_is_compared_client_by_client_alone(tmp_path: Path) -> None:
     records = scored({"0": 0.5}, {"0": 0.6, "1": 0.8}, {"0": 0.7, "1": 0.9})
     text = page(write(tmp_path / "run", records))
-    assert [shown for _, shown in tiles(text)] == ["–", "80.0 %", "80.0 %"]
+    assert [shown for _, shown in tiles(text)] == ["–", "80.0 %", "80.0 %", "1.200"]
     assert "there is no mean of the frozen model to compare with" in text
     assert cells(text, "client 0")[1:4] == ["50.0 %", "70.0 %", "+20.0"]
     assert cells(text, "client 1")[1:4] == ["–", "90.0 %", "–"]

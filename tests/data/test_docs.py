@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.data.metrics import METRICS
 from fednano_flwr.data.partition import check_partitioner
 from fednano_flwr.data.sources import find_source, source_names, table
 from tests.data.conftest import png, settings
@@ -35,7 +36,8 @@ def test_the_documented_dialogue_is_read(tmp_path):
 
 
 def test_the_documented_columns_are_those_that_a_table_finds():
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w, ]+) \| .* ?\|$", DOCS, re.MULTILINE)
+    section = DOCS.partition("\n## Table\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\w, ]+) \| .* ?\|$", section, re.MULTILINE)
     documented = {
         role: tuple(name for name in names.split(", ") if "`, `" not in roles or name == role)
         for roles, names in rows
@@ -43,6 +45,13 @@ def test_the_documented_columns_are_those_that_a_table_finds():
         if names != "none"
     }
     assert documented == {role: names for role, names in table.COLUMNS.items() if names}
+
+
+def test_the_documented_metrics_are_those_that_there_are_with_their_labels():
+    section = DOCS.partition("\n## Prompt and scoring\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[\w-]+`(?:, `[\w-]+`)*) \| ([\w -]+) \|", section, re.MULTILINE)
+    documented = {name: label for names, label in rows for name in re.findall(r"[\w-]+", names)}
+    assert documented == {name: metric.label for name, metric in METRICS.items()}
 
 
 def test_the_documented_partitioners_take_the_documented_arguments():
