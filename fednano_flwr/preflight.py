@@ -35,6 +35,7 @@ from fednano_flwr.strategies.registry import check_replies, check_unread
 
 # What brings torch or Flower is imported in the functions: `fednano --help` must not wait for it.
 if TYPE_CHECKING:
+    from fednano_flwr.data.shard import Shard
     from fednano_flwr.edge.shard import ClientSpec
 
 NODE_KEYS = {"ca-cert": "exchange.ca-cert", "device": "edge.device", "edge-path": "edge.bundle"}
@@ -224,7 +225,7 @@ def client_files(
         half = partial(_bundle, key, bundle, config.model if weights else None)
     questions = partial(_dataset, config.dataset, write)
     if node is not None and node.data_path:
-        questions = partial(check_shard, node.data_path)
+        questions = partial(check_own_data, node.data_path, config)
     source = Model(bundle) if bundle else config.model
     checks = [
         Check("data", "the questions", questions),
@@ -249,12 +250,13 @@ def preferred(config: RunConfig | None, node: NodeConfig | None, own: str) -> tu
 def spec_of(config: RunConfig, node: NodeConfig) -> ClientSpec:
     """A node's partition and rank, and where its data and its half of the model lie.
 
-    A shard that `fednano partition` wrote knows its partition itself.
+    A shard that `fednano partition` wrote knows its partition itself; a file of rows does not.
 
     Raises:
         ConfigError: the node config does not say which partition, or has an impossible rank.
-        DataError: its `data-path` is no shard.
+        DataError: its `data-path` is neither a shard nor a file.
     """
+    from fednano_flwr.data.own import is_file_of_rows
     from fednano_flwr.data.shard_folder import read_manifest
     from fednano_flwr.edge.shard import ClientSpec
     from fednano_flwr.strategies.registry import check_node_rank
@@ -262,7 +264,9 @@ def spec_of(config: RunConfig, node: NodeConfig) -> ClientSpec:
     rank = node.rank_in(config)
     if rank:
         check_node_rank(rank, config)
-    shard = read_manifest(Path(node.data_path).expanduser()) if node.data_path else None
+    shard = None
+    if node.data_path and not is_file_of_rows(node.data_path):
+        shard = read_manifest(Path(node.data_path).expanduser())
     return ClientSpec(*node.partition(shard), node.data_path or "", node.edge_path or "", rank)
 
 
@@ -383,15 +387,29 @@ def _spec(config: RunConfig, node: NodeConfig) -> str:
     )
 
 
-def check_shard(data_path: str) -> str:
+def own_data(data_path: str, config: RunConfig | None) -> Shard | None:
+    """A client's own data; None of a file of rows without the run config that says what it holds.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    from fednano_flwr.data.own import is_file_of_rows, own_shard
     from fednano_flwr.data.shard_folder import load_shard
 
-    shard = load_shard(Path(data_path))
+    if config is not None:
+        return own_shard(data_path, config.dataset, config.seed, partition=0)[0]
+    return None if is_file_of_rows(data_path) else load_shard(Path(data_path))
+
+
+def check_own_data(data_path: str, config: RunConfig | None) -> str:
+    shard = own_data(data_path, config)
+    if shard is None:
+        return f"data-path = {data_path!r} is a file, which is read as the run config says"
     if not shard.train:
         raise DataError(f"data-path = {data_path!r}: the shard has no training question")
     return (
         f"data-path = {data_path!r}: {len(shard.train)} training and {len(shard.test)} test "
-        "questions, all files as written"
+        f"questions{'' if Path(data_path).is_file() else ', all files as written'}"
     )
 
 

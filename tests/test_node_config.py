@@ -132,6 +132,8 @@ def test_a_node_that_says_no_partition_is_told_how() -> None:
     assert NodeConfig.parse({"partition-id": 1, "num-partitions": 2}).partition(None) == (1, 2)
     with pytest.raises(ConfigError, match=r"no partition-id and no data-path.*fednano partition"):
         NodeConfig.parse({}).partition(None)
+    with pytest.raises(ConfigError, match=r"no partition-id, and its data-path, a file of rows"):
+        NodeConfig.parse({"data-path": "/data/own.jsonl"}).partition(None)
 
 
 def test_every_key_is_in_the_doc_once() -> None:

@@ -162,6 +162,26 @@ def test_a_shard_an_edge_bundle_and_a_shards_own_rows_change_nothing(
         assert torch.equal(adapters(folder)[key], value), key
 
 
+def test_clients_with_files_of_their_own_train_on_these_and_on_nothing_else(
+    run_config: Config, tmp_path: Path
+) -> None:
+    own = {"dataset__name": "table", "dataset__test_fraction": 0.25}
+    there = run_config(dataset__path=str(tmp_path / "nowhere"), **own)
+    for client in range(3):
+        rows = [f"w2{n % 7}?,\"['w30', 'w31']\",{n % 2}" for n in range(8 + 4 * client)]
+        (tmp_path / f"{client}.csv").write_text("\n".join(["question,choices,answer", *rows]))
+
+    def node_config(partition: int) -> dict[str, Any]:
+        place = {"partition-id": partition, "num-partitions": 3}
+        return {"data-path": str(tmp_path / f"{partition}.csv"), **place}
+
+    folder = run(there, node_config=node_config)
+    last = folder.rounds[-1]
+    assert last["train_questions_per_client"] == {"0": 6, "1": 9, "2": 12}
+    assert last["test_questions_per_client"] == {"0": 2, "1": 3, "2": 4}
+    assert not last["failures"]["train"] and not last["failures"]["evaluate"]
+
+
 def test_a_bundle_of_another_model_is_refused_at_the_first_message(
     run_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ class NodeConfig:
     """What a node has of its own; None where its config does not say.
 
     Attributes:
-        data_path: folder of its shard, written by `fednano partition`.
+        data_path: folder of its shard, written by `fednano partition`, or a file of rows.
         edge_path: folder of its edge bundle, written by `fednano split`; before `edge.bundle`.
         device: PyTorch device of its half of the model; before `edge.device`.
         ca_cert: file of the CA that vouches for the LLM service; before `exchange.ca-cert`.
@@ -97,7 +97,8 @@ class NodeConfig:
         """Which partition this node has, and of how many.
 
         Args:
-            shard: `partition_id` and `num_partitions` of the shard in `data_path`, if there is one.
+            shard: `partition_id` and `num_partitions` of the shard in `data_path`; None where there
+                is none, or a file.
                 One of several knows its place; one that is all of a client's own data (0 of 1) is
                 at the place that the node config says.
 
@@ -115,7 +116,10 @@ class NodeConfig:
             )
         if which := said or found:
             return which
-        raise ConfigError(f"the node config has no partition-id and no data-path: {HOW_TO_SAY}")
+        what = "no partition-id and no data-path"
+        if self.data_path is not None:
+            what = "no partition-id, and its data-path, a file of rows, does not say which it is"
+        raise ConfigError(f"the node config has {what}: {HOW_TO_SAY}")
 
 
 KEYS = tuple(field.name.replace("_", "-") for field in dataclasses.fields(NodeConfig))

@@ -185,7 +185,8 @@ def _not_there(source: Source, path: Path, dataset: Dataset) -> str:
     """What is at `path` instead of the data set, and what to do."""
     at = f"dataset.path = '{dataset.path}'"
     if not path.exists():
-        what = f"{at}: there is no {path} on this machine; docs/data.md says where to get it"
+        what = f"{at}: there is no folder or file {path} on this machine; docs/data.md says where "
+        what += "to get it"
     elif not path.is_dir():
         what = f"{at}: {path} is a file, and no {dataset.name}"
     else:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fednano_flwr.base.reasons import first_few
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
@@ -92,8 +93,8 @@ def deal(
     if len(partitions) != num_partitions:
         raise DataError(
             f"dataset.partitioner = {name} makes {len(partitions)} partitions of these {total} "
-            f"training questions, and there are {num_partitions} clients. Change the number of "
-            "clients or dataset.partitioner-args."
+            f"training questions, and there are {num_partitions} clients. "
+            + _one_each(name, columns, given, len(partitions))
         )
     smallest = min(range(num_partitions), key=lambda k: len(partitions[k]))
     if len(partitions[smallest]) < least:
@@ -104,6 +105,19 @@ def deal(
             "change dataset.partitioner-args."
         )
     return partitions
+
+
+def _one_each(
+    name: str, columns: Mapping[str, Sequence[str]], given: Mapping[str, Any], count: int
+) -> str:
+    """What to do where a partitioner makes another number of partitions than there are clients."""
+    if name != "NaturalIdPartitioner":
+        return "Change the number of clients or dataset.partitioner-args."
+    by = given["partition_by"]
+    return (
+        f"It makes one of each value of {by}: {first_few(sorted(set(columns[by])))}. Use {count} "
+        "clients, or another column (dataset.group, dataset.partitioner-args)."
+    )
 
 
 def check_partitioner(dataset: Dataset) -> None:

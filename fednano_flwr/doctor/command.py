@@ -30,8 +30,8 @@ from fednano_flwr.preflight import (
     PROCESSOR,
     Check,
     check_device,
+    check_own_data,
     check_processor,
-    check_shard,
     client_checks,
     client_files,
     config_of,
@@ -203,7 +203,7 @@ def _of_client(config: RunConfig | None, node: NodeConfig | None) -> list[Check[
         ]
     else:
         if shard:
-            checks.append(Check("data", "the questions", partial(check_shard, shard)))
+            checks.append(Check("data", "the questions", partial(check_own_data, shard, None)))
         if bundle:
             checks.append(Check("model", PROCESSOR, partial(check_processor, Model(bundle))))
         if device[1]:
@@ -211,7 +211,8 @@ def _of_client(config: RunConfig | None, node: NodeConfig | None) -> list[Check[
     ca = preferred(config, node, "ca-cert")
     checks.append(_look("certificates", "the CA's dates", certificates.check_dates, *ca))
     if shard:
-        checks.append(_look("data", "pictures", files.check_pictures, shard))
+        checks.append(_look("data", "pictures", files.check_pictures, shard, config))
     if shard and bundle:
-        checks.append(_look("model", "the bundle's tokens", files.check_tokens, key, bundle, shard))
+        own = (key, bundle, shard, config)
+        checks.append(_look("model", "the bundle's tokens", files.check_tokens, *own))
     return checks

@@ -19,7 +19,7 @@ from fednano_flwr.base.files import nearest
 from fednano_flwr.base.output import OutputError, require_temporary_room
 from fednano_flwr.config import ConfigError, Model, RunConfig
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
-from fednano_flwr.preflight import check_writable
+from fednano_flwr.preflight import check_writable, own_data
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import Parts
@@ -121,12 +121,12 @@ def _folder(key: str, folder: Path, named: bool) -> list[Finding]:
     return written + check_private(key, str(folder))
 
 
-def check_pictures(data_path: str) -> list[Finding]:
-    """Whether pictures of a shard can be decoded, of up to `DECODED` questions a split."""
+def check_pictures(data_path: str, config: RunConfig | None) -> list[Finding]:
+    """Whether pictures of a client's own data can be decoded, of up to `DECODED` a split."""
     from fednano_flwr.data.images import first_defect
-    from fednano_flwr.data.shard_folder import load_shard
 
-    shard = load_shard(Path(data_path))
+    if (shard := own_data(data_path, config)) is None:
+        return []
     tried = [
         split[place]
         for split in (shard.train, shard.test)
@@ -140,19 +140,18 @@ def check_pictures(data_path: str) -> list[Finding]:
             f"data-path = {data_path!r}: pictures of {len(broken)} of {len(tried)} questions that "
             f"were tried cannot be decoded, {broken[0]} for one",
             "the run leaves such questions out, up to the share of dataset.max-skipped; repair "
-            "them where the shard was made and write it again",
+            "them, those of a shard where it was made, and write that again",
         )
     ]
 
 
-def check_tokens(key: str, path: str, data_path: str) -> list[Finding]:
-    """Whether a bundle with a cut token table has the tokens of a shard.
+def check_tokens(key: str, path: str, data_path: str, config: RunConfig | None) -> list[Finding]:
+    """Whether a bundle with a cut token table has the tokens of a client's own data.
 
     Raises:
         ConfigError: it lacks some.
     """
     from fednano_flwr.data.errors import DataError
-    from fednano_flwr.data.shard_folder import load_shard
     from fednano_flwr.edge.encoder import load_encoder
     from fednano_flwr.edge.questions import used_tokens
     from fednano_flwr.models.bundle import TOKEN_IDS, EdgeBundle
@@ -161,7 +160,8 @@ def check_tokens(key: str, path: str, data_path: str) -> list[Finding]:
     if TOKEN_IDS not in bundle.files:
         return [ok(f"{key}: the bundle holds the embeddings of all tokens")]
     encode, questions = load_encoder(bundle).encode, []
-    shard = load_shard(Path(data_path))
+    if (shard := own_data(data_path, config)) is None:
+        return []
     for sample in itertools.chain(shard.train, shard.test):
         with contextlib.suppress(DataError):  # a run leaves these out
             questions.append(encode(sample))

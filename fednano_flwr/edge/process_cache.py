@@ -5,7 +5,6 @@ In deployment each message has a process of its own, so nothing may rely on find
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 
 from fednano_flwr.base.resources import cache_folder
 from fednano_flwr.config import ConfigError, Dataset, Edge, Model, RunConfig
+from fednano_flwr.data.own import own_shard
 from fednano_flwr.data.shard import Shard, read_shards
-from fednano_flwr.data.shard_folder import load_shard, read_manifest
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, Features, model_digest
@@ -140,8 +139,7 @@ def _load_client_data(
     source: Model, edge: Edge, dataset: Dataset, seed: int, spec: ClientSpec
 ) -> tuple[EncodedShard, TokenTable]:
     if spec.data_path:
-        part = load_shard(Path(spec.data_path))
-        skipped = Counter(read_manifest(Path(spec.data_path).expanduser())["skipped"])
+        part, skipped = own_shard(spec.data_path, dataset, seed, spec.partition)
     else:
         shards = read_shards(dataset, seed, spec.num_partitions)
         part, skipped = shards.of_client(spec.partition), shards.questions.skipped

@@ -20,7 +20,8 @@ class ClientSpec:
     Attributes:
         partition: which shard of the data is this client's.
         num_partitions: how many there are.
-        data_path: folder of this client's shard, written by `fednano partition`.
+        data_path: folder of this client's shard, written by `fednano partition`, or a file of rows
+            of its own.
         edge_path: folder of an edge bundle, written by `fednano split`.
         rank: of its adapters; 0 where `adapter.ranks` decides.
     """

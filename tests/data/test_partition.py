@@ -165,7 +165,11 @@ def test_an_argument_of_the_users_wins_over_the_config():
     [
         ({"num_partitions": 0}, "num-partitions is 0"),
         ({"groups": []}, "there are 0"),
-        ({"partitioner": "NaturalIdPartitioner"}, r"makes 8 partitions of these 600 .* 5 clients"),
+        (
+            {"partitioner": "NaturalIdPartitioner"},
+            r"makes 8 partitions of these 600 .* 5 clients.*"
+            r"each value of group: a, b, c and 5 more\. Use 8 clients",
+        ),
         (
             {
                 "partitioner": "SizePartitioner",

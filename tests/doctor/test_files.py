@@ -88,14 +88,14 @@ def test_features_may_need_more_than_the_disk_has(
 
 
 def test_a_picture_that_came_broken_is_a_warning(shard_folder: Path) -> None:
-    assert files.check_pictures(str(shard_folder)) == []
+    assert files.check_pictures(str(shard_folder), None) == []
     manifest = json.loads((shard_folder / "manifest.json").read_text())
     file = next((shard_folder / "images").iterdir())
     file.write_bytes(b"no picture")
     digest = hashlib.sha256(b"no picture").hexdigest()
     manifest["files"][f"images/{file.name}"] = {"bytes": 10, "sha256": digest}
     (shard_folder / "manifest.json").write_text(json.dumps(manifest))
-    found = only(files.check_pictures(str(shard_folder)), "warning")
+    found = only(files.check_pictures(str(shard_folder), None), "warning")
     assert "of 1 of" in found.what and "dataset.max-skipped" in found.do
 
 
@@ -103,7 +103,9 @@ def test_a_bundle_has_the_tokens_of_its_own_shard(
     tiny_model: Path, tmp_path: Path, shard_folder: Path, bundle: Path
 ) -> None:
     def tokens(folder: Path) -> str:
-        return only(files.check_tokens("edge.bundle", str(folder), str(shard_folder)), "ok").what
+        return only(
+            files.check_tokens("edge.bundle", str(folder), str(shard_folder), None), "ok"
+        ).what
 
     assert "all tokens" in tokens(bundle) and files.rows_of(str(bundle)) == 64
     split(str(tiny_model), tmp_path / "own", shard_folder, dtype=None)
