@@ -21,8 +21,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 WORDS = "A B C D E F G H I J Answer with the option's letter from given choices directly".split()
 TEMPLATE = (
-    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
-    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %} {% endif %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
 )
 
 

@@ -56,9 +56,11 @@ def tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
 def template(image: str) -> str:
     """A chat template that writes `image` where a picture stands."""
     return (
-        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %} w1 {% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
         + image
-        + " {% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} w1"
+        + " {% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %} w1"
     )
 
 

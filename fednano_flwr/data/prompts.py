@@ -11,7 +11,7 @@ the one LLaVA-1.5 was published with for short answers, or the sample's own. Whe
 options than letters, they stand without letters; more than MOST_LISTED are left out. The question's
 pictures come before the text, one after the other; an option that is a picture stands in its line,
 after its letter. What stands around a user's turn ("USER: … ASSISTANT:") is the model's own chat
-template.
+template. A dialogue is written as it is, with nothing added.
 """
 
 from __future__ import annotations
@@ -72,8 +72,19 @@ def _instruction(sample: Sample) -> str:
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """One user turn in the form that `processor.apply_chat_template` takes."""
-    return [{"role": "user", "content": user_content(sample)}]
+    """The turns before the answer in the form that `processor.apply_chat_template` takes."""
+    if not sample.turns:
+        return [{"role": "user", "content": user_content(sample)}]
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                dict(IMAGE) if part is None else {"type": "text", "text": part}
+                for part in turn.parts
+            ],
+        }
+        for turn in sample.turns
+    ]
 
 
 def answer_text(sample: Sample) -> str:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,19 +17,25 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError, SampleError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
-from fednano_flwr.data.prompts import LETTERS, answer_text, user_text
+from fednano_flwr.data.prompts import LETTERS, by_letter
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.marks import without_answers
 from fednano_flwr.edge.processor_check import check_processor
-from fednano_flwr.edge.prompting import Prompting
+from fednano_flwr.edge.prompting import LEARNED, Prompting
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.families.base import WHOLE
+from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.models.processor import load_processor
 
-TEXT_TENSORS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+TEXT_TENSORS = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+    LEARNED,
+}
 GEOMETRY = {"image_grid_thw"}
-PLACEHOLDERS = ("image_token", "boi_token", "video_token")
-"""What processors call the tokens that stand for pictures and videos."""
 
 
 class QuestionEncoder:
@@ -46,17 +53,13 @@ class QuestionEncoder:
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self.processor = load_processor(checkpoint.folder)
-        self.prompting = Prompting(checkpoint.family, self.processor)
         tokenizer, config = self.processor.tokenizer, checkpoint.config
         self.end: int = tokenizer.eos_token_id
         self.ends = {self.end, *_ends(checkpoint.folder)}
         self._vocabulary: int = config.get_text_config().vocab_size
-        self._picture: int | None = getattr(config, "image_token_id", None)
+        self._picture = image_token(checkpoint)
+        self.prompting = Prompting(checkpoint.family, self.processor, self._picture, self.ends)
         self._letters: dict[str, tuple[int, ...]] = {}
-        found = [getattr(self.processor, name, None) for name in PLACEHOLDERS]
-        if self._picture is not None:
-            found.append(tokenizer.convert_ids_to_tokens(self._picture))
-        self._placeholders = sorted({str(getattr(t, "content", t)) for t in found if t})
 
     def encode(self, sample: Sample) -> Question:
         """Tokenize a sample; its pictures are only measured here, not encoded.
@@ -64,14 +67,9 @@ class QuestionEncoder:
         Raises:
             SampleError: the sample cannot be used with this model.
         """
-        question = self.unanswered(sample)
-        answer: tuple[int, ...]
+        question, prompt = self._asked(sample)
         with _one_sample():
-            if sample.num_options:
-                answer = (question.options[LETTERS.index(answer_text(sample))],)
-            else:
-                written = self.prompting.write(sample)
-                answer = (*self._continuation(written, answer_text(sample)), self.end)
+            answer = self._answer(sample, question, prompt)
         self._check_known(answer)
         return replace(question, answer=answer)
 
@@ -81,24 +79,45 @@ class QuestionEncoder:
         Raises:
             SampleError: the sample cannot be used with this model.
         """
-        if sample.num_options > len(LETTERS):
-            raise SampleError(f"{sample.num_options} options, and there are {len(LETTERS)} letters")
-        for token in self._placeholders:
-            if token in user_text(sample) + sample.free_answer:
-                raise SampleError(f"its text holds {token}, which this model reads as a picture")
+        return self._asked(sample)[0]
+
+    def _asked(self, sample: Sample) -> tuple[Question, str]:
+        """A question without its answer, and its prompt."""
+        if len(sample.choice_images) > len(LETTERS):
+            raise SampleError(
+                f"{sample.num_options} options are pictures, and there are {len(LETTERS)} letters"
+            )
+        options: tuple[int, ...] = ()
+        words: tuple[tuple[int, ...], ...] = ()
         with _one_sample():
             prompt = self.prompting.write(sample)
+            self._check_places(sample, prompt)
             tensors = self._tensors(sample, prompt)
-            options = self._letter_ids(prompt)[: sample.num_options] if sample.num_options else ()
+            if by_letter(sample):
+                options = self._letter_ids(prompt)[: sample.num_options]
+            else:
+                words = tuple(self._words(prompt, choice) for choice in sample.choices)
         ids = tensors["input_ids"][0]
-        self._check_known({*ids.tolist()} - {self._picture})
+        tokens = ids.tolist()
+        self._check_tokens(sample, tokens)
+        self._check_known({*tokens, *chain.from_iterable(words)} - {self._picture})
         geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
-        return Question(sample, ids, (), options, geometry, torch.zeros(len(ids), dtype=torch.bool))
+        learned = torch.zeros(len(tokens), dtype=torch.bool)
+        if LEARNED in tensors:
+            learned = tensors[LEARNED][0]
+        return Question(sample, ids, (), options, geometry, learned, words), prompt
+
+    def _answer(self, sample: Sample, question: Question, prompt: str) -> tuple[int, ...]:
+        if sample.answer is None:
+            return self._words(prompt, sample.free_answer)
+        if question.words:
+            return question.words[sample.answer]
+        return (question.options[sample.answer],)
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
         """What the vision encoder takes of a sample that has pictures."""
         tensors = self._tensors(sample, self.prompting.write(sample))
-        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
+        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS | {LEARNED}}
 
     def vision_key(self, sample: Sample) -> str:
         """Digest of all that `vision_inputs` depends on in a sample; no picture is decoded."""
@@ -111,6 +130,24 @@ class QuestionEncoder:
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens."""
         return self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def _check_places(self, sample: Sample, prompt: str) -> None:
+        """
+        Raises:
+            SampleError: the prompt has another number of places than the sample has pictures.
+        """
+        places, pictures = self.prompting.pictures(prompt), len(sample.pictures)
+        if places != pictures:
+            raise SampleError(f"its prompt has {places} places for its {pictures} pictures")
+
+    def _check_tokens(self, sample: Sample, tokens: list[int]) -> None:
+        """
+        Raises:
+            SampleError: the tokens have no place for a picture, or one for none.
+        """
+        count, pictures = tokens.count(self._picture), len(sample.pictures)
+        if count < pictures or (count and not pictures):
+            raise SampleError(f"its tokens hold {count} places for its {pictures} pictures")
 
     def _check_known(self, tokens: Collection[int]) -> None:
         """
@@ -128,7 +165,7 @@ class QuestionEncoder:
 
     def _letter_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the letters, as they follow this prompt's last line."""
-        ending = prompt[-16:]
+        ending = without_answers(prompt)[-16:]
         if ending not in self._letters:
             written = [self._continuation(prompt, letter) for letter in LETTERS]
             for letter, tokens in zip(LETTERS, written, strict=True):
@@ -143,12 +180,16 @@ class QuestionEncoder:
             self._letters[ending] = ids
         return self._letters[ending]
 
+    def _words(self, prompt: str, text: str) -> tuple[int, ...]:
+        """Tokens of an answer in words, and its end."""
+        return (*self._continuation(prompt, self.prompting.typed.broken(text)), self.end)
+
     def _continuation(self, prompt: str, text: str) -> tuple[int, ...]:
         """Tokens of `text` as they follow this prompt's last line."""
-        tokenizer, ending = self.processor.tokenizer, prompt[-16:]
+        ending = without_answers(prompt)[-16:]
         space = "" if ending[-1].isspace() else " "
-        before = tokenizer(ending, add_special_tokens=False, **WHOLE)["input_ids"]
-        after = tokenizer(ending + space + text, add_special_tokens=False, **WHOLE)["input_ids"]
+        before = self.prompting.tokens(ending)
+        after = self.prompting.tokens(ending + space + text)
         if after == before:
             raise SampleError("its answer has no token", f"the answer {text!r} has no token")
         if after[: len(before)] != before:

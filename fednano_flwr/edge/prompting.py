@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from copy import copy
 from functools import cached_property
 from typing import Any
 
+import torch
 from PIL.Image import Image
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.prompts import IMAGE, conversation, user_content
+from fednano_flwr.data.errors import SampleError
+from fednano_flwr.data.prompts import IMAGE, conversation
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.models.families.base import Family, image_text
+from fednano_flwr.edge import marks
+from fednano_flwr.models.families.base import WHOLE, Family, image_text
+
+PLACEHOLDERS = ("image_token", "boi_token", "video_token")
+"""What processors call the tokens that stand for pictures and videos."""
+LEARNED = "learned"
+"""Of a prompt's tensors: (1, T) bool, which tokens are of earlier answers, where there are some."""
+Turns = list[dict[str, Any]]
+"""In the form that chat templates take."""
 
 ON_DAY = "{{% macro strftime_now(format) %}}{}{{% endmacro %}}"
 """Before a chat template: what it is given for the date."""
@@ -20,34 +32,76 @@ ON_DAY = "{{% macro strftime_now(format) %}}{}{{% endmacro %}}"
 class Prompting:
     """How one model's prompts are written: by its chat template, or by its family's `prompt`.
 
-    Some templates (LLaVA-1.5's) write all pictures first. An option's picture has to stand beside
-    its letter, so there the text itself holds the picture's token.
+    Some templates (LLaVA-1.5's) write all pictures of a turn first. An option's picture has to
+    stand beside its letter, so there the text itself holds the picture's token.
+
+    Args:
+        picture: id of the token that stands for pictures in the model; None where it is not known.
+        ends: ids of tokens that end a turn.
 
     Raises:
         ConfigError: the processor lacks what prompts need; of a template, there is none, or there
             are several and none is the default.
     """
 
-    def __init__(self, family: Family, processor: Any) -> None:
+    def __init__(
+        self,
+        family: Family,
+        processor: Any,
+        picture: int | None = None,
+        ends: Collection[int] = (),
+    ) -> None:
         if lacking := family.check_processor(processor):
             raise ConfigError(f"{type(processor).__name__}: {lacking}")
-        self._family, self._processor = family, processor
+        self._family, self._processor, self._ends = family, processor, ends
         self._template = "" if family.prompt else _template(processor)
+        self.typed = marks.TypedTokens(_control_tokens(processor, picture))
 
     def write(self, sample: Sample) -> str:
-        """The prompt up to where the answer begins."""
+        """The prompt up to where the answer begins, with `marks` where it needs them.
+
+        Raises:
+            SampleError: the family or the chat template cannot take the turns as they are.
+        """
+        turns = _changed(conversation(sample), self.typed.broken)
         if not self._template:
-            image = image_text(self._processor)
-            parts = [part.get("text", image) for part in user_content(sample)]
-            return self._family.prompt.format("".join(parts))
-        turns = conversation(sample)
-        if sample.choice_images and not self._keeps_order:
-            turns = [{"role": "user", "content": self._in_text(user_content(sample))}]
-        return self._filled(turns)
+            return self._filled_in(turns)
+        prompt = self._written(turns)
+        if marks.is_marked(prompt):  # a template may look at the texts
+            plain = self._written(_changed(turns, marks.unmarked))
+            if marks.unmarked(prompt) != plain:
+                raise SampleError("the chat template changes a word that looks like its own token")
+        if sample.turns:
+            _check_texts(turns, prompt)
+        if any(turn["role"] == "assistant" for turn in turns):
+            return self._with_answers_marked(turns, prompt)
+        return prompt
 
     def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
-        """`input_ids` (1, T) and what the vision encoder takes, of one prompt."""
-        return self._family.tensors(self._processor, prompt, pictures)
+        """`input_ids` (1, T), what the vision encoder takes, and `LEARNED`, of one prompt.
+
+        Raises:
+            SampleError: marks in the prompt do not agree with its tokens.
+        """
+        if not marks.is_marked(prompt):
+            return self._family.tensors(self._processor, prompt, pictures)
+        processor = copy(self._processor)  # other threads use the one that all share
+        processor.tokenizer = marks.MarkedTokenizer(self._processor.tokenizer, self._ends)
+        found = self._family.tensors(processor, prompt, pictures)
+        if marks.answers(prompt):
+            found[LEARNED] = torch.tensor([processor.tokenizer.learned])
+        return found
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of a text that may have `marks`, without what opens a prompt."""
+        tokenizer = self._processor.tokenizer
+        if marks.is_marked(text):
+            tokenizer = marks.MarkedTokenizer(tokenizer)
+        return tokenizer([text], add_special_tokens=False, **WHOLE)["input_ids"][0]
+
+    def pictures(self, prompt: str) -> int:
+        """How many places for pictures a prompt has."""
+        return prompt.count(image_text(self._processor))
 
     def encoder_ids(self, sample: Sample) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
@@ -68,17 +122,104 @@ class Prompting:
         between = written.partition("before")[2].partition("after")[0]
         return self._processor.image_token in between
 
-    def _in_text(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The same with every picture but a leading one as its token in the text."""
+    def _filled_in(self, turns: Turns) -> str:
+        """The family's own prompt.
+
+        Raises:
+            SampleError: it is more than one question.
+        """
+        if [turn["role"] for turn in turns] != ["user"]:
+            raise SampleError(
+                f"it is a dialogue of {len(turns)} turns, and models of the family "
+                f"{self._family.model_type} take one question"
+            )
+        image = image_text(self._processor)
+        parts = [part.get("text", image) for part in turns[0]["content"]]
+        return self._family.prompt.format("".join(parts))
+
+    def _with_answers_marked(self, turns: Turns, prompt: str) -> str:
+        """The prompt with every earlier answer between two marks.
+
+        Raises:
+            SampleError: the template does not write these answers as they are.
+        """
+        trims: tuple[Callable[[str], str], ...] = (str, str.strip)
+        for trim in trims:
+
+            def mark(text: str, trim: Callable[[str], str] = trim) -> str:
+                return f"{marks.OPEN}{trim(text)}{marks.CLOSE}"
+
+            marked = self._written(_changed(turns, mark, "assistant"))
+            wanted = [trim(text) for text in _texts(turns, "assistant")]
+            if marks.without_answers(marked) == prompt and marks.answers(marked) == wanted:
+                return marked
+        raise SampleError("the chat template changes an earlier answer")
+
+    def _written(self, turns: Turns) -> str:
+        """The template's text, with each picture where it stands in its turn."""
+        return self._filled([{**turn, "content": self._ordered(turn["content"])} for turn in turns])
+
+    def _ordered(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The parts of a turn, as a template has to get them that writes pictures first.
+
+        Every picture but a leading one is then its token in the text.
+        """
+        kinds = [part["type"] for part in parts]
+        if kinds == sorted(kinds) or self._keeps_order:  # "image" before "text"
+            return parts
         leading = [part for part in parts[:1] if part == IMAGE]
         rest = parts[len(leading) :]
         text = "".join(part.get("text", self._processor.image_token) for part in rest)
         return [*leading, {"type": "text", "text": text}]
 
-    def _filled(self, turns: list[dict[str, Any]], template: str = "") -> str:
+    def _filled(self, turns: Turns, template: str = "") -> str:
         return self._processor.apply_chat_template(
             turns, template or self._template, add_generation_prompt=True, tokenize=False
         )
+
+
+def _control_tokens(processor: Any, picture: int | None) -> set[str]:
+    """What must not be made of a user's text: special tokens, and those that stand for pictures."""
+    tokenizer = processor.tokenizer
+    found = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    found += [getattr(processor, name, None) for name in PLACEHOLDERS]
+    if picture is not None:
+        found.append(tokenizer.convert_ids_to_tokens(picture))
+    return {str(getattr(token, "content", token)) for token in found if token}
+
+
+def _changed(turns: Turns, change: Callable[[str], str], role: str = "") -> Turns:
+    """The turns, or those of one role, with another text in place of each."""
+    return [
+        {**turn, "content": [_part(part, change) for part in turn["content"]]}
+        if role in ("", turn["role"])
+        else turn
+        for turn in turns
+    ]
+
+
+def _part(part: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    return {**part, "text": change(part["text"])} if "text" in part else part
+
+
+def _texts(turns: Turns, role: str) -> list[str]:
+    own = [part for turn in turns if turn["role"] == role for part in turn["content"]]
+    return [part["text"] for part in own if "text" in part]
+
+
+def _check_texts(turns: Turns, prompt: str) -> None:
+    """Refuse a prompt that lacks one of its texts, or has them in another order.
+
+    Raises:
+        SampleError: says whose text it is.
+    """
+    place = 0
+    for turn in turns:
+        for text in _texts([turn], turn["role"]):
+            found = prompt.find(text.strip(), place)
+            if found < 0:
+                raise SampleError(f"the chat template changes its {turn['role']} turn")
+            place = found + len(text.strip())
 
 
 def _template(processor: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -23,9 +22,9 @@ from fednano_flwr.cli.partition import partition_to_folder
 from fednano_flwr.cli.split import split
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.defects import MISSING_PICTURE
-from fednano_flwr.data.errors import DataError, SampleError
+from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Turn
 from fednano_flwr.edge.client import EXCHANGES, Client
 from fednano_flwr.edge.encoder import QuestionEncoder, encode_all, load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -58,7 +57,7 @@ OTHERS = (
     "<|im_end|>",
     "<|vision_start|>",
     "<row_1_col_1>",
-    "{{ x }}",
+    "{{x}}",
     "\0",
 )
 
@@ -74,31 +73,32 @@ def nano_edge(folder: Path) -> NanoEdge:
     return NanoEdge(half, half.token_table(), adapters, load_encoder(half.checkpoint))
 
 
-def test_a_picture_token_that_was_typed_leaves_its_question_out_and_other_tokens_do_not(
-    folder: Path,
-) -> None:
+def test_a_token_of_the_template_that_was_typed_stays_text(folder: Path) -> None:
     edge = nano_edge(folder)
     encoder, host = edge.encoder, FrozenLLM(load_llm_half(str(folder)))
-    for token in OWN.get(folder.name, ["<image>"]):
-        shown = (picture(1, 20, 20), picture(2, 20, 20))
-        odd = [
-            replace(PLAIN, question=f"w20 {token}"),
-            replace(PICTURED, question=f"w20{token}w21"),
-            replace(PLAIN, choices=("w22", token)),
-            replace(PLAIN, context=token),
-            replace(FREE, free_answer=token),
-            replace(PLAIN, choices=(), choice_images=shown, question=token),
+    shown = (picture(1, 20, 20), picture(2, 20, 20))
+
+    def samples(word: str) -> list[Sample]:
+        return [
+            replace(PLAIN, question=f"w20 {word}"),
+            replace(PICTURED, question=f"w20{word}w21"),
+            replace(PLAIN, choices=("w22", word)),
+            replace(PLAIN, context=word),
+            replace(FREE, free_answer=word),
+            replace(PLAIN, choices=(), choice_images=shown, question=word),
         ]
-        for sample in odd:
-            with pytest.raises(SampleError, match=re.escape(token)):
-                encoder.encode(sample)
-    fine = [replace(PICTURED, question=f"w20 {token} w21") for token in OTHERS]
-    fine += [replace(FREE, free_answer=f"w22 {token}") for token in OTHERS]
-    batch = [encoder.encode(sample) for sample in fine]
+
+    batch: list[Question] = []
+    unknown = [encoder.encode(sample) for sample in samples("unknown")]
+    for token in (*OWN.get(folder.name, ["<image>"]), *OTHERS):
+        for sample, other in zip(samples(token), unknown, strict=True):
+            question = encoder.encode(sample)
+            assert torch.equal(question.ids, other.ids) and question.answer == other.answer, token
+            batch.append(question)
     for kind, labels_at in (("embeddings", "server"), ("lowrank", "client")):
         llm = EXCHANGES[kind](host, labels_at)
-        labels = next_token_labels(batch, IGNORE)
-        assert torch.isfinite(llm.loss(edge(batch, teacher_forced(batch)), labels))
+        labels = next_token_labels(batch[:6], IGNORE)
+        assert torch.isfinite(llm.loss(edge(batch[:6], teacher_forced(batch[:6])), labels))
 
 
 def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
@@ -125,7 +125,8 @@ def file(image: Image.Image) -> Picture:
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
-        (replace(PLAIN, choices=tuple(f"w{k}" for k in range(27))), "27 options"),
+        (replace(PICTURED, choices=(), choice_images=PICTURED.images * 11), "11 options"),
+        (replace(PLAIN, turns=(Turn("user", (None, "w20")),)), "0 pictures"),
         (replace(PLAIN, question="w20 \ud800"), "refuses it: TypeError"),
         (replace(PLAIN, choices=("\udfff", "w20")), "refuses it: TypeError"),
         (replace(FREE, free_answer="\ud800"), "refuses it: TypeError"),
@@ -218,7 +219,7 @@ def change(data: Path, folder: Path, pid: str, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("family", "values", "reason"),
     [
-        ("llava", {"question": "Which tag shows a picture, <image> or w20?"}, "<image>"),
+        ("llava", {"question": "Which is for private use, \U000f0ff0 or w20?"}, "private use"),
         ("qwen2_5_vl", {}, "aspect ratio"),
         ("blip-2", {"question": "w20 " * 2100}, "2048 positions"),
     ],
@@ -305,7 +306,7 @@ def test_questions_with_a_free_answer_leave_room_for_what_is_generated(
 def test_a_bundle_for_a_shard_and_an_audit_leave_an_odd_question_out_too(
     run_config: Config, tiny_model: Path, tiny_questions: Path, tmp_path: Path
 ) -> None:
-    data = change(tiny_questions, tmp_path / "data", "1", question="<image>")
+    data = change(tiny_questions, tmp_path / "data", "1", question="\U000f0ff0")
     data = change(data, tmp_path / "odd", "3", question="w20 " * 200)
     flat = run_config(dataset__path=str(data), llm__max_tokens=100)
     config = RunConfig.parse(flat)

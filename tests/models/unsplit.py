@@ -36,7 +36,7 @@ class Unsplit:
         adapters: PeftModel | None,
         side: str,
     ) -> Tensor:
-        """Logits (P, vocabulary) before each token of each answer, padded on `side`."""
+        """Logits (P, vocabulary) before each token that is learned, padded on `side`."""
         adapters = None if adapters is None else adapters.to(self.model.dtype)
         rows = [
             torch.cat([q.ids, torch.tensor(ending, dtype=torch.int64)])
@@ -76,9 +76,25 @@ class Unsplit:
                 logits = self.model(**arguments).logits
         wanted = []
         for row, (question, gap) in enumerate(zip(questions, gaps, strict=True)):
-            end = width - (gap if side == "right" else 0)
-            wanted.append(logits[row, end - len(question.answer) : end])
+            learned = [*question.learned[1:].tolist(), *[True] * len(question.answer)]
+            start = 0 if side == "right" else gap
+            wanted.append(logits[row, start : start + len(learned)][torch.tensor(learned)])
         return torch.cat(wanted)
+
+    def loss(
+        self, question: Question, encoder: QuestionEncoder, adapters: PeftModel | None
+    ) -> Tensor:
+        """The model's own loss on one question, with labels -100 on all that is not learned."""
+        ids = torch.cat([question.ids, torch.tensor(question.answer)])[None]
+        learned = torch.cat([question.learned, torch.ones(len(question.answer)).bool()])[None]
+        arguments = {"input_ids": ids, "labels": ids.where(learned, -100)} | self._types(ids)
+        if self.family == "paligemma":
+            types = torch.arange(ids.shape[1]) >= len(question.ids)
+            arguments["token_type_ids"] = types.long()[None]
+        if question.sample.pictures:
+            arguments |= encoder.vision_inputs(question.sample)
+        with self.adapted(adapters):
+            return self.model(**arguments).loss
 
     def generate(
         self, question: Question, encoder: QuestionEncoder, adapters: PeftModel, tokens: int
