@@ -40,30 +40,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.measure:
-        print(json.dumps(measure(options.measure[0], Path(options.measure[1]), options.clients)))
+        what, folder = options.measure[0], Path(options.measure[1])
+        print(json.dumps(measure(what, folder, options.clients, name="iconqa", path=str(folder))))
         return
     with tempfile.TemporaryDirectory(prefix="iconqa-memory-") as name:
         folder = Path(name)
         started = time.perf_counter()
         made = write_iconqa(folder, options.questions)
         print(f"{made:,} problems written in {time.perf_counter() - started:.0f} s", flush=True)
-        environment = {**os.environ, "FEDNANO_CACHE": str(folder / "cache")}
-        results = {}
-        for what in ("read for the first time", "read from the cache", "shard's own folder"):
-            command = [sys.executable, "-m", "benchmarks.iconqa_memory", "--measure", what, name]
-            command += ["--clients", str(options.clients)]
-            answer = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
-            )
-            results[what] = json.loads(answer.stdout)
-    rows = [(what, f"{r['peak_mib']:.0f}", f"{r['seconds']:.1f}") for what, r in results.items()]
-    print(table(["", "peak memory, MiB", "seconds"], rows))
+        results = measure_apart(["benchmarks.iconqa_memory"], folder, options.clients)
     options.questions = made
     write_json(options, results=results)
 
 
-def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
-    """Load, split and go through client 0's pictures in this process, and say what it took."""
+def measure_apart(module: Sequence[str], folder: Path, clients: int) -> dict[str, Any]:
+    """What `measure` finds, each time in a process of its own; a table is printed.
+
+    Args:
+        module: what `python -m` runs, with options; it takes `--measure` and `--clients`.
+    """
+    environment = {**os.environ, "FEDNANO_CACHE": str(folder / "cache")}
+    results = {}
+    for what in ("read for the first time", "read from the cache", "shard's own folder"):
+        command = [sys.executable, "-m", *module, "--measure", what, str(folder)]
+        command += ["--clients", str(clients)]
+        answer = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        results[what] = json.loads(answer.stdout)
+    rows = [(what, f"{r['peak_mib']:.0f}", f"{r['seconds']:.1f}") for what, r in results.items()]
+    print(table(["", "peak memory, MiB", "seconds"], rows))
+    return results
+
+
+def measure(what: str, folder: Path, clients: int, **changes: Any) -> dict[str, Any]:
+    """Load, split and go through client 0's pictures in this process, and say what it took.
+
+    Args:
+        changes: of the run config's `dataset` section.
+    """
     from fednano_flwr.config import RunConfig
     from fednano_flwr.config.project import PACKAGE, defaults
     from fednano_flwr.data.images import first_defect
@@ -72,7 +87,7 @@ def measure(what: str, folder: Path, clients: int) -> dict[str, Any]:
     from fednano_flwr.data.shard_folder import load_shard, write_shard
 
     config = RunConfig.parse(defaults(PACKAGE.parent))
-    dataset = dataclasses.replace(config.dataset, name="iconqa", path=str(folder))
+    dataset = dataclasses.replace(config.dataset, **changes)
     own = folder / "shard"
     started = time.perf_counter()
     counts: dict[str, int] = {}

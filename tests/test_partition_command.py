@@ -97,6 +97,42 @@ def test_the_commit_of_a_data_set_from_the_hub_is_written_down(partition, tmp_pa
         assert (written["dataset_revision"], written["dataset"]["revision"]) == ("a" * 40, "")
 
 
+def test_each_hospital_is_a_client_and_gets_its_own_dialogues_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    for number in range(30):
+        site = "abc"[number % 3]
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        turns = [("user", f"<image>Which, {number}?"), ("assistant", f"It is {site}.")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        row = {"messages": messages, "images": [f"{number}.png"], "hospital": site}
+        lines.append(json.dumps(row))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    chosen = {
+        "name": "messages",
+        "path": "all.jsonl",
+        "group": "hospital",
+        "partitioner": "NaturalIdPartitioner",
+        "test-fraction": "0.2",
+    }
+    given = [part for key, value in chosen.items() for part in ("-c", f"dataset.{key}={value}")]
+    command = ["partition", "--app", str(ROOT), *given, "--out", "out"]
+    few = CliRunner().invoke(cli.cli, [*command, "--clients", "2"])
+    assert few.exit_code == 2 and "each value of group: a, b, c. Use 3 clients" in few.output
+    done = CliRunner().invoke(cli.cli, [*command, "--clients", "3"])
+    assert done.exit_code == 0, done.output
+    for client, site in enumerate("abc"):
+        shard = load_shard(tmp_path / "out" / f"client-{client}")
+        samples = [*shard.train, *shard.test]
+        assert (len(shard.train), len(shard.test)) == (8, 2)
+        assert {sample.free_answer for sample in samples} == {f"It is {site}."}
+        assert len(list((tmp_path / "out" / f"client-{client}" / "images").iterdir())) == 10
+        for sample in samples:
+            number = sample.uid.removeprefix("all.jsonl:")
+            original = tmp_path / f"{int(number) - 1}.png"
+            assert sample.images[0].read() == original.read_bytes()
+
+
 def test_the_map_alone_is_a_picture_and_no_shards(partition, tmp_path):
     result = partition("--out", "map", "--map-only")
     assert result.exit_code == 0

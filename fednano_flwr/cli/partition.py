@@ -158,7 +158,9 @@ def _fingerprint(shards: Shards) -> str:
     for part in (shards.questions.train, shards.questions.test):
         for s in part:
             fields = (s.uid, s.question, s.group, s.subject, s.choices, ())
-            words = (*fields, s.answer, s.free_answer, None, s.context)
+            words: tuple[Any, ...] = (*fields, s.answer, s.free_answer, None, s.context)
+            if s.turns or s.references:
+                words += (s.turns, s.references)
             digest.update(repr((words, len(s.pictures))).encode())
         digest.update(b"\n")
     return digest.hexdigest()
