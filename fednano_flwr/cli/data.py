@@ -41,7 +41,8 @@ def data(
     fail.
     """
     from fednano_flwr.preview import report
-    from fednano_flwr.preview.clients import Preview, read_data
+    from fednano_flwr.preview.clients import Preview
+    from fednano_flwr.preview.data import read_data
 
     with exit_status():
         cwd = Path.cwd()

@@ -51,12 +51,14 @@ class Split:
         skipped: ids of the others, by reason.
         skipped_file: where these are written down.
         columns: which column was read as what, for people; "" where the layout fixes it.
+        missing: files of pictures that are not there.
     """
 
     questions: Questions
     skipped: dict[str, list[str]]
     skipped_file: Path
     columns: str
+    missing: list[str]
 
     @property
     def counts(self) -> Counter[str]:
@@ -84,7 +86,8 @@ def read_split(found: Found, split: str) -> Split:
             break
         digest = _sha256([digest, *repaired])
     skipped_file, table = folder / "skipped.json", read_table(folder / "questions.arrow")
-    return Split(table, _read_json(skipped_file), skipped_file, reading["columns"])
+    skipped = _read_json(skipped_file)
+    return Split(table, skipped, skipped_file, reading["columns"], reading["missing"])
 
 
 def _digest(found: Found, split: str) -> str:

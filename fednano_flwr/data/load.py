@@ -232,6 +232,9 @@ def _check_skipped(dataset: Dataset, found: Found, splits: Mapping[str, Split]) 
         for name, split in splits.items()
         for reason, pids in sorted(split.skipped.items(), key=lambda item: -len(item[1]))
     ]
+    lines += [
+        f"  {n}: there is no {split.missing[0]}" for n, split in splits.items() if split.missing
+    ]
     files = [f"  {split.skipped_file}" for split in splits.values() if split.skipped]
     raise DataError(
         f"{skipped} of {total} questions of {dataset.name} in {found.place} cannot be used: "

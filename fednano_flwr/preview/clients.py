@@ -4,43 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
 from fednano_flwr.base.reasons import by_reason
-from fednano_flwr.config import Dataset, RunConfig
+from fednano_flwr.config import RunConfig
 from fednano_flwr.data.errors import SampleError
-from fednano_flwr.data.load import check_dataset
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.data.shard import Shard, read_shards
-from fednano_flwr.data.shard_folder import load_shard, read_manifest
+from fednano_flwr.data.shard import Shard
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.questions import Limits, Question
 from fednano_flwr.edge.shard import too_many
 from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.preview.pieces import Piece, pieces
-
-
-@dataclass(frozen=True)
-class Data:
-    """What clients read, before a model has seen it.
-
-    Attributes:
-        place: where it lies.
-        shards: of the clients that are looked at, by their number.
-        columns: which column is read as what, by split.
-        skipped: rows that no client gets: their names, by split and reason.
-    """
-
-    dataset: Dataset
-    place: str
-    shards: dict[int, Shard]
-    columns: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,29 +56,6 @@ class Figures:
     left_out: dict[str, list[str]]
     too_many: bool
     groups: dict[str, int]
-
-
-def read_data(config: RunConfig, clients: int, client: int | None, data_path: str = "") -> Data:
-    """Read what the clients of a run would read.
-
-    Args:
-        client: the only one to look at.
-        data_path: of one client's own data, as in its node config; it is client 0.
-
-    Raises:
-        DataError, ResourceError: it cannot be read or dealt, or there is no such client.
-    """
-    dataset = config.dataset
-    if data_path:
-        manifest = read_manifest(Path(data_path).expanduser())
-        skipped = {reason: [""] * count for reason, count in manifest["skipped"].items()}
-        shard = load_shard(Path(data_path))
-        return Data(dataset, data_path, {manifest["partition_id"]: shard}, {}, {"": skipped})
-    check_dataset(dataset)
-    shards = read_shards(dataset, config.seed, clients)
-    which = range(clients) if client is None else [client]
-    found, questions = {k: shards.of_client(k) for k in which}, shards.questions
-    return Data(dataset, dataset.path, found, questions.columns, questions.left_out)
 
 
 class Preview:

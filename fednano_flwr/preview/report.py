@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fednano_flwr.base.reasons import first_few
 from fednano_flwr.data.prompts import LETTERS
 from fednano_flwr.data.sample import Sample
-from fednano_flwr.preview.clients import Data, Figures, Preview, Row
+from fednano_flwr.preview.clients import Figures, Preview, Row
+from fednano_flwr.preview.data import Data, counted
 from fednano_flwr.preview.pieces import Piece
 
 LOSS = "loss"
@@ -39,8 +39,9 @@ def show(preview: Preview, data: Data, rows: int, out: Console) -> bool:
     write([Text(), Text("tokens of question and right answer")])
     out.print(clients(figures))
     write(left_out(figures, data.dataset.max_skipped))
-    write([Text(), Text("training questions by group and client")])
-    out.print(groups(figures))
+    if len({group for one in figures.values() for group in one.groups}) > 1:
+        write([Text(), Text("training questions by group and client")])
+        out.print(groups(figures))
     return not any(one.too_many for one in figures.values())
 
 
@@ -69,11 +70,12 @@ def console() -> Console:
 def head(data: Data) -> Iterator[Text]:
     """What was read of what, and what no client gets."""
     yield _named("data", f"{data.dataset.name} in {data.place}")
-    for split, columns in data.columns.items():
-        yield _named("columns", f"{split}: {columns}")
-    for split, reasons in data.skipped.items():
-        for reason, names in reasons.items():
-            yield _named("left out", f"{split}: {_counted(reason, names)}", "yellow")
+    yield _named("metric", f"{data.metric} (dataset.metric = {data.dataset.metric})")
+    alike = len({*data.columns.values()}) == 1
+    for split, columns in list(data.columns.items())[: 1 if alike else None]:
+        yield _named("columns", columns if alike else f"{split}: {columns}")
+    for line in data.left_out:
+        yield _named("left out", line, "yellow")
 
 
 def row(client: int, shown: Row) -> Iterator[Text]:
@@ -151,7 +153,7 @@ def left_out(figures: Mapping[int, Figures], max_skipped: float) -> Iterator[Tex
     """What clients cannot use, and whether they could go on without it."""
     for client, one in figures.items():
         for reason, names in one.left_out.items():
-            yield _named("left out", f"client {client}: {_counted(reason, names)}", "yellow")
+            yield _named("left out", f"client {client}: {counted(reason, names)}", "yellow")
         if one.too_many:
             what = f"client {client} would fail: dataset.max-skipped = {max_skipped:g} allows fewer"
             yield _named("problem", what, "bold red")
@@ -190,9 +192,5 @@ def _shaded(count: int, most: int) -> Text:
     return Text(str(count), f"{'black' if step < 2 else 'white'} on {SHADES[step]}")
 
 
-def _counted(reason: str, names: list[str]) -> str:
-    return f"{len(names)} {reason} ({first_few(names)})"
-
-
 def _named(name: str, text: str, style: str = "") -> Text:
-    return Text.assemble((f"{name:10}", style or "dim"), text)
+    return Text.assemble((f"{name:11}", style or "dim"), text)

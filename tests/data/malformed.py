@@ -1,4 +1,4 @@
-"""Malformed inputs of `messages` and `table`, and what is said to each; docs/data.md lists them."""
+"""Malformed inputs of `messages` and `table` and what is said to each, as in docs/own-data.md."""
 
 from __future__ import annotations
 

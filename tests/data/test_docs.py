@@ -10,7 +10,9 @@ from tests.data.conftest import png, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCS = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+DOCS = "".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("data.md", "own-data.md")
+)
 
 
 def test_the_documented_layouts_are_those_the_errors_show():
@@ -27,7 +29,7 @@ def test_the_documented_layouts_are_those_the_errors_show():
 
 
 def test_the_documented_dialogue_is_read(tmp_path):
-    (row,) = re.findall(r"## Messages\n.*?```json\n(.*?)```", DOCS, re.DOTALL)
+    (row,) = re.findall(r"## The file\n.*?```json\n(.*?)```", DOCS, re.DOTALL)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "1.jpg").write_bytes(png())
     (tmp_path / "my.jsonl").write_text(row)

@@ -127,6 +127,7 @@ def test_more_unreadable_questions_than_allowed_stop_the_run_with_the_list(write
     with pytest.raises(DataError, match=r"7 of 20 questions .* 35\.0 %.*max-skipped is 0\.34") as e:
         load_questions(settings(path=str(path), max_skipped=0.34))
     assert "train: 7 picture file is missing (0, 1, 2 and 4 more)" in str(e.value)
+    assert f"there is no {path}/images/train/0/image.png" in str(e.value)
     (file,) = (line.strip() for line in str(e.value).splitlines() if line.endswith("skipped.json"))
     with open(file) as opened:
         assert '"6"' in opened.read()

@@ -8,7 +8,7 @@ from fednano_flwr.data.load import load_questions
 from tests.data.conftest import png, settings
 from tests.data.malformed import CASES, Malformed
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "own-data.md"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
@@ -31,7 +31,7 @@ def test_a_malformed_input_costs_itself_and_is_named_with_its_file_and_row(tmp_p
 
 
 def test_the_documented_malformed_inputs_are_those_that_are_tested():
-    section = DOCS.read_text("utf-8").split("### Malformed rows and files\n")[1].split("\n## ")[0]
+    section = DOCS.read_text("utf-8").split("## Malformed rows and files\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| (.*) \| (.*) \|$", section, re.MULTILINE)[1:] == rows(CASES)
 
 

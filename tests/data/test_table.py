@@ -129,11 +129,25 @@ def test_columns_are_those_the_user_names_and_are_said(write, capsys):
         ({"query": "q", "target": "a", "text": "passage"}, "q", "a"),
         ({"prompt": "q", "text": "a"}, "q", "a"),
         ({"question": "q", "answers": ["b", "a", "a"], "text": "passage"}, "q", "a"),
+        ({"query": "q", "response": "a"}, "q", "a"),
+        ({"instruction": "q", "input": "", "output": "a"}, "q", "a"),
+        ({"input": "q", "output": "a"}, "q", "a"),
     ],
 )
 def test_columns_are_found_by_their_usual_names(write, columns, question, answer):
     (sample,), _ = load(write([columns]))
     assert (sample.question, sample.free_answer) == (question, answer)
+
+
+def test_a_place_for_each_picture_at_the_beginning_of_a_question_is_no_text_of_it(write):
+    def question(text, *images):
+        row = {"query": text, "response": "a", "images": list(images)}
+        return load(write([row]))[0][0].question
+
+    assert question("<image>\n<image> What?", "a.png", "b.png") == "What?"
+    assert question("<image>What?") == "<image>What?"
+    assert question("<image>What?", "a.png", "b.png") == "<image>What?"
+    assert question("What is <image>?", "a.png") == "What is <image>?"
 
 
 def test_captions_need_no_question_but_an_instruction_of_their_own(write):

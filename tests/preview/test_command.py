@@ -21,7 +21,8 @@ from fednano_flwr.cli import app as cli
 from fednano_flwr.config import RunConfig
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.edge.encoder import QuestionEncoder
-from fednano_flwr.preview.clients import Preview, read_data
+from fednano_flwr.preview.clients import Preview
+from fednano_flwr.preview.data import read_data
 from fednano_flwr.preview.report import show
 from tests.conftest import REPOSITORY
 from tests.opened import recorded
@@ -83,7 +84,7 @@ def test_first_rows_and_figures_of_every_client_are_shown_and_no_weight_is_read(
             assert learned.strip() == "ABCDEFGHIJ"[sample.answer]
             words = [*sample.question.rstrip("?").split(), *sample.choices]
             unknown = [word for word in words if word not in known]
-            assert f"unknown   {len(unknown)} of" in shown if unknown else "unknown" not in shown
+            assert f"unknown    {len(unknown)} of" in shown if unknown else "unknown" not in shown
     for topic in ("topic0", "topic1", "topic2"):
         counts = [Counter(shard.train.groups)[topic] for shard in shards]
         assert cells(result.stdout, topic) == [str(count or "") for count in counts]

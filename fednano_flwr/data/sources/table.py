@@ -20,30 +20,35 @@ from fednano_flwr.data.row_reader import ALL, Cells, RowReader
 from fednano_flwr.data.rows import SUFFIXES
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import ANY_HUB_ID, Reader, Source
+from fednano_flwr.data.sources.messages import IMAGE
 from fednano_flwr.data.split_files import LAYOUT, find_files
 
 COLUMNS = {
     "image": ("image", "images", "picture", "pictures", "photo", "photos", "img", "file_name"),
     "answer": (
         *("answer", "multiple_choice_answer", "label", "caption", "target"),
-        *("answers", "labels", "captions", "text"),
+        *("response", "output", "answers", "labels", "captions", "text"),
     ),
-    "question": ("question", "prompt", "query", "text"),
+    "question": ("question", "prompt", "query", "instruction", "input", "text"),
     "choices": ("choices", "options"),
     "answers": ("answers",),
-    "context": ("context", "hint"),
+    "context": ("context", "hint", "input"),
     "group": ("group",),
     "subject": ("subject",),
     "id": (),
 }
 """`text` is an answer where no other column is, as in captions, and else a question."""
-NEEDED = {"answer": "Name it in dataset.columns, as answer=label."}
+NEEDED = {
+    "answer": "Name it in dataset.columns, as answer=label; rows with a list of turns are read by "
+    'dataset.name = "messages".'
+}
 NO_QUESTION = {
     "question": "Name it in dataset.columns, as question=text; or set dataset.instruction to what "
     "is asked in every row, such as 'Describe the picture.'"
 }
 NOT_TEXT = "answer is not text"
 NOTHING_ASKED = "neither a question nor a picture"
+_PLACES = re.compile(rf"(?:{IMAGE}\s*)+")
 _LETTER = re.compile(r"\(?([A-Z])[).:]?", re.IGNORECASE)
 
 
@@ -61,7 +66,7 @@ def make_sample(row: Cells, instruction: str) -> Sample:
     free, references = ("", ()) if choices else _free_answer(row)
     return Sample(
         uid=row.uid,
-        question=row["question"] if asked else instruction,
+        question=without_places(row["question"], len(images)) if asked else instruction,
         group=group,
         subject=row.label("subject", group),
         choices=choices,
@@ -72,6 +77,17 @@ def make_sample(row: Cells, instruction: str) -> Sample:
         references=references,
         instruction=instruction if asked else "",
     )
+
+
+def without_places(question: Any, pictures: int) -> Any:
+    """A question without one `<image>` for each picture at its beginning: there they stand anyhow.
+
+    Any other `<image>` is what the user typed.
+    """
+    found = _PLACES.match(question) if isinstance(question, str) else None
+    if found and found[0].count(IMAGE) == pictures:
+        return question[found.end() :]
+    return question
 
 
 def option(value: Any, choices: tuple[str, ...]) -> int:
