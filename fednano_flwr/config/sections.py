@@ -94,6 +94,11 @@ class Dataset(Section):
         "what follows a free question of a `table`; its question, where no column has one"
     )
     metric: str = key("how free answers are scored ([data.md](data.md#prompt-and-scoring))")
+    max_tokens: int = key("most tokens of a question with its answer; 0: no limit", least=0)
+    too_long: str = key(
+        "a longer one is left out (`skip`), or its text is cut ([data.md](data.md#long-questions))",
+        choices=("skip", "cut"),
+    )
 
     def check(self) -> None:
         self.require(

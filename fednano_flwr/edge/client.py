@@ -163,7 +163,7 @@ class Client:
             metric = find_metric(config.dataset.metric).score
             batch, tokens = config.batch_size, config.max_answer_tokens
             scores = score_questions(self.edge, llm, questions, batch, metric, tokens, self.limits)
-        counts = tally([q.sample for q in questions], [score.value for score in scores])
+        counts = tally((q.sample for q in questions), [score.value for score in scores])
         return Scored(
             score=counts.get(ALL, [0.0])[0],
             loss=sum(score.loss for score in scores),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -19,10 +19,12 @@ from fednano_flwr.data.errors import DataError, SampleError
 from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
 from fednano_flwr.data.prompts import LETTERS, by_letter
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge.fit import UNLIMITED, Fit
 from fednano_flwr.edge.marks import without_answers
 from fednano_flwr.edge.processor_check import check_processor
 from fednano_flwr.edge.prompting import LEARNED, Prompting
 from fednano_flwr.edge.questions import Question
+from fednano_flwr.edge.stored_questions import StoredQuestions
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.models.processor import load_processor
@@ -127,6 +129,10 @@ class QuestionEncoder:
         digest.update(str(self.prompting.encoder_ids(sample)).encode())
         return digest.hexdigest()
 
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.prompting.tokens(text))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens."""
         return self.processor.tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -218,13 +224,17 @@ def _one_sample() -> Iterator[None]:
 
 
 def encode_all(
-    encoder: QuestionEncoder, samples: Iterable[Sample]
-) -> tuple[list[Question], list[tuple[str, str]]]:
-    """The samples that this model can take, tokenized; id and reason of each other one."""
-    questions, left_out = [], []
-    for sample in samples:
+    encoder: QuestionEncoder, samples: Sequence[Sample], fit: Fit = UNLIMITED
+) -> tuple[StoredQuestions, list[tuple[str, str]]]:
+    """The samples that this model can take, tokenized; id and reason of each other one.
+
+    Args:
+        fit: how long they may be.
+    """
+    questions, left_out = StoredQuestions(samples), []
+    for row, sample in enumerate(samples):
         try:
-            questions.append(encoder.encode(sample))
+            questions.add(row, sample, fit.encode(encoder, sample))
         except SampleError as error:
             left_out.append((sample.uid, error.reason))
     return questions, left_out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -117,9 +118,7 @@ def encoded_union(source: Model, dataset: Dataset, seed: int, num_partitions: in
     """All clients' training questions; a test question of any client is not among them."""
     shards = read_shards(dataset, seed, num_partitions)
     union = Shard(shards.all_train(), in_memory())
-    return EncodedShard.encode(
-        encoder(source), union, shards.questions.skipped, dataset.max_skipped
-    )
+    return EncodedShard.encode(encoder(source), union, shards.questions.skipped, dataset)
 
 
 def client_data(
@@ -143,17 +142,17 @@ def _load_client_data(
     else:
         shards = read_shards(dataset, seed, spec.num_partitions)
         part, skipped = shards.of_client(spec.partition), shards.questions.skipped
-    shard = EncodedShard.encode(encoder(source), part, skipped, dataset.max_skipped)
+    shard = EncodedShard.encode(encoder(source), part, skipped, dataset)
     loaded = _loaded_half(source, edge)
     if edge.vocabulary == "full":
         return shard, loaded.vocabulary
-    if any(not question.options for question in shard.test):
+    if any(not (question.options or question.words) for question in shard.test):
         raise ConfigError(
             'edge.vocabulary = "shard": this shard has test questions with a free answer, and a '
             'generated answer may hold any token; use edge.vocabulary = "full", or leave '
             "fill_in_blank out of dataset.tasks"
         )
-    return shard, loaded.half.token_table(used_tokens([*shard.train, *shard.test]))
+    return shard, loaded.half.token_table(used_tokens(chain(shard.train, shard.test)))
 
 
 _client_data = lru_cache(maxsize=CLIENTS_KEPT)(_load_client_data)

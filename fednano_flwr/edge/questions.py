@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,11 @@ class Question:
     learned: Tensor
     words: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of its right answer, or of its longest option in words."""
+        return max(map(len, (self.answer, *self.words)))
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -55,13 +60,24 @@ class Limits:
 
         The last token of an answer, given or generated, is not sent.
         """
-        generated = 0 if question.options or question.words else self.answer
-        longest = max(map(len, (question.answer, *question.words)))
-        return len(question.ids) + max(longest, generated, 1) - 1
+        chosen = bool(question.options or question.words)
+        return self.most(len(question.ids), question.longest_answer, chosen)
+
+    def most(self, prompt: int, answer: int, chosen: bool) -> int:
+        """As `tokens`, of a question with so many tokens.
+
+        Args:
+            answer: tokens of its longest answer.
+            chosen: whether its answer is chosen among options, and not generated.
+        """
+        return prompt + max(answer, 0 if chosen else self.answer, 1) - 1
 
     def refusal(self, question: Question) -> str:
         """Why the host would refuse a question by itself; "" where it would not."""
-        tokens = self.tokens(question)
+        return self.reason(self.tokens(question))
+
+    def reason(self, tokens: int) -> str:
+        """Why the host would refuse a question of so many tokens; "" where it would not."""
         if self.sample and tokens > self.sample:
             return f"its {tokens} tokens are more than the {self.sample} positions of the model"
         if self.request and tokens > self.request:
@@ -72,7 +88,7 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-def used_tokens(questions: Sequence[Question]) -> list[int]:
+def used_tokens(questions: Iterable[Question]) -> list[int]:
     """All token ids that prompts, right answers and options in words consist of, ascending."""
     used: set[int] = set()
     for question in questions:

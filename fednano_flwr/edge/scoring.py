@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -140,7 +140,7 @@ def _of_text(metric: Metric, sample: Sample, answer: str) -> float:
     return value
 
 
-def tally(samples: Sequence[Sample], scores: Sequence[float]) -> Tally:
+def tally(samples: Iterable[Sample], scores: Sequence[float]) -> Tally:
     """Scores and questions: all, with and without pictures, free answers, by subject (or skill)."""
     counts: Tally = {}
     for sample, score in zip(samples, scores, strict=True):

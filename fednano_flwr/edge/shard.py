@@ -7,10 +7,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from fednano_flwr.base.reasons import by_reason, first_few
+from fednano_flwr.config import Dataset
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.edge.encoder import QuestionEncoder, encode_all
-from fednano_flwr.edge.questions import Limits, Question
+from fednano_flwr.edge.fit import Fit
+from fednano_flwr.edge.questions import Limits
+from fednano_flwr.edge.stored_questions import StoredQuestions
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class EncodedShard:
         DataError: more questions are left out.
     """
 
-    train: list[Question]
-    test: list[Question]
+    train: StoredQuestions
+    test: StoredQuestions
     skipped: Counter[str]
     left_out: list[tuple[str, str]]
     max_skipped: float
@@ -71,21 +74,16 @@ class EncodedShard:
 
     @classmethod
     def encode(
-        cls, encoder: QuestionEncoder, shard: Shard, skipped: Counter[str], max_skipped: float
+        cls, encoder: QuestionEncoder, shard: Shard, skipped: Counter[str], dataset: Dataset
     ) -> EncodedShard:
-        """Tokenize a shard; a question that the model cannot take is left out."""
-        train, left_out = encode_all(encoder, shard.train)
-        test, more = encode_all(encoder, shard.test)
-        return cls(train, test, skipped, [*left_out, *more], max_skipped)
+        """Tokenize a shard; what is too long, or nothing for the model, is left out."""
+        train, left_out = encode_all(encoder, shard.train, Fit.of(dataset))
+        test, more = encode_all(encoder, shard.test, Fit.of(dataset))
+        return cls(train, test, skipped, [*left_out, *more], dataset.max_skipped)
 
     def within(self, limits: Limits) -> EncodedShard:
         """The same without the questions that the host would refuse."""
-        left_out = list(self.left_out)
-        parts: tuple[list[Question], list[Question]] = [], []
-        for taken, part in zip(parts, (self.train, self.test), strict=True):
-            for question in part:
-                if reason := limits.refusal(question):
-                    left_out.append((question.sample.uid, reason))
-                else:
-                    taken.append(question)
-        return EncodedShard(*parts, self.skipped, left_out, self.max_skipped)
+        train, left_out = self.train.within(limits)
+        test, more = self.test.within(limits)
+        skipped, left_out = self.skipped, [*self.left_out, *left_out, *more]
+        return EncodedShard(train, test, skipped, left_out, self.max_skipped)

@@ -252,11 +252,11 @@ def _shuffled(
     """All epochs' batches, each epoch in an order of its own."""
     for _ in range(plan.local_epochs):
         order = torch.randperm(len(questions), generator=generator).tolist()
-        yield from batches([questions[i] for i in order], plan.batch_size, plan.limits)
+        yield from batches((questions[i] for i in order), plan.batch_size, plan.limits)
 
 
 def batches(
-    questions: Sequence[Question], size: int, limits: Limits = NO_LIMITS
+    questions: Iterable[Question], size: int, limits: Limits = NO_LIMITS
 ) -> Iterator[list[Question]]:
     """Consecutive batches of `size` questions; the last one, and long ones, may be smaller.
 

@@ -16,6 +16,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.edge import process_cache
 from fednano_flwr.edge.encoder import QuestionEncoder
+from fednano_flwr.edge.fit import Fit
 from fednano_flwr.edge.questions import Limits, Question
 from fednano_flwr.edge.shard import too_many
 from fednano_flwr.models.edge_half import image_token
@@ -70,6 +71,7 @@ class Preview:
         checkpoint = process_cache.checkpoint(source)
         self._encoder: QuestionEncoder = process_cache.encoder(source)
         self._picture = image_token(checkpoint)
+        self._fit = Fit.of(config.dataset)
         answer = config.max_answer_tokens
         self._limits = Limits(config.llm.max_tokens, checkpoint.longest, answer)
 
@@ -120,7 +122,7 @@ class Preview:
     def _question(self, sample: Sample) -> Question | str:
         """The question, or why it is left out."""
         try:
-            question = self._encoder.encode(sample)
+            question = self._fit.encode(self._encoder, sample)
         except SampleError as error:
             return error.reason
         return self._limits.refusal(question) or question
