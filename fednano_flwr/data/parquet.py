@@ -23,7 +23,8 @@ _TYPES = {
 """How Arrow writes the types of columns that can hold these."""
 UNREADABLE_ROW = "row has a value that cannot be read"
 _NUMBERED = re.compile(r".+?-(?P<number>\d+)(-of-(?P<total>\d+))?(-[0-9a-f]+)?\.\w+")
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 16
+"""With their pictures, which may be of several MB each: 64 such rows took more than 1 GiB."""
 _BUFFER = 2**20
 """Bytes of a file read at once."""
 AGAIN = (

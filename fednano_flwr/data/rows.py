@@ -29,6 +29,8 @@ IMAGE, LABEL = "image", "label"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 ROWS_LOOKED_AT = 100
 """JSON rows whose names are taken for the file's columns."""
+HEAD = 2**12
+"""Bytes in which a JSON list begins."""
 CHUNK = 2**20
 """Characters of a JSON list that are read at once."""
 GAP = re.compile(r"[ \t\r\n,]*")
@@ -119,7 +121,7 @@ def _object(value: Any) -> dict[str, Any] | str:
 def _json(file: Path, columns: Collection[str]) -> Iterator[Row]:
     """A list of rows, of which one is in memory at a time; or JSON Lines, as many call them so."""
     with file.open("rb") as opened:
-        head = opened.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
     yield from (_json_list(file) if head.startswith(b"[") else _json_lines(file, columns))
 
 
