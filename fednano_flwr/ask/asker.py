@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fednano_flwr.data.errors import DataError
@@ -53,11 +53,19 @@ class Asker:
         frozen: the same with adapters that change nothing.
         llm: as in training.
         max_tokens: most tokens of a free answer.
+        instruction: what follows a free question, as in the run's data; None for the usual.
     """
 
-    def __init__(self, tuned: NanoEdge, frozen: NanoEdge, llm: Exchange, max_tokens: int) -> None:
+    def __init__(
+        self,
+        tuned: NanoEdge,
+        frozen: NanoEdge,
+        llm: Exchange,
+        max_tokens: int,
+        instruction: str | None = None,
+    ) -> None:
         self.tuned, self.frozen, self.llm = tuned, frozen, llm
-        self.max_tokens = max_tokens
+        self.max_tokens, self.instruction = max_tokens, instruction
 
     def answer(
         self,
@@ -79,7 +87,7 @@ class Asker:
             AskError: the question cannot be asked.
             HostRefusedError, HostUnreachableError: of the language model's service.
         """
-        return self.answer_sample(_sample(question, image, choices, hint), frozen)
+        return self.answer_sample(self._sample(question, image, choices, hint), frozen)
 
     def answer_sample(self, sample: Sample, frozen: bool = False) -> Answer:
         """`answer` to a question of a data set, whose right answer is not looked at."""
@@ -108,7 +116,7 @@ class Asker:
         Args:
             ended: gets the whole answer after its last piece.
         """
-        asked = self._encoded(_sample(question, image, (), hint))
+        asked = self._encoded(self._sample(question, image, (), hint))
         return self._pieces(self.frozen if frozen else self.tuned, asked, ended)
 
     def _pieces(
@@ -142,6 +150,13 @@ class Asker:
                 "(max_position_embeddings): the answer may be nonsense"
             )
         return tuple(notes)
+
+    def _sample(
+        self, question: str, image: Path | str | None, choices: Sequence[str], hint: str
+    ) -> Sample:
+        sample = _sample(question, image, choices, hint)
+        known = self.instruction == sample.question  # of captions, it is the question itself
+        return replace(sample, instruction="" if known else self.instruction)
 
     def _encoded(self, sample: Sample) -> Question:
         """The prompt that training used."""

@@ -14,7 +14,7 @@ from fednano_flwr.adapters.site import build_adapters, load_adapter_state
 from fednano_flwr.ask import MAX_TOKENS
 from fednano_flwr.ask.asker import Asker
 from fednano_flwr.base.resources import cache_folder
-from fednano_flwr.config import ConfigError, RunConfig, address_to_dial, is_loopback
+from fednano_flwr.config import ConfigError, Dataset, RunConfig, address_to_dial, is_loopback
 from fednano_flwr.config.overrides import absolute_paths, parse_override
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import load_questions
@@ -134,7 +134,13 @@ def open_asker(
                 half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
             )
         llm = exchange_of(settings, host)
-        yield Asker(tuned, frozen, llm, max_tokens or settings.max_answer_tokens)
+        longest = max_tokens or settings.max_answer_tokens
+        yield Asker(tuned, frozen, llm, longest, instruction_of(settings.dataset))
+
+
+def instruction_of(dataset: Dataset) -> str | None:
+    """What follows a free question of a data set in the prompt; None for the usual."""
+    return {"messages": "", "table": dataset.instruction}.get(dataset.name)
 
 
 def settings_of(run: Run, config: Sequence[str]) -> RunConfig:

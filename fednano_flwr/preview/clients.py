@@ -28,6 +28,8 @@ class Row:
     """One row as the model gets it.
 
     Attributes:
+        sample: as the data set has it.
+        cut: whether its text was cut to `dataset.max-tokens`.
         pieces: its prompt and right answer; () where it is left out.
         left_out: why; "" where it is not.
     """
@@ -35,6 +37,7 @@ class Row:
     sample: Sample
     pieces: tuple[Piece, ...] = ()
     left_out: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Figures:
         pictures: of a question: fewest and most.
         left_out: names of the questions that it cannot use, by reason.
         too_many: whether these are more than `dataset.max-skipped` allows.
+        cut: how many are cut to `dataset.max-tokens`.
         groups: training questions by group.
     """
 
@@ -56,6 +60,7 @@ class Figures:
     pictures: tuple[int, int]
     left_out: dict[str, list[str]]
     too_many: bool
+    cut: int
     groups: dict[str, int]
 
 
@@ -82,7 +87,8 @@ class Preview:
             if isinstance(question, str):
                 yield Row(sample, left_out=question)
             else:
-                yield Row(sample, tuple(pieces(question, self._encoder, self._picture)))
+                shown = tuple(pieces(question, self._encoder, self._picture))
+                yield Row(sample, shown, cut=question.sample != sample)
 
     def figures(
         self, shard: Shard, max_skipped: float, each: Callable[[], object] = lambda: None
@@ -95,7 +101,7 @@ class Preview:
         """
         lengths, pictures, groups = [0], [0], Counter[str]()
         used = {"train": 0, "test": 0}
-        left_out = []
+        left_out, cut = [], 0
         for split, questions in (("train", shard.train), ("test", shard.test)):
             for sample in questions:
                 question = self._question(sample)
@@ -106,6 +112,7 @@ class Preview:
                     groups.update([sample.group] * (split == "train"))
                     lengths.append(len(question.ids) + len(question.answer))
                     pictures.append(len(sample.pictures))
+                    cut += question.sample != sample
                 each()
         found = lengths[1:] or lengths
         median, most = np.percentile(found, (50, 95), method="inverted_cdf")
@@ -116,6 +123,7 @@ class Preview:
             pictures=(min(shown), max(shown)),
             left_out={reason: names for names, reason in by_reason(left_out)},
             too_many=too_many(len(left_out), len(shard.train) + len(shard.test), max_skipped),
+            cut=cut,
             groups=dict(groups),
         )
 

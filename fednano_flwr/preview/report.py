@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fednano_flwr.config import Dataset
 from fednano_flwr.data.prompts import LETTERS
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.preview.clients import Figures, Preview, Row
@@ -38,7 +39,7 @@ def show(preview: Preview, data: Data, rows: int, out: Console) -> bool:
     figures = _figures(preview, data)
     write([Text(), Text("tokens of question and right answer")])
     out.print(clients(figures))
-    write(left_out(figures, data.dataset.max_skipped))
+    write(left_out(figures, data.dataset))
     if len({group for one in figures.values() for group in one.groups}) > 1:
         write([Text(), Text("training questions by group and client")])
         out.print(groups(figures))
@@ -88,6 +89,8 @@ def row(client: int, shown: Row) -> Iterator[Text]:
     for learned, line in lines(shown.pieces):
         style = LEARNED if learned else "dim"
         yield Text.assemble((f"{LOSS if learned else '':4} | ", style), line)
+    if shown.cut:
+        yield _named("cut", "its text, to dataset.max-tokens", "yellow")
     yield from facts(sample, shown.pieces)
 
 
@@ -149,13 +152,17 @@ def clients(figures: Mapping[int, Figures]) -> Table:
     return table
 
 
-def left_out(figures: Mapping[int, Figures], max_skipped: float) -> Iterator[Text]:
-    """What clients cannot use, and whether they could go on without it."""
+def left_out(figures: Mapping[int, Figures], dataset: Dataset) -> Iterator[Text]:
+    """What clients cut or cannot use, and whether they could go on without it."""
     for client, one in figures.items():
+        if one.cut:
+            text = f"client {client}: {one.cut} to dataset.max-tokens = {dataset.max_tokens}"
+            yield _named("cut", text, "yellow")
         for reason, names in one.left_out.items():
             yield _named("left out", f"client {client}: {counted(reason, names)}", "yellow")
         if one.too_many:
-            what = f"client {client} would fail: dataset.max-skipped = {max_skipped:g} allows fewer"
+            most = dataset.max_skipped
+            what = f"client {client} would fail: dataset.max-skipped = {most:g} allows fewer"
             yield _named("problem", what, "bold red")
 
 

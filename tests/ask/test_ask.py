@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.ask.asker import Asker, _sample
+from fednano_flwr.ask.asker import Asker
 from fednano_flwr.ask.opening import (
     PICTURES,
     LocalService,
@@ -21,7 +21,7 @@ from fednano_flwr.ask.opening import (
 )
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Turn
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
     Generated,
@@ -117,8 +117,28 @@ def test_the_prompt_is_the_one_of_training(asked: Asked, asker: Asker) -> None:
     free = Sample("u", QUESTION, "", "", free_answer="w40")
     for sample, image in ((closed, asked.picture), (free, None)):
         trained = encoder.encode(sample)
-        put = asker._encoded(_sample(QUESTION, image, sample.choices, sample.context))
+        put = asker._encoded(asker._sample(QUESTION, image, sample.choices, sample.context))
         assert torch.equal(put.ids, trained.ids) and put.options == trained.options
+
+
+@pytest.mark.parametrize(
+    ("source", "made"),
+    [
+        ("messages", {"turns": (Turn("user", (None, QUESTION)),)}),
+        ("table", {"instruction": "w41 w42"}),
+        ("table", {"question": "w41 w42", "instruction": ""}),
+    ],
+)
+def test_a_question_to_a_run_on_ones_own_data_is_written_as_its_rows_were(
+    source: str, made: dict[str, Any], asked: Asked, tmp_path: Path
+) -> None:
+    images = (Picture(path=asked.picture),)
+    row = Sample("u", **{"question": QUESTION, "group": "", "subject": "", "images": images} | made)
+    run = changed(asked, tmp_path / "run", dataset__name=source, dataset__instruction="w41 w42")
+    with open_asker(run) as asker:
+        put = asker._encoded(asker._sample(row.question, asked.picture, (), ""))
+        trained = asker.tuned.encoder.encode(replace(row, free_answer="w40"))
+        assert torch.equal(put.ids, trained.ids)
 
 
 def test_a_test_question_gets_the_answer_of_the_same_question_typed_in(

@@ -119,6 +119,18 @@ def test_what_is_left_out_is_named_and_too_much_of_it_is_exit_status_2(
     assert "client 0 would fail" in result.stdout and "0.03" in result.stdout
 
 
+def test_a_question_that_is_too_long_is_counted_by_what_is_done_with_it(look: Look) -> None:
+    given = ["--clients", "1", "--rows", "60", "-c", "dataset.max-tokens=25"]
+    skipped = look(*given)
+    assert skipped.exit_code == 2
+    (count,) = re.findall(r"client 0: (\d+) its \d+ tokens are more than", skipped.stdout)
+    cut = look(*given, "-c", "dataset.too-long=cut", "-c", "dataset.max-skipped=1")
+    (done,) = re.findall(r"client 0: (\d+) to dataset.max-tokens = 25", cut.stdout)
+    left_out = cells(cut.stdout, "client 0")[-1]
+    assert int(done) + int(left_out) == int(count) and int(done) > 0
+    assert "\ncut " in cut.stdout and cells(cut.stdout, "client 0")[4] == "25"
+
+
 def test_data_that_are_not_there_are_exit_status_2(look: Look, tmp_path: Path) -> None:
     result = look("-c", f"dataset.path={tmp_path}/nowhere")
     assert result.exit_code == 2 and f"{tmp_path}/nowhere" in result.output
