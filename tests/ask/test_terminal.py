@@ -118,7 +118,7 @@ def test_where_an_answer_was_cut_is_noted(asked: Asked) -> None:
         (("--example", "25"), 2, "test questions 1 to 24"),
         (("--example", "1", "-c", "dataset.path=/nowhere"), 2, "give -c dataset.path=DIR"),
         ((" ",), 2, "the question is empty"),
-        (("which <image> ?",), 2, "its text holds <image>"),
+        (("which \U000f0ff0 ?",), 2, "its text holds a character for private use"),
         (("--image", "missing.png", "w20"), 2, "image missing.png: there is no such file"),
         (("--image", "RUN/config.json", "w20"), 2, "cannot be read as a picture"),
         (("--choices", "w30", "w20"), 2, "1 choices; there can be 2 to 10"),
