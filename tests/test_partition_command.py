@@ -20,7 +20,7 @@ from fednano_flwr.data.load import load_questions
 from fednano_flwr.data.shard import all_shards
 from fednano_flwr.data.shard_folder import load_shard
 from fednano_flwr.preflight import run_config
-from tests.signals import interruptible
+from tests.signals import INTERRUPTIBLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -233,12 +233,11 @@ def test_a_process_that_is_told_to_stop_cleans_up(tiny_questions, tmp_path, numb
     )
     arguments = ["partition", "--app", str(ROOT), "-c", f"dataset.path={tiny_questions}"]
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments, "--out", str(tmp_path / "shards")],
+        [sys.executable, "-c", INTERRUPTIBLE + slow, *arguments, "--out", str(tmp_path / "shards")],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=interruptible,
     )
     assert process.stdout is not None and process.stdout.readline() == "writing\n"
     assert [f.name.endswith(".partial") for f in tmp_path.iterdir()] == [True]

@@ -18,14 +18,14 @@ import psutil
 import pytest
 import tomli_w
 
-from tests.signals import interruptible
+from tests.signals import INTERRUPTIBLE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 # The command, without the check of names: the toy app trains nothing.
 COMMAND = (
-    "from fednano_flwr.cli import app as cli; cli.validate = lambda config: None; "
+    f"{INTERRUPTIBLE}from fednano_flwr.cli import app as cli; cli.validate = lambda config: None; "
     "cli.read_questions = lambda *_: None; cli.main()"
 )
 LONGEST = 240.0  # seconds that a command may take; 20 on two idle cores
@@ -142,7 +142,6 @@ def start(app: Path, tmp_path: Path) -> Iterator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=interruptible,
         )
         everything.append(Started(process, mark, temporary))
         return everything[-1]

@@ -35,6 +35,7 @@ def test_a_node_lost_in_the_middle_of_a_round_changes_no_bit(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     lost = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
     steps: list[int] = []
     call = Replicas._call
 
