@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -34,7 +34,7 @@ from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.feature_cache import FeatureCache, FeatureFolder, FeatureLevels, model_digest
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.training import TrainingPlan, train
-from fednano_flwr.exchange.protocol import AdaptedBatch
+from fednano_flwr.exchange.protocol import LLM, AdaptedBatch
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 
@@ -49,17 +49,6 @@ class NoHost:
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         return batch.embedded().float().mean()
-
-    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def token_losses(
-        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
-    ) -> Tensor:
-        raise NotImplementedError
-
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -180,7 +169,7 @@ def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
     epochs, encoded, loss = [], [], 0.0
     for epoch in range(options.epochs):
         started = time.perf_counter()
-        loss = train(edge, NoHost(), questions, plan, seed=epoch).loss
+        loss = train(edge, cast(LLM, NoHost()), questions, plan, seed=epoch).loss
         epochs.append(time.perf_counter() - started)
         encoded.append(edge.encoded)
     answer.send(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,17 +64,6 @@ class SleepingHost:
         time.sleep(self.seconds)
         return loss
 
-    def score(self, batch: AdaptedBatch, positions: Tensor, candidates: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def token_losses(
-        self, batch: AdaptedBatch, positions: Tensor, tokens: Tensor, secret: bool = True
-    ) -> Tensor:
-        raise NotImplementedError
-
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 def one_after_another(items: Iterable[Any], prepare: Callable[[Any], Any]) -> Iterator[Any]:
     return (prepare(item) for item in items)
@@ -97,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     found = {}
     for milliseconds in options.host_ms:
-        host = SleepingHost(1e-3 * milliseconds)
+        host = cast(LLM, SleepingHost(1e-3 * milliseconds))
         name = f"stand-in, {milliseconds} ms"
         found[name] = compared(fresh, host, questions, options.repeats)
     with process(real_host) as pipe, RemoteLLM(pipe.recv()) as remote:

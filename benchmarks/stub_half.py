@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from fednano_flwr.models.families import Family
 from fednano_flwr.models.llm_half import LLMHalf
@@ -39,8 +40,9 @@ def stub_half(
         logits=logits,
         embed=lambda ids: table[ids],
         check_length=lambda tokens: None,
-        new_cache=lambda: None,
-        next_logits=lambda embed, position, cache: embed @ head,
+        new_cache=DynamicCache,
+        next_logits=lambda embeds, *rest: embeds[:, -1] @ head,
     )
     half.check = lambda *batch: LLMHalf.check(cast(Any, half), *batch)
+    half.check_axes = lambda positions: LLMHalf.check_axes(cast(Any, half), positions)
     return cast(LLMHalf, half)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch
+from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch, Generated
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 
 
@@ -69,9 +69,36 @@ class WholeModel:
         logits = self._logits(batch, positions).float()
         return F.cross_entropy(logits, tokens.to(self.device), reduction="none").cpu()
 
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        """See `LLM.next_tokens`."""
-        return self._logits(batch, positions).argmax(1).cpu()
+    def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
+        """See `LLM.prefill`; one batch at a time."""
+        self._cache = DynamicCache(config=self.model.config.text_config)
+        parts = list(batch.embedded().split(list(batch.lengths)))
+        pads = max(batch.lengths) - torch.tensor(batch.lengths)
+        self._real = (torch.arange(max(batch.lengths)) >= pads[:, None]).to(self.device)
+        return self._next(pad_sequence(parts, batch_first=True, padding_side="left"))
+
+    def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
+        """See `LLM.decode`."""
+        self._cache.batch_select_indices(sequences)
+        real = self._real[sequences.to(self.device)]
+        self._real = F.pad(real, (0, 1), value=True)
+        return self._next(tokens.embedded()[:, None])
+
+    def release(self, cache: int) -> None:
+        """See `LLM.release`."""
+        del self._cache, self._real
+
+    def _next(self, embeds: Tensor) -> Generated:
+        """After further positions (B, T, d) of the kept sequences, padded on the left."""
+        language: Any = self.model.model.language_model
+        places = (self._real.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        hidden = language(
+            inputs_embeds=embeds,
+            attention_mask=self._real.long(),
+            position_ids=places,
+            past_key_values=self._cache,
+        ).last_hidden_state
+        return Generated(1, self.model.lm_head(hidden[:, -1]).argmax(1).cpu())
 
     def _logits(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """(P, vocabulary): padded on the right, the head at `positions` only, as the host does."""

@@ -20,6 +20,7 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
     AdaptedBatch,
+    Generated,
     Inputs,
     LLMInfo,
     LLMService,
@@ -158,8 +159,14 @@ class Witness:
     ) -> Tensor:
         return self._llm.token_losses(batch, positions, tokens, secret)
 
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        return self._llm.next_tokens(batch, positions)
+    def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
+        return self._llm.prefill(batch, most)
+
+    def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
+        return self._llm.decode(cache, sequences, tokens)
+
+    def release(self, cache: int) -> None:
+        self._llm.release(cache)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

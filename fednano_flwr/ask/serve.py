@@ -14,7 +14,6 @@ from fednano_flwr.exchange.wire.auth import FixedToken, make_token, read_token
 from fednano_flwr.exchange.wire.nodes import NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
-from fednano_flwr.llm.client_state import LIMIT
 from fednano_flwr.llm.metrics import open_metrics
 from fednano_flwr.llm.service import load_host
 from fednano_flwr.preflight import config_of
@@ -85,7 +84,7 @@ def serving(
     # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
         open_metrics(config.metrics, say) as metrics,
-        load_host(model, config, LIMIT, metrics, revision, waiting_of_owner=0) as host,
+        load_host(model, config, 0, metrics, revision, waiting_of_owner=0) as host,
     ):
         info = host.describe()
         limits = NodeLimits(config.node_requests_per_second, config.max_clients)

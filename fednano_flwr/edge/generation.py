@@ -1,13 +1,12 @@
 """What the language model answers: the likeliest option, or greedy text.
 
-For text, a batch sends its whole prompts for each token, so that the host keeps nothing and
-requests of many clients share a pass. One question sends its prompt once and the host keeps its
-keys and values, of which it has room for a few clients' at a time.
+Prompts are sent once. The host keeps their keys and values, and each call brings the last tokens of
+the answers that have not ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import isfinite
 
 import torch
@@ -15,19 +14,20 @@ from torch import Tensor
 
 from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
 from fednano_flwr.edge.questions import Question, answer_positions, last_positions
-from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     LLM,
     NOT_FINITE_ADVICE,
     CacheGoneError,
     HostRefusedError,
+    HostUnreachableError,
+    NoRoomError,
 )
 
+TRIES = 4
 NAMED = 4
 """Questions of a batch that an error names, at most."""
 
 
-@torch.no_grad()
 def generate(
     edge: NanoEdge,
     llm: LLM,
@@ -35,60 +35,110 @@ def generate(
     max_tokens: int,
     frozen: FrozenBatch | None = None,
 ) -> list[str]:
-    """Answers of a batch; one that has ended is not sent again.
+    """Answers of a batch; where the host has no room for all of it, of its halves.
 
     Args:
         frozen: the prompts, where they are embedded already.
+
+    Raises:
+        HostRefusedError: see `greedy`.
     """
-    answers: list[tuple[int, ...]] = [()] * len(questions)
-    unfinished = list(range(len(questions)))
-    for _ in range(max_tokens):
-        if not unfinished:
-            break
-        asked, endings = [questions[i] for i in unfinished], [answers[i] for i in unfinished]
-        batch, frozen = edge.adapt(frozen or edge.embed(asked, endings)), None
-        tokens = llm.next_tokens(batch, last_positions(asked, endings)).tolist()
-        found = dict(zip(unfinished, tokens, strict=True))
-        unfinished = [i for i, token in found.items() if token not in edge.encoder.ends]
-        for index in unfinished:
-            answers[index] = (*answers[index], found[index])
+    answers: list[list[int]] = [[] for _ in questions]
+    try:
+        for found in greedy(edge, llm, questions, max_tokens, frozen):
+            for index, token in found.items():
+                answers[index].append(token)
+    except NoRoomError:
+        if len(questions) == 1:
+            raise
+        middle = len(questions) // 2
+        halves = questions[:middle], questions[middle:]
+        return [text for half in halves for text in generate(edge, llm, half, max_tokens)]
     return [edge.encoder.decode(answer) for answer in answers]
 
 
-def answer_tokens(
-    edge: NanoEdge, llm: Exchange, question: Question, max_tokens: int
-) -> Iterator[int]:
-    """The likeliest tokens one after another, each as soon as the host has it, without the end.
+def greedy(
+    edge: NanoEdge,
+    llm: LLM,
+    questions: Sequence[Question],
+    max_tokens: int,
+    frozen: FrozenBatch | None = None,
+) -> Iterator[dict[int, int]]:
+    """The likeliest tokens of a batch's answers, one of each answer that goes on at a time.
 
-    The prompt is sent once, then each token by itself. Where the host has lost the sequence,
-    prompt and answer so far are sent again.
+    Where the host has lost the batch, prompts and answers so far are sent again.
+
+    Args:
+        frozen: the prompts, where they are embedded already.
+
+    Yields:
+        Tokens by number of question; an answer that has ended is left out, and so is its end.
 
     Raises:
-        HostRefusedError: the host generated a token that the model does not have.
+        HostRefusedError: the host generated a token that the model does not have, or lost the batch
+            again and again.
+        NoRoomError: the host has no room for the batch.
         MissingRowError: this client does not hold a generated token's embedding.
     """
     edge.adapters.eval()
-    ending: tuple[int, ...] = ()
-    cache: int | None = None
-    while len(ending) < max_tokens:
-        with torch.no_grad():
-            if cache is None:
-                found = llm.prefill(edge([question], [ending]))
-            else:
+    endings: list[tuple[int, ...]] = [()] * len(questions)
+    cache, kept = 0, list(range(len(questions)))  # which sequences the host has
+    on = kept
+    try:
+        for left in range(max_tokens, 0, -1):
+            if not on:
+                return
+            for _ in range(TRIES):
+                asked, own = [questions[i] for i in on], [endings[i] for i in on]
                 try:
-                    found = llm.decode(cache, edge.next_token(question, ending))
+                    with torch.no_grad():
+                        if cache:
+                            places = torch.tensor([kept.index(i) for i in on])
+                            found = llm.decode(cache, places, edge.next_tokens(asked, own))
+                        else:
+                            batch = edge.adapt(frozen or edge.embed(asked, own))
+                            frozen = None
+                            found = llm.prefill(batch, left)
+                    break
                 except CacheGoneError:
-                    cache = None
-                    continue
-        if found.token in edge.encoder.ends:
-            return
-        if edge.tokens.ids is None and found.token >= len(edge.tokens.weight):
-            raise HostRefusedError(
-                f"the LLM host's answer cannot be used: it generated token {found.token}, and the "
-                f"model has {len(edge.tokens.weight)}"
-            )
-        cache, ending = found.cache, (*ending, found.token)
-        yield found.token
+                    cache = 0
+            else:
+                raise HostRefusedError(
+                    f"the LLM host lost an answer under way {TRIES} times before its next token"
+                )
+            cache, kept = found.cache, on
+            tokens = dict(zip(on, found.tokens.tolist(), strict=True))
+            tokens = {i: token for i, token in tokens.items() if token not in edge.encoder.ends}
+            _check_known(edge, tokens.values())
+            on = list(tokens)
+            for i, token in tokens.items():
+                endings[i] = (*endings[i], token)
+            yield tokens
+    except HostUnreachableError:
+        cache = 0  # there is nobody to tell
+        raise
+    finally:
+        if cache:
+            llm.release(cache)
+
+
+def answer_tokens(edge: NanoEdge, llm: LLM, question: Question, max_tokens: int) -> Iterator[int]:
+    """The likeliest tokens of one answer, each as soon as the host has it, without the end."""
+    for found in greedy(edge, llm, [question], max_tokens):
+        yield from found.values()
+
+
+def _check_known(edge: NanoEdge, tokens: Collection[int]) -> None:
+    """
+    Raises:
+        HostRefusedError: the model does not have one of these tokens.
+    """
+    count, rows = len(edge.tokens.weight), getattr(edge.tokens, "ids", None)
+    if rows is None and (wrong := [token for token in tokens if token >= count]):
+        raise HostRefusedError(
+            f"the LLM host's answer cannot be used: it generated token {wrong[0]}, and the model "
+            f"has {count}"
+        )
 
 
 def option_scores(

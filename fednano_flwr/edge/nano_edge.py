@@ -110,22 +110,27 @@ class NanoEdge(nn.Module):
         return FrozenBatch(hidden, is_image, ids, tuple(features), sizes, *layout)
 
     @torch.no_grad()
-    def next_token(self, question: Question, ending: tuple[int, ...]) -> AdaptedBatch:
-        """The last token of what was generated after a prompt, as a batch of its own.
+    def next_tokens(
+        self, questions: Sequence[Question], endings: Sequence[tuple[int, ...]]
+    ) -> AdaptedBatch:
+        """The last token of what was generated after each prompt, as a batch of their own.
 
         Raises:
-            MissingRowError: its embedding is not among those that this client holds.
+            MissingRowError: an embedding is not among those that this client holds.
         """
-        ids = torch.cat([question.ids, torch.tensor(ending, dtype=torch.int64)])
-        positions = self.frozen.position_ids(ids, len(question.ids), question.geometry)
-        last = ids[-1:].to(self.frozen.device)
+        last = torch.tensor([ending[-1] for ending in endings]).to(self.frozen.device)
+        positions = []
+        for question, ending in zip(questions, endings, strict=True):
+            ids = torch.cat([question.ids, torch.tensor(ending)])
+            own = self.frozen.position_ids(ids, len(question.ids), question.geometry)
+            positions.append(None if own is None else own[:, -1:])
         frozen = FrozenBatch(
             hidden=self.tokens(last),
             is_image=torch.zeros_like(last, dtype=torch.bool),
             token_ids=last,
             features=(),
-            lengths=(1,),
-            position_ids=None if positions is None else positions[:, -1:],
+            lengths=(1,) * len(last),
+            position_ids=_joined(positions),
             token_type_ids=None,
         )
         return self.adapt(frozen)

@@ -15,7 +15,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     Layout,
     LLMInfo,
-    NewToken,
+    NewTokens,
     RefusalError,
     TokenTable,
 )
@@ -43,8 +43,8 @@ class EmbeddingInputs(Inputs):
         return cls(batch.embedded(), *batch.layout)
 
     @staticmethod
-    def token_row(token: AdaptedBatch) -> Tensor:
-        return token.embedded()
+    def token_rows(tokens: AdaptedBatch) -> Tensor:
+        return tokens.embedded()
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -71,11 +71,11 @@ class EmbeddingInputs(Inputs):
         rows = self.embeds.detach().to(table.device, table.dtype)
         return Embedded(rows, lambda gradient: (gradient.to(self.embeds),))
 
-    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
-        def embed(token: NewToken) -> Tensor:
-            if token.row is None or token.row.shape != (1, table.hidden_size):
+    def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
+        def embed(tokens: NewTokens) -> Tensor:
+            if tokens.rows is None or tokens.rows.shape[1] != table.hidden_size:
                 raise ValueError("the prompt was embeddings, so each token has to be one, too")
-            return token.row.to(table.device, table.dtype)
+            return tokens.rows.to(table.device, table.dtype)
 
         return embed
 

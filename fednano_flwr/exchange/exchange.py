@@ -9,6 +9,7 @@ the answers up among the log-probabilities of all tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -27,11 +28,14 @@ from fednano_flwr.exchange.protocol import (
     HostRefusedError,
     Inputs,
     LLMService,
-    NewToken,
+    NewTokens,
+    NoRoomError,
 )
 
 Answer = TypeVar("Answer")
 TRIES = 4
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Seconds between two questions whether there is room."""
 
 
 class Exchange:
@@ -76,23 +80,32 @@ class Exchange:
         ask = partial(self.service.token_losses, positions=positions, tokens=tokens)
         return self._answer(batch, self.inputs.of(batch), ask)
 
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        ask = partial(self.service.next_tokens, positions=positions)
+    def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
+        count, longest = len(batch.lengths), max(batch.lengths)
+        ask = partial(self.service.prefill, self._room(count, longest + most - 1))
         return self._answer(batch, self.inputs.of(batch), ask)
 
-    def prefill(self, batch: AdaptedBatch) -> Generated:
-        """See `LLMService.prefill`."""
-        return self._answer(batch, self.inputs.of(batch), self.service.prefill)
-
-    def decode(self, cache: int, token: AdaptedBatch) -> Generated:
-        """See `LLMService.decode`; `token` is a batch of one token of text."""
-        row, positions = self.inputs.token_row(token), token.position_ids
-        new = NewToken(
-            int(token.token_ids),
-            None if row is None else row.detach(),
-            None if positions is None else positions[:, 0],
-        )
+    def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
+        rows = self.inputs.token_rows(tokens)
+        rows = None if rows is None else rows.detach()
+        new = NewTokens(sequences, tokens.token_ids.cpu(), rows, tokens.position_ids)
         return self.service.decode(cache, new)
+
+    def release(self, cache: int) -> None:
+        self.service.release(cache)
+
+    def _room(self, count: int, tokens: int) -> int:
+        """Number of room at the host for `count` sequences of so many tokens; waited for."""
+        pause = FIRST_PAUSE
+        while not (room := self.service.reserve(count * tokens)).cache:
+            if count * tokens > room.most:
+                raise NoRoomError(
+                    f"{count} answers with their prompts, at most {tokens} tokens each, and the "
+                    f"LLM host has room for {room.most} in all (llm.max-tokens)"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return room.cache
 
     def _answer(
         self, batch: AdaptedBatch, inputs: Inputs, ask: Callable[[Inputs], Answer]

@@ -25,7 +25,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     Layout,
     LLMInfo,
-    NewToken,
+    NewTokens,
     RefusalError,
     TokenTable,
     adapted,
@@ -65,8 +65,8 @@ class LowRankInputs(Inputs):
         return cls(tokens, batch.is_image, keys, batch.z, batch.b, *batch.layout)
 
     @staticmethod
-    def token_row(token: AdaptedBatch) -> Tensor | None:
-        return token.z.get("text")
+    def token_rows(tokens: AdaptedBatch) -> Tensor | None:
+        return tokens.z.get("text")
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -148,8 +148,9 @@ class LowRankInputs(Inputs):
             hidden[is_image] = torch.cat([rows.to(hidden) for rows in pictures])
         return hidden
 
-    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
-        return partial(_embed_token, table, self.b.get("text"))
+    def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
+        b = self.b.get("text")
+        return partial(_embed_tokens, table, None if b is None else b.to(table.device))
 
 
 class LowRankExchange(Exchange):
@@ -159,19 +160,18 @@ class LowRankExchange(Exchange):
 
 
 @torch.no_grad()
-def _embed_token(table: TokenTable, b: Tensor | None, token: NewToken) -> Tensor:
-    hidden, z = table.embed(torch.tensor([token.id], device=table.device)), token.row
+def _embed_tokens(table: TokenTable, b: Tensor | None, tokens: NewTokens) -> Tensor:
+    hidden, z = table.embed(tokens.ids.to(table.device)), tokens.rows
     if (z is None) != (b is None):
         raise ValueError("the prompt was low-rank, so each token has to be, at the same sites")
     if z is None or b is None:
         return hidden
-    if z.shape != (1, b.shape[1]) or z.dtype != b.dtype:
+    if z.shape[1] != b.shape[1] or z.dtype != b.dtype:
         raise ValueError(
             f"z of shape {tuple(z.shape)} in {z.dtype}; the prompt's B has rank {b.shape[1]}, in "
             f"{b.dtype}"
         )
-    z, b = z.to(table.device), b.to(table.device)
-    return (hidden.to(z.dtype) + z @ b.T).to(table.dtype)
+    return (hidden.to(z.dtype) + z.to(table.device) @ b.T).to(table.dtype)
 
 
 def _check_factors(site: str, z: Tensor, b: Tensor, rows: tuple[int, int]) -> None:

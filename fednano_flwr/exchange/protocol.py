@@ -154,8 +154,8 @@ class Inputs(ABC):
 
     @staticmethod
     @abstractmethod
-    def token_row(token: AdaptedBatch) -> Tensor | None:
-        """What is sent of a batch that is one token of text, (1, ·); see `NewToken`."""
+    def token_rows(tokens: AdaptedBatch) -> Tensor | None:
+        """What is sent of a batch that is k tokens of text, (k, ·); see `NewTokens`."""
 
     @property
     @abstractmethod
@@ -198,34 +198,52 @@ class Inputs(ABC):
         """
 
     @abstractmethod
-    def token_embedder(self, table: TokenTable) -> Callable[[NewToken], Tensor]:
-        """From a further token of this sequence to its input embedding (1, d) at the host.
+    def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
+        """From further tokens of these sequences to their input embeddings (k, d) at the host.
 
-        It raises a ValueError for a token that another exchange sent.
+        It raises a ValueError for tokens that another exchange sent.
         """
 
 
 @dataclass(frozen=True)
-class NewToken:
-    """One more token of a sequence that the host keeps.
+class NewTokens:
+    """One more token of each sequence that goes on, of those that the host keeps.
 
     Attributes:
-        id: of the token.
-        row: what the exchange sends of it: its embedding (1, d), or z (1, R) of the text adapter.
-        position: (axes,) int64, where the model's positions are not 0, 1, 2, …
+        sequences: (k,) int64, ascending: which of the kept ones go on; the others are forgotten.
+        ids: (k,) int64.
+        rows: what the exchange sends of them: embeddings (k, d), or z (k, R) of the text adapter.
+        position_ids: (axes, k) int64, where the model's positions are not 0, 1, 2, …
     """
 
-    id: int
-    row: Tensor | None = None
-    position: Tensor | None = None
+    sequences: Tensor
+    ids: Tensor
+    rows: Tensor | None = None
+    position_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The likeliest next token, and the number of the cache that takes it; good once."""
+    """The likeliest next token (k,) of each sequence.
+
+    Attributes:
+        cache: number of the cache that takes them; good once.
+    """
 
     cache: int
-    token: int
+    tokens: Tensor
+
+
+class Room(NamedTuple):
+    """Room for keys and values of a batch.
+
+    Attributes:
+        cache: its number, good once; 0: others come first.
+        most: tokens that the host has room for, of all batches together.
+    """
+
+    cache: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -275,7 +293,7 @@ class GraphGoneError(GoneError):
 
 
 class CacheGoneError(GoneError):
-    """The host no longer has the cache of a `prefill`; begin again with all tokens."""
+    """The host no longer has this room, or what was read into it; begin again with all tokens."""
 
 
 class RefusalError(ValueError):
@@ -288,6 +306,10 @@ class HostBusyError(RuntimeError):
 
 class HostRefusedError(RuntimeError):
     """The host read the request and will not serve it; do not repeat it."""
+
+
+class NoRoomError(HostRefusedError):
+    """The host has no room for the answers of so large a batch, however long it is waited for."""
 
 
 class HostUnreachableError(ConnectionError):
@@ -355,32 +377,38 @@ class LLMService:
         """−log p of `tokens` (P,), each as the token after its one of `positions` (P,): (P,)."""
         return self._call("token_losses", owner, inputs, positions, tokens)
 
-    def next_tokens(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> Tensor:
-        """The likeliest token (int64) after each of `positions` (P,): (P,).
+    def reserve(self, tokens: int, owner: bytes = b"") -> Room:
+        """Room for a batch's answers, for a limited time; where others come first, ask again.
+
+        Args:
+            tokens: of the longest prompt and its answer without the last token, times the prompts.
+        """
+        return self._call("reserve", owner, tokens)
+
+    def prefill(self, cache: int, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """Read prompts into room that was reserved, and say what follows each.
 
         Raises:
-            ValueError: logits are not finite, so that no token is the likeliest.
+            CacheGoneError: the host no longer has the room.
+            ValueError: it is for fewer tokens, or logits are not finite.
         """
-        return self._call("next_tokens", owner, inputs, positions)
+        return self._call("prefill", owner, cache, inputs)
 
-    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
-        """Read one sample, keep its keys and values for a limited time, and say what follows.
+    def decode(self, cache: int, tokens: NewTokens, owner: bytes = b"") -> Generated:
+        """Read one more token of each sequence that goes on, and say what follows.
 
-        Raises:
-            ValueError: there are several samples, or logits are not finite.
-        """
-        return self._call("prefill", owner, inputs)
-
-    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
-        """Read one more token of a sequence that is kept, and say what follows.
-
-        The cache gets a new number with each token, so a repeated call finds the old one gone.
+        The cache gets a new number each time, so a repeated call finds the old one gone.
 
         Raises:
             CacheGoneError: the host no longer has the cache.
-            ValueError: another exchange sent the token, or logits are not finite.
+            ValueError: there is no such sequence, another exchange sent the tokens, room was
+                reserved for fewer, or logits are not finite.
         """
-        return self._call("decode", owner, cache, token)
+        return self._call("decode", owner, cache, tokens)
+
+    def release(self, cache: int, owner: bytes = b"") -> None:
+        """Forget a cache, if it is here; answers that have ended need it no more."""
+        self._call("release", owner, cache)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """Keep frozen image features for later batches to name, as long as there is room."""
@@ -416,6 +444,30 @@ class LLM(Protocol):
         """
         ...
 
-    def next_tokens(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
-        """The likeliest token (int64) after each of `positions` (P,): (P,)."""
+    def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
+        """Read prompts, or prompts with the answers so far, and say what follows each.
+
+        Args:
+            most: tokens that may follow each.
+
+        Raises:
+            NoRoomError: take a smaller batch.
+            CacheGoneError: ask again.
+        """
+        ...
+
+    def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
+        """Read one more token of each sequence that goes on, and say what follows.
+
+        Args:
+            sequences: (k,) which of the last reply's sequences go on, ascending.
+            tokens: their k tokens of text, each as a sample.
+
+        Raises:
+            CacheGoneError: begin again with `prefill`.
+        """
+        ...
+
+    def release(self, cache: int) -> None:
+        """Let the answers go that this cache is of."""
         ...

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers.cache_utils import Cache
 
 from fednano_flwr.exchange.protocol import (
+    NOT_FINITE_ADVICE,
+    CacheGoneError,
     Embedded,
     Feature,
     Generated,
@@ -23,11 +22,13 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
     LLMService,
-    NewToken,
+    NewTokens,
+    Room,
 )
-from fednano_flwr.llm.client_state import CachedAnswer, Caches, Graph, Graphs
+from fednano_flwr.llm.caches import Answers, Caches, Place
+from fednano_flwr.llm.client_state import Graph, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
-from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob, check_finite
+from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob
 from fednano_flwr.models.llm_half import LLMHalf
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class FrozenLLM(LLMService):
     Args:
         features: kept for low-rank batches.
         graphs: kept between `forward` and `backward`.
-        caches: kept between an answer's tokens.
+        caches: room for answers under way.
     """
 
     def __init__(
@@ -120,44 +121,82 @@ class FrozenLLM(LLMService):
             (rows,) = torch.autograd.grad(kept.logits, kept.rows, gradient.to(kept.logits))
             return kept.embedded.gradient(rows)
 
-    def prefill(self, inputs: Inputs, owner: bytes = b"") -> Generated:
-        """See `LLMService.prefill`."""
-        if len(inputs.lengths) != 1:
-            raise ValueError(f"{len(inputs.lengths)} samples; an answer is one's")
-        (count,) = inputs.lengths
-        with self._lock:
-            samples = Job(inputs, torch.tensor([count - 1]), owner).samples()
-            rows = self._embed(inputs, owner, trains=False).rows
-            self.caches.make_room_for(owner, count)
-            cache = self._half.new_cache()
-            with self._within_memory(count):
-                logits = self._logits([rows], samples, cache)
-            begun = CachedAnswer(cache, count, inputs.token_embedder(self._half))
-            return self._go_on(owner, begun, logits)
+    def reserve(self, tokens: int, owner: bytes = b"") -> Room:
+        """See `LLMService.reserve`; waits for no pass."""
+        return self.caches.reserve(owner, tokens)
 
-    def decode(self, cache: int, token: NewToken, owner: bytes = b"") -> Generated:
+    def prefill(self, cache: int, inputs: Inputs, owner: bytes = b"") -> Generated:
+        """See `LLMService.prefill`."""
+        with self._lock:
+            rows = self._embed(inputs, owner, trains=False).rows
+            with self.caches.use(owner, cache, begun=False) as place:
+                lengths = torch.tensor(inputs.lengths)
+                width = int(lengths.max())
+                place.check(len(lengths), width)
+                embedder = inputs.token_embedder(self._half)
+                answers = Answers(self._half.new_cache(), width - lengths, 0, embedder)
+                parts = list(rows.split(inputs.lengths))
+                embeds = pad_sequence(parts, batch_first=True, padding_side="left")
+                positions, types = inputs.position_ids, inputs.token_type_ids
+                tokens = self._read(
+                    place, answers, embeds, _left(inputs, positions), _left(inputs, types)
+                )
+                place.answers = answers
+            return Generated(place.number, tokens)
+
+    def decode(self, cache: int, tokens: NewTokens, owner: bytes = b"") -> Generated:
         """See `LLMService.decode`."""
         with self._lock:
-            answer = self.caches.take(owner, cache)
-            count = answer.tokens + 1
-            self._half.check_length(count)
-            row = answer.embed(token, self._half)
-            self.caches.make_room_for(owner, count)
-            with self._within_memory(count):
-                logits = self._half.next_logits(row, token.position, answer.cache)
-            return self._go_on(owner, replace(answer, tokens=count), logits)
+            with self.caches.use(owner, cache) as place:
+                answers = place.answers
+                assert answers is not None
+                before = len(answers.pads)
+                answers.go_on_with(tokens.sequences)
+                place.tokens = place.tokens // before * len(answers.pads)
+                place.check(len(answers.pads), answers.width + 1)
+                self._half.check_length(answers.width + 1 - int(answers.pads.min()))
+                positions = tokens.position_ids
+                self._half.check_axes(positions)
+                embeds = answers.embedder(tokens)[:, None]
+                if positions is not None:
+                    positions = positions[:, :, None]
+                found = self._read(place, answers, embeds, positions, None)
+            return Generated(place.number, found)
 
-    def _go_on(self, owner: bytes, answer: CachedAnswer, logits: Tensor) -> Generated:
-        check_finite(logits, f"{answer.tokens} tokens")
-        return Generated(self.caches.keep(owner, answer), int(logits[0].argmax()))
+    def release(self, cache: int, owner: bytes = b"") -> None:
+        """See `LLMService.release`; waits for no pass."""
+        self.caches.release(owner, cache)
 
-    @contextmanager
-    def _within_memory(self, tokens: int) -> Iterator[None]:
+    def _read(
+        self,
+        place: Place,
+        answers: Answers,
+        embeds: Tensor,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> Tensor:
+        """The likeliest tokens (B,) after further positions (B, T, d) of these sequences."""
+        count, width, _ = embeds.shape
+        reason = ""
         try:
             with torch.no_grad():
-                yield
+                logits = self._half.next_logits(
+                    embeds, answers.pads, answers.cache, answers.width, position_ids, token_type_ids
+                )
         except torch.OutOfMemoryError as error:
-            raise HostMemoryError(f"an answer after {tokens} tokens", error) from error
+            reason = str(error)
+        if reason:
+            if self.caches.shrink(place, count):
+                raise CacheGoneError("there was no memory for it beside the others")
+            raise HostMemoryError(f"an answer after {answers.width + width} tokens", reason)
+        answers.width += width
+        finite = logits.isfinite().all(1).tolist()
+        if not all(finite):
+            raise ValueError(
+                f"the logits after sequence {finite.index(False) + 1} of {count} are not finite: "
+                f"{NOT_FINITE_ADVICE}"
+            )
+        return logits.argmax(1).cpu()
 
     def expire(self) -> None:
         """Forget graphs and caches whose time is over."""
@@ -273,9 +312,7 @@ class FrozenLLM(LLMService):
             indices = of_jobs[job]
             job.take([samples[i] for i in indices], loss.item(), [gradients[i] for i in indices])
 
-    def _logits(
-        self, rows: Sequence[Tensor], samples: Sequence[Sample], cache: Cache | None = None
-    ) -> Tensor:
+    def _logits(self, rows: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
         """Logits (Σp, vocabulary), at least in float32, at the samples' positions in order."""
         device, widest = self._half.device, max(sample.length for sample in samples)
         asked = torch.cat([i * widest + s.positions for i, s in enumerate(samples)])
@@ -286,7 +323,6 @@ class FrozenLLM(LLMService):
             (torch.arange(widest) < lengths[:, None]).to(device),
             _padded([(s.job.inputs.position_ids, s) for s in samples], device),
             _padded([(s.job.inputs.token_type_ids, s) for s in samples], device),
-            cache,
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -299,7 +335,15 @@ def _rows(sample: Sample) -> Tensor:
 def _padded(values: Sequence[tuple[Tensor | None, Sample]], device: torch.device) -> Tensor | None:
     """Each request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded right with zeros."""
     parts = [sample.columns(whole) for whole, sample in values if whole is not None]
-    if not parts:
-        return None
-    padded = pad_sequence([part.movedim(-1, 0) for part in parts], batch_first=True)
-    return (padded.movedim(-1, 0) if parts[0].dim() == 2 else padded).to(device)
+    return _stacked(parts, "right").to(device) if parts else None
+
+
+def _left(inputs: Inputs, values: Tensor | None) -> Tensor | None:
+    """A request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded left with zeros."""
+    return None if values is None else _stacked(list(values.split(inputs.lengths, -1)), "left")
+
+
+def _stacked(parts: Sequence[Tensor], side: str) -> Tensor:
+    turned = [part.movedim(-1, 0) for part in parts]
+    padded = pad_sequence(turned, batch_first=True, padding_side=side)
+    return padded.movedim(-1, 0) if parts[0].dim() == 2 else padded

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fednano_flwr.exchange.protocol import (
     IGNORE,
-    NOT_FINITE_ADVICE,
     STILL_WANTED,
     Embedded,
     Gradient,
@@ -209,23 +208,6 @@ class TokenLossesJob(ReadJob):
         return F.cross_entropy(logits, tokens, reduction="none")
 
 
-class NextTokensJob(ReadJob):
-    """The likeliest token."""
-
-    kind = "next_tokens"
-
-    def take(self, sample: Sample, logits: Tensor) -> None:
-        """Keep the tokens; without finite logits there are none, which is this request's error."""
-        try:
-            check_finite(logits, f"sample {sample.index + 1} of {len(self.inputs.lengths)}")
-        except ValueError as error:
-            self.fail(error)
-        super().take(sample, logits)
-
-    def read(self, logits: Tensor, asked: Tensor) -> Tensor:
-        return logits.argmax(1)
-
-
 class StepJob(Job[tuple[float, Gradient]]):
     """Mean cross-entropy of the labels, and its gradient."""
 
@@ -259,17 +241,7 @@ class StepJob(Job[tuple[float, Gradient]]):
         return math.fsum(self._losses), self.embedded.gradient(rows)
 
 
-def check_finite(logits: Tensor, where: str) -> None:
-    """Refuse logits of which none can be called the largest.
-
-    Raises:
-        ValueError: one is infinite or no number.
-    """
-    if not logits.isfinite().all():
-        raise ValueError(f"the logits after {where} are not finite: {NOT_FINITE_ADVICE}")
-
-
 JOBS: Mapping[str, Callable[..., Job[Any]]] = {
-    job.kind: job for job in (StepJob, ScoreJob, TokenLossesJob, NextTokensJob)
+    job.kind: job for job in (StepJob, ScoreJob, TokenLossesJob)
 }
 """The calls of an `LLMService` that are jobs: the owner is the last argument."""

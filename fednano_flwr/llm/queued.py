@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from fednano_flwr.exchange.protocol import Feature, HostBusyError, LLMInfo, LLMService
+from fednano_flwr.exchange.protocol import Feature, HostBusyError, LLMInfo, LLMService, Room
+from fednano_flwr.exchange.wire.methods import METHODS
 from fednano_flwr.exchange.wire.metrics import NO_METRICS, Harmless, ServiceMetrics
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.host import FrozenLLM
@@ -20,8 +21,6 @@ log = logging.getLogger(__name__)
 ACTIVE_SECONDS = 1.0
 """A client that has asked within this time is expected to ask again."""
 CHECK_SECONDS = 0.5
-FEW_TOKENS = {"backward": 0, "decode": 1}
-"""Tokens that a call without a batch counts as."""
 
 
 class QueuedLLM(LLMService):
@@ -90,9 +89,20 @@ class QueuedLLM(LLMService):
         """
         if method in JOBS:
             return self._ask(JOBS[method](*arguments, owner))
-        answer = getattr(self._host, method)
-        tokens = FEW_TOKENS[method] if method in FEW_TOKENS else sum(arguments[0].lengths)
-        return self._ask(Task(partial(answer, *arguments, owner), tokens, owner, method))
+        answer = partial(getattr(self._host, method), *arguments, owner)
+        task = Task(answer, METHODS[method].tokens(*arguments), owner, method)
+        if method not in ("prefill", "decode"):
+            return self._ask(task)
+        with self._host.caches.awaited(owner, arguments[0]):
+            return self._ask(task)
+
+    def reserve(self, tokens: int, owner: bytes = b"") -> Room:
+        """See `LLMService.reserve`; waits for nobody."""
+        return self._host.reserve(tokens, owner)
+
+    def release(self, cache: int, owner: bytes = b"") -> None:
+        """See `LLMService.release`; waits for nobody."""
+        self._host.release(cache, owner)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; waits for nobody."""
@@ -111,6 +121,7 @@ class QueuedLLM(LLMService):
             "open_graphs": len(self._host.graphs),
             "kept_caches": len(caches),
             "kept_cache_tokens": caches.tokens,
+            "waiting_for_room": caches.waiting,
             "worker_errors": self._errors,
         }
 

@@ -9,7 +9,8 @@ from functools import partial
 from fednano_flwr.config import LLMConfig, Model
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.metrics import NO_METRICS, ServiceMetrics
-from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Caches, Graphs
+from fednano_flwr.llm.caches import Caches
+from fednano_flwr.llm.client_state import Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
@@ -25,7 +26,7 @@ FEATURES_OF_NODE = 200_000
 def load_host(
     model: str,
     config: LLMConfig,
-    answers_of_owner: int = ANSWERS_OF_OWNER,
+    batches_of_owner: int = 1,
     metrics: ServiceMetrics = NO_METRICS,
     revision: str = "",
     waiting_of_owner: int = 8,
@@ -33,7 +34,7 @@ def load_host(
     """The frozen language model of checkpoint `model`, loaded in this process.
 
     Args:
-        answers_of_owner: that one client may have under way at once.
+        batches_of_owner: whose answers one client may have under way at once; 0: any number.
         metrics: of the service.
         revision: branch, tag or commit of a model on the hub.
         waiting_of_owner: requests of one client that may wait; 0 for no limit.
@@ -58,7 +59,7 @@ def load_host(
             FEATURES_OF_NODE,
             config.max_tokens * half.hidden_size * half.dtype.itemsize,
         )
-        caches = Caches(of_owner=answers_of_owner, max_tokens=config.max_tokens)
+        caches = Caches(config.max_tokens, of_owner=batches_of_owner)
         host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches)
         return QueuedLLM(
             host,

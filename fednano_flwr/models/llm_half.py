@@ -112,12 +112,7 @@ class LLMHalf(nn.Module):
             ValueError: a sample is too long, or positions or types are not what the family needs.
         """
         self.check_length(max(lengths))
-        axes = self.family.position_axes
-        given = 0 if position_ids is None else len(position_ids)
-        if axes and given != axes:
-            raise ValueError(f"{self.model} needs position_ids with {axes} axes, not {given}")
-        if given and not axes:
-            raise ValueError(f"{self.model} takes no position_ids")
+        self.check_axes(position_ids)
         if self.family.token_types and token_type_ids is None:
             raise ValueError(f"{self.model} needs token_type_ids")
         if token_type_ids is not None:
@@ -125,6 +120,18 @@ class LLMHalf(nn.Module):
                 raise ValueError(f"{self.model} takes no token_type_ids")
             if int(token_type_ids.max()) > 1:
                 raise ValueError(f"token type {int(token_type_ids.max())}: must be 0 or 1")
+
+    def check_axes(self, position_ids: Tensor | None) -> None:
+        """
+        Raises:
+            ValueError: positions (axes, N) are not what the family needs.
+        """
+        axes = self.family.position_axes
+        given = 0 if position_ids is None else len(position_ids)
+        if axes and given != axes:
+            raise ValueError(f"{self.model} needs position_ids with {axes} axes, not {given}")
+        if given and not axes:
+            raise ValueError(f"{self.model} takes no position_ids")
 
     def check_length(self, tokens: int) -> None:
         """Refuse a sample of more tokens than the model has positions for.
@@ -144,7 +151,6 @@ class LLMHalf(nn.Module):
         mask: Tensor,
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (P, vocabulary) after P positions of right-padded embeddings (B, T, d).
 
@@ -154,7 +160,6 @@ class LLMHalf(nn.Module):
             mask: (B, T) bool, false at padding.
             position_ids: (3, B, T) where the family's positions have three axes.
             token_type_ids: (B, T) where the family's mask depends on them.
-            cache: of the positions before these; has these as well afterwards.
 
         Raises:
             ValueError: see `check`.
@@ -165,27 +170,52 @@ class LLMHalf(nn.Module):
         if token_type_ids is not None:  # then padding is not hidden by causality alone
             extra |= {"token_type_ids": token_type_ids, "attention_mask": mask.long()}
         self._head.rows = rows
-        if cache is not None:
-            extra["past_key_values"] = cache
-        return self._host(inputs_embeds=embeds, use_cache=cache is not None, **extra).logits
+        return self._host(inputs_embeds=embeds, use_cache=False, **extra).logits
 
-    def next_logits(self, embed: Tensor, position: Tensor | None, cache: Cache) -> Tensor:
-        """Logits (1, vocabulary) after one more position of a sequence that the cache has.
+    def next_logits(
+        self,
+        embeds: Tensor,
+        pads: Tensor,
+        cache: Cache,
+        before: int,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, vocabulary) after further positions of sequences that the cache has.
 
-        Every family's language model lets an answer's token see all that is before it, so there are
-        no token types to heed.
+        They are padded on the left, so that positions are as far from each other as they are in
+        the cache, which windows go by. Every family's language model lets an answer's token see
+        all that is before it, so its tokens have no types.
 
         Args:
-            embed: (1, d).
-            position: (3,) where the family's positions have three axes.
+            embeds: (B, T, d).
+            pads: (B,) positions on the left that are padding.
+            cache: of the positions before these; has these as well afterwards.
+            before: how many the cache has.
+            position_ids: (3, B, T) where the family's positions have three axes.
+            token_type_ids: (B, T) of prompts, where the family's mask depends on them.
+
+        Returns:
+            At least in float32.
         """
-        places = None if position is None else position.to(self.device)[:, None, None]
-        row = torch.zeros(1, dtype=torch.int64, device=self.device)
-        logits = self.logits(embed[None], row, row[None] == 0, places, None, cache)
+        count, width, _ = embeds.shape
+        extra: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        mask = (torch.arange(before + width) >= pads[:, None]).to(self.device)
+        if pads.any() or token_type_ids is not None:
+            extra["attention_mask"] = mask.long()
+        if token_type_ids is not None:
+            extra["token_type_ids"] = token_type_ids.to(self.device)
+        if position_ids is not None:
+            extra["position_ids"] = position_ids.to(self.device)
+        elif pads.any():
+            own = (mask.cumsum(1) - 1).clamp(min=0) + self.family.first_position
+            extra["position_ids"] = own[:, -width:]
+        self._head.rows = torch.arange(1, count + 1) * width - 1
+        logits = self._host(inputs_embeds=embeds, **extra).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def new_cache(self) -> Cache:
-        """For keys and values of one sequence; layers with a window keep only that."""
+        """For keys and values of some sequences; layers with a window keep only that."""
         return DynamicCache(config=self._host.config.get_text_config())
 
 

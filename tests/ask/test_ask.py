@@ -92,8 +92,16 @@ def test_a_streamed_answer_is_there_token_by_token(asked: Asked, service: Servic
         first = next(pieces)
         assert first and counted.calls == ["prefill"]
         rest = list(pieces)
-        assert counted.calls == ["prefill", *["decode"] * 7]
+        assert counted.calls == ["prefill", *["decode"] * 7, "release"]
         assert (first + "".join(rest)).strip() == asker.answer(QUESTION, asked.picture).text
+
+
+def test_an_answer_that_nobody_reads_on_is_let_go(asked: Asked, asker: Asker) -> None:
+    counted = asker.llm = Counting(asker.llm)  # type: ignore[assignment]
+    pieces = asker.stream(QUESTION, asked.picture)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert counted.calls == ["prefill", "release"]
 
 
 def test_an_answer_whose_cache_was_lost_goes_on_with_the_same_tokens(
@@ -106,7 +114,7 @@ def test_an_answer_whose_cache_was_lost_goes_on_with_the_same_tokens(
 
 
 def test_a_token_that_the_model_does_not_have_is_the_hosts_fault(asker: Asker) -> None:
-    asker.llm.prefill = lambda batch: Generated(1, 64)  # type: ignore[method-assign]
+    asker.llm.prefill = lambda *_: Generated(1, torch.tensor([64]))  # type: ignore[method-assign]
     with pytest.raises(HostRefusedError, match="token 64, and the model has 64"):
         asker.answer(QUESTION)
 
@@ -170,7 +178,7 @@ def test_a_refusal_in_this_process_is_the_one_of_a_service() -> None:
         def __init__(self, error: Exception) -> None:
             self._error = error
 
-        def prefill(self, tokens: int, owner: bytes) -> None:
+        def reserve(self, tokens: int, owner: bytes) -> None:
             raise self._error
 
     for error, wanted in (
@@ -179,7 +187,7 @@ def test_a_refusal_in_this_process_is_the_one_of_a_service() -> None:
         (LookupError("lost"), LookupError),
     ):
         with pytest.raises(wanted, match=str(error)):
-            LocalService(Refusing(error)).prefill(1)  # type: ignore[arg-type]
+            LocalService(Refusing(error)).reserve(1)  # type: ignore[arg-type]
 
 
 def test_more_tokens_than_the_model_was_made_for_are_noted(asker: Asker) -> None:

@@ -24,7 +24,7 @@ from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
-from fednano_flwr.llm.jobs import NextTokensJob
+from fednano_flwr.llm.jobs import TokenLossesJob
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf
 
@@ -39,15 +39,18 @@ def overflowing(
     request: pytest.FixtureRequest, llm_half: LLMHalf, monkeypatch: pytest.MonkeyPatch
 ) -> FrozenLLM:
     """A host of which one logit after the last row of each pass is `request.param`."""
-    healthy = llm_half.logits
 
-    def logits(*arguments: Any) -> Tensor:
-        found = healthy(*arguments)
-        beyond = torch.zeros_like(found)
-        beyond[-1] = request.param
-        return found + beyond
+    def overflowing(healthy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def logits(*arguments: Any) -> Tensor:
+            found = healthy(*arguments)
+            beyond = torch.zeros_like(found)
+            beyond[-1] = request.param
+            return found + beyond
 
-    monkeypatch.setattr(llm_half, "logits", logits)
+        return logits
+
+    for name in ("logits", "next_logits"):
+        monkeypatch.setattr(llm_half, name, overflowing(getattr(llm_half, name)))
     return FrozenLLM(llm_half)
 
 
@@ -85,7 +88,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_question_and_the
 def test_a_generated_token_needs_finite_logits(
     edge: NanoEdge, llm: Exchange, asked: list[Question]
 ) -> None:
-    with pytest.raises(HostRefusedError, match=r"sample 4 of 4 .*llm\.dtype"):
+    with pytest.raises(HostRefusedError, match=r"sequence 4 of 4 .*llm\.dtype"):
         generate(edge, llm, asked, 2)
 
 
@@ -106,19 +109,21 @@ def test_the_next_token_of_a_kept_sequence_needs_finite_logits(
     edge: NanoEdge, llm_half: LLMHalf, asked: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = EXCHANGES["lowrank"](FrozenLLM(llm_half), "server")
-    begun = llm.prefill(edge(asked[:1]))
-    monkeypatch.setattr(llm_half, "logits", lambda *_: torch.full((1, 64), float("nan")))
+    begun = llm.prefill(edge(asked[:1]), 2)
+    monkeypatch.setattr(llm_half, "next_logits", lambda *_: torch.full((1, 64), float("nan")))
     with pytest.raises(ValueError, match=r"llm\.dtype"):
-        llm.decode(begun.cache, edge.next_token(asked[0], (begun.token,)))
+        token = edge.next_tokens(asked[:1], [tuple(begun.tokens.tolist())])
+        llm.decode(begun.cache, torch.tensor([0]), token)
 
 
-def test_in_a_shared_pass_only_the_request_that_overflows_fails(overflowing: FrozenLLM) -> None:
+def test_in_a_shared_pass_only_what_overflows_has_no_loss(
+    overflowing: FrozenLLM,
+) -> None:
     inputs = EmbeddingInputs(torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), (4,))
-    good, bad = NextTokensJob(inputs, ASKED, b"a"), NextTokensJob(inputs, ASKED, b"b")
+    good, bad = (TokenLossesJob(inputs, ASKED, ASKED, owner) for owner in (b"a", b"b"))
     overflowing.serve([*good.samples(), *bad.samples()])
-    assert good.future.result().shape == (1,)
-    with pytest.raises(ValueError, match="sample 1 of 1"):
-        bad.future.result()
+    assert good.future.result().isfinite().all()
+    assert not bad.future.result().isfinite().any()
 
 
 @pytest.mark.parametrize("kind", EXCHANGES)

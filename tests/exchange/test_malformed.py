@@ -52,8 +52,9 @@ def step(labels: tuple[int, ...] = (1,), dtype: str = "float32", **changes: Any)
 
 
 def low_rank(more: dict[str, list[int]] | None = None, **factors: pb.Tensor) -> pb.Call:
-    call = pb.Call(next_tokens=pb.NextTokensRequest(header=HEADER, positions=[1]))
-    sent = call.next_tokens.inputs
+    request = pb.TokenLossesRequest(header=HEADER, positions=[1], tokens=[2])
+    call = pb.Call(token_losses=request)
+    sent = call.token_losses.inputs
     sent.lengths.append(2)
     sent.low_rank.image_runs.append(2)
     sent.low_rank.token_ids.extend([1, 2])
@@ -69,7 +70,7 @@ def low_rank(more: dict[str, list[int]] | None = None, **factors: pb.Tensor) -> 
 
 def pictures(count: int) -> pb.Call:
     call = low_rank({"token_ids": [], "image_runs": [0, 2], "features": [b"k"] * count})  # type: ignore[list-item]
-    del call.next_tokens.inputs.low_rank.factors[:]
+    del call.token_losses.inputs.low_rank.factors[:]
     return call
 
 
@@ -87,6 +88,12 @@ def positions(kind: str) -> pb.Call:
 def losses(*tokens: int) -> pb.Call:
     request = pb.TokenLossesRequest(header=HEADER, inputs=inputs(), positions=[1, 3], tokens=tokens)
     return pb.Call(token_losses=request)
+
+
+def decode(**changes: Any) -> pb.Call:
+    rows = codec.encode(torch.zeros(2, 48), "float32")
+    good = {"header": HEADER, "cache": 1, "sequences": [0, 2], "tokens": [5, 6], "rows": rows}
+    return pb.Call(decode=pb.DecodeRequest(**good | changes))
 
 
 def features(rows: int) -> pb.Call:
@@ -131,9 +138,15 @@ REFUSED: dict[str, tuple[pb.Call, str]] = {
     "more features than rows": (pictures(3), "3 features for 2 rows"),
     "features of no rows": (features(0), "(0, 48)"),
     "features of too many rows": (features(101), "101 rows"),
+    "room for nothing": (pb.Call(reserve=pb.ReserveRequest(header=HEADER)), "room for no token"),
+    "a sequence without a token": (decode(tokens=[5]), "1 tokens for 2 sequences"),
+    "no sequence": (decode(sequences=[], tokens=[]), "0 tokens for 0 sequences"),
+    "a next token outside": (decode(tokens=[5, 64]), "token 64 is out of range"),
+    "rows of other tokens": (decode(rows=GOOD), "rows of shape (4, 48) for 2"),
+    "odd positions of tokens": (decode(position_ids=[1]), "1 position ids for 2"),
     **{
         f"many positions to {kind}": (positions(kind), "3 numbers called")
-        for kind in ("step", "forward", "score", "token_losses", "next_tokens")
+        for kind in ("step", "forward", "score", "token_losses")
     },
     "a token too few": (losses(5), "2 positions and 1 tokens"),
     "a token outside the vocabulary": (losses(5, 64), "token 64 is out of range"),
@@ -149,6 +162,7 @@ def test_a_malformed_request_is_refused_with_the_reason(dispatcher: Dispatcher, 
 
 def test_the_requests_that_were_spoilt_are_good_ones(dispatcher: Dispatcher) -> None:
     assert list(ask(dispatcher, pictures(1)).missing.keys) == [b"k"]
+    assert ask(dispatcher, decode()).gone
     for call in (step(), low_rank(), features(9), losses(5, 6)):
         assert ask(dispatcher, call).WhichOneof("what") == call.WhichOneof("what")
 
@@ -178,7 +192,7 @@ def test_logits_that_no_reply_holds_are_refused_before_they_are_computed(
 
 def test_a_refusal_repeats_no_more_than_a_little_of_what_was_sent(dispatcher: Dispatcher) -> None:
     named = low_rank()
-    named.next_tokens.inputs.low_rank.factors[0].site = "x" * 10_000
+    named.token_losses.inputs.low_rank.factors[0].site = "x" * 10_000
     for call in (named, step(lengths=[0] * 10_000)):
         assert 0 < len(ask(dispatcher, call).refused) < 200
 

@@ -16,7 +16,7 @@ from fednano_flwr.exchange.protocol import (
     GoneError,
     HostRefusedError,
     HostUnreachableError,
-    NewToken,
+    NewTokens,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -89,10 +89,12 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
         _batch(), torch.tensor([3]), torch.tensor([1])
     ),
     "losses": lambda remote: remote.token_losses(_plain(), torch.tensor([3]), torch.tensor([1])),
-    "tokens": lambda remote: remote.next_tokens(_plain(), torch.tensor([1, 3])),
-    "an answer's first token": lambda remote: remote.prefill(_plain()),
-    "an answer's next token": lambda remote: remote.decode(
-        remote.prefill(_plain()).cache, NewToken(3, torch.ones(1, SIZE))
+    "an answer's first token": lambda remote: LowRankExchange(remote).prefill(_batch(), 3),
+    "an answer's next token": lambda remote: remote.release(
+        remote.decode(
+            remote.prefill(remote.reserve(9).cache, _plain()).cache,
+            NewTokens(torch.tensor([0]), torch.tensor([3]), torch.ones(1, SIZE)),
+        ).cache
     ),
     "what runs there": lambda remote: remote.describe(),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),

@@ -89,16 +89,23 @@ def good(
         request.dtype = rng.choice(WORDS)
         request.gradient.CopyFrom(tensor(rng, rng.randint(1, 3), vocabulary))
         return call
+    if kind == "reserve":
+        request.tokens = rng.randint(1, 20)
+        return call
+    if kind == "release":
+        request.cache = rng.choice((*graphs, *WIDE))
+        return call
     if kind == "decode":
         request.cache = rng.choice((*graphs, *WIDE))
-        request.token = rng.randrange(vocabulary)
-        request.row.CopyFrom(tensor(rng, 1, rng.choice((size, 1, 2, 3))))
+        request.sequences.extend(range(rng.randint(1, 3)))
+        count = len(request.sequences)
+        request.tokens.extend(rng.randrange(vocabulary) for _ in range(count))
+        request.rows.CopyFrom(tensor(rng, count, rng.choice((size, 1, 2, 3))))
         return call
     request.inputs.CopyFrom(inputs(rng, size, vocabulary, keys))
     count = sum(request.inputs.lengths)
     if kind == "prefill":
-        del request.inputs.lengths[:]
-        request.inputs.lengths.append(count)
+        request.cache = rng.choice((*graphs, *WIDE))
         return call
     places = sorted(rng.sample(range(count), rng.randint(1, count)))
     if kind == "step":
@@ -250,7 +257,7 @@ def calls(
 
     Args:
         how: one of `HOWS`.
-        graphs: numbers that a backward may name.
+        graphs: numbers that a call may name, of graphs and caches.
     """
     kind = rng.choice(KINDS)
     if how == "absurd":

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.stub_half import stub_half
+from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
-from fednano_flwr.llm.client_state import ANSWERS_OF_OWNER, Graphs
+from fednano_flwr.llm.client_state import Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.llm_half import LLMHalf
-from tests.fuzz.messages import VICTIMS_KEY, calls, good, header, tensor
+from tests.fuzz.messages import VICTIMS_KEY, WIDE, calls, good, header, tensor
 
 SIZE, VOCABULARY, MAX_TOKENS = 8, 16, 32
 ATTACKER, VICTIM = b"1/2", b"1/3"
@@ -49,12 +50,13 @@ class Attacked:
         rng = random.Random(1)
         step = good("step", random.Random(1), self.size, self.vocabulary)
         score = good("score", random.Random(2), self.size, self.vocabulary)
-        low = pb.Call(next_tokens=pb.NextTokensRequest(header=header(), positions=[3]))
-        low.next_tokens.inputs.lengths.append(4)
-        low.next_tokens.inputs.low_rank.image_runs.extend([1, 2, 1])
-        low.next_tokens.inputs.low_rank.token_ids.extend([3, 4])
-        low.next_tokens.inputs.low_rank.features.append(VICTIMS_KEY)
-        low.next_tokens.inputs.low_rank.factors.add(
+        request = pb.TokenLossesRequest(header=header(), positions=[3], tokens=[5])
+        low = pb.Call(token_losses=request)
+        low.token_losses.inputs.lengths.append(4)
+        low.token_losses.inputs.low_rank.image_runs.extend([1, 2, 1])
+        low.token_losses.inputs.low_rank.token_ids.extend([3, 4])
+        low.token_losses.inputs.low_rank.features.append(VICTIMS_KEY)
+        low.token_losses.inputs.low_rank.factors.add(
             site="image",
             z=tensor(rng, 2, 1, dtype="float32"),
             b=tensor(rng, self.size, 1, dtype="float32"),
@@ -63,13 +65,22 @@ class Attacked:
             inputs = getattr(call, str(call.WhichOneof("what"))).inputs
             assert not inputs.low_rank.features
         found = [self.ask(call, VICTIM) for call in (step, score, low)]
-        assert [a.WhichOneof("what") for a in found] == ["step", "score", "next_tokens"], found
+        assert [a.WhichOneof("what") for a in found] == ["step", "score", "token_losses"], found
         return [answer.SerializeToString(deterministic=True) for answer in found]
 
     def check(self, how: str, rng: random.Random) -> Iterator[str]:
         """How calls of a draw end; they may end in no other way than by an answer."""
-        for message in calls(rng, how, self.size, self.vocabulary, (self.graph.forward.graph,)):
+        numbers = (self.graph.forward.graph, *[self._room(rng)] * len(WIDE))  # often the room
+        for message in calls(rng, how, self.size, self.vocabulary, numbers):
             yield self.end(message)
+
+    def _room(self, rng: random.Random) -> int:
+        """The attacker's own, sometimes with prompts in it."""
+        cache = self.host.reserve(MAX_TOKENS // 2, ATTACKER).cache
+        if rng.random() < 0.5:
+            return cache
+        prompts = EmbeddingInputs(torch.ones(5, self.size), (3, 2))
+        return self.host.prefill(cache, prompts, ATTACKER).cache
 
     def end(self, message: bytes) -> str:
         answer = self.dispatcher.answer(message, ATTACKER)
@@ -90,7 +101,7 @@ class Attacked:
         request = getattr(call, kind)
         if kind == "backward":
             assert request.graph != self.graph.forward.graph, "another's graph"
-        elif kind not in ("describe", "register", "keep_features", "decode"):
+        elif hasattr(request, "inputs"):
             named = list(request.inputs.low_rank.features)
             owned = [self.features.get(ATTACKER, key) is not None for key in named]
             assert all(owned), "features that are not the caller's own"
@@ -109,7 +120,7 @@ class Attacked:
         )
         assert self.ask(graph, VICTIM).HasField("backward")
         assert len(self.host.graphs) <= 1  # the attacker's last one
-        assert len(self.host.caches) <= ANSWERS_OF_OWNER and self.host.caches.tokens <= MAX_TOKENS
+        assert len(self.host.caches) <= 1 and self.host.caches.tokens <= MAX_TOKENS
         assert self.features.count(ATTACKER) <= 100 and self.features.count(VICTIM) == 1
         assert self.features.bytes_in_memory <= 2**18 and self.features.bytes_on_disk <= 2**18
         self.features.close()

@@ -61,7 +61,7 @@ class Fake:
             self.inside -= 1
         return torch.tensor([float(os.getpid()), float(positions.sum()), float(self.most)])
 
-    def next_tokens(self, inputs: Any, positions: Any, owner: bytes = b"") -> Any:
+    def token_losses(self, inputs: Any, positions: Any, tokens: Any, owner: bytes = b"") -> Any:
         """Does what `inputs` says."""
         if inputs == "hang" and (self.folder / "hang").read_text() == str(os.getpid()):
             time.sleep(60)

@@ -9,7 +9,7 @@ import torch
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED
 from fednano_flwr.llm.fair_queue import FairQueue
-from fednano_flwr.llm.jobs import Job, NextTokensJob, StepJob, Task
+from fednano_flwr.llm.jobs import Job, ScoreJob, StepJob, Task
 
 
 def step(owner: str, *lengths: int, axes: int = 0) -> StepJob:
@@ -87,7 +87,8 @@ def test_a_sample_longer_than_a_pass_is_served_alone() -> None:
 
 
 def test_training_and_reading_and_unlike_positions_do_not_share_a_pass() -> None:
-    read = NextTokensJob(EmbeddingInputs(torch.zeros(10, 2), (10,)), torch.tensor([9]), b"read")
+    asked = torch.tensor([9])
+    read = ScoreJob(EmbeddingInputs(torch.zeros(10, 2), (10,)), asked, asked, b"read")
     queue = fill(FairQueue(100), step("a", 10), read, step("b", 10, axes=3), step("c", 10))
     assert passes(queue) == [[("a", 10), ("c", 10)], [("read", 10)], [("b", 10)]]
 

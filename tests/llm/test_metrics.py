@@ -22,7 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.protocol import Feature, HostRefusedError, HostUnreachableError, NewToken
+from fednano_flwr.exchange.protocol import (
+    Feature,
+    HostRefusedError,
+    HostUnreachableError,
+    NewTokens,
+)
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -126,20 +131,26 @@ def test_what_is_kept_between_calls_is_shown_as_long_as_it_is(service: tuple[str
         remote.keep_features([Feature(b"k", torch.zeros(3, 48))])
         assert page.of("feature_memory_bytes") == 3 * 48 * 4
         assert page.of("feature_disk_bytes") == 0
+        inputs, first = batch(0, (5, 5))[0], torch.tensor([0])
+        found = remote.prefill(remote.reserve(2 * 7).cache, inputs)
+        assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 14)
+        new = NewTokens(first, found.tokens[:1], torch.zeros(1, 48))
+        found = remote.decode(found.cache, new)
+        assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 7)
+        assert page.of("tokens_total") == 11
+        with RemoteLLM(address, Caller(node=1), "float32") as other:
+            assert other.reserve(100).cache == 0 and page.of("waiting_for_room") == 1
+        remote.release(found.cache)
+        assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (0, 0)
         inputs, _ = batch(0, (5,))
-        found = remote.prefill(inputs)
-        assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 5)
-        embedding = torch.zeros(1, 48)
-        remote.decode(found.cache, NewToken(found.token, embedding))
-        assert (page.of("kept_caches"), page.of("kept_cache_tokens")) == (1, 6)
-        assert page.of("tokens_total") == 6
         graph, logits = remote.forward(inputs, torch.tensor([4]))
         assert page.of("open_graphs") == 1
         remote.backward(graph, torch.zeros_like(logits))
         assert page.of("open_graphs") == 0
         assert page.of("waiting_requests") == page.of("waiting_tokens") == 0
-        for kind in ("keep_features", "prefill", "decode", "forward", "backward"):
+        for kind in ("keep_features", "prefill", "decode", "release", "forward", "backward"):
             assert page.of("calls_total", kind=kind, outcome="served") == 1
+        assert page.of("calls_total", kind="reserve", outcome="served") == 2
 
 
 def test_requests_that_wait_are_counted_while_they_do(

@@ -97,27 +97,28 @@ def test_clients_that_share_passes_get_what_they_would_get_alone(
     assert len(host.passes) < 8
 
 
-def test_scores_and_next_tokens_of_shared_passes_come_in_the_order_asked(
+def test_scores_and_losses_of_shared_passes_come_in_the_order_asked(
     host: Gate, pool: ThreadPoolExecutor
 ) -> None:
     positions, candidates = torch.tensor([13, 2, 4, 8]), torch.tensor([5, 1, 9])
     inputs = {i: batch(i, (5, 9))[0] for i in range(6)}
     scores = {i: host.score(inputs[i], positions, candidates) for i in inputs}
-    tokens = {i: host.next_tokens(inputs[i], positions) for i in inputs}
+    tokens = torch.tensor([3, 6, 4, 2])
+    losses = {i: host.token_losses(inputs[i], positions, tokens) for i in inputs}
     with QueuedLLM(host, batch_tokens=60) as queued:
         first = shut(host, queued, pool)
         found = [
             (
                 pool.submit(queued.score, inputs[i], positions, candidates, f"{i}".encode()),
-                pool.submit(queued.next_tokens, inputs[i], positions, f"{i}".encode()),
+                pool.submit(queued.token_losses, inputs[i], positions, tokens, f"{i}".encode()),
             )
             for i in inputs
         ]
         waits(queued, 12)
         host.gate.set()
-        for i, (score, token) in enumerate(found):
+        for i, (score, loss) in enumerate(found):
             assert (score.result(WAIT) - scores[i]).abs().max() <= 1e-6 * scores[i].abs().max()
-            assert torch.equal(token.result(WAIT), tokens[i])
+            assert (loss.result(WAIT) - losses[i]).abs().max() <= 1e-6 * losses[i].abs().max()
         first.result(WAIT)
 
 
@@ -314,7 +315,7 @@ def test_metrics_that_fail_cost_no_call_and_are_logged_once(
         for seed in range(3):
             assert remote.step(*batch(seed))[0] > 0
         with pytest.raises(HostRefusedError, match="out of range"):
-            remote.next_tokens(batch(0)[0], torch.tensor([99]))
+            remote.score(batch(0)[0], torch.tensor([99]), torch.tensor([1]))
         assert queued.gauges()["worker_errors"] == 0
     assert 0 < len([r for r in caplog.records if "llm.metrics" in r.message]) <= 2
 

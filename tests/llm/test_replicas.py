@@ -105,7 +105,7 @@ def process(service: Replicas, owner: bytes = b"", seconds: float = 0.0) -> int:
 
 
 def told(service: Replicas, what: str, owner: bytes = b"") -> Any:
-    return service.next_tokens(what, A, owner)  # type: ignore[arg-type]
+    return service.token_losses(what, A, A, owner)  # type: ignore[arg-type]
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
@@ -165,9 +165,9 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
         again, factors = service.step(pictured, targets, owner)
         where = torch.tensor([4, 7])
         scored = service.score(inputs, where, torch.tensor([1, 5, 9]), owner)
-        tokens = service.next_tokens(pictured, where, owner)
+        losses = service.token_losses(pictured, where, where, owner)
         gradient += 0  # may be written
-        return [loss, again, gradient, *factors, scored, tokens]
+        return [loss, again, gradient, *factors, scored, losses]
 
     with Replicas(partial(fakes.frozen, str(tiny_model)), 2) as service:
         assert service.describe() == host.describe()
@@ -273,7 +273,7 @@ def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
 def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
     pair: Replicas, said: list[str]
 ) -> None:
-    with pytest.raises(ReplicasLostError, match=r"3 LLM replicas.*next_tokens.*device-side"):
+    with pytest.raises(ReplicasLostError, match=r"3 LLM replicas.*token_losses.*device-side"):
         told(pair, "device", b"a")
     assert process(pair, b"b") > 0
     assert sum("device-side assert" in line for line in said) == 3

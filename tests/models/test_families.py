@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,10 +26,10 @@ from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
-from fednano_flwr.edge.generation import answer_tokens, generate
+from fednano_flwr.edge.generation import greedy
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels, teacher_forced
-from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService, NewToken
+from fednano_flwr.exchange.protocol import IGNORE, LLM, Gradient, Inputs, LLMService, NewTokens
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
@@ -312,44 +313,68 @@ def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint
 
 @contextmanager
 def logits_of(host: FrozenLLM) -> Iterator[list[Tensor]]:
-    """Logits (1, vocabulary) of each pass."""
+    """Logits (B, vocabulary) of each pass over answers under way."""
     found = []
-    original = host._half.logits
+    original = host._half.next_logits
 
     def logits(*arguments: Any) -> Tensor:
         found.append(original(*arguments))
         return found[-1]
 
-    with mock.patch.object(host._half, "logits", logits):
+    with mock.patch.object(host._half, "next_logits", logits):
         yield found
 
 
+def answers(setting: Setting, llm: LLM, ends: set[int]) -> list[list[int]]:
+    """Of all questions in one batch."""
+    found: list[list[int]] = [[] for _ in setting.questions]
+    with mock.patch.object(setting.encoder, "ends", ends):
+        for step in greedy(setting.edge, llm, setting.questions, TOKENS):
+            for index, token in step.items():
+                found[index].append(token)
+    assert not len(setting.host.caches)
+    return found
+
+
 @pytest.mark.parametrize("setting", ["float32"], indirect=True)
-def test_a_generated_answer_is_the_whole_models_with_and_without_the_cache(
+def test_a_batchs_answers_are_those_of_the_whole_model_one_by_one(
     setting: Setting, llm: LLM
 ) -> None:
-    edge = setting.edge
+    edge, questions = setting.edge, setting.questions
     edge.adapters.float()
-    for question in (setting.questions[3], setting.questions[1]):
-        with mock.patch.object(setting.encoder, "ends", set()):  # as long as it may be
-            with logits_of(setting.host) as cached:
-                tokens = list(answer_tokens(edge, llm, question, TOKENS))
-            with logits_of(setting.host) as uncached:
-                (text,) = generate(edge, llm, [question], TOKENS)
-        assert tokens == setting.whole.generate(question, setting.encoder, edge.adapters, TOKENS)
-        assert len(tokens) == TOKENS and text == setting.encoder.decode(tokens)
-        # A random model's answer may be one word again and again; its logits are not.
-        got, expected = torch.cat(cached), torch.cat(uncached)
-        allowed = OWN_ROUNDING * FLOAT32_INSIDE.get(setting.family, TOLERANCE)
-        assert len(got) == TOKENS and error(got, expected) <= allowed
-        assert error(got[1:], got[:-1]) > 100 * allowed
+    assert len({len(question.ids) for question in questions}) > 2
+    with logits_of(setting.host) as passes:
+        found = answers(setting, llm, set())  # as long as they may be
+    for question, tokens in zip(questions, found, strict=True):
+        whole = setting.whole.generate(question, setting.encoder, edge.adapters, TOKENS)
+        assert tokens == whole
+    # A random model's answer may be one word again and again; its logits are not.
+    prompts = [replace(q, answer=tuple(a)) for q, a in zip(questions, found, strict=True)]
+    rows = (next_token_labels(prompts, IGNORE) != IGNORE).nonzero().squeeze(1)
+    every = torch.arange(passes[0].shape[1])
+    with torch.no_grad():
+        uncached = llm.score(edge(prompts, teacher_forced(prompts)), rows, every)
+    cached = torch.stack(passes, dim=1).flatten(0, 1).log_softmax(1)
+    allowed = OWN_ROUNDING * FLOAT32_INSIDE.get(setting.family, TOLERANCE)
+    assert error(cached, uncached) <= allowed
+    assert error(cached[1:], cached[:-1]) > 100 * allowed
 
 
 @pytest.mark.parametrize("setting", ["float32"], indirect=True)
-def test_a_position_that_does_not_fit_the_family_is_refused(setting: Setting) -> None:
-    wrong = None if setting.family == "qwen2_5_vl" else torch.tensor([1, 2, 3])
-    begun = EXCHANGES["lowrank"](setting.host, "server").prefill(
-        setting.edge(setting.questions[1:2])
-    )
+def test_answers_that_end_leave_the_others_as_they_are(setting: Setting, llm: LLM) -> None:
+    setting.edge.adapters.float()
+    whole = answers(setting, llm, set())
+    ends = {whole[0][2], whole[3][5]}
+    found = answers(setting, llm, ends)
+    assert found == [list(takewhile(lambda token: token not in ends, own)) for own in whole]
+    assert any(len(own) < TOKENS for own in found)
+
+
+@pytest.mark.parametrize("setting", ["float32"], indirect=True)
+def test_positions_that_do_not_fit_the_family_are_refused(setting: Setting) -> None:
+    wrong = None if setting.family == "qwen2_5_vl" else torch.tensor([[1], [2], [3]])
+    llm = EXCHANGES["lowrank"](setting.host, "server")
+    begun = llm.prefill(setting.edge(setting.questions[1:2]), 4)
+    first = torch.tensor([0])
     with pytest.raises(ValueError, match="position"):
-        setting.host.decode(begun.cache, NewToken(5, position=wrong))
+        setting.host.decode(begun.cache, NewTokens(first, first + 5, position_ids=wrong))

@@ -135,7 +135,7 @@ def test_layers_are_computed_again_for_a_gradient_only(
         attention.register_forward_hook(lambda *_: calls.append(1))
     inputs, labels = questions(half)
     host.score(inputs, torch.arange(3), torch.arange(5))
-    host.next_tokens(inputs, torch.arange(3))
+    host.token_losses(inputs, torch.arange(3), torch.arange(3))
     assert len(calls) == 2 * 2
     calls.clear()
     host.step(inputs, labels)

@@ -99,11 +99,13 @@ class Unsplit:
     def generate(
         self, question: Question, encoder: QuestionEncoder, adapters: PeftModel, tokens: int
     ) -> list[int]:
-        """What the model's own greedy `generate` gives, `tokens` long."""
+        """What the model's own greedy `generate` gives, `tokens` long; nothing ends it."""
         ids = question.ids[None]
         arguments = {"attention_mask": torch.ones_like(ids), **self._types(ids)}
         vision = encoder.vision_inputs(question.sample) if question.sample.pictures else {}
-        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        settings = GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=-1
+        )
         with self.adapted(adapters), torch.no_grad():
             writer, inputs = self.model, {"input_ids": ids}
             if self.family in ("instructblip", "blip-2") and not vision:

@@ -172,7 +172,7 @@ class RemoteLLM(LLMService):
         if answer.HasField("missing"):
             raise FeaturesMissingError(tuple(answer.missing.keys))
         if answer.HasField("gone"):
-            gone = CacheGoneError if method == "decode" else GraphGoneError
+            gone = CacheGoneError if method in ("prefill", "decode") else GraphGoneError
             raise gone(f"the LLM host no longer has what `{method}` goes on from")
         if answer.WhichOneof("what") != method:
             raise self._nonsense(f"{answer.WhichOneof('what') or 'nothing'} to {method}")

@@ -6,38 +6,40 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "prefill", "decode", "describe", "register", "token_losses")
+    __slots__ = ("step", "forward", "backward", "score", "keep_features", "reserve", "prefill", "decode", "describe", "register", "token_losses", "release")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
-    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEEP_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     step: StepRequest
     forward: ForwardRequest
     backward: BackwardRequest
     score: ScoreRequest
-    next_tokens: NextTokensRequest
     keep_features: KeepFeaturesRequest
+    reserve: ReserveRequest
     prefill: PrefillRequest
     decode: DecodeRequest
     describe: DescribeRequest
     register: RegisterRequest
     token_losses: TokenLossesRequest
-    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ...) -> None: ...
+    release: ReleaseRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., reserve: _Optional[_Union[ReserveRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "next_tokens", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register", "token_losses")
+    __slots__ = ("step", "forward", "backward", "score", "reserve", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register", "token_losses", "release")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
-    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_FIELD_NUMBER: _ClassVar[int]
     KEEP_FEATURES_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
@@ -48,11 +50,12 @@ class Answer(_message.Message):
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     step: StepReply
     forward: ForwardReply
     backward: BackwardReply
     score: ScoreReply
-    next_tokens: NextTokensReply
+    reserve: ReserveReply
     keep_features: KeepFeaturesReply
     refused: str
     busy: str
@@ -63,7 +66,8 @@ class Answer(_message.Message):
     describe: Description
     register: Description
     token_losses: TokenLossesReply
-    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., next_tokens: _Optional[_Union[NextTokensReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ...) -> None: ...
+    release: ReleaseReply
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., reserve: _Optional[_Union[ReserveReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("keys",)
@@ -277,51 +281,67 @@ class TokenLossesReply(_message.Message):
     losses: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, losses: _Optional[_Iterable[float]] = ...) -> None: ...
 
-class NextTokensRequest(_message.Message):
-    __slots__ = ("header", "inputs", "positions")
+class ReserveRequest(_message.Message):
+    __slots__ = ("header", "tokens")
     HEADER_FIELD_NUMBER: _ClassVar[int]
-    INPUTS_FIELD_NUMBER: _ClassVar[int]
-    POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    header: Header
-    inputs: Inputs
-    positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
-
-class NextTokensReply(_message.Message):
-    __slots__ = ("tokens",)
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    header: Header
+    tokens: int
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class ReserveReply(_message.Message):
+    __slots__ = ("cache", "most")
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    cache: int
+    most: int
+    def __init__(self, cache: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("header", "inputs")
+    __slots__ = ("header", "inputs", "cache")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     header: Header
     inputs: Inputs
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
+    cache: int
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., cache: _Optional[int] = ...) -> None: ...
 
 class DecodeRequest(_message.Message):
-    __slots__ = ("header", "cache", "token", "row", "position")
+    __slots__ = ("header", "cache", "sequences", "tokens", "rows", "position_ids")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    ROW_FIELD_NUMBER: _ClassVar[int]
-    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_IDS_FIELD_NUMBER: _ClassVar[int]
     header: Header
     cache: int
-    token: int
-    row: Tensor
-    position: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., cache: _Optional[int] = ..., token: _Optional[int] = ..., row: _Optional[_Union[Tensor, _Mapping]] = ..., position: _Optional[_Iterable[int]] = ...) -> None: ...
+    sequences: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    rows: Tensor
+    position_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., cache: _Optional[int] = ..., sequences: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ..., position_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GeneratedReply(_message.Message):
-    __slots__ = ("cache", "token")
+    __slots__ = ("cache", "tokens")
     CACHE_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     cache: int
-    token: int
-    def __init__(self, cache: _Optional[int] = ..., token: _Optional[int] = ...) -> None: ...
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, cache: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("header", "cache")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    cache: int
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., cache: _Optional[int] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class FeatureEntry(_message.Message):
     __slots__ = ("key", "rows")

@@ -22,8 +22,9 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     Layout,
     LLMInfo,
-    NewToken,
+    NewTokens,
     RefusalError,
+    Room,
 )
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire import codec
@@ -219,56 +220,85 @@ class TokenLosses(Method):
         return torch.tensor(list(reply.losses), dtype=torch.float32)
 
 
-class NextTokens(Forward):
-    def fill(self, reply: Any, result: Any, request: Any) -> None:
-        reply.tokens.extend(result.tolist())
+class Reserve(Method):
+    computes = False
 
-    def result(self, reply: Any, inputs: Inputs, positions: Tensor) -> Any:
-        if len(reply.tokens) != len(positions):
-            raise ValueError(f"{len(reply.tokens)} tokens after {len(positions)} positions")
-        return torch.tensor(list(reply.tokens), dtype=torch.int64)
+    def write(self, request: Any, dtype: str, tokens: int) -> None:
+        request.tokens = tokens
+
+    def read(self, request: pb.ReserveRequest, info: LLMInfo) -> tuple[int]:
+        if not request.tokens:
+            raise RefusalError("room for no token")
+        return (request.tokens,)
+
+    def fill(self, reply: Any, result: Room, request: Any) -> None:
+        reply.cache, reply.most = result
+
+    def result(self, reply: Any, tokens: int) -> Room:
+        return Room(reply.cache, reply.most)
 
 
 class Prefill(Method):
-    def write(self, request: Any, dtype: str, inputs: Inputs) -> None:
+    def write(self, request: Any, dtype: str, cache: int, inputs: Inputs) -> None:
         _write_inputs(request.inputs, inputs, dtype)
+        request.cache = cache
 
-    def read(self, request: pb.PrefillRequest, info: LLMInfo) -> tuple[Inputs]:
-        if len(request.inputs.lengths) != 1:
-            raise RefusalError(f"{len(request.inputs.lengths)} samples; an answer is one's")
-        return (_read_inputs(request.inputs, info),)
+    def read(self, request: pb.PrefillRequest, info: LLMInfo) -> tuple[int, Inputs]:
+        return request.cache, _read_inputs(request.inputs, info)
 
     def fill(self, reply: Any, result: Generated, request: Any) -> None:
-        reply.cache, reply.token = result.cache, result.token
+        reply.cache = result.cache
+        reply.tokens.extend(result.tokens.tolist())
 
-    def result(self, reply: Any, *arguments: Any, **_: Any) -> Generated:
-        return Generated(reply.cache, reply.token)
+    def result(self, reply: Any, cache: int, inputs: Inputs) -> Generated:
+        return _generated(reply, len(inputs.lengths))
+
+    def tokens(self, cache: int, inputs: Inputs) -> int:
+        return sum(inputs.lengths)
 
 
 class Decode(Method):
-    fill, result = Prefill.fill, Prefill.result
+    fill = Prefill.fill
 
-    def write(self, request: Any, dtype: str, cache: int, token: NewToken) -> None:
-        request.cache, request.token = cache, token.id
-        request.position.extend(_integers(token.position))
-        if token.row is not None:
-            codec.fill(request.row, token.row, dtype)
+    def write(self, request: Any, dtype: str, cache: int, tokens: NewTokens) -> None:
+        request.cache = cache
+        request.sequences.extend(tokens.sequences.tolist())
+        request.tokens.extend(tokens.ids.tolist())
+        request.position_ids.extend(_integers(tokens.position_ids))
+        if tokens.rows is not None:
+            codec.fill(request.rows, tokens.rows, dtype)
 
-    def read(self, request: pb.DecodeRequest, info: LLMInfo) -> tuple[int, NewToken]:
-        if request.token >= info.vocabulary:
-            raise RefusalError(f"token {request.token} is out of range")
-        if len(request.position) > MOST_AXES:
-            raise RefusalError(f"{len(request.position)} position ids for one token")
-        row, shape = None, tuple(request.row.shape)
-        if request.HasField("row"):
-            if len(shape) != 2 or shape[0] != 1:
-                raise RefusalError(f"a row of shape {shape[:3]} for one token")
-            row = codec.decode(request.row)
-        position = torch.tensor(list(request.position)) if request.position else None
-        return request.cache, NewToken(request.token, row, position)
+    def read(self, request: pb.DecodeRequest, info: LLMInfo) -> tuple[int, NewTokens]:
+        count, axes = len(request.sequences), len(request.position_ids)
+        sequences = _indices(request.sequences, info.max_tokens, "sequence", info.max_tokens)
+        ids = _indices(request.tokens, info.vocabulary, "token", count)
+        if not count or len(ids) != count:
+            raise RefusalError(f"{len(ids)} tokens for {count} sequences")
+        if axes > MOST_AXES * count or axes % count:
+            raise RefusalError(f"{axes} position ids for {count} tokens")
+        rows, shape = None, tuple(request.rows.shape)
+        if request.HasField("rows"):
+            if len(shape) != 2 or shape[0] != count:
+                raise RefusalError(f"rows of shape {shape[:3]} for {count} tokens")
+            rows = codec.decode(request.rows)
+        positions = torch.tensor(list(request.position_ids)).reshape(-1, count)
+        return request.cache, NewTokens(sequences, ids, rows, positions if axes else None)
 
-    def tokens(self, *arguments: Any, **_: Any) -> int:
-        return 1
+    def result(self, reply: Any, cache: int, tokens: NewTokens) -> Generated:
+        return _generated(reply, len(tokens.ids))
+
+    def tokens(self, cache: int, tokens: NewTokens) -> int:
+        return len(tokens.ids)
+
+
+class Release(Method):
+    computes = False
+
+    def write(self, request: Any, dtype: str, cache: int) -> None:
+        request.cache = cache
+
+    def read(self, request: pb.ReleaseRequest, info: LLMInfo) -> tuple[int]:
+        return (request.cache,)
 
 
 class KeepFeatures(Method):
@@ -299,9 +329,10 @@ METHODS: Mapping[str, Method] = {
     "backward": Backward(),
     "score": Score(),
     "token_losses": TokenLosses(),
-    "next_tokens": NextTokens(),
+    "reserve": Reserve(),
     "prefill": Prefill(),
     "decode": Decode(),
+    "release": Release(),
     "keep_features": KeepFeatures(),
 }
 
@@ -358,6 +389,12 @@ def _read_inputs(message: pb.Inputs, info: LLMInfo) -> Inputs:
     types = torch.tensor(list(message.token_type_ids))
     layout = Layout(lengths, positions if axes else None, types if len(types) else None)
     return INPUTS[kind].read(message, layout, info)
+
+
+def _generated(reply: pb.GeneratedReply, count: int) -> Generated:
+    if len(reply.tokens) != count:
+        raise ValueError(f"{len(reply.tokens)} tokens of {count} sequences")
+    return Generated(reply.cache, torch.tensor(list(reply.tokens), dtype=torch.int64))
 
 
 def _fill_gradient(reply: Any, gradient: Gradient, dtype: str) -> None:

@@ -49,6 +49,7 @@ class Family:
             parts, with all that its forward does besides (masks, caps on logits).
         position_axes: 3 where positions are those of a token in time, height and width, which
             `position_ids` gives; 0 where they are 0 to T-1.
+        first_position: where its positions begin, if they have one axis.
         token_types: whether the attention mask depends on `token_type_ids`.
         other_processors: classes in transformers that fit beside its own.
         picture_keys: settings by which its processor computes how many tokens a picture takes.
@@ -65,6 +66,7 @@ class Family:
     language: str = "model.language_model"
     host: str = ""
     position_axes: int = 0
+    first_position: int = 0
     token_types: bool = False
     other_processors: tuple[str, ...] = ()
     picture_keys: tuple[str, ...] = ()

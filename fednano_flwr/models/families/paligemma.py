@@ -35,6 +35,7 @@ class PaliGemma(Family):
 FAMILY = PaliGemma(
     "paligemma",
     "PaliGemmaForConditionalGeneration",
+    first_position=1,
     token_types=True,
     picture_keys=("image_seq_length",),
     prompt="{}\n",
