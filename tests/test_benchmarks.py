@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    answers,
     full_model_client,
     host_flops,
     many_clients,
@@ -114,6 +115,15 @@ def test_many_clients_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(record["latency_ms"]) == {"3 clients", "1 client"}
     assert record["setting"]["batch_tokens"] == 3 * (9 + 12 + 3)  # room for all, not 0 as given
     assert "| shared passes |" in capsys.readouterr().out
+
+
+def test_answers_with_and_without_a_cache(tmp_path: Path) -> None:
+    record = run(answers, tmp_path, *"--questions 3 --tokens 3 --repeats 1".split())
+    assert set(record["exchanges"]) == {"embeddings", "lowrank"}
+    for one in record["exchanges"].values():
+        assert one["bytes_up"][answers.WHOLE] > 2 * one["bytes_up"][answers.CACHED] > 0
+        slow, fast = (one["seconds"][way]["median"] for way in (answers.WHOLE, answers.CACHED))
+        assert one["times_as_fast"]["median"] == pytest.approx(slow / fast)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
     if batch.token_type_ids is not None:
         assert torch.equal(batch.token_type_ids, plain.token_type_ids)
     assert torch.equal(batch.is_image, plain.is_image)
-    last, _ = edge.next_token(question, ending), edge.next_token(question, ending[:1])
+    last, _ = (edge.next_tokens([question], [ids]) for ids in (ending, ending[:1]))
     assert last.position_ids is None or torch.equal(last.position_ids, batch.position_ids[:, -1:])
 
 
