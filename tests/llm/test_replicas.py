@@ -28,6 +28,7 @@ from fednano_flwr.exchange.protocol import (
     Feature,
     FeaturesMissingError,
     GraphGoneError,
+    NewTokens,
 )
 from fednano_flwr.llm.host import HostMemoryError
 from fednano_flwr.llm.replica_actor import ray_session, send_tensors_beside
@@ -166,8 +167,13 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
         where = torch.tensor([4, 7])
         scored = service.score(inputs, where, torch.tensor([1, 5, 9]), owner)
         losses = service.token_losses(pictured, where, where, owner)
+        begun = service.prefill(service.reserve(40, owner).cache, pictured, owner)
+        first = torch.tensor([0])
+        token = NewTokens(first, begun.tokens, torch.ones(1, 2))
+        then = service.decode(begun.cache, token, owner)
+        service.release(then.cache, owner)
         gradient += 0  # may be written
-        return [loss, again, gradient, *factors, scored, losses]
+        return [loss, again, gradient, *factors, scored, losses, begun.tokens, then.tokens]
 
     with Replicas(partial(fakes.frozen, str(tiny_model)), 2) as service:
         assert service.describe() == host.describe()
