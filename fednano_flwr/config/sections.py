@@ -263,7 +263,9 @@ class LLMConfig(Section):
     tls_key: str = key("file of its private key (PEM, not encrypted)", path="yes", resumable=True)
     insecure_beyond_loopback: bool = key("allow any `llm.bind` without TLS", resumable=True)
     max_tokens: int = key(
-        "most tokens in one request; longer questions are left out", least=1, most=2**31 - 1
+        "most tokens in one request, and of all answers under way; longer questions are left out",
+        least=1,
+        most=2**31 - 1,
     )
     feature_memory_mb: int = key(
         "MB of image features that the host keeps in memory", resumable=True, least=0

@@ -100,8 +100,8 @@ class Exchange:
         while not (room := self.service.reserve(count * tokens)).cache:
             if count * tokens > room.most:
                 raise NoRoomError(
-                    f"{count} answers with their prompts, at most {tokens} tokens each, and the "
-                    f"LLM host has room for {room.most} in all (llm.max-tokens)"
+                    f"{count} × {tokens} tokens of prompts with their answers; the LLM host has "
+                    f"room for {room.most} (llm.max-tokens)"
                 )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

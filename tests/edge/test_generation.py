@@ -96,7 +96,7 @@ def test_a_batch_larger_than_the_limit_is_answered_in_parts_and_a_question_is_re
         llm = LowRankExchange(FrozenLLM(llm_half, caches=caches))
         assert generate(edge, llm, asked, TOKENS) == expected
     llm = LowRankExchange(FrozenLLM(llm_half, caches=Caches(max_tokens=one - 1)))
-    with pytest.raises(NoRoomError, match=rf"{one} tokens.* {one - 1} .*llm\.max-tokens"):
+    with pytest.raises(NoRoomError, match=rf"1 × {one} tokens.* {one - 1} .*llm\.max-tokens"):
         generate(edge, llm, asked, TOKENS)
 
 
