@@ -5,7 +5,6 @@ Output that the page shows is what they print; a line "…" stands for lines tha
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shlex
@@ -22,6 +21,7 @@ from fednano_flwr.cli import app as cli
 from fednano_flwr.config import RunConfig, project
 from fednano_flwr.in_process import run_in_process
 from tests.conftest import REPOSITORY
+from tests.data.real_rows import write_captions, write_easy, write_scienceqa
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?:^`(\S+)`:\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -102,15 +102,61 @@ def test_easy_vqa_is_learned_by_five_clients(folder: Path, tmp_path: Path) -> No
     assert rounds[1]["test_loss"] < rounds[0]["test_loss"]
 
 
+def run(folder: Path, *arguments: str) -> str:
+    """What the real `fednano run` prints; it has to complete."""
+    command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--app", str(REPOSITORY)]
+    done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_every_run_of_the_page_completes(folder: Path) -> None:
     runs = [c for block in BLOCKS for c in block.commands if c[:2] == ["fednano", "run"]]
     assert len(runs) >= 2
     for command in runs:
-        full = [sys.executable, "-m", "fednano_flwr.cli", *command[1:], "--app", str(REPOSITORY)]
-        done = subprocess.run(
-            full, cwd=folder, env=dict(os.environ), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "round  2 " in done.stdout and "look at it with" in done.stdout
+        printed = run(folder, *command[2:])
+        assert "round  2 " in printed and "look at it with" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("form", "given", "metric"),
+    [
+        ("table", ["dataset.name=table", "dataset.columns=choices=options"], "accuracy"),
+        (
+            "captions.csv",
+            [
+                *("dataset.name=table", "dataset.test-fraction=0.2", "dataset.metric=rouge-l"),
+                "dataset.instruction=Describe the picture.",
+            ],
+            "ROUGE-L",
+        ),
+        ("science", ["dataset.name=messages", "dataset.metric=f1"], "token F1"),
+        ("science", ["dataset.name=table", "dataset.group=topic"], "accuracy"),
+    ],
+)
+def test_rows_that_others_made_are_learned_by_the_real_command(
+    form: str,
+    given: list[str],
+    metric: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDNANO_CACHE", str(tmp_path / "cache"))
+    if form == "science":
+        (tmp_path / form).mkdir()
+        sample = request.getfixturevalue("sample_data") / "scienceqa"
+        write_scienceqa(sample, tmp_path / form)
+    elif form == "table":
+        write_easy(tmp_path)
+    else:
+        write_captions(tmp_path)
+    own = [f"dataset.path={form}", "num-server-rounds=1", "dataset.partitioner=iid", *given]
+    own += ["dataset.max-skipped=0.9", "dataset.min-partition-size=1"]
+    printed = run(tmp_path, *[word for one in own for word in ("-c", one)])
+    first, last = re.findall(rf"^round  [01] .* test loss +(\S+)  {metric} ", printed, re.MULTILINE)
+    assert float(last) < float(first)

@@ -1,51 +1,24 @@
 """Data that others made, as rows: easy-VQA, the ScienceQA sample, and captions in a CSV file."""
 
-import csv
-import json
 import os
 from collections import Counter
 from pathlib import Path
 
-import easy_vqa
 import pytest
 
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.load import load_questions
 from tests.data.conftest import settings
+from tests.data.real_rows import ROWS, write_captions, write_easy, write_scienceqa
 
 SAMPLES = os.environ.get("FEDNANO_TEST_DATA", "")
-ROWS = 400
 
 
 @pytest.fixture(scope="module")
 def easy(tmp_path_factory) -> Path:
-    """easy-VQA's first questions of each split: messages/<split>.jsonl and table/<split>.csv."""
     folder = tmp_path_factory.mktemp("easy")
-    for kind in ("messages", "table"):
-        (folder / kind).mkdir()
-    for split, questions, pictures in (
-        ("train", easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()),
-        ("test", easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
-    ):
-        (folder / "messages" / split).symlink_to(Path(pictures[0]).parent)
-        rows = list(zip(*questions, strict=True))[:ROWS]
-        with (folder / "messages" / f"{split}.jsonl").open("w") as lines:
-            for question, answer, picture in rows:
-                turns = [
-                    {"role": "user", "content": f"<image>{question}"},
-                    {"role": "assistant", "content": answer},
-                ]
-                row = {"messages": turns, "images": [f"{split}/{picture}.png"]}
-                print(json.dumps(row), file=lines)
-        (folder / "table" / split).symlink_to(Path(pictures[0]).parent)
-        with (folder / "table" / f"{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["picture", "question", "answer", "options"])
-            for question, answer, picture in rows:
-                writer.writerow(
-                    [f"{split}/{picture}.png", question, answer, easy_vqa.get_answers()]
-                )
+    write_easy(folder)
     return folder
 
 
@@ -65,19 +38,7 @@ def test_easy_vqa_is_read_as_dialogues_and_as_a_table(easy):
 @pytest.mark.skipif(not SAMPLES, reason="the samples are in $FEDNANO_TEST_DATA")
 def test_the_scienceqa_sample_is_the_same_as_it_is_as_dialogues_and_as_a_table(tmp_path):
     folder = Path(SAMPLES) / "scienceqa"
-    problems = json.loads((folder / "problems.json").read_text("utf-8"))
-    splits = json.loads((folder / "pid_splits.json").read_text("utf-8"))
-    (tmp_path / "images").symlink_to(folder / "images")
-    for split in ("train", "test"):
-        with (tmp_path / f"{split}.jsonl").open("w") as file:
-            for pid in splits[split]:
-                raw = problems[pid]
-                image = raw["image"] and f"images/{split}/{pid}/{raw['image']}"
-                answer = raw["choices"][raw["answer"]]
-                turns = [("user", raw["question"]), ("assistant", answer)]
-                messages = [{"role": role, "content": text} for role, text in turns]
-                row = {**raw, "pid": pid, "image": image, "messages": messages}
-                print(json.dumps(row), file=file)
+    write_scienceqa(folder, tmp_path)
     named = {"path": str(tmp_path), "max_skipped": 1.0, "group": "topic"}
     table = load_questions(settings(name="table", columns="id=pid,subject=subject", **named))
     talks = load_questions(settings(name="messages", columns="id=pid", **named))
@@ -94,19 +55,10 @@ def test_the_scienceqa_sample_is_the_same_as_it_is_as_dialogues_and_as_a_table(t
     assert talks.skipped[MISSING_PICTURE] == own.skipped[MISSING_PICTURE]
 
 
-def test_captions_in_a_csv_file_are_answers_to_one_instruction(easy, tmp_path):
-    (tmp_path / "pictures").symlink_to(easy / "table" / "train")
-    texts, answers, pictures = easy_vqa.get_train_questions()
-    said: dict[int, str] = {}
-    for text, answer, picture in zip(texts, answers, pictures, strict=True):
-        if text in ("what color is the shape?", "what shape is in the image?"):
-            said[picture] = f"{said.get(picture, 'A picture:')} {answer}"
-    with (tmp_path / "captions.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file_name", "caption"])
-        writer.writerows((f"pictures/{picture}.png", text) for picture, text in said.items())
+def test_captions_in_a_csv_file_are_answers_to_one_instruction(tmp_path):
+    count = write_captions(tmp_path)
     own = {"path": str(tmp_path / "captions.csv"), "instruction": "Describe the picture."}
     found = load_questions(settings(name="table", test_fraction=0.2, **own))
-    assert len(found.train) == len(said) > 100 and not found.skipped
-    assert Counter(s.question for s in found.train) == {"Describe the picture.": len(said)}
+    assert len(found.train) == count > 100 and not found.skipped
+    assert Counter(s.question for s in found.train) == {"Describe the picture.": count}
     assert found.train[0].free_answer.startswith("A picture: ")
