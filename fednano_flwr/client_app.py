@@ -78,6 +78,7 @@ def _evaluate(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
         "test-loss": result.loss,
         "test-tokens": result.tokens,
         "train-examples": len(client.shard.train),
+        "cut-examples": client.shard.train.cut + client.shard.test.cut,
     }
     left_out = {reason: ids for ids, reason in by_reason(client.shard.left_out)}
     return RecordDict(

@@ -22,7 +22,7 @@ def evaluate_reply(tally: object = None, **changed: Any) -> Message:
     notes = {"skipped": "{}", "unreadable": '{"no picture": ["7"]}', "tally": json.dumps(counted)}
     content = RecordDict({"notes": ConfigRecord({**notes})})
     own = {"num-examples": 3, "score": 1.5, "test-loss": 4.0, "test-tokens": 8}
-    own["train-examples"] = 7
+    own["train-examples"], own["cut-examples"] = 7, 0
     return _reply(content, own, changed)
 
 

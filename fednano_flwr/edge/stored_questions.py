@@ -56,6 +56,11 @@ class StoredQuestions(Sequence[Question]):
             self._cut[row] = question.sample
         self._chosen = range(len(self._rows))
 
+    @property
+    def cut(self) -> int:
+        """How many have a shorter text than their sample."""
+        return sum(self._rows[place] in self._cut for place in self._chosen) if self._cut else 0
+
     def __len__(self) -> int:
         return len(self._chosen)
 

@@ -87,16 +87,17 @@ def unused_metric(config: RunConfig, record: Mapping[str, Any]) -> list[str]:
 
 
 def data_lines(replies: Iterable[Message]) -> list[str]:
-    """Each client's number of questions, and the questions that were left out, by reason.
+    """Each client's number of questions, how many were cut, and those left out, by reason.
 
     Args:
         replies: to the evaluate messages of round 0.
     """
-    sizes = []
+    sizes, cut = [], 0
     skipped: Counter[str] = Counter()  # of the whole data set: every client says the same
     left_out: list[tuple[str, str]] = []  # of a client's own shard: id and reason
     for reply in replies:
         sizes.append(f"{metric(reply, 'train-examples')}+{metric(reply, 'num-examples')}")
+        cut += int(metric(reply, "cut-examples"))
         notes = reply.content.config_records["notes"]
         skipped |= Counter(json.loads(str(notes["skipped"])))
         unreadable = json.loads(str(notes["unreadable"]))
@@ -104,6 +105,7 @@ def data_lines(replies: Iterable[Message]) -> list[str]:
     counts = f"{len(sizes)} clients with train+test questions: {', '.join(sizes)}"
     return [
         f"shards   {counts}",
+        *([f"cut      the text of {cut} questions, to dataset.max-tokens"] if cut else []),
         *(f"skipped  {count} questions: {reason}" for reason, count in sorted(skipped.items())),
         *(
             f"skipped  {len(ids)} questions: {reason} ({first_few(ids)})"

@@ -58,6 +58,7 @@ EVALUATE_METRICS: Mapping[str, type] = {
     "test-loss": float,
     "test-tokens": int,
     "train-examples": int,
+    "cut-examples": int,
 }
 NOTES = ("skipped", "unreadable", "tally")
 LARGEST = torch.finfo(torch.float32).max

@@ -124,7 +124,7 @@ def test_a_text_without_spaces_can_be_cut(encoder: QuestionEncoder) -> None:
 
 
 def test_a_run_trains_and_scores_cut_questions(
-    run_config: Callable[..., dict[str, Any]], tiny_questions: Path
+    run_config: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flat = run_config(num_server_rounds=1, local_epochs=1, dataset__max_skipped=1.0)
     most = {"dataset.max-tokens": 30}
@@ -134,6 +134,7 @@ def test_a_run_trains_and_scores_cut_questions(
         record = run_in_process(config, 2).rounds[1]
         assert record["failures"] == {"train": {}, "evaluate": {}}
         counts.append(sum(record["train_questions_per_client"].values()))
+        assert ("| cut      the text of " in capsys.readouterr().out) == (how == "cut")
     assert counts[0] < counts[1]
     with pytest.raises(ConfigError, match="too-long"):
         RunConfig.parse({**flat, "dataset.too-long": "shorten"})
