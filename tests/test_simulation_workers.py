@@ -19,6 +19,7 @@ from fednano_flwr.rounds.compat import replace_dead_workers
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayBackend]:
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # as the launcher does: never one that is up
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"num_cpus": 2, "logging_level": "ERROR", "log_to_driver": False}
     made = RayBackend({"init_args": quiet, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}})

@@ -83,7 +83,7 @@ def test_growth_and_slope_of_known_lines() -> None:
 def test_a_census_sees_memory_and_files_that_are_kept(tmp_path: Path) -> None:
     census()  # what tests before have left behind is freed
     before = census()
-    kept = [bytes(range(250)) * 640_000]  # so large that no freed memory is used again for it
+    kept = [bytes(range(250)) * 1_600_000]  # far more than what is freed meanwhile
     files = [(tmp_path / str(number)).open("w") for number in range(3)]
     after = census()
     for file in files:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +72,13 @@ def shut(host: Gate, queued: QueuedLLM, pool: ThreadPoolExecutor) -> Future[Any]
 def waits(queued: QueuedLLM, count: int) -> None:
     with queued._changed:
         assert queued._changed.wait_for(lambda: len(queued._queue) == count, WAIT)
+
+
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -214,6 +221,8 @@ def test_what_a_vanished_client_asked_for_is_not_computed(
         vanishing.close()
         with pytest.raises((HostRefusedError, HostUnreachableError)):
             asked.result(WAIT)
+        (entry,) = queued._queue._waiting[b"0/7"]
+        until(lambda: not entry.work.is_wanted())  # the service has seen that the client is gone
         host.gate.set()
         first.result(WAIT)
         queued.step(*batch(2), b"next")
