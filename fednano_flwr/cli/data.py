@@ -23,7 +23,7 @@ def data(
     client: Annotated[
         int | None, typer.Option(min=0, metavar="K", help="Look at this client alone.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=0, help="Rows of each client to show.")] = 1,
+    rows: Annotated[int, typer.Option(min=0, help="Training rows of each client to show.")] = 1,
     data_path: Annotated[
         str,
         typer.Option(metavar="PATH", help="A client's own data, as data-path in a node config."),

@@ -5,7 +5,7 @@
                                               reading.json    columns, and pictures not found
                                               images/         pictures that had no file of their own
 
-The digest covers the name, size and time of change of every file that the split is read from: a
+The digest covers the name, size and times of change of every file that the split is read from: a
 repaired or changed folder is read anew, and so is one where a missing picture is there now. These
 folders may be deleted when nothing runs.
 """
@@ -34,7 +34,7 @@ from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 7
+FORMAT = 8
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""

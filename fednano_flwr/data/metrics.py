@@ -23,6 +23,8 @@ from fednano_flwr.data.prompts import normalise_answer
 ANLS_THRESHOLD = 0.5
 VQA_PEOPLE = 3
 """So many other people have to have given an answer that counts as wholly right."""
+_LETTERS = "a-z0-9ß-öø-ɏͰ-ԯḀ-ỿ"
+"""What words of Latin, Greek and Cyrillic are made of: scripts that put spaces between words."""
 _ARTICLES = ("a", "an", "the")
 _NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
@@ -39,7 +41,7 @@ def contains(answer: str, references: Sequence[str]) -> float:
     """1 where a reference is in it as whole words, both normalised; "5" is not in "-5" or "5.2"."""
     text = normalise_answer(answer)
     wanted = (re.escape(word) for word in map(normalise_answer, references) if word)
-    whole = (rf"(?<![a-z0-9.-]){word}(?![a-z0-9]|[.,-]\d)" for word in wanted)
+    whole = (rf"(?<![{_LETTERS}.-]){word}(?![{_LETTERS}]|[.,-]\d)" for word in wanted)
     return float(any(re.search(pattern, text) for pattern in whole))
 
 

@@ -45,7 +45,10 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def files_below(path: Path) -> Iterator[str]:
-    """Path, size in bytes and time of change of a file, or of each file below a folder.
+    """Path, size in bytes and times of change of a file, or of each file below a folder.
+
+    The time at which the content changed can be set by hand, as copying tools do; the system's own
+    time of change cannot.
 
     Raises:
         DataError: as `entries`.
@@ -65,7 +68,7 @@ def _file_line(name: str, file: os.DirEntry[str] | Path) -> str:
         status = file.stat()
     except OSError:  # a link that leads nowhere
         return f"{name} gone"
-    return f"{name} {status.st_size} {status.st_mtime_ns}"
+    return f"{name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def is_there(file: Path) -> bool:

@@ -12,11 +12,19 @@ from fednano_flwr.data import cells, parquet
 from fednano_flwr.data.columns import Roles, find_columns, named_columns
 from fednano_flwr.data.defects import DefectError, is_absent
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.rows import LABEL, TEXT_ONLY, column_names, count_rows, read_rows
+from fednano_flwr.data.rows import (
+    LABEL,
+    ROWS_LOOKED_AT,
+    TEXT_ONLY,
+    column_names,
+    count_rows,
+    read_rows,
+)
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources import Reading
 from fednano_flwr.data.split_files import SplitFiles
 
+LATE_COLUMN = f"row has a column {{!r}} that none of the first {ROWS_LOOKED_AT} rows has"
 ALL = "all"
 """The group of questions where no column says one."""
 
@@ -91,7 +99,8 @@ class RowReader:
 
     @property
     def settings(self) -> str:
-        return "\n".join((self.dataset.columns, self.dataset.group, self.dataset.instruction))
+        own = (self.dataset.columns, self.dataset.group, self.dataset.instruction)
+        return "\n".join((*own, *self.split_files.labels))
 
     def check_split(self, split: str) -> None:
         for file in self.split_files.of(split):
@@ -110,10 +119,16 @@ class RowReader:
             columns, name = self._columns(file), self.split_files.name(file)
             classes, text_only = self._classes(file), file.suffix.lower() in TEXT_ONLY
             folder = file if file.is_dir() else file.parent
+            usual = {n for role, names in self.roles.items() if role not in columns for n in names}
+            late = usual - {column.strip().casefold() for column in columns.values()}
             for place, values in read_rows(file, columns.values()):
                 place = f"{name}{place}".removeprefix("./")
                 if isinstance(values, str):
                     yield place, values
+                    continue
+                found = (name for name in values if name.strip().casefold() in late)
+                if unread := [n for n in found if values[n] != [] and not is_absent(values[n])]:
+                    yield place, LATE_COLUMN.format(unread[0])
                     continue
                 row = Cells(place, folder, values, columns, classes, text_only)
                 try:

@@ -77,6 +77,12 @@ class SplitFiles:
                 f"{self.path}: {', '.join(map(self.name, found))} are of several kinds, and only "
                 f"one can be the split '{split}'. Remove what does not belong to it."
             )
+        if len(found) > 1 and any(file.stem == split for file in found):
+            raise DataError(
+                f"{self.path}: {', '.join(map(self.name, found))} are all called '{split}'. Rename "
+                f"those that do not belong to it; several files of a split are {split}-0, "
+                f"{split}-1 and so on."
+            )
         parquet.check_whole(found)
         return parquet.in_order(found)
 

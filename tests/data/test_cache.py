@@ -45,6 +45,12 @@ def change_text(path: Path) -> None:
     file.write_text(file.read_text().replace("Which", "What!"))
 
 
+def change_text_and_keep_the_time(path: Path) -> None:
+    before = (path / "problems.json").stat()
+    change_text(path)
+    os.utime(path / "problems.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def change_time_alone(path: Path) -> None:
     os.utime(path / "problems.json", ns=(1, 1))
 
@@ -59,7 +65,10 @@ def lose(path: Path) -> None:
     (path / "images" / "train" / "2" / "image.png").unlink()
 
 
-@pytest.mark.parametrize("change", [change_text, change_time_alone, repair, lose])
+@pytest.mark.parametrize(
+    "change",
+    [change_text, change_text_and_keep_the_time, change_time_alone, repair, lose],
+)
 def test_a_changed_folder_is_read_anew(found, monkeypatch, change):
     read_split(found, "train")
     seen = count_readings(monkeypatch)

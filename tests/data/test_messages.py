@@ -208,6 +208,7 @@ def test_splits_are_files_or_folders_called_after_them(write, suffix):
         (["train.jsonl"], {"path": ""}, "no split 'test'.* called after train"),
         (["test.jsonl"], {"path": "", "test_fraction": 0.5}, "no split 'train'"),
         (["train.jsonl", "train.json", "test.jsonl"], {"path": ""}, "several kinds"),
+        (["train.jsonl", "train-old.jsonl", "test.jsonl"], {"path": ""}, "train-old.jsonl"),
         (["train-0-of-2.jsonl", "test.jsonl"], {"path": ""}, "missing: 1"),
         (["data.jsonl"], {"test_fraction": 0.5, "columns": "talk=x"}, "may name: messages, image"),
         (["data.jsonl"], {"test_fraction": 0.5, "columns": "image=photo"}, "no column 'photo'"),

@@ -40,6 +40,8 @@ def test_exact_takes_any_of_the_references() -> None:
         ("about 3.5 cm", "3.5", 1),
         ("它是巴黎的塔", "巴黎", 1),
         ("anything", "''", 0),
+        ("drei Bären", "ren", 0),
+        ("drei Bären", "Bären", 1),
     ],
 )
 def test_contains_finds_whole_words(answer: str, reference: str, score: float) -> None:

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from fednano_flwr.data.defects import MISSING_PICTURE, NOT_A_CHOICE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import check_dataset, load_questions
+from fednano_flwr.data.rows import ROWS_LOOKED_AT
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sources.table import option
 from tests.data.conftest import png, settings
@@ -183,6 +184,7 @@ def test_a_free_question_is_followed_by_the_instruction_or_by_none(write):
         (("2", "1", "0"), "2", 0),
         (("C", "B", "A"), "A", 2),
         (("same", "same"), "same", 0),
+        (("dog ", "dog"), "dog", 1),
     ],
 )
 def test_an_answer_is_an_option_s_index_its_text_or_its_letter(choices, value, index):
@@ -257,6 +259,31 @@ def test_pictures_in_folders_have_the_folders_of_all_splits_as_options(flowers):
     assert [s.uid for s in samples] == ["aster/3.png", "iris/2.JPG", "rose/1.png"]
     with pytest.raises(DataError, match=r"test-fraction \(0\.2, say\)"):
         check_dataset(settings(name="table", path=str(flowers / "train"), **asked))
+
+
+def test_a_label_that_comes_later_is_an_option_of_pictures_read_before(flowers):
+    own = settings(name="table", path=str(flowers), instruction="Which?", max_skipped=1.0)
+    assert "lily" not in load_questions(own).train[0].choices
+    (flowers / "test" / "lily").mkdir()
+    (flowers / "test" / "lily" / "5.png").write_bytes(png())
+    found = load_questions(own)
+    assert found.train[0].choices == found.test[0].choices == ("aster", "iris", "lily", "rose")
+
+
+def test_pictures_of_one_label_alone_leave_nothing_to_choose(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "rose").mkdir(parents=True)
+        (tmp_path / split / "rose" / "1.png").write_bytes(png())
+    with pytest.raises(DataError, match="fewer than two choices"):
+        load_questions(settings(name="table", path=str(tmp_path), instruction="Which?"))
+
+
+def test_a_row_with_a_column_that_the_first_rows_lack_is_left_out(write):
+    rows = [{"question": "q", "answer": "a"}] * ROWS_LOOKED_AT
+    late = [{"Choices": ["a", "b"], "answer": 1}, {"choices": None}, {"note": "no column read"}]
+    samples, skipped = load(write([*rows, *({**rows[0], **row} for row in late)]))
+    assert len(samples) + 1 == len(rows) + len(late) and len(skipped) == 1
+    assert "'Choices'" in next(iter(skipped))
 
 
 def test_what_datasets_writes_is_read_with_its_pictures_and_the_names_of_its_classes(tmp_path):

@@ -101,6 +101,8 @@ def option(value: Any, choices: tuple[str, ...]) -> int:
     """
     index = cells.number(value)
     if index is None and isinstance(value, str):
+        if value in choices:
+            return choices.index(value)
         text = value.strip()
         texts = [choice.strip() for choice in choices]
         if text in texts:
@@ -116,9 +118,11 @@ def option(value: Any, choices: tuple[str, ...]) -> int:
 
 def _choices(row: Cells) -> tuple[str, ...]:
     """The options of a row; () of a free answer."""
-    if row["choices"] is None:
-        return tuple(row.classes_of("answer"))
-    choices = cells.parsed(row["choices"]) if row.text_only else row["choices"]
+    choices: Any = list(row.classes_of("answer"))
+    if row["choices"] is not None:
+        choices = cells.parsed(row["choices"]) if row.text_only else row["choices"]
+    elif not choices:
+        return ()
     if defect := choices_defect(choices):
         raise DefectError(defect)
     return tuple(choices)
