@@ -113,7 +113,15 @@ class QuestionEncoder:
         if sample.answer is None:
             return self._words(prompt, sample.free_answer)
         if question.words:
-            return question.words[sample.answer]
+            right = question.words[sample.answer]
+            alike = {
+                c.strip()
+                for c, word in zip(sample.choices, question.words, strict=True)
+                if word == right
+            }
+            if len(alike) > 1:
+                raise SampleError("another of its options has the same tokens as the right one")
+            return right
         return (question.options[sample.answer],)
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:

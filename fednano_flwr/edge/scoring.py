@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -134,7 +135,11 @@ def _of_letters(question: Question, likely: Tensor) -> Score:
 
 
 def _of_text(metric: Metric, sample: Sample, answer: str) -> float:
-    value = float(metric(answer, (sample.free_answer, *sample.references)))
+    # Tokenizers write an accent as a character of its own, or not; neither is another answer.
+    said, *right = (
+        normalize("NFC", text) for text in (answer, sample.free_answer, *sample.references)
+    )
+    value = float(metric(said, tuple(right)))
     if not 0 <= value <= 1:
         raise ValueError(f"dataset.metric: the score of question {sample.uid} is {value}")
     return value

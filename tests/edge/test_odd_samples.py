@@ -122,6 +122,17 @@ def file(image: Image.Image) -> Picture:
     return Picture(data=out.getvalue())
 
 
+WORDS = tuple(f"w{number}" for number in range(20, 30))
+
+
+def test_options_that_say_the_same_and_wrong_ones_of_the_same_tokens_are_read_as_they_are(
+    encoder: QuestionEncoder,
+) -> None:
+    options = (*WORDS, "w20", "unknown", "other")
+    question = encoder.encode(replace(PLAIN, choices=options, answer=10))
+    assert question.answer == question.words[0] and question.words[11] == question.words[12]
+
+
 @pytest.mark.parametrize(
     ("sample", "reason"),
     [
@@ -133,6 +144,7 @@ def file(image: Image.Image) -> Picture:
         (replace(FREE, free_answer=""), "its answer has no token"),
         (replace(FREE, free_answer=" \n"), "its answer has no token"),
         (replace(FREE, free_answer="..."), "its answer has no token"),
+        (replace(PLAIN, choices=(*WORDS, "unknown", "other"), answer=10), "has the same tokens"),
         (replace(PLAIN, images=(Picture(data=b""),)), UNDECODABLE_PICTURE),
         (replace(PLAIN, images=(Picture(Path("gone.png")),)), MISSING_PICTURE),
         (

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fednano_flwr.data.metrics import token_f1
 from fednano_flwr.data.sample import Sample
+from fednano_flwr.edge import scoring
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -145,6 +146,16 @@ def test_options_without_letters_are_scored_by_all_their_tokens(
         likeliest = question.words[sums.index(min(sums))]
         (score,) = score_questions(changed, llm, [replace(question, answer=likeliest)], 4)
         assert score.value == 1 and score.loss == pytest.approx(min(sums))
+
+
+def test_an_accent_is_the_same_in_either_way_to_write_it(
+    changed: NanoEdge, mixed: list[Question], llm: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "generate", lambda *_: ["caf\u00e9", "cafe\u0301", "cafe"])
+    free = next(question for question in mixed if not question.options)
+    accented = replace(free.sample, free_answer="caf\u00e9", references=("thé",))
+    scores = score_questions(changed, llm, [replace(free, sample=accented)] * 3, 4)
+    assert [score.value for score in scores] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
