@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from fednano_flwr.base.reasons import first_few
@@ -12,6 +13,7 @@ from fednano_flwr.data.defects import describe_skipped
 from fednano_flwr.data.load import check_dataset, load_questions
 from fednano_flwr.data.metrics import find_metric, metric_label
 from fednano_flwr.data.own import is_file_of_rows, own_shard
+from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.shard import Shard, read_shards
 from fednano_flwr.data.shard_folder import read_manifest
 
@@ -34,6 +36,13 @@ class Data:
     shards: dict[int, Shard]
     columns: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+
+    @cached_property
+    def repeated(self) -> list[str]:
+        """Names of test questions that one of these clients also trains on, with the answer."""
+        trained = {_content(sample) for shard in self.shards.values() for sample in shard.train}
+        tested = (sample for shard in self.shards.values() for sample in shard.test)
+        return [sample.uid for sample in tested if _content(sample) in trained]
 
 
 def read_data(config: RunConfig, clients: int, client: int | None, data_path: str = "") -> Data:
@@ -71,6 +80,11 @@ def read_data(config: RunConfig, clients: int, client: int | None, data_path: st
         for reason, names in reasons.items()
     ]
     return Data(dataset, data_path or dataset.path, metric, shards, questions.columns, left_out)
+
+
+def _content(sample: Sample) -> int:
+    """A hash of what a sample asks and of its right answer."""
+    return hash(replace(sample, uid="", group="", subject="", references=()))
 
 
 def counted(reason: str, names: Sequence[str]) -> str:

@@ -77,6 +77,8 @@ def head(data: Data) -> Iterator[Text]:
         yield _named("columns", columns if alike else f"{split}: {columns}")
     for line in data.left_out:
         yield _named("left out", line, "yellow")
+    if data.repeated:
+        yield _named("repeated", counted("in training and test alike", data.repeated), "yellow")
 
 
 def row(client: int, shown: Row) -> Iterator[Text]:

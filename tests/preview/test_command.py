@@ -165,3 +165,17 @@ def test_colours_are_of_a_screen_and_marks_are_everywhere(
     assert "\x1b[1;32m" in coloured and "\x1b" not in plain
     assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
     assert len(re.findall(r"^loss \| ", plain, re.MULTILINE)) == 2
+
+
+def test_a_test_question_that_is_trained_on_is_named(look: Look, tmp_path: Path) -> None:
+    rows = [{"question": f"w{20 + n}", "answer": "w37", "group": str(n)} for n in range(12)]
+    for split, some in (
+        ("train", rows),
+        ("test", [rows[3] | {"group": "x"}, {**rows[4], "answer": "w38"}]),
+    ):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, some)))
+    own = ("dataset.name=table", f"dataset.path={tmp_path}", "dataset.partitioner=iid")
+    result = look("--clients", "2", *(word for setting in own for word in ("-c", setting)))
+    assert re.findall(r"^repeated.*$", result.stdout, re.MULTILINE) == [
+        "repeated   1 in training and test alike (test.jsonl:1)"
+    ]
