@@ -34,8 +34,8 @@ from fednano_flwr.exchange.protocol import (
 
 Answer = TypeVar("Answer")
 TRIES = 4
-FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
-"""Seconds between two questions whether there is room."""
+PAUSE, LONGEST_PAUSE = 0.01, 1.0
+"""Seconds between two questions whether there is room, for each client whose turn has to come."""
 
 
 class Exchange:
@@ -96,15 +96,13 @@ class Exchange:
 
     def _room(self, count: int, tokens: int) -> int:
         """Number of room at the host for `count` sequences of so many tokens; waited for."""
-        pause = FIRST_PAUSE
         while not (room := self.service.reserve(count * tokens)).cache:
             if count * tokens > room.most:
                 raise NoRoomError(
                     f"{count} × {tokens} tokens of prompts with their answers; the LLM host has "
                     f"room for {room.most} (llm.max-tokens)"
                 )
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            time.sleep(min(PAUSE * (room.ahead + 1), LONGEST_PAUSE))
         return room.cache
 
     def _answer(

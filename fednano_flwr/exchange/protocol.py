@@ -240,10 +240,12 @@ class Room(NamedTuple):
     Attributes:
         cache: its number, good once; 0: others come first.
         most: tokens that the host has room for, of all batches together.
+        ahead: how many come first.
     """
 
     cache: int
     most: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,9 @@ class Caches:
             self._forget_oldest(owner)
             now = time.monotonic()
             self._line[owner] = now + LINE_SECONDS
-            if next(iter(self._line)) != owner or not self._makes_room(tokens, now):
-                return Room(0, self._max_tokens)
+            ahead = list(self._line).index(owner)
+            if ahead or not self._makes_room(tokens, now):
+                return Room(0, self._max_tokens, ahead)
             del self._line[owner]
             place = Place(owner, tokens, now, now + self._seconds)
             return Room(self._keep(place), self._max_tokens)

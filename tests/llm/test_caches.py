@@ -49,7 +49,7 @@ def test_nobody_overtakes_in_the_line_and_all_get_room_in_their_turn(clock: Any)
     first = caches.reserve(b"a", 15).cache
     assert first and caches.tokens == 15
     assert not caches.reserve(b"b", 12).cache
-    assert not caches.reserve(b"c", 2).cache and caches.waiting == 2  # there would be room
+    assert caches.reserve(b"c", 2) == (0, 20, 1) and caches.waiting == 2  # there would be room
     caches.release(b"b", first)
     assert caches.tokens == 15  # it is not b's
     caches.release(b"a", first)
@@ -63,7 +63,7 @@ def test_nobody_overtakes_in_the_line_and_all_get_room_in_their_turn(clock: Any)
 
 def test_a_batch_that_never_fits_is_told_and_holds_nobody_up() -> None:
     caches = Caches(max_tokens=20)
-    assert caches.reserve(b"a", 21) == (0, 20) and not caches.waiting
+    assert caches.reserve(b"a", 21) == (0, 20, 0) and not caches.waiting
     assert caches.reserve(b"b", 20).cache
 
 

@@ -290,12 +290,14 @@ class ReserveRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class ReserveReply(_message.Message):
-    __slots__ = ("cache", "most")
+    __slots__ = ("cache", "most", "ahead")
     CACHE_FIELD_NUMBER: _ClassVar[int]
     MOST_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     cache: int
     most: int
-    def __init__(self, cache: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
+    ahead: int
+    def __init__(self, cache: _Optional[int] = ..., most: _Optional[int] = ..., ahead: _Optional[int] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
     __slots__ = ("header", "inputs", "cache")

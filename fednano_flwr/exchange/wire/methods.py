@@ -232,10 +232,10 @@ class Reserve(Method):
         return (request.tokens,)
 
     def fill(self, reply: Any, result: Room, request: Any) -> None:
-        reply.cache, reply.most = result
+        reply.cache, reply.most, reply.ahead = result
 
     def result(self, reply: Any, tokens: int) -> Room:
-        return Room(reply.cache, reply.most)
+        return Room(reply.cache, reply.most, reply.ahead)
 
 
 class Prefill(Method):
