@@ -127,7 +127,7 @@ class QuestionEncoder:
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
         """What the vision encoder takes of a sample that has pictures."""
         tensors = self._tensors(sample, self.prompting.write(sample))
-        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS | {LEARNED}}
+        return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
 
     def vision_key(self, sample: Sample) -> str:
         """Digest of all that `vision_inputs` depends on in a sample; no picture is decoded."""

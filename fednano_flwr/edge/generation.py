@@ -133,7 +133,7 @@ def _check_known(edge: NanoEdge, tokens: Collection[int]) -> None:
     Raises:
         HostRefusedError: the model does not have one of these tokens.
     """
-    count, rows = len(edge.tokens.weight), getattr(edge.tokens, "ids", None)
+    count, rows = len(edge.tokens.weight), edge.tokens.ids
     if rows is None and (wrong := [token for token in tokens if token >= count]):
         raise HostRefusedError(
             f"the LLM host's answer cannot be used: it generated token {wrong[0]}, and the model "
