@@ -14,7 +14,7 @@ from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
-from tests import tiny, tiny_families
+from tests import families, tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
@@ -76,7 +76,7 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
 
     @cache
     def folder(family: str) -> Path:
-        return tiny_families.write(family, tmp_path_factory.mktemp("model") / family)
+        return families.write(family, tmp_path_factory.mktemp("model") / family)
 
     return folder
 

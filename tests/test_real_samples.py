@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.runs.summary import kinds_table
-from tests import tiny_families
+from tests import families
 from tests.test_rounds import run
 
 KINDS = {
@@ -20,7 +20,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def instructblip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_families.write("instructblip", tmp_path_factory.mktemp("model"))
+    return families.write("instructblip", tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize(

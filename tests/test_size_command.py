@@ -13,10 +13,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fednano_flwr.cli.app import cli
-from fednano_flwr.models.families import FAMILIES
 from tests.conftest import REPOSITORY
+from tests.families import every, write
 from tests.tiny import write_checkpoint
-from tests.tiny_families import write
 
 DEMO = "package:fednano_demo/model"
 
@@ -87,7 +86,7 @@ def test_the_tables_fit_100_columns_and_say_what_is_not_counted() -> None:
     assert shares and shares.groups() == ("6.48", "4.76")
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", every())
 def test_every_family_has_its_tables(family: str, tmp_path: Path) -> None:
     folder = write(family, tmp_path / "model")
     result = size(str(folder), "--rank", "4")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from fednano_flwr.config import RunConfig
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.runs.folder import RunFolder
-from tests import tiny_families
+from tests import families
 
 pytestmark = pytest.mark.e2e
 
@@ -158,7 +158,7 @@ def test_a_simulation_with_two_replicas_of_the_llm_gives_the_adapters_of_one_pro
 def test_real_samples_run_to_the_end_and_report_every_kind(
     sample_data: Path, tmp_path: Path, family: str, dataset: str
 ) -> None:
-    model = tiny_families.write(family, tmp_path / "model")
+    model = families.write(family, tmp_path / "model")
     result = fednano(
         *("--clients", "2", "-c", f"dataset.name={dataset}", "-c", f"model.name={model}"),
         *("-c", f'dataset.path="{sample_data / dataset}"', "-c", "dataset.max-skipped=0.5"),

@@ -33,7 +33,7 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.split import write_bundle
-from tests import tiny, tiny_families
+from tests import families, tiny
 
 CPU = torch.device("cpu")
 MB = 2**20
@@ -317,7 +317,7 @@ def test_what_the_features_of_a_model_depend_on_changes_its_digest(
 
 
 def keys_of(family: str, folder: Path, questions: Sequence[str]) -> list[str]:
-    reader = load_encoder(ModelCheckpoint(str(tiny_families.write(family, folder))))
+    reader = load_encoder(ModelCheckpoint(str(families.write(family, folder))))
     picture = folder / "picture.png"
     Image.effect_noise((30, 40), 64).convert("RGB").save(picture)
     return [

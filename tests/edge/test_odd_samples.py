@@ -35,8 +35,8 @@ from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
+from tests.families import every
 from tests.models.test_families import picture
 
 Config = Callable[..., dict[str, Any]]
@@ -62,7 +62,7 @@ OTHERS = (
 )
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=every())
 def folder(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
     return family_folder(request.param)
 

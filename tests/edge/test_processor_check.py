@@ -22,7 +22,7 @@ from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.server_app import federate
-from tests import tiny_families
+from tests.families import base
 from tests.models.test_families import SAMPLES
 
 Change = Callable[[Path], object]
@@ -69,7 +69,7 @@ def around(*pieces: dict[str, Any]) -> Change:
     )
 
 
-WRITTEN = tiny_families.template("<image>")
+WRITTEN = base.template("<image>")
 PROCESSOR, TOKENIZER, CONFIG = "processor_config.json", "tokenizer_config.json", "config.json"
 ONE_MORE = {"image_token": "<image>", "a": "<|assistant|>"}
 PLAIN = "{% for m in messages %}USER: {{ m['content'] }} ASSISTANT:{% endfor %}"
@@ -147,7 +147,7 @@ UNFIT: list[tuple[str, str, str, *tuple[Change, ...]]] = [
     ),
     ("no template", "llava", "chat template", without("chat_template.jinja")),
     ("a template for plain text", "llava", "plain text", template(PLAIN)),
-    ("no picture", "llava", "<image> 1 times", template(tiny_families.template(""))),
+    ("no picture", "llava", "<image> 1 times", template(base.template(""))),
     ("a template that fails", "llava", "no turns", template("{{ raise_exception('no turns') }}")),
     (
         "today's date",

@@ -17,6 +17,7 @@ from fednano_flwr.edge.questions import used_tokens
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.processor import load_processor
+from tests.families import every
 from tests.models.test_families import SAMPLES, picture
 
 OPTIONS = Sample(
@@ -36,7 +37,7 @@ PICTURES_FIRST = (
 )
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=every())
 def checkpoint(
     request: pytest.FixtureRequest, family_folder: Callable[[str], Path]
 ) -> ModelCheckpoint:

@@ -36,7 +36,7 @@ from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.processor import load_processor
-from tests import tiny_families
+from tests import families
 from tests.export.conftest import Exported, export
 from tests.export.made_up import random_adapters, write_run
 from tests.models.test_families import picture
@@ -130,7 +130,7 @@ def test_the_cards_code_asks_every_family_as_the_run_did_and_gets_its_logits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tiny_families.write(family, tmp_path / family)
+    model = families.write(family, tmp_path / family)
     flat = run_config(model__name=str(model))
     out = tmp_path / "out"
     assert export(write_run(flat, 0.5, 0.75)[0], out, form=form).exit_code == 0

@@ -22,7 +22,7 @@ from fednano_flwr.export.merge_weights import adapt_rows
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import FAMILIES, Connector
 from fednano_flwr.models.split import write_bundle
-from tests import tiny, tiny_families
+from tests import families, tiny
 from tests.export.conftest import Exported, export
 from tests.export.made_up import write_run
 
@@ -253,7 +253,7 @@ def test_a_run_of_another_version_is_exported_and_its_keys_are_named(
 def test_a_tied_head_is_untied_only_where_the_embeddings_change(
     run_config: Config, sites: str, tmp_path: Path
 ) -> None:
-    model = tiny_families.write("gemma3", tmp_path / "model")
+    model = families.write("gemma3", tmp_path / "model")
     run, _ = write_run(run_config(model__name=str(model), adapter__sites=sites), 0.5, 0.75)
     result = export(run, tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -25,7 +25,7 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
-from tests import tiny_families
+from tests import families
 from tests.export.made_up import random_adapters
 from tests.models.test_families import SAMPLES
 from tests.models.test_loading import NAMES, rename
@@ -41,7 +41,7 @@ BATCHES = {
 TOLERANCE = 1e-4
 # Beside every family as its config has it: a head that is the embeddings' table, and one that is
 # not, where that is not what the family usually has; names that other versions wrote.
-VARIANTS = [*FAMILIES, "llava tied", "qwen2_5_vl tied", "gemma3 untied", "blip-2 untied", *NAMES]
+VARIANTS = families.every("llava tied", "qwen2_5_vl tied", "gemma3 untied", "blip-2 untied", *NAMES)
 
 
 @dataclass
@@ -93,7 +93,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     place = tmp_path_factory.mktemp("export")
     words = request.param.split()
     family = words[0] if words[0] in FAMILIES else words[1]
-    model = tiny_families.write(family, place / family)
+    model = families.write(family, place / family)
     tied = words[-1] == "tied" or request.param in NAMES  # then the head's name is made up
     if family == "llava" or tied or words[-1] == "untied":
         model = rewritten(model, family, tied, place / "rewritten")

@@ -22,9 +22,9 @@ from fednano_flwr.models import split as splitting
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle, open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, MissingRowError, load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.split import write_bundle
+from tests.families import every
 from tests.models.test_families import SAMPLES
 from tests.tiny import write_checkpoint
 
@@ -36,7 +36,7 @@ def bundle(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", every())
 def test_a_bundle_of_every_family_gives_the_checkpoints_features(
     family: str, family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

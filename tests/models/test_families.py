@@ -37,9 +37,9 @@ from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
-from tests import tiny_families
+from tests import families
+from tests.families import TINY
 from tests.models.unsplit import Unsplit
 
 BATCHES = {
@@ -51,11 +51,8 @@ BATCHES = {
 # In float32 the whole model is padded where the host pads; padding on the left rounds differently.
 SIDES = {"float32": "right", "float64": "left"}
 # Relative to the largest value. Where the whole model itself is further from its own float64
-# result, a few times that distance is allowed. Gemma's norms are float32 in any dtype, so its
-# float64 result is no better than that.
-TOLERANCE = 1e-6
+# result, a few times that distance is allowed. See also `TinyFamily.tolerance`.
 OWN_ROUNDING = 4
-FLOAT32_INSIDE = {"gemma3": 1e-5, "paligemma": 1e-5}
 TOKENS = 10
 """Of an answer: more than the windows of the tiny sliding layers (Gemma 3: 8)."""
 
@@ -96,14 +93,18 @@ class Setting:
     encoder: QuestionEncoder
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=families.every())
 def checkpoint(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
     return family_folder(request.param)
 
 
 @pytest.fixture(scope="module", params=list(SIDES))
 def setting(request: pytest.FixtureRequest, checkpoint: Path) -> Setting:
-    dtype, source = request.param, ModelCheckpoint(str(checkpoint))
+    return make_setting(checkpoint, request.param)
+
+
+def make_setting(checkpoint: Path, dtype: str) -> Setting:
+    source = ModelCheckpoint(str(checkpoint))
     encoder = load_encoder(source)
     frozen = load_edge_half(str(checkpoint), dtype=dtype)
     adapters = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
@@ -134,7 +135,7 @@ def error(got: Tensor, expected: Tensor) -> float:
 
 def agree(got: Tensor, expected: Tensor, exact: Tensor, family: str) -> bool:
     """Whether `got` is `expected` but for rounding such as `expected` itself has had."""
-    allowed = FLOAT32_INSIDE.get(family, TOLERANCE)
+    allowed = TINY[family].tolerance
     return error(got, expected) <= max(allowed, OWN_ROUNDING * error(expected, exact))
 
 
@@ -173,11 +174,24 @@ def llm(
             yield exchange(remote)
 
 
+@pytest.mark.parametrize("family", [family for family in TINY if family not in families.CORE])
+def test_in_short_a_familys_logits_gradients_and_answers_are_the_whole_models(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    setting = make_setting(family_folder(family), "float32")
+    llm = EXCHANGES["lowrank"](setting.host, "server")
+    check_logits_and_gradients(setting, llm, setting.questions)
+    check_answers(setting, llm)
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 def test_halves_give_the_whole_models_logits_and_adapter_gradients(
     setting: Setting, llm: LLM, batch: str
 ) -> None:
-    chosen = setting.questions[BATCHES[batch]]
+    check_logits_and_gradients(setting, llm, setting.questions[BATCHES[batch]])
+
+
+def check_logits_and_gradients(setting: Setting, llm: LLM, chosen: list[Question]) -> None:
     exact = unsplit(setting, setting.exact, chosen)
     logits, loss, wanted = unsplit(setting, setting.whole, chosen)
     setting.edge.adapters.to(getattr(torch, setting.dtype))
@@ -280,7 +294,7 @@ def test_pictures_of_unlike_sizes_in_a_question_are_each_encoded_as_what_they_ar
     )
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=tiny_families.llama(transformers.MistralConfig),
+        text_config=families.base.llama(transformers.MistralConfig),
         image_token_id=4,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -340,6 +354,10 @@ def answers(setting: Setting, llm: LLM, ends: set[int]) -> list[list[int]]:
 def test_a_batchs_answers_are_those_of_the_whole_model_one_by_one(
     setting: Setting, llm: LLM
 ) -> None:
+    check_answers(setting, llm)
+
+
+def check_answers(setting: Setting, llm: LLM) -> None:
     edge, questions = setting.edge, setting.questions
     edge.adapters.float()
     assert len({len(question.ids) for question in questions}) > 2
@@ -355,7 +373,7 @@ def test_a_batchs_answers_are_those_of_the_whole_model_one_by_one(
     with torch.no_grad():
         uncached = llm.score(edge(prompts, teacher_forced(prompts)), rows, every)
     cached = torch.stack(passes, dim=1).flatten(0, 1).log_softmax(1)
-    allowed = OWN_ROUNDING * FLOAT32_INSIDE.get(setting.family, TOLERANCE)
+    allowed = OWN_ROUNDING * TINY[setting.family].tolerance
     assert error(cached, uncached) <= allowed
     assert error(cached[1:], cached[:-1]) > 100 * allowed
 

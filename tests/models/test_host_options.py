@@ -20,11 +20,10 @@ from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.llm import service
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.layers import decoder_layers
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.quantize import OLDEST
-from tests import tiny_families
+from tests import families
 from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
 
@@ -36,9 +35,9 @@ WITH_MASK = ("gemma3",)
 
 def write(family: str, folder: Path, layers: int = 2) -> str:
     if family in ("llava", "gemma3", "blip-2"):  # which say themselves how many layers they have
-        return str(tiny_families.write(family, folder))
-    with mock.patch.dict(tiny_families.TEXT, {"num_hidden_layers": layers}):
-        return str(tiny_families.write(family, folder))
+        return str(families.write(family, folder))
+    with mock.patch.dict(families.base.TEXT, {"num_hidden_layers": layers}):
+        return str(families.write(family, folder))
 
 
 @contextmanager
@@ -55,7 +54,7 @@ def attention_calls() -> Iterator[list[tuple[bool, bool]]]:
         yield calls
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.every())
 def test_attention_is_pytorchs_and_causal_without_a_mask(
     family: str, family_folder: Callable[[str], Path]
 ) -> None:
@@ -70,7 +69,7 @@ def test_attention_is_pytorchs_and_causal_without_a_mask(
         assert calls == [(masked, not masked)] * len(layers)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.every())
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_checkpointing_changes_no_bit(
     family: str, dtype: str, family_folder: Callable[[str], Path]
@@ -143,7 +142,7 @@ def test_layers_are_computed_again_for_a_gradient_only(
 
 
 def test_checkpointing_turns_no_dropout_on(tmp_path: Path) -> None:
-    folder = tiny_families.write("blip-2", tmp_path / "blip-2")
+    folder = families.write("blip-2", tmp_path / "blip-2")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"dropout": 0.0', '"dropout": 0.5'))
     assert '"dropout": 0.5' in config.read_text()

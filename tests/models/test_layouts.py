@@ -26,7 +26,7 @@ from fednano_flwr.models.checkpoint import HEAD, ModelCheckpoint
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.weights import INDEX, SINGLE
-from tests import tiny_families
+from tests import families
 
 OLD_HEAD = "language_model.lm_head.weight"
 TABLE = "language_model.model.embed_tokens.weight"
@@ -348,12 +348,12 @@ def vision_model(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("family", tiny_families.MAKERS)
+@pytest.mark.parametrize("family", families.every(but=("llava",)))
 @pytest.mark.parametrize("change", [single, module_tree, without_models_prefix, vision_model])
 def test_names_of_other_versions_are_taken_where_transformers_takes_them(
     family: str, change: Change, tmp_path: Path
 ) -> None:
-    folder = tiny_families.write(family, tmp_path / family)
+    folder = families.write(family, tmp_path / family)
     change(folder)
     try:
         theirs = read_by_transformers(folder)
@@ -365,13 +365,13 @@ def test_names_of_other_versions_are_taken_where_transformers_takes_them(
     assert all(torch.equal(ours[name].float(), theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("family", tiny_families.MAKERS)
+@pytest.mark.parametrize("family", families.every(but=("llava",)))
 @pytest.mark.parametrize("said", [True, False])
 def test_a_missing_head_is_the_table_where_transformers_ties_it(
     family: str, said: bool, tmp_path: Path
 ) -> None:
     """By the key of the config, of the text's config, or the family's default."""
-    folder = tiny_families.write(family, tmp_path / family)
+    folder = families.write(family, tmp_path / family)
     kept = {k: value for k, value in tensors_of(folder).items() if not k.endswith(HEAD)}
     write_single(folder, kept)
     for top, text in ((None, said), (said, not said)):

@@ -23,10 +23,9 @@ from fednano_flwr.models import checkpoint as module
 from fednano_flwr.models import skeleton, source, weights
 from fednano_flwr.models.checkpoint import ALIGNED, FINGERPRINT_ROWS, ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.weights import INDEX
-from tests import tiny_families
+from tests import families
 from tests.opened import recorded
 
 EMBEDDINGS = "language_model.embed_tokens.weight"
@@ -73,11 +72,11 @@ def rename(source: Path, target: Path, names: Callable[[str], str], shards: int 
     return target
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *NAMES])
+@pytest.fixture(scope="module", params=families.every(*NAMES))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     family = request.param.split()[-1]
     place = tmp_path_factory.mktemp("model")
-    written = tiny_families.write(family, place / family, shard_size="20KB")
+    written = families.write(family, place / family, shard_size="20KB")
     if request.param in NAMES:
         return rename(written, place / "renamed", NAMES[request.param])
     return written

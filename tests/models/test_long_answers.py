@@ -23,7 +23,8 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
-from tests.models.test_families import FLOAT32_INSIDE, TOLERANCE, error, picture
+from tests.families import TINY, every
+from tests.models.test_families import error, picture
 from tests.models.unsplit import Unsplit
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -88,7 +89,7 @@ class Setting:
     host: FrozenLLM
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=every())
 def setting(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Setting:
     folder = family_folder(request.param)
     half = load_edge_half(str(folder))
@@ -116,7 +117,7 @@ def test_the_loss_and_its_gradients_are_the_whole_models(setting: Setting, kind:
     assert encoder.processor.tokenizer.decode(learned).split() == [
         word for text in earlier for word in (*text.split(), "</s>")
     ]
-    allowed = 10 * FLOAT32_INSIDE.get(setting.family, TOLERANCE)
+    allowed = 10 * TINY[setting.family].tolerance
     expected = setting.whole.loss(question, encoder, edge.adapters)
     wanted = torch.autograd.grad(expected, list(named_trainable(edge.adapters).values()))
     for name, exchange in EXCHANGES.items():

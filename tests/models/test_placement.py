@@ -17,10 +17,10 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.layers import device_of, place
 from fednano_flwr.models.llm_half import load_llm_half
 from tests.conftest import REPOSITORY
+from tests.families import every
 from tests.models.test_host_options import questions
 
 GPU = [torch.device("cuda", index) for index in range(3)]
@@ -55,7 +55,7 @@ def bytes_on(host: Any, places: Any) -> dict[torch.device, int]:
     return total
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "blip-2"])
+@pytest.mark.parametrize("family", every(but=("blip-2",)))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_layers_stay_whole_and_fit_the_memory_given(
     family: str, strategy: str, family_folder: Callable[[str], Path]

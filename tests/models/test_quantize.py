@@ -18,10 +18,9 @@ from fednano_flwr import client_app, preflight, server_app
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models import llm_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 from fednano_flwr.models.quantize import OLDEST
-from tests import tiny, tiny_families
+from tests import families, tiny
 from tests.batches import labelled_everywhere as questions
 from tests.local_grid import LocalGrid
 from tests.opened import recorded
@@ -42,15 +41,19 @@ WEIGHTS = {"8bit": 0.01, "4bit": 0.12}
 
 # In 4 bits a CPU needs wider layers than the other tiny families' fixed sizes allow.
 WIDE = ("llava", "llava_next", "llava_onevision", "internvl", "smolvlm", "instructblip")
-CASES = [("8bit", family) for family in FAMILIES] + [("4bit", family) for family in WIDE]
+CASES = [
+    pytest.param(bits, family, marks=() if family in families.CORE else pytest.mark.slow)
+    for bits, of in (("8bit", families.TINY), ("4bit", WIDE))
+    for family in of
+]
 
 
 def write(family: str, folder: Path, width: int) -> Path:
     if family == "llava":
         return tiny.write_checkpoint(folder, width=width)
     wide = {"hidden_size": width, "intermediate_size": 2 * width}
-    with mock.patch.dict(tiny_families.TEXT, wide):
-        return tiny_families.write(family, folder)
+    with mock.patch.dict(families.base.TEXT, wide):
+        return families.write(family, folder)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,11 @@ from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
 from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config, shipped
 from fednano_flwr.models.source import read_config
 from fednano_flwr.models.split import write_bundle
-from tests.tiny_families import write
+from tests.families import every, write
 
 FIXED_PICTURES = {"llava", "paligemma", "gemma3", "instructblip", "blip-2"}
 PARTS = Parts(
@@ -41,7 +40,7 @@ SETTING = Setting(rank=2, rows=5, dtype_bytes=2, tokens=16, batch_size=8, file_b
 SIZES = Sizes(PARTS, SETTING)
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=every())
 def saved(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Path:
     """A tiny checkpoint of each family."""
     return family_folder(request.param)

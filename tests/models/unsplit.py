@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.questions import Question, teacher_forced
 from fednano_flwr.models.families import FAMILIES
+from tests.families import TINY
 
 
 class Unsplit:
@@ -26,7 +27,7 @@ class Unsplit:
         architecture = FAMILIES[family].model_class
         self.model = architecture.from_pretrained(folder, dtype=dtype).eval()
         self.model.requires_grad_(False)
-        self.family = family
+        self.tiny = TINY[family]
         self.image_token = self.model.config.image_token_id
 
     def logits(
@@ -50,17 +51,10 @@ class Unsplit:
             [F.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]
         )
         arguments = {"input_ids": ids, "attention_mask": mask}
-        arguments |= self._types(ids)
-        if self.family == "paligemma":
-            types = [
-                (torch.arange(len(r)) >= len(q.ids)).long()
-                for r, q in zip(rows, questions, strict=True)
-            ]
-            arguments["token_type_ids"] = torch.stack(
-                [F.pad(own, pad) for own, pad in zip(types, pads, strict=True)]
-            )
-        if self.family not in ("qwen2_5_vl", "blip-2"):  # these two count from the mask themselves
-            first = 1 if self.family == "paligemma" else 0
+        answers = [torch.arange(len(r)) >= len(q.ids) for r, q in zip(rows, questions, strict=True)]
+        padded = [F.pad(own, pad) for own, pad in zip(answers, pads, strict=True)]
+        arguments |= self._kinds(ids, torch.stack(padded))
+        if (first := self.tiny.first_position) is not None:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + first
         vision = merged([encoder.vision_inputs(q.sample) for q in questions if q.sample.pictures])
         arguments |= {
@@ -68,8 +62,8 @@ class Unsplit:
             for key, value in vision.items()
         }
         with self.adapted(adapters):
-            if self.family in ("instructblip", "blip-2") and not vision:
-                del arguments["input_ids"]  # these two cannot do without a picture
+            if self.tiny.needs_picture and not vision:
+                del arguments["input_ids"]
                 embeds = self.model.get_input_embeddings()(ids)
                 logits = self.model.language_model(inputs_embeds=embeds, **arguments).logits
             else:
@@ -87,10 +81,9 @@ class Unsplit:
         """The model's own loss on one question, with labels -100 on all that is not learned."""
         ids = torch.cat([question.ids, torch.tensor(question.answer)])[None]
         learned = torch.cat([question.learned, torch.ones(len(question.answer)).bool()])[None]
-        arguments = {"input_ids": ids, "labels": ids.where(learned, -100)} | self._types(ids)
-        if self.family == "paligemma":
-            types = torch.arange(ids.shape[1]) >= len(question.ids)
-            arguments["token_type_ids"] = types.long()[None]
+        answer = (torch.arange(ids.shape[1]) >= len(question.ids))[None]
+        arguments = {"input_ids": ids, "labels": ids.where(learned, -100)}
+        arguments |= self._kinds(ids, answer)
         if question.sample.pictures:
             arguments |= encoder.vision_inputs(question.sample)
         with self.adapted(adapters):
@@ -101,28 +94,23 @@ class Unsplit:
     ) -> list[int]:
         """What the model's own greedy `generate` gives, `tokens` long; nothing ends it."""
         ids = question.ids[None]
-        arguments = {"attention_mask": torch.ones_like(ids), **self._types(ids)}
+        kinds = self._kinds(ids, torch.zeros_like(ids, dtype=torch.bool))
+        arguments = {"attention_mask": torch.ones_like(ids), **kinds}
         vision = encoder.vision_inputs(question.sample) if question.sample.pictures else {}
         settings = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=-1
         )
         with self.adapted(adapters), torch.no_grad():
             writer, inputs = self.model, {"input_ids": ids}
-            if self.family in ("instructblip", "blip-2") and not vision:
+            if self.tiny.needs_picture and not vision:
                 writer = self.model.language_model
                 inputs = {"inputs_embeds": self.model.get_input_embeddings()(ids)}
             found = writer.generate(generation_config=settings, **inputs, **arguments, **vision)
         return found[0, -tokens:].tolist()
 
-    def _types(self, ids: Tensor) -> dict[str, Tensor]:
-        """What the family's own processor says of the kinds of tokens in prompts."""
-        pictures = (ids == self.image_token).long()
-        kinds = {
-            "gemma3": {"token_type_ids": pictures},
-            "qwen2_5_vl": {"mm_token_type_ids": pictures},
-            "paligemma": {"token_type_ids": torch.zeros_like(ids)},
-        }
-        return kinds.get(self.family, {})
+    def _kinds(self, ids: Tensor, answers: Tensor) -> dict[str, Tensor]:
+        """What the family's own processor says of the kinds of tokens (B, T)."""
+        return self.tiny.kinds(ids == self.image_token, answers)
 
     @contextmanager
     def adapted(self, adapters: PeftModel | None) -> Iterator[None]:

@@ -13,12 +13,12 @@ from fednano_flwr.edge.questions import next_token_labels
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.preview.pieces import pieces
+from tests.families import every
 from tests.models.test_families import SAMPLES
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every())
 def test_pieces_have_all_tokens_and_the_loss_where_training_has_it(
     family: str, family_folder: Callable[[str], Path]
 ) -> None:

@@ -1,0 +1,125 @@
+"""Parts of tiny random checkpoints: tokenizers, templates, configs, processors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import transformers as tf
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from tests.tiny import WORDS
+
+WORDS_KNOWN = 96
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.1,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 8,
+}
+PIXELS = {"height": 24, "width": 24}
+Kinds = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """What tests know of a family.
+
+    Attributes:
+        model_type: as config.json has it.
+        make: a config and a processor.
+        kinds: what its processor says of the kinds of tokens, from two (B, T) bool: where pictures'
+            features go, and where an answer is.
+        first_position: of the whole model's positions; None where it counts them from the mask.
+        needs_picture: whether the whole model cannot read a prompt without one.
+        tolerance: relative, of a float64 model that computes partly in float32.
+    """
+
+    model_type: str
+    make: Callable[[], tuple[Any, Any]]
+    kinds: Kinds = lambda pictures, answers: {}
+    first_position: int | None = 0
+    needs_picture: bool = False
+    tolerance: float = 1e-6
+
+
+def tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
+    """Words, and a family's own tokens by the names its processor looks for."""
+    own = [*special.values(), *extra]
+    words = ["<pad>", "<unk>", "</s>", "<s>", *own, "Answer:", "Context:", *WORDS]
+    words += [f"w{i}" for i in range(WORDS_KNOWN - len(words))]
+    text = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    text.normalizer = normalizers.Replace(Regex(r"[?.,]"), " ")
+    text.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = tf.PreTrainedTokenizerFast(
+        tokenizer_object=text,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="</s>",
+        bos_token="<s>",
+        extra_special_tokens=special,
+    )
+    fast.add_special_tokens({"additional_special_tokens": list(extra)})
+    return fast
+
+
+def template(image: str) -> str:
+    """A chat template that writes `image` where a picture stands."""
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %} w1 {% endif %}"
+        "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        + image
+        + " {% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %} w1"
+    )
+
+
+def pictures_only(name: str, **parts: Any) -> Any:
+    """A processor without its video part, which needs torchvision."""
+    whole = getattr(tf, name)
+    kept = [part for part in whole.get_attributes() if part != "video_processor"]
+    return type(name, (whole,), {"get_attributes": classmethod(lambda cls: kept)})(
+        video_processor=None, **parts
+    )
+
+
+def clip(**changes: Any) -> Any:
+    return tf.CLIPVisionConfig(**VISION, projection_dim=32, **changes)
+
+
+def siglip(**changes: Any) -> Any:
+    return tf.SiglipVisionConfig(**{**VISION, **changes}, vision_use_head=False)
+
+
+def llama(kind: Any = tf.LlamaConfig, **changes: Any) -> Any:
+    return kind(vocab_size=WORDS_KNOWN, **{**TEXT, **changes})
+
+
+def image_processor(module: str, name: str, **settings: Any) -> Any:
+    source = f"transformers.models.{module}.image_processing_pil_{module}"
+    return getattr(__import__(source, fromlist=[name]), name)(**settings)
+
+
+def qformer(config: Any) -> Any:
+    return config(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        encoder_hidden_size=32,
+        vocab_size=WORDS_KNOWN,
+        initializer_range=0.2,
+    )
