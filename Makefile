@@ -2,6 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 
+# Without bytecode each of the tests' many processes compiles PyTorch's modules anew: 7 s a process.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test slow check docs fast proto clean
 
 demo: $(VENV)/.app  ## install, then federate the embedded demo: 5 clients, 5 rounds
