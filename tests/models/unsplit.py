@@ -27,7 +27,7 @@ class Unsplit:
         architecture = FAMILIES[family].model_class
         self.model = architecture.from_pretrained(folder, dtype=dtype).eval()
         self.model.requires_grad_(False)
-        self.tiny = TINY[family]
+        self.tiny = TINY.get(family, TINY["llava"])  # what is not listed is called as LLaVA is
         self.image_token = self.model.config.image_token_id
 
     def logits(
