@@ -18,6 +18,7 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
     Inputs,
+    Layout,
     adapted,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -61,10 +62,12 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
     labels[-1] = node % vocabulary
     if exchange == "embeddings":
         hidden = 0.02 * torch.randn(length, hidden_size, generator=generator)
-        return Work(EmbeddingInputs(adapted(hidden, is_image, z, b), (length,)), labels, ())
+        return Work(EmbeddingInputs(adapted(hidden, is_image, z, b), Layout((length,))), labels, ())
     ids = torch.randint(0, vocabulary, (text,), generator=generator)
     feature = Feature(f"picture of {node}".encode(), picture)
-    return Work(LowRankInputs(ids, is_image, (feature.key,), z, b, (length,)), labels, (feature,))
+    return Work(
+        LowRankInputs(ids, is_image, (feature.key,), z, b, Layout((length,))), labels, (feature,)
+    )
 
 
 def client_process(

@@ -20,7 +20,7 @@ from benchmarks.report import options_of, table, write_json
 from benchmarks.stub_half import stub_half
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature
+from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature, Layout
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -52,7 +52,7 @@ def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
         features=tuple(Feature(bytes([i]), rows) for i, rows in enumerate(pictures)),
         z={s: torch.randn(int(w.sum()), options.rank).requires_grad_() for s, w in rows.items()},
         b={s: torch.randn(d, options.rank).requires_grad_() for s in rows},
-        lengths=(length,) * options.batch,
+        layout=Layout((length,) * options.batch),
     )
     return batch, labels.flatten()
 

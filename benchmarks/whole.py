@@ -72,9 +72,9 @@ class WholeModel:
     def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
         """See `LLM.prefill`; one batch at a time."""
         self._cache = DynamicCache(config=self.model.config.text_config)
-        parts = list(batch.embedded().split(list(batch.lengths)))
-        pads = max(batch.lengths) - torch.tensor(batch.lengths)
-        self._real = (torch.arange(max(batch.lengths)) >= pads[:, None]).to(self.device)
+        parts = list(batch.embedded().split(list(batch.layout.lengths)))
+        pads = max(batch.layout.lengths) - torch.tensor(batch.layout.lengths)
+        self._real = (torch.arange(max(batch.layout.lengths)) >= pads[:, None]).to(self.device)
         return self._next(pad_sequence(parts, batch_first=True, padding_side="left"))
 
     def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
@@ -103,9 +103,9 @@ class WholeModel:
     def _logits(self, batch: AdaptedBatch, positions: Tensor) -> Tensor:
         """(P, vocabulary): padded on the right, the head at `positions` only, as the host does."""
         embeds = batch.embedded()
-        padded = pad_sequence(list(embeds.split(list(batch.lengths))), batch_first=True)
+        padded = pad_sequence(list(embeds.split(list(batch.layout.lengths))), batch_first=True)
         language: Any = self.model.model.language_model
         hidden = language(inputs_embeds=padded, use_cache=False).last_hidden_state
-        lengths = torch.tensor(batch.lengths)
+        lengths = torch.tensor(batch.layout.lengths)
         real = (torch.arange(padded.shape[1]) < lengths[:, None]).to(self.device)
         return self.model.lm_head(hidden[real][positions.to(self.device)])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.protocol import IGNORE, Layout
 from fednano_flwr.models.llm_half import LLMHalf
 
 
@@ -18,7 +18,7 @@ def answered_at_the_end(
     total = sum(lengths)
     labels = torch.full((total,), IGNORE)
     labels[torch.tensor(lengths).cumsum(0) - 1] = seed % 60
-    return EmbeddingInputs(torch.randn(total, 48, generator=generator), lengths), labels
+    return EmbeddingInputs(torch.randn(total, 48, generator=generator), Layout(lengths)), labels
 
 
 def labelled_everywhere(
@@ -31,8 +31,10 @@ def labelled_everywhere(
     positions = torch.cat([torch.arange(length) for length in lengths])
     inputs = EmbeddingInputs(
         embeds.to(half.dtype),
-        lengths,
-        positions.repeat(3, 1) if half.family.position_axes else None,
-        torch.zeros(count, dtype=torch.long) if half.family.token_types else None,
+        Layout(
+            lengths,
+            positions.repeat(3, 1) if half.family.position_axes else None,
+            torch.zeros(count, dtype=torch.long) if half.family.token_types else None,
+        ),
     )
     return inputs, torch.randint(half.vocabulary, (count,), generator=generator)

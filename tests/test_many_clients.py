@@ -17,7 +17,7 @@ def test_prepared_steps_have_the_same_loss_alone_and_in_a_shared_pass(exchange: 
     half = random_half(Shape(width=32, layers=2, heads=4, inner=48, vocabulary=50))
     host = FrozenLLM(half)
     work = [prepare(node, PRESET, exchange, 32, 50) for node in range(4)]
-    assert len({one.inputs.lengths for one in work}) > 1  # so that a shared pass has padding
+    assert len({one.inputs.layout.lengths for one in work}) > 1  # so that a shared pass has padding
     owners = [str(node).encode() for node in range(4)]
     for one, owner in zip(work, owners, strict=True):
         host.keep_features(one.features, owner)

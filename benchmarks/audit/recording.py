@@ -113,13 +113,13 @@ class Ledger:
         """Add a step: what the client had, and what the host saw of it."""
         ids, is_image = batch.token_ids.cpu(), batch.is_image.cpu()
         rows = _text_rows(seen.inputs, is_image)
-        texts = (~is_image).split(batch.lengths)
+        texts = (~is_image).split(batch.layout.lengths)
         counts = [int(text.sum()) for text in texts]
-        known = [own[own != IGNORE] for own in labels.cpu().split(batch.lengths)]
+        known = [own[own != IGNORE] for own in labels.cpu().split(batch.layout.lengths)]
         answers = seen.answers.cpu().split([len(own) for own in known])
         features = iter(batch.features)
         for own, text, received, right, read in zip(
-            ids.split(batch.lengths), texts, rows.split(counts), known, answers, strict=True
+            ids.split(batch.layout.lengths), texts, rows.split(counts), known, answers, strict=True
         ):
             pictured = not bool(text.all())
             key = (next(features).key if pictured else b"", *own.tolist(), *right.tolist())

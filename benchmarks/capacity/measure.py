@@ -59,7 +59,7 @@ def host_rates(batch: int, repeats: int) -> dict[str, float]:
     host = FrozenLLM(model)
     train = _median_seconds(lambda: host.step(inputs, labels), repeats)
     score = _median_seconds(lambda: host.score(inputs, last, torch.arange(4)), repeats)
-    tokens = sum(inputs.lengths)
+    tokens = inputs.layout.tokens
     return {
         "batch": batch,
         "tokens_a_question": tokens / batch,

@@ -12,12 +12,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, answer_positions, last_positions
 from fednano_flwr.exchange.protocol import (
     LLM,
     NOT_FINITE_ADVICE,
     CacheGoneError,
+    FrozenBatch,
     HostRefusedError,
     HostUnreachableError,
     NoRoomError,

@@ -6,7 +6,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -16,21 +15,8 @@ from fednano_flwr.adapters.site import low_rank
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, lengths
-from fednano_flwr.exchange.protocol import AdaptedBatch, Feature
+from fednano_flwr.exchange.protocol import AdaptedBatch, Feature, FrozenBatch, Layout
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
-
-
-@dataclass(frozen=True)
-class FrozenBatch:
-    """What of a batch does not depend on the adapters; attributes as in `AdaptedBatch`."""
-
-    hidden: Tensor
-    is_image: Tensor
-    token_ids: Tensor
-    features: tuple[Feature, ...]
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None
-    token_type_ids: Tensor | None
 
 
 class NanoEdge(nn.Module):
@@ -105,9 +91,8 @@ class NanoEdge(nn.Module):
             )
         if features:
             hidden[is_image] = torch.cat([feature.rows for feature in features])
-        sizes = lengths(questions, endings)
-        layout = self._layout(questions, ids.cpu(), sizes)
-        return FrozenBatch(hidden, is_image, ids, tuple(features), sizes, *layout)
+        layout = self._layout(questions, ids.cpu(), lengths(questions, endings))
+        return FrozenBatch(hidden, is_image, ids, tuple(features), layout)
 
     @torch.no_grad()
     def next_tokens(
@@ -129,9 +114,7 @@ class NanoEdge(nn.Module):
             is_image=torch.zeros_like(last, dtype=torch.bool),
             token_ids=last,
             features=(),
-            lengths=(1,) * len(last),
-            position_ids=_joined(positions),
-            token_type_ids=None,
+            layout=Layout((1,) * len(last), _joined(positions)),
         )
         return self.adapt(frozen)
 
@@ -144,16 +127,14 @@ class NanoEdge(nn.Module):
                 z[site], b[site] = factors
         return AdaptedBatch(**vars(batch), z=z, b=b)
 
-    def _layout(
-        self, questions: Sequence[Question], ids: Tensor, sizes: tuple[int, ...]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Positions (axes, N) and types (N,) of all tokens, where the language model needs them."""
+    def _layout(self, questions: Sequence[Question], ids: Tensor, sizes: tuple[int, ...]) -> Layout:
+        """With positions and types of all tokens, where the language model needs them."""
         positions, types = [], []
         for question, own in zip(questions, ids.split(sizes), strict=True):
             prompt = len(question.ids)
             positions.append(self.frozen.position_ids(own, prompt, question.geometry))
             types.append(self.frozen.token_type_ids(own, prompt))
-        return _joined(positions), _joined(types)
+        return Layout(sizes, _joined(positions), _joined(types))
 
     def _features(self, questions: Sequence[Question]) -> list[Feature]:
         """Frozen connector outputs of the questions that have pictures, in order."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from fednano_flwr.data.metrics import exact
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.generation import answer_losses, generate, option_scores
-from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question, teacher_forced
 from fednano_flwr.edge.training import batches
-from fednano_flwr.exchange.protocol import LLM
+from fednano_flwr.exchange.protocol import LLM, FrozenBatch
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
 FREE_ANSWER = "free answer"

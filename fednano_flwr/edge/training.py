@@ -16,7 +16,7 @@ from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.generation import not_finite, option_scores
-from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.prefetch import prefetch
 from fednano_flwr.edge.questions import (
     NO_LIMITS,
@@ -25,7 +25,7 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
-from fednano_flwr.exchange.protocol import IGNORE, LLM
+from fednano_flwr.exchange.protocol import IGNORE, LLM, FrozenBatch
 
 
 @dataclass(frozen=True)

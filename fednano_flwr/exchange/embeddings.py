@@ -29,18 +29,15 @@ class EmbeddingInputs(Inputs):
 
     Attributes:
         embeds: (N, d) floating point.
-        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
     FIELD: ClassVar[str] = "embeddings"
     embeds: Tensor
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None = None
-    token_type_ids: Tensor | None = None
+    layout: Layout
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> EmbeddingInputs:
-        return cls(batch.embedded(), *batch.layout)
+        return cls(batch.embedded(), batch.layout)
 
     @staticmethod
     def token_rows(tokens: AdaptedBatch) -> Tensor:
@@ -58,12 +55,12 @@ class EmbeddingInputs(Inputs):
 
     @classmethod
     def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> EmbeddingInputs:
-        shape, expected = tuple(message.embeddings.shape), (sum(layout.lengths), info.hidden_size)
+        shape, expected = tuple(message.embeddings.shape), (layout.tokens, info.hidden_size)
         if shape != expected:
             raise RefusalError(
                 f"embeddings of shape {shape[:3]}; the lengths and the model need {expected}"
             )
-        return cls(codec.decode(message.embeddings), *layout)
+        return cls(codec.decode(message.embeddings), layout)
 
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool

@@ -81,14 +81,14 @@ class Exchange:
         return self._answer(batch, self.inputs.of(batch), ask)
 
     def prefill(self, batch: AdaptedBatch, most: int) -> Generated:
-        count, longest = len(batch.lengths), max(batch.lengths)
+        count, longest = len(batch.layout.lengths), max(batch.layout.lengths)
         ask = partial(self.service.prefill, self._room(count, longest + most - 1))
         return self._answer(batch, self.inputs.of(batch), ask)
 
     def decode(self, cache: int, sequences: Tensor, tokens: AdaptedBatch) -> Generated:
         rows = self.inputs.token_rows(tokens)
         rows = None if rows is None else rows.detach()
-        new = NewTokens(sequences, tokens.token_ids.cpu(), rows, tokens.position_ids)
+        new = NewTokens(sequences, tokens.token_ids.cpu(), rows, tokens.layout.position_ids)
         return self.service.decode(cache, new)
 
     def release(self, cache: int) -> None:

@@ -46,7 +46,6 @@ class LowRankInputs(Inputs):
         keys: of the questions' image features, in order.
         z: (n, R) of each site that has an adapter.
         b: (d, R) likewise.
-        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
     FIELD: ClassVar[str] = "low_rank"
@@ -55,14 +54,12 @@ class LowRankInputs(Inputs):
     keys: tuple[bytes, ...]
     z: dict[str, Tensor]
     b: dict[str, Tensor]
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None = None
-    token_type_ids: Tensor | None = None
+    layout: Layout
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:
         tokens, keys = batch.token_ids[~batch.is_image], tuple(f.key for f in batch.features)
-        return cls(tokens, batch.is_image, keys, batch.z, batch.b, *batch.layout)
+        return cls(tokens, batch.is_image, keys, batch.z, batch.b, batch.layout)
 
     @staticmethod
     def token_rows(tokens: AdaptedBatch) -> Tensor | None:
@@ -92,7 +89,7 @@ class LowRankInputs(Inputs):
 
     @classmethod
     def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> LowRankInputs:
-        sent, count = message.low_rank, sum(layout.lengths)
+        sent, count = message.low_rank, layout.tokens
         is_image = _from_runs(sent.image_runs, count)
         pictured = int(is_image.sum())
         rows = {"image": pictured, "text": count - pictured}
@@ -113,7 +110,7 @@ class LowRankInputs(Inputs):
                 raise RefusalError(f"factors of site {site[:32]!r}: once each, image and text")
             z[site], b[site] = codec.decode(factors.z), codec.decode(factors.b)
             _check_factors(site, z[site], b[site], (rows[site], info.hidden_size))
-        return cls(tokens, is_image, tuple(sent.features), z, b, *layout)
+        return cls(tokens, is_image, tuple(sent.features), z, b, layout)
 
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool

@@ -38,35 +38,56 @@ class Feature:
     rows: Tensor  # (n, d)
 
 
-@dataclass(frozen=True)
-class AdaptedBatch:
-    """A batch as the edge half makes it: frozen embeddings and what the adapters add to them.
+class Layout(NamedTuple):
+    """How a batch's N tokens are laid out.
 
-    h' = h + z Bᵀ at the rows of each site. The exchanges differ in which parts they send.
+    Attributes:
+        lengths: tokens of each of the B samples; they sum to N.
+        position_ids: (axes, N) int64, where the model's positions are not 0, 1, 2, …
+        token_type_ids: (N,) int64, where its attention mask depends on them.
+    """
+
+    lengths: tuple[int, ...]
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class FrozenBatch:
+    """What of a batch does not depend on the adapters.
 
     Attributes:
         hidden: (N, d) frozen embeddings h, samples laid one after another without padding.
         is_image: (N,) bool, rows that are image features; the others are tokens.
         token_ids: (N,) int64; at image rows the placeholder.
         features: the questions' image features; together they are the image rows in order.
-        z: (n, R) float32 of each site that has an adapter ("image", "text"); s · A h.
-        b: (d, R) float32 likewise.
-        lengths, position_ids, token_type_ids: see `Layout`.
     """
 
     hidden: Tensor
     is_image: Tensor
     token_ids: Tensor
     features: tuple[Feature, ...]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class AdaptedBatch(FrozenBatch):
+    """A batch as the edge half makes it: frozen embeddings and what the adapters add to them.
+
+    h' = h + z Bᵀ at the rows of each site. The exchanges differ in which parts they send.
+
+    Attributes:
+        z: (n, R) float32 of each site that has an adapter ("image", "text"); s · A h.
+        b: (d, R) float32 likewise.
+    """
+
     z: dict[str, Tensor]
     b: dict[str, Tensor]
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None = None
-    token_type_ids: Tensor | None = None
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(self.lengths, self.position_ids, self.token_type_ids)
 
     def embedded(self) -> Tensor:
         """The adapted embeddings h' (N, d), differentiable in z and b."""
@@ -86,20 +107,6 @@ def adapted(
         changed = hidden[places].to(z[site].dtype) + z[site] @ b[site].T
         result.index_copy_(0, places, changed.to(hidden.dtype))
     return result
-
-
-class Layout(NamedTuple):
-    """How a batch's N tokens are laid out.
-
-    Attributes:
-        lengths: tokens of each of the B samples; they sum to N.
-        position_ids: (axes, N) int64, where the model's positions are not 0, 1, 2, …
-        token_type_ids: (N,) int64, where its attention mask depends on them.
-    """
-
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None = None
-    token_type_ids: Tensor | None = None
 
 
 Gradient = tuple[Tensor, ...]
@@ -136,14 +143,11 @@ class Inputs(ABC):
     """A batch as an exchange sends it: everything that the two sides of the exchange agree on.
 
     Attributes:
-        lengths, position_ids, token_type_ids: see `Layout`.
         FIELD: of `Inputs` in fednano.proto.
     """
 
     FIELD: ClassVar[str]
-    lengths: tuple[int, ...]
-    position_ids: Tensor | None
-    token_type_ids: Tensor | None
+    layout: Layout
 
     # At the client:
 

@@ -20,6 +20,7 @@ from fednano_flwr.exchange.protocol import (
     Generated,
     Gradient,
     Inputs,
+    Layout,
     LLMInfo,
     LLMService,
     NewTokens,
@@ -104,7 +105,7 @@ class FrozenLLM(LLMService):
                     order = torch.cat([sample.asked for sample in samples]).argsort()
                     logits = logits[order.to(logits.device)]
             except torch.OutOfMemoryError as error:
-                what = f"a graph of {sum(inputs.lengths)} tokens: use a smaller batch-size"
+                what = f"a graph of {inputs.layout.tokens} tokens: use a smaller batch-size"
                 raise HostMemoryError(what, error) from error
             number = self.graphs.keep(owner, Graph(embedded, rows, logits))
         return number, logits.detach().cpu()
@@ -130,17 +131,17 @@ class FrozenLLM(LLMService):
         with self._lock:
             rows = self._embed(inputs, owner, trains=False).rows
             with self.caches.use(owner, cache, begun=False) as place:
-                lengths = torch.tensor(inputs.lengths)
+                layout = inputs.layout
+                lengths = torch.tensor(layout.lengths)
                 width = int(lengths.max())
                 place.check(len(lengths), width)
                 embedder = inputs.token_embedder(self._half)
                 answers = Answers(self._half.new_cache(), width - lengths, 0, embedder)
-                parts = list(rows.split(inputs.lengths))
+                parts = list(rows.split(layout.lengths))
                 embeds = pad_sequence(parts, batch_first=True, padding_side="left")
-                positions, types = inputs.position_ids, inputs.token_type_ids
-                tokens = self._read(
-                    place, answers, embeds, _left(inputs, positions), _left(inputs, types)
-                )
+                positions = _left(layout, layout.position_ids)
+                types = _left(layout, layout.token_type_ids)
+                tokens = self._read(place, answers, embeds, positions, types)
                 place.answers = answers
             return Generated(place.number, tokens)
 
@@ -228,7 +229,7 @@ class FrozenLLM(LLMService):
             FeaturesMissingError: the owner has to send image features first.
             ValueError: the model cannot read the batch.
         """
-        self._half.check(inputs.lengths, inputs.position_ids, inputs.token_type_ids)
+        self._half.check(*inputs.layout)
         return inputs.embed(self._half, partial(self.features.get, owner), trains)
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
@@ -321,8 +322,8 @@ class FrozenLLM(LLMService):
             pad_sequence(list(rows), batch_first=True),
             asked.to(device),
             (torch.arange(widest) < lengths[:, None]).to(device),
-            _padded([(s.job.inputs.position_ids, s) for s in samples], device),
-            _padded([(s.job.inputs.token_type_ids, s) for s in samples], device),
+            _padded([(s.job.inputs.layout.position_ids, s) for s in samples], device),
+            _padded([(s.job.inputs.layout.token_type_ids, s) for s in samples], device),
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -338,9 +339,9 @@ def _padded(values: Sequence[tuple[Tensor | None, Sample]], device: torch.device
     return _stacked(parts, "right").to(device) if parts else None
 
 
-def _left(inputs: Inputs, values: Tensor | None) -> Tensor | None:
+def _left(layout: Layout, values: Tensor | None) -> Tensor | None:
     """A request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded left with zeros."""
-    return None if values is None else _stacked(list(values.split(inputs.lengths, -1)), "left")
+    return None if values is None else _stacked(list(values.split(layout.lengths, -1)), "left")
 
 
 def _stacked(parts: Sequence[Tensor], side: str) -> Tensor:

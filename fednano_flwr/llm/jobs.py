@@ -115,21 +115,21 @@ class Job(Request[Result]):
     trains = False
 
     def __init__(self, inputs: Inputs, positions: Tensor, owner: bytes) -> None:
-        super().__init__(sum(inputs.lengths), owner)
+        super().__init__(inputs.layout.tokens, owner)
         self.inputs = inputs
         self.positions = positions.cpu()
         self.embedded: Embedded | None = None
-        self._unserved = len(inputs.lengths)
+        self._unserved = len(inputs.layout.lengths)
 
     @property
     def layout(self) -> tuple[bool, int, bool]:
         """Samples of unlike layouts cannot share a pass."""
-        axes = 0 if self.inputs.position_ids is None else self.inputs.position_ids.shape[0]
-        return self.trains, axes, self.inputs.token_type_ids is not None
+        _, positions, types = self.inputs.layout
+        return self.trains, 0 if positions is None else len(positions), types is not None
 
     def samples(self) -> list[Sample]:
         """All its sequences, in order."""
-        lengths = self.inputs.lengths
+        lengths = self.inputs.layout.lengths
         ends = torch.tensor(lengths).cumsum(0)
         where = torch.searchsorted(ends, self.positions, right=True)
         counts = torch.bincount(where, minlength=len(lengths)).tolist()

@@ -19,7 +19,7 @@ from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.exchange import Exchange
-from fednano_flwr.exchange.protocol import HostRefusedError
+from fednano_flwr.exchange.protocol import HostRefusedError, Layout
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -119,7 +119,9 @@ def test_the_next_token_of_a_kept_sequence_needs_finite_logits(
 def test_in_a_shared_pass_only_what_overflows_has_no_loss(
     overflowing: FrozenLLM,
 ) -> None:
-    inputs = EmbeddingInputs(torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), (4,))
+    inputs = EmbeddingInputs(
+        torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), Layout((4,))
+    )
     good, bad = (TokenLossesJob(inputs, ASKED, ASKED, owner) for owner in (b"a", b"b"))
     overflowing.serve([*good.samples(), *bad.samples()])
     assert good.future.result().isfinite().all()

@@ -107,13 +107,12 @@ def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
     question = edge.encoder.unanswered(replace(FREE, images=PICTURED.images))
     ending = (edge.frozen.image_token_id, 5)
     batch, plain = (edge([question], [one]) for one in (ending, (6, 5)))
-    for one, other in ((batch.position_ids, plain.position_ids),):
+    for one, other in zip(batch.layout[1:], plain.layout[1:], strict=True):
         assert one is None or torch.equal(one, other)
-    if batch.token_type_ids is not None:
-        assert torch.equal(batch.token_type_ids, plain.token_type_ids)
     assert torch.equal(batch.is_image, plain.is_image)
     last, _ = (edge.next_tokens([question], [ids]) for ids in (ending, ending[:1]))
-    assert last.position_ids is None or torch.equal(last.position_ids, batch.position_ids[:, -1:])
+    if (positions := last.layout.position_ids) is not None:
+        assert torch.equal(positions, batch.layout.position_ids[:, -1:])
 
 
 def file(image: Image.Image) -> Picture:

@@ -20,12 +20,12 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge import scoring, training
 from fednano_flwr.edge.encoder import QuestionEncoder
-from fednano_flwr.edge.nano_edge import FrozenBatch, NanoEdge
+from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
-from fednano_flwr.exchange.protocol import AdaptedBatch
+from fednano_flwr.exchange.protocol import AdaptedBatch, FrozenBatch
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import EdgeHalf
 from fednano_flwr.models.llm_half import LLMHalf

@@ -64,7 +64,9 @@ def test_fisher_equals_an_independent_computation_batch_by_batch(
         batch = questions[start : start + 5]
         inputs = edge(batch)
         losses = []
-        for embeds, question in zip(inputs.embedded().split(inputs.lengths), batch, strict=True):
+        for embeds, question in zip(
+            inputs.embedded().split(inputs.layout.lengths), batch, strict=True
+        ):
             last = torch.tensor([len(embeds) - 1])
             logits = llm_half.logits(embeds[None], last, torch.ones(1, len(embeds)).bool())[0]
             losses.append(torch.logsumexp(logits, 0) - logits[question.answer[0]])

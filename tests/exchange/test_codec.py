@@ -10,7 +10,7 @@ from torch import Tensor
 from fednano_flwr.base.int8 import BLOCK
 from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.exchange.protocol import IGNORE, Layout
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import RemoteLLM
@@ -148,7 +148,7 @@ def test_a_step_over_the_wire_gives_nearly_float32s_gradient(
     rows = sum(len(question.ids) for question in questions)
     embeds = torch.randn(rows, 48, generator=torch.Generator().manual_seed(0))
     embeds[:, 7] *= 300  # a channel as real LLMs have them
-    inputs = EmbeddingInputs(embeds, tuple(len(question.ids) for question in questions))
+    inputs = EmbeddingInputs(embeds, Layout(tuple(len(question.ids) for question in questions)))
     labels = next_token_labels(questions, IGNORE)
     loss, (gradient,) = host.step(inputs, labels)
     scores = host.score(inputs, torch.arange(rows), torch.arange(64))

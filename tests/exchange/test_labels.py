@@ -9,7 +9,7 @@ import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs, EmbeddingsExchange
 from fednano_flwr.exchange.exchange import step_in_two
-from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch
+from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch, Layout
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import RemoteLLM
@@ -32,8 +32,8 @@ def requests(llm_half: LLMHalf) -> list[Any]:
         answer = remote._answer
         remote._answer = lambda call: sent.append(call) or answer(call)  # type: ignore[method-assign, func-returns-value]
         rows, places = torch.randn(14, 48), torch.zeros(14, dtype=torch.int64)
-        batch = AdaptedBatch(rows, places.bool(), places, (), {}, {}, (5, 9))
-        inputs, found = EmbeddingInputs(rows, (5, 9)), list[torch.Tensor]()
+        batch = AdaptedBatch(rows, places.bool(), places, (), Layout((5, 9)), {}, {})
+        inputs, found = EmbeddingInputs(rows, Layout((5, 9))), list[torch.Tensor]()
         remote.step(inputs, labels)
         step_in_two(remote, inputs, labels)
         positions, answers = torch.tensor(list(ANSWERS)), torch.tensor(list(ANSWERS.values()))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError
+from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError, Layout
 from fednano_flwr.exchange.wire import codec, methods
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -220,7 +220,10 @@ def test_another_protocol_version_is_refused(
 def test_a_gradient_the_dtype_cannot_hold_is_refused_by_name(
     dtype: str, gradient: float, complaint: str
 ) -> None:
-    sent, labels = EmbeddingInputs(torch.randn(4, 48), (4,)), torch.tensor([IGNORE, 1, 2, 3])
+    sent, labels = (
+        EmbeddingInputs(torch.randn(4, 48), Layout((4,))),
+        torch.tensor([IGNORE, 1, 2, 3]),
+    )
     with serve(StandIn(gradient)) as address, RemoteLLM(address, dtype=dtype) as remote:
         with pytest.raises(HostRefusedError, match=complaint):
             remote.step(sent, labels)
@@ -246,12 +249,12 @@ def nobody() -> Iterator[RemoteLLM]:
 
 
 def score(remote: RemoteLLM) -> object:
-    sent = EmbeddingInputs(torch.ones(4, 48), (4,))
+    sent = EmbeddingInputs(torch.ones(4, 48), Layout((4,)))
     return remote.score(sent, torch.tensor([1, 3]), torch.tensor([1, 2, 3]))
 
 
 def token_losses(remote: RemoteLLM) -> object:
-    sent = EmbeddingInputs(torch.ones(4, 48), (4,))
+    sent = EmbeddingInputs(torch.ones(4, 48), Layout((4,)))
     return remote.token_losses(sent, torch.tensor([1, 3]), torch.tensor([1, 2]))
 
 

@@ -16,6 +16,7 @@ from fednano_flwr.exchange.protocol import (
     GoneError,
     HostRefusedError,
     HostUnreachableError,
+    Layout,
     NewTokens,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
@@ -72,12 +73,12 @@ def _batch() -> AdaptedBatch:
         features=(Feature(b"k", torch.ones(2, SIZE)),),
         z={site: torch.ones(2, 1).requires_grad_() for site in ("image", "text")},
         b={site: torch.ones(SIZE, 1).requires_grad_() for site in ("image", "text")},
-        lengths=(4,),
+        layout=Layout((4,)),
     )
 
 
 def _plain() -> EmbeddingInputs:
-    return EmbeddingInputs(torch.ones(4, SIZE), (4,))
+    return EmbeddingInputs(torch.ones(4, SIZE), Layout((4,)))
 
 
 ASKS: dict[str, Callable[[RemoteLLM], object]] = {

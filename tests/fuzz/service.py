@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.stub_half import stub_half
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.protocol import Layout
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
@@ -79,7 +80,7 @@ class Attacked:
         cache = self.host.reserve(MAX_TOKENS // 2, ATTACKER).cache
         if rng.random() < 0.5:
             return cache
-        prompts = EmbeddingInputs(torch.ones(5, self.size), (3, 2))
+        prompts = EmbeddingInputs(torch.ones(5, self.size), Layout((3, 2)))
         return self.host.prefill(cache, prompts, ATTACKER).cache
 
     def end(self, message: bytes) -> str:

@@ -14,6 +14,7 @@ from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
     HostRefusedError,
+    Layout,
     NewTokens,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -28,7 +29,7 @@ ONE = torch.tensor([0])
 
 def prompt(*lengths: int) -> EmbeddingInputs:
     rows = torch.randn(sum(lengths), 48, generator=torch.manual_seed(0))
-    return EmbeddingInputs(rows, lengths)
+    return EmbeddingInputs(rows, Layout(lengths))
 
 
 def new(*sequences: int, size: int = 48) -> NewTokens:
@@ -146,7 +147,7 @@ def test_sequences_that_are_not_kept_are_refused(
 
 def low_rank() -> LowRankInputs:
     z, b = {"text": torch.ones(3, 2)}, {"text": torch.ones(48, 2)}
-    return LowRankInputs(torch.tensor([4, 5, 6]), torch.zeros(3).bool(), (), z, b, (3,))
+    return LowRankInputs(torch.tensor([4, 5, 6]), torch.zeros(3).bool(), (), z, b, Layout((3,)))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
+    Layout,
     NewTokens,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
@@ -34,7 +35,9 @@ from fednano_flwr.models.llm_half import LLMHalf
 def batch() -> tuple[EmbeddingInputs, Tensor]:
     labels = torch.full((14,), IGNORE)
     labels[torch.tensor([3, 4, 13])] = torch.tensor([7, 8, 9])
-    return EmbeddingInputs(torch.randn(14, 48, generator=torch.manual_seed(0)), (5, 9)), labels
+    return EmbeddingInputs(
+        torch.randn(14, 48, generator=torch.manual_seed(0)), Layout((5, 9))
+    ), labels
 
 
 def graph() -> Graph:

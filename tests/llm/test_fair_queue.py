@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED
+from fednano_flwr.exchange.protocol import IGNORE, STILL_WANTED, Layout
 from fednano_flwr.llm.fair_queue import FairQueue
 from fednano_flwr.llm.jobs import Job, ScoreJob, StepJob, Task
 
@@ -16,7 +16,7 @@ def step(owner: str, *lengths: int, axes: int = 0) -> StepJob:
     labels = torch.full((sum(lengths),), IGNORE)
     labels[-1] = 0
     positions = torch.zeros(axes, sum(lengths), dtype=torch.int64) if axes else None
-    inputs = EmbeddingInputs(torch.zeros(sum(lengths), 2), lengths, positions)
+    inputs = EmbeddingInputs(torch.zeros(sum(lengths), 2), Layout(lengths, positions))
     return StepJob(inputs, labels, owner.encode())
 
 
@@ -72,7 +72,7 @@ def test_a_pass_keeps_to_its_tokens_and_holds_little_padding() -> None:
     ]
     found = passes(fill(FairQueue(256), *work))
     assert sorted(length for batch in found for _, length in batch) == sorted(
-        length for job in work for length in job.inputs.lengths
+        length for job in work for length in job.inputs.layout.lengths
     )
     for batch in found:
         lengths = [length for _, length in batch]
@@ -88,7 +88,7 @@ def test_a_sample_longer_than_a_pass_is_served_alone() -> None:
 
 def test_training_and_reading_and_unlike_positions_do_not_share_a_pass() -> None:
     asked = torch.tensor([9])
-    read = ScoreJob(EmbeddingInputs(torch.zeros(10, 2), (10,)), asked, asked, b"read")
+    read = ScoreJob(EmbeddingInputs(torch.zeros(10, 2), Layout((10,))), asked, asked, b"read")
     queue = fill(FairQueue(100), step("a", 10), read, step("b", 10, axes=3), step("c", 10))
     assert passes(queue) == [[("a", 10), ("c", 10)], [("read", 10)], [("b", 10)]]
 

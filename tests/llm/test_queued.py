@@ -21,6 +21,7 @@ from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
+    Layout,
 )
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
@@ -134,9 +135,9 @@ def test_a_bad_request_in_a_shared_pass_costs_the_others_nothing(
 ) -> None:
     good = host.step(*batch(1))
     missing = LowRankInputs(
-        torch.zeros(13, dtype=torch.int64), torch.arange(14) == 0, (b"x",), {}, {}, (5, 9)
+        torch.zeros(13, dtype=torch.int64), torch.arange(14) == 0, (b"x",), {}, {}, Layout((5, 9))
     )
-    ill = EmbeddingInputs(torch.full((14, 48), torch.nan), (5, 9))
+    ill = EmbeddingInputs(torch.full((14, 48), torch.nan), Layout((5, 9)))
     with QueuedLLM(host, batch_tokens=1000) as queued:
         first = shut(host, queued, pool)
         lost = pool.submit(queued.step, missing, batch(1)[1], b"lost")

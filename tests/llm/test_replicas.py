@@ -28,6 +28,7 @@ from fednano_flwr.exchange.protocol import (
     Feature,
     FeaturesMissingError,
     GraphGoneError,
+    Layout,
     NewTokens,
 )
 from fednano_flwr.llm.host import HostMemoryError
@@ -128,7 +129,7 @@ def embeddings(seed: int, size: int) -> tuple[EmbeddingInputs, torch.Tensor]:
     lengths = (5 + seed % 3, 3, 7)
     labels = torch.full((sum(lengths),), IGNORE)
     labels[[3, 6, 10]] = torch.randint(0, 64, (3,), generator=made)
-    return EmbeddingInputs(torch.randn(sum(lengths), size, generator=made), lengths), labels
+    return EmbeddingInputs(torch.randn(sum(lengths), size, generator=made), Layout(lengths)), labels
 
 
 def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Feature]]:
@@ -142,7 +143,7 @@ def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Fe
         keys=(b"picture",),
         z={site: torch.randn(n, 2, generator=made) for site, n in rows.items()},
         b={site: torch.randn(size, 2, generator=made) for site in rows},
-        lengths=(12,),
+        layout=Layout((12,)),
     )
     labels = torch.full((12,), IGNORE)
     labels[9] = 7

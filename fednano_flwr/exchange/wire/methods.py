@@ -75,7 +75,7 @@ class Method:
 
     def tokens(self, *arguments: Any, **_: Any) -> int:
         """How many tokens the language model reads."""
-        return sum(arguments[0].lengths) if self.computes else 0
+        return arguments[0].layout.tokens if self.computes else 0
 
 
 class Describe(Method):
@@ -120,7 +120,7 @@ class Step(Method):
 
     def read(self, request: pb.StepRequest, info: LLMInfo) -> tuple[Inputs, Tensor]:
         inputs = _read_inputs(request.inputs, info)
-        count = sum(inputs.lengths)
+        count = inputs.layout.tokens
         positions = _indices(request.label_positions, count, "label position", count)
         targets = _indices(request.labels, info.vocabulary, "label", count)
         if not len(positions) or len(positions) != len(targets):
@@ -251,10 +251,10 @@ class Prefill(Method):
         reply.tokens.extend(result.tokens.tolist())
 
     def result(self, reply: Any, cache: int, inputs: Inputs) -> Generated:
-        return _generated(reply, len(inputs.lengths))
+        return _generated(reply, len(inputs.layout.lengths))
 
     def tokens(self, cache: int, inputs: Inputs) -> int:
-        return sum(inputs.lengths)
+        return inputs.layout.tokens
 
 
 class Decode(Method):
@@ -362,9 +362,10 @@ def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:
 
 
 def _write_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
-    message.lengths.extend(inputs.lengths)
-    message.position_ids.extend(_integers(inputs.position_ids))
-    message.token_type_ids.extend(_integers(inputs.token_type_ids))
+    layout = inputs.layout
+    message.lengths.extend(layout.lengths)
+    message.position_ids.extend(_integers(layout.position_ids))
+    message.token_type_ids.extend(_integers(layout.token_type_ids))
     inputs.fill(message, dtype)
 
 
@@ -418,7 +419,7 @@ def _indices(values: Sequence[int], below: int, what: str, most: int) -> Tensor:
 def _positions(request: Any, info: LLMInfo) -> tuple[Inputs, Tensor]:
     """A batch, and at which of its tokens something is asked for."""
     inputs = _read_inputs(request.inputs, info)
-    count = sum(inputs.lengths)
+    count = inputs.layout.tokens
     positions = _indices(request.positions, count, "position", count)
     if not len(positions):
         raise RefusalError("no positions")
