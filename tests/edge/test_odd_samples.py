@@ -45,6 +45,7 @@ PICTURED = replace(PLAIN, images=(picture(0, 24, 30),))
 FREE = replace(PLAIN, choices=(), answer=None, free_answer="w22 w23")
 OWN = {  # what stands for a picture, or a video, in a family's prompts
     "internvl": ["<IMG_CONTEXT>", "<video>"],
+    "qwen2_vl": ["<|image_pad|>", "<|video_pad|>"],
     "qwen2_5_vl": ["<|image_pad|>", "<|video_pad|>"],
     "gemma3": ["<start_of_image>", "<image_soft_token>"],
     "llava_onevision": ["<image>", "<video>"],

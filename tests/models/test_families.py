@@ -37,6 +37,7 @@ from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import families
 from tests.families import TINY
@@ -390,7 +391,7 @@ def test_answers_that_end_leave_the_others_as_they_are(setting: Setting, llm: LL
 
 @pytest.mark.parametrize("setting", ["float32"], indirect=True)
 def test_positions_that_do_not_fit_the_family_are_refused(setting: Setting) -> None:
-    wrong = None if setting.family == "qwen2_5_vl" else torch.tensor([[1], [2], [3]])
+    wrong = None if FAMILIES[setting.family].position_axes else torch.tensor([[1], [2], [3]])
     llm = EXCHANGES["lowrank"](setting.host, "server")
     begun = llm.prefill(setting.edge(setting.questions[1:2]), 4)
     first = torch.tensor([0])

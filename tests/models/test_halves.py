@@ -91,7 +91,7 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
         ("internvl_chat", "-hf"),
         ("llava_mistral", "-hf"),
         ("mllama", "layers of its own"),
-        ("qwen2_vl", "qwen2_5_vl"),
+        ("qwen2_5_omni", "qwen2_5_vl"),
         ("gemma3_text", "no pictures"),
     ],
 )

@@ -63,7 +63,7 @@ REFUSED = {
     **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), LLAVA_FORMAT),
     "llava_next_video": "It reads videos; for pictures take LLaVA-NeXT",
     "mllama": NO_EMBEDDINGS,
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_omni"), "Take Qwen2.5-VL, which is qwen2_5_vl"),
+    "qwen2_5_omni": "Take Qwen2.5-VL, which is qwen2_5_vl",
     **dict.fromkeys(
         ("qwen3_vl", "qwen3_vl_moe"),
         "Its vision encoder feeds several layers of the language model; take Qwen2.5-VL",
