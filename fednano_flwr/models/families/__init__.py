@@ -52,9 +52,11 @@ LLAVA_FORMAT = (
     "hub ends in -hf (of LLaVA-1.5, llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf)"
 )
 NO_EMBEDDINGS = "Its language model attends to pictures in layers of its own, not as embeddings"
+EXPERTS = "Its experts' weights are joined when they are read, which is not done here; take "
 REFUSED = {
     "gemma3_text": "It reads no pictures; Gemma 3 does from 4B on (google/gemma-3-4b-it)",
     "gemma3n": "Its language model looks up embeddings by token id in every layer; take Gemma 3",
+    "glm4v_moe": f"{EXPERTS}GLM-4.1V (glm4v) or GLM-4.6V-Flash (glm46v)",
     "idefics": NO_EMBEDDINGS,
     "idefics3": "SmolVLM's first generation is of this family: take SmolVLM2, which is smolvlm",
     "instructblipvideo": "It reads videos; for pictures take InstructBLIP",
