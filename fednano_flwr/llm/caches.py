@@ -57,7 +57,8 @@ class Answers:
         if not len(sequences) or not ascend or not 0 <= int(sequences[0]) <= sequences[-1] < count:
             raise ValueError(f"{len(sequences)} sequences do not ascend among the {count} kept")
         if len(sequences) < count:
-            self.cache.batch_select_indices(sequences)
+            # `batch_select_indices` is not there for layers with a convolution's or another state.
+            self.cache.reorder_cache(sequences)
             self.pads = self.pads[sequences]
 
 

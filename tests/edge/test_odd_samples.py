@@ -47,6 +47,7 @@ OWN = {  # what stands for a picture, or a video, in a family's prompts
     "internvl": ["<IMG_CONTEXT>", "<video>"],
     "qwen2_vl": ["<|image_pad|>", "<|video_pad|>"],
     "qwen2_5_vl": ["<|image_pad|>", "<|video_pad|>"],
+    "qwen3_5": ["<|image_pad|>", "<|video_pad|>"],
     "glm4v": ["<|image|>", "<|video|>"],
     "glm46v": ["<|image|>", "<|video|>"],
     "gemma3": ["<start_of_image>", "<image_soft_token>"],

@@ -45,6 +45,7 @@ def write(family: str, folder: Path, seed: int = 0, shard_size: str = "100KB") -
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.2)
+        TINY[family].adjust(model)
     model.save_pretrained(folder, max_shard_size=shard_size)
     processor.save_pretrained(folder)
     return folder

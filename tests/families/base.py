@@ -46,6 +46,7 @@ class TinyFamily:
         first_position: of the whole model's positions; None where it counts them from the mask.
         needs_picture: whether the whole model cannot read a prompt without one.
         tolerance: relative, of a float64 model that computes partly in float32.
+        adjust: changes random weights that would hide what is particular.
     """
 
     model_type: str
@@ -54,6 +55,7 @@ class TinyFamily:
     first_position: int | None = 0
     needs_picture: bool = False
     tolerance: float = 1e-6
+    adjust: Callable[[Any], None] = lambda model: None
 
 
 def tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:

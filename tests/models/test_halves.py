@@ -92,6 +92,7 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
         ("llava_mistral", "-hf"),
         ("mllama", "layers of its own"),
         ("qwen2_5_omni", "qwen2_5_vl"),
+        ("qwen3_5_moe", "experts.*qwen3_5"),
         ("gemma3_text", "no pictures"),
     ],
 )

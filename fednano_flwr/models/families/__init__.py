@@ -66,6 +66,7 @@ REFUSED = {
     "llava_next_video": "It reads videos; for pictures take LLaVA-NeXT",
     "mllama": NO_EMBEDDINGS,
     "qwen2_5_omni": "Take Qwen2.5-VL, which is qwen2_5_vl",
+    "qwen3_5_moe": f"{EXPERTS}Qwen3.5 without experts (qwen3_5)",
     **dict.fromkeys(
         ("qwen3_vl", "qwen3_vl_moe"),
         "Its vision encoder feeds several layers of the language model; take Qwen2.5-VL",
