@@ -25,6 +25,8 @@ LEARNED = "learned"
 Turns = list[dict[str, Any]]
 """In the form that chat templates take."""
 
+NO_THOUGHTS = "{% set enable_thinking = false %}"
+"""Before a chat template: an answer follows its prompt at once."""
 ON_DAY = "{{% macro strftime_now(format) %}}{}{{% endmacro %}}"
 """Before a chat template: what it is given for the date."""
 
@@ -55,6 +57,8 @@ class Prompting:
             raise ConfigError(f"{type(processor).__name__}: {lacking}")
         self._family, self._processor, self._ends = family, processor, ends
         self._template = "" if family.prompt else _template(processor)
+        if family.thinks:
+            self._template = NO_THOUGHTS + self._template
         self.typed = marks.TypedTokens(_control_tokens(processor, picture))
 
     def write(self, sample: Sample) -> str:

@@ -116,7 +116,7 @@ def loaded(folder: str) -> Any:
 
 
 # Those that differ in how they are asked; the others are slow.
-ASKED = ("llava", "paligemma", "instructblip", "blip-2")
+ASKED = ("llava", "paligemma", "instructblip", "blip-2", "qwen3_5")
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])

@@ -89,6 +89,11 @@ def template(image: str) -> str:
     )
 
 
+def thinking(image: str) -> str:
+    """As `template`, but an answer begins with thoughts, unless it is told to have none."""
+    return template(image) + " w2{% if enable_thinking is false %} w3{% endif %}"
+
+
 def pictures_only(name: str, **parts: Any) -> Any:
     """A processor without its video part, which needs torchvision."""
     whole = getattr(tf, name)

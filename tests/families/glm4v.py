@@ -35,7 +35,7 @@ VISION = {
 AXES = {"rope_type": "default", "mrope_section": [1, 1, 1], "partial_rotary_factor": 0.5}
 
 
-def glm(config: Any, name: str) -> tuple[Any, Any]:
+def glm(config: Any, name: str, chat: Any = template) -> tuple[Any, Any]:
     """A config and a processor of one of the GLM families, which share their parts."""
     words = tokenizer(TOKENS)
     pictures = image_processor(
@@ -52,7 +52,7 @@ def glm(config: Any, name: str) -> tuple[Any, Any]:
         f"{name}Processor",
         image_processor=pictures,
         tokenizer=words,
-        chat_template=template("<|begin_of_image|><|image|><|end_of_image|>"),
+        chat_template=chat("<|begin_of_image|><|image|><|end_of_image|>"),
     )
 
 

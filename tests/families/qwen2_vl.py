@@ -28,7 +28,9 @@ AXES = {"rope_type": "default", "mrope_section": [2, 2, 2]}
 KINDS: Kinds = lambda pictures, answers: {"mm_token_type_ids": pictures.long()}  # noqa: E731
 
 
-def qwen(config: Any, processor: str, encoder: dict[str, Any], **text: Any) -> tuple[Any, Any]:
+def qwen(
+    config: Any, processor: str, encoder: dict[str, Any], chat: Any = template, **text: Any
+) -> tuple[Any, Any]:
     """A config and a processor of one of the Qwen families, which share their tokens."""
     words = tokenizer(TOKENS)
     pictures = image_processor(
@@ -45,7 +47,7 @@ def qwen(config: Any, processor: str, encoder: dict[str, Any], **text: Any) -> t
         processor,
         image_processor=pictures,
         tokenizer=words,
-        chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=chat("<|vision_start|><|image_pad|><|vision_end|>"),
     )
 
 

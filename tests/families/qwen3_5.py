@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 from transformers.models.auto.tokenization_auto import MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
 
-from tests.families.base import TinyFamily
+from tests.families.base import TinyFamily, thinking
 from tests.families.qwen2_vl import AXES, KINDS, qwen
 
 # Its own tokenizer would be built of the words that are saved, and read a digit at a time.
@@ -27,6 +27,7 @@ def make() -> tuple[Any, Any]:
         tf.Qwen3_5Config,
         "Qwen3VLProcessor",
         encoder,
+        thinking,
         num_hidden_layers=len(LAYERS),
         layer_types=LAYERS,
         head_dim=12,

@@ -55,6 +55,7 @@ class Family:
         picture_keys: settings by which its processor computes how many tokens a picture takes.
         prompt: a prompt without a chat template, with {} for pictures and text; "" where the
             model's own chat template writes it.
+        thinks: whether its chat template lets answers begin with thoughts, unless told not to.
         processor_text: text with {} for a question that its processor takes beside one picture, in
             the code of a model card; for families with a `prompt`.
         connector: where exported adapters are merged into the weights.
@@ -71,6 +72,7 @@ class Family:
     other_processors: tuple[str, ...] = ()
     picture_keys: tuple[str, ...] = ()
     prompt: str = ""
+    thinks: bool = False
     processor_text: str = ""
     connector: Connector = Connector(cannot="its connector is not known")
     videos: bool = False

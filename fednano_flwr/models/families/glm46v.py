@@ -7,5 +7,6 @@ FAMILY = ThreeAxes(
     "glm46v",
     "Glm46VForConditionalGeneration",
     other_processors=("Glm4vProcessor",),
+    thinks=True,
     connector=Connector("visual.merger.down_proj"),
 )

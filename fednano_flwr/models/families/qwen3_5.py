@@ -7,5 +7,6 @@ FAMILY = ThreeAxes(
     "qwen3_5",
     "Qwen3_5ForConditionalGeneration",
     other_processors=("Qwen3VLProcessor",),
+    thinks=True,
     connector=Connector("visual.merger.linear_fc2"),
 )

@@ -1,0 +1,71 @@
+"""What is particular of a family takes part in what its tiny model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from fednano_flwr.edge.client import EXCHANGES
+from fednano_flwr.edge.encoder import load_encoder
+from fednano_flwr.edge.questions import last_positions
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.families import FAMILIES
+from tests.families import TINY
+from tests.models.test_families import SAMPLES, Setting, error, make_setting
+
+Folders = Callable[[str], Path]
+SEEN = 1e-3
+"""A relative difference that is not one of rounding."""
+
+
+@torch.no_grad()
+def logits(setting: Setting) -> Tensor:
+    """After the prompt of a question with a picture."""
+    chosen = setting.questions[:1]
+    llm = EXCHANGES["lowrank"](setting.host, "server")
+    every = torch.arange(setting.host.describe().vocabulary)
+    return llm.score(setting.edge(chosen), last_positions(chosen), every)
+
+
+@pytest.mark.parametrize("family", [name for name in TINY if FAMILIES[name].position_axes])
+def test_positions_on_each_axis_change_the_logits(family: str, family_folder: Folders) -> None:
+    setting = make_setting(family_folder(family), "float32")
+    own = type(FAMILIES[family]).position_ids
+    whole = logits(setting)
+    for axis in range(3):
+
+        def in_a_row(*given: Any, axis: int = axis) -> Tensor:
+            found = own(*given)
+            assert found is not None
+            found[axis] = torch.arange(found.shape[1])
+            return found
+
+        with mock.patch.object(type(FAMILIES[family]), "position_ids", in_a_row):
+            assert error(logits(setting), whole) > SEEN
+
+
+def test_tiles_and_the_whole_of_an_lfm2_picture_are_each_encoded_in_their_own_size(
+    family_folder: Folders,
+) -> None:
+    folder = str(family_folder("lfm2_vl"))
+    pictures = load_encoder(ModelCheckpoint(folder)).vision_inputs(SAMPLES[0])
+    high, wide = pictures["spatial_shapes"].T
+    assert len(high) == 3 and len(set(zip(high.tolist(), wide.tolist(), strict=True))) == 2
+    own = (high * wide // 4).tolist()  # two by two patches are a token
+    half = load_edge_half(folder)
+    features = half.image_features(pictures)
+    assert len(features) == sum(own)
+    for piece, part in enumerate(features.split(own)):
+        changed = pictures["pixel_values"].clone()
+        changed[piece] *= -1
+        others = half.image_features({**pictures, "pixel_values": changed}).split(own)
+        same = [torch.equal(a, b) for a, b in zip(others, features.split(own), strict=True)]
+        assert same == [place != piece for place in range(3)]
+        assert error(others[piece], part) > SEEN
