@@ -15,7 +15,7 @@ from tests.families.base import (
     template,
     tokenizer,
 )
-from tests.families.qwen2_vl import ENCODER, KINDS
+from tests.families.qwen2_vl import ENCODER, KINDS, ROTARY
 
 TOKENS = {
     "image_token": "<|image|>",
@@ -32,7 +32,7 @@ VISION = {
     "out_hidden_size": 48,
     "image_size": 32,
 }
-AXES = {"rope_type": "default", "mrope_section": [1, 1, 1], "partial_rotary_factor": 0.5}
+AXES = {**ROTARY, "mrope_section": [1, 1, 1], "partial_rotary_factor": 0.5}
 
 
 def glm(config: Any, name: str, chat: Any = template) -> tuple[Any, Any]:
