@@ -35,6 +35,14 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test takes the machine's power away: what is written need not reach the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def imports_are_no_garbage() -> Iterator[None]:
     """Flower collects garbage with every array record it unpacks: among what tests have made."""
     gc.collect()

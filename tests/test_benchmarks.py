@@ -117,6 +117,7 @@ def test_many_clients_of_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| shared passes |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_answers_with_and_without_a_cache(tmp_path: Path) -> None:
     record = run(answers, tmp_path, *"--questions 3 --tokens 3 --repeats 1".split())
     assert set(record["exchanges"]) == {"embeddings", "lowrank"}

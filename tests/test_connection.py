@@ -90,6 +90,7 @@ def test_a_connection_that_is_cut_in_training_and_back_changes_no_bit(
     assert all(torch.equal(value, expected[key]) for key, value in adapters(shaken).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cut",
     [pytest.param(Proxy.refuse, marks=pytest.mark.slow), Proxy.hang],

@@ -222,9 +222,8 @@ def test_what_goes_wrong_while_writing_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_process_that_is_told_to_stop_cleans_up(tiny_questions, tmp_path, number):
     slow = (
         "import time, fednano_flwr.data.shard_folder as s; "

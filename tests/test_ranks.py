@@ -84,7 +84,12 @@ def test_the_order_of_replies_changes_no_bit(run_config: Config) -> None:
 
 @pytest.mark.parametrize(
     "strategy",
-    [{"strategy__name": "fedavg"}, {"strategy__name": "feddpa-f", "strategy__local_rank": 2}],
+    [
+        {"strategy__name": "fedavg"},
+        pytest.param(
+            {"strategy__name": "feddpa-f", "strategy__local_rank": 2}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_naming_the_rank_that_all_have_changes_no_bit(
     run_config: Config, strategy: dict[str, Any]

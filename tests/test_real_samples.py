@@ -24,7 +24,12 @@ def instructblip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "model"), [("scienceqa", "llava"), ("iconqa", "instructblip"), ("iconqa", "demo")]
+    ("dataset", "model"),
+    [
+        ("scienceqa", "llava"),
+        pytest.param("iconqa", "instructblip", marks=pytest.mark.slow),
+        ("iconqa", "demo"),
+    ],
 )
 def test_a_run_on_a_real_sample_reports_every_kind_of_question(
     run_config: Callable[..., dict[str, Any]],

@@ -266,7 +266,7 @@ class Breaking(LocalGrid):
         return replies
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "FedMedian"])
+@pytest.mark.parametrize("strategy", ["fedavg", pytest.param("FedMedian", marks=pytest.mark.slow)])
 def test_a_broken_reply_is_refused_by_name_and_the_round_goes_on(
     run_config: Config, strategy: str
 ) -> None:

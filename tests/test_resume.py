@@ -168,7 +168,15 @@ def rounds(flat: dict[str, Any]) -> list[str]:
     return sorted(place.name for place in (path(flat) / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "flipped", "state"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("truncated", marks=pytest.mark.slow),
+        pytest.param("missing", marks=pytest.mark.slow),
+        "flipped",
+        "state",
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     run_config: Config, stopped: dict[str, Any], damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +292,14 @@ def test_a_merge_that_is_not_finite_ends_the_run_before_it_is_written_or_sent(
     assert "round 1, evaluation" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["adapters", "momentum", "an error"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("adapters", marks=pytest.mark.slow),
+        "momentum",
+        pytest.param("an error", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_a_merge_has_ended_goes_on_from_the_round_before(
     run_config: Config, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,16 +45,16 @@ def adapters(folder: RunFolder, which: str = "last") -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "strategy",
     [
-        "fednano",
+        pytest.param("fednano", marks=pytest.mark.slow),
         "fednano-ef",
-        "fedavg",
+        pytest.param("fedavg", marks=pytest.mark.slow),
         "fedavg-exact",
         "fisher-product",
-        "fedprox",
-        "feddpa-f",
+        pytest.param("fedprox", marks=pytest.mark.slow),
+        pytest.param("feddpa-f", marks=pytest.mark.slow),
         "centralized",
         "FedAdam",
-        "FedMedian",
+        pytest.param("FedMedian", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_trains_merges_and_writes_its_folder(run_config: Config, strategy: str) -> None:
@@ -238,7 +238,9 @@ def test_of_clients_that_are_left_so_many_train_as_have_to_reply(run_config: Con
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "centralized"])
+@pytest.mark.parametrize(
+    "strategy", ["fedavg", pytest.param("centralized", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("late", ["failed round 0", "came after round 0", "silent at first"])
 def test_a_client_that_was_not_there_in_round_0_trains_as_well(
     run_config: Config, monkeypatch: pytest.MonkeyPatch, late: str, strategy: str

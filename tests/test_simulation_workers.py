@@ -27,6 +27,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayBackend]:
     made.terminate()
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_replaced_and_answers_the_next_message(
     backend: RayBackend, tmp_path: Path
 ) -> None:

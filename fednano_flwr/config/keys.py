@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import Any, ClassVar, get_type_hints
 
@@ -137,15 +138,23 @@ class Section:
             raise ConfigError(f"{shown}: must be {accepts}")
 
 
-def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, type, Key]]:
+@cache
+def declared(section: type[Section], prefix: str = "") -> tuple[tuple[str, type, Key], ...]:
     """Every key of a section and of those in it, with its type, in the order of the fields."""
-    hints = get_type_hints(section)
-    for field in dataclasses.fields(section):
-        name, kind = prefix + field.name.replace("_", "-"), hints[field.name]
+    found: list[tuple[str, type, Key]] = []
+    for field, kind in _typed_fields(section):
+        name = prefix + field.name.replace("_", "-")
         if issubclass(kind, Section):
-            yield from declared(kind, f"{name}.")
+            found += declared(kind, f"{name}.")
         else:
-            yield name, kind, field.metadata["key"]
+            found.append((name, kind, field.metadata["key"]))
+    return tuple(found)
+
+
+@cache
+def _typed_fields(section: type[Section]) -> tuple[tuple[dataclasses.Field[Any], type], ...]:
+    hints = get_type_hints(section)
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(section))
 
 
 def build(section: type[Section], flat: Mapping[str, Any], prefix: str = "") -> Any:
@@ -154,9 +163,9 @@ def build(section: type[Section], flat: Mapping[str, Any], prefix: str = "") -> 
     Raises:
         ConfigError: a key is missing, of the wrong type or out of range.
     """
-    values, hints = {}, get_type_hints(section)
-    for field in dataclasses.fields(section):
-        name, kind = prefix + field.name.replace("_", "-"), hints[field.name]
+    values = {}
+    for field, kind in _typed_fields(section):
+        name = prefix + field.name.replace("_", "-")
         if issubclass(kind, Section):
             values[field.name] = build(kind, flat, f"{name}.")
         elif name not in flat:

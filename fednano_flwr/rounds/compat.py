@@ -19,8 +19,6 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM, KEY_NORM_BIT
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.http_grid import HttpGrid
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 __all__ = ["KEY_CLIPPING_NORM", "KEY_NORM_BIT", "parse_config_args"]
 PRIVATE = {
@@ -38,11 +36,15 @@ PRIVATE = {
 
 def is_simulation(grid: Grid) -> bool:
     """Whether Flower's simulation runs the clients, on this machine."""
+    from flwr.superlink.grid.inmemory_grid import InMemoryGrid  # half a second, for servers alone
+
     return isinstance(grid, InMemoryGrid)
 
 
 def is_deployment(grid: Grid) -> bool:
     """Whether a SuperLink stands between server and clients, which may be on other machines."""
+    from flwr.superlink.grid.http_grid import HttpGrid
+
     return isinstance(grid, HttpGrid)
 
 

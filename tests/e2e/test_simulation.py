@@ -60,14 +60,14 @@ def in_one_process(config: dict[str, Any], clients: int, folder: Path) -> RunFol
 def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_same(
     tmp_path: Path,
 ) -> None:
-    result = fednano("-c", "num-server-rounds=2", "-c", "run.name=demo", cwd=tmp_path)
+    result = fednano("-c", "num-server-rounds=1", "-c", "run.name=demo", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "runs" / "demo"
     records = rounds(folder)
-    assert [record["round"] for record in records] == [0, 1, 2]
+    assert [record["round"] for record in records] == [0, 1]
     assert 0.4 < records[0]["accuracy"] < 0.75
     assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.10
-    assert records[-1]["train_loss"] < records[1]["train_loss"]
+    assert records[-1]["test_loss"] < records[0]["test_loss"]
     for key in ("round_bytes_up", "round_bytes_down", "step_bytes_up", "step_bytes_down"):
         assert records[1][key] > 0
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -81,8 +81,8 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
     for which in ("last", "best"):
         assert (folder / "adapters" / which / "adapter_config.json").exists()
     config = json.loads((folder / "config.json").read_text())
-    assert config["num-server-rounds"] == 2 and config["strategy.name"] == "fedavg-exact"
-    for said in ("server   LLM half", "clients  NanoEdge", "round  2", "Accuracy against", "mean"):
+    assert config["num-server-rounds"] == 1 and config["strategy.name"] == "fedavg-exact"
+    for said in ("server   LLM half", "clients  NanoEdge", "round  1", "Accuracy against", "mean"):
         assert said in result.stdout
     assert str(folder) in result.stdout
     assert marked(tmp_path) == []
@@ -179,6 +179,7 @@ def test_real_samples_run_to_the_end_and_report_every_kind(
     assert last["train_loss"] > 0
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_questions_are_listed_before_anything_starts(
     sample_data: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_run_without_enough_replies_fails_and_says_why(tmp_path: Path) -> None
     assert f"LLM host {address}" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_typo_is_an_error_that_lists_what_there_is(tmp_path: Path) -> None:
     result = fednano("-c", "strategy.name=fednani", cwd=tmp_path)
     assert result.returncode == 2

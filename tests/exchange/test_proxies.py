@@ -200,6 +200,7 @@ def test_a_proxy_that_flower_cannot_use_is_refused_with_its_variable(
         proxies_in_words()
 
 
+@pytest.mark.slow
 def test_a_command_refuses_it_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", "socks4://127.0.0.1:9")
     command = [sys.executable, "-m", "fednano_flwr.cli", "run"]

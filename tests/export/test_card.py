@@ -87,6 +87,7 @@ def close(folder: Path, expected: Tensor) -> bool:
     return bool((got - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [pytest.param("peft", marks=pytest.mark.slow), "merged"])
 def test_a_process_without_this_project_answers_as_the_split_model_does(
     form: str, run_config: Config, tmp_path: Path

@@ -356,6 +356,7 @@ print(ray.is_initialized(), len(processes()))
 """
 
 
+@pytest.mark.slow
 def test_where_nobody_has_started_ray_it_is_started_and_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWN_RAY, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -219,6 +219,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[:2])
 def test_a_clients_memory_is_its_halfs_bytes_and_little_more(
     measured: dict[tuple[str, str], dict[str, int]], case: tuple[str, str]
@@ -228,6 +229,7 @@ def test_a_clients_memory_is_its_halfs_bytes_and_little_more(
     assert client["peak"] - client["imports"] <= client["bytes"] + MARGIN
 
 
+@pytest.mark.slow
 def test_the_whole_model_takes_more_than_a_client_may(
     measured: dict[tuple[str, str], dict[str, int]],
 ) -> None:
