@@ -12,7 +12,7 @@ demo: $(VENV)/.app  ## install, then federate the embedded demo: 5 clients, 5 ro
 	@echo 'fednano is installed in $(VENV): source $(RUN)/activate'
 
 test: $(VENV)/.installed  ## install what the tests need and run them
-	$(RUN)/python -m pytest -n 2 --dist worksteal --durations=20 -m "not slow"
+	$(RUN)/python -m pytest -n 3 --dist worksteal --durations=20 -m "not slow"
 
 slow: $(VENV)/.installed  ## the tests that take many minutes: fuzzing, kills, launches, soak, faults
 	$(RUN)/python -m pytest --durations=20 -m slow
