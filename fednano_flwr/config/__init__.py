@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fednano_flwr.config.addresses import address_to_dial, host_and_port, is_loopback
@@ -181,12 +182,14 @@ class RunConfig(Section):
         return found
 
 
-def keys() -> dict[str, Key]:
+@cache
+def keys() -> Mapping[str, Key]:
     """Every key of the run config and its declaration, in their order."""
     return {name: found for name, _, found in declared(RunConfig)}
 
 
-def key_types() -> dict[str, type]:
+@cache
+def key_types() -> Mapping[str, type]:
     """Every key of the run config and its type, in their order."""
     return {name: kind for name, kind, _ in declared(RunConfig)}
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from math import isfinite
 from typing import Any, ClassVar, get_type_hints
 
@@ -138,23 +137,15 @@ class Section:
             raise ConfigError(f"{shown}: must be {accepts}")
 
 
-@cache
-def declared(section: type[Section], prefix: str = "") -> tuple[tuple[str, type, Key], ...]:
+def declared(section: type[Section], prefix: str = "") -> Iterator[tuple[str, type, Key]]:
     """Every key of a section and of those in it, with its type, in the order of the fields."""
-    found: list[tuple[str, type, Key]] = []
-    for field, kind in _typed_fields(section):
-        name = prefix + field.name.replace("_", "-")
-        if issubclass(kind, Section):
-            found += declared(kind, f"{name}.")
-        else:
-            found.append((name, kind, field.metadata["key"]))
-    return tuple(found)
-
-
-@cache
-def _typed_fields(section: type[Section]) -> tuple[tuple[dataclasses.Field[Any], type], ...]:
     hints = get_type_hints(section)
-    return tuple((field, hints[field.name]) for field in dataclasses.fields(section))
+    for field in dataclasses.fields(section):
+        name, kind = prefix + field.name.replace("_", "-"), hints[field.name]
+        if issubclass(kind, Section):
+            yield from declared(kind, f"{name}.")
+        else:
+            yield name, kind, field.metadata["key"]
 
 
 def build(section: type[Section], flat: Mapping[str, Any], prefix: str = "") -> Any:
@@ -163,9 +154,9 @@ def build(section: type[Section], flat: Mapping[str, Any], prefix: str = "") -> 
     Raises:
         ConfigError: a key is missing, of the wrong type or out of range.
     """
-    values = {}
-    for field, kind in _typed_fields(section):
-        name = prefix + field.name.replace("_", "-")
+    values, hints = {}, get_type_hints(section)
+    for field in dataclasses.fields(section):
+        name, kind = prefix + field.name.replace("_", "-"), hints[field.name]
         if issubclass(kind, Section):
             values[field.name] = build(kind, flat, f"{name}.")
         elif name not in flat:

@@ -58,7 +58,7 @@ class Answers:
             raise ValueError(f"{len(sequences)} sequences do not ascend among the {count} kept")
         if len(sequences) < count:
             # `batch_select_indices` is not there for layers with a convolution's or another state.
-            self.cache.reorder_cache(sequences)
+            self.cache.reorder_cache(sequences)  # type: ignore[arg-type]  # a Tensor is enough
             self.pads = self.pads[sequences]
 
 
