@@ -102,6 +102,7 @@ def test_a_metric_that_scores_nothing_is_said(play) -> None:
     assert "no test question has one" not in said
 
 
+@pytest.mark.slow
 def test_runs_by_different_metrics_are_not_compared_and_named(play, tmp_path: Path) -> None:
     names = {"auto": "a", "exact": "b", "rouge-l": "c"}
     folders = {

@@ -20,7 +20,9 @@ def test_it_is_a_page() -> None:
     assert len(PAGE.read_text("utf-8").splitlines()) <= 120
 
 
-@pytest.mark.parametrize("exchange", ["embeddings", "lowrank"])
+@pytest.mark.parametrize(
+    "exchange", [pytest.param("embeddings", marks=pytest.mark.slow), "lowrank"]
+)
 def test_the_page_gives_the_packages_adapters(
     run_config: Callable[..., dict[str, Any]], exchange: str
 ) -> None:

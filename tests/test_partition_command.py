@@ -87,6 +87,7 @@ def test_the_fingerprint_is_that_of_the_questions_not_of_where_they_lie(
     assert prints[0] == prints[1] != prints[2]
 
 
+@pytest.mark.slow
 def test_the_commit_of_a_data_set_from_the_hub_is_written_down(partition, tmp_path, monkeypatch):
     questions = load_questions(run_config(ROOT, [], 3, tmp_path).dataset)
     found = dataclasses.replace(questions, revision="a" * 40)

@@ -50,7 +50,9 @@ def losses(folder: RunFolder) -> list[float]:
     return [record["train_loss"] for record in folder.rounds[1:]]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg-exact", "fisher-product"])
+@pytest.mark.parametrize(
+    "strategy", ["fedavg-exact", pytest.param("fisher-product", marks=pytest.mark.slow)]
+)
 def test_clients_of_different_ranks_learn_one_adapter_together(
     run_config: Config, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
@@ -82,6 +84,7 @@ def test_the_order_of_replies_changes_no_bit(run_config: Config) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -155,6 +158,7 @@ def test_a_node_that_would_pack_adapters_of_its_own_rank_trains_nothing(
     assert sorted(folder.rounds[1]["train_loss_per_client"]) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_clients_of_different_ranks_may_pack_their_fisher_values(run_config: Config) -> None:
     settings = {"strategy__name": "fisher-product", "adapter__ranks": "2,4,1"}
     plain = run(run_config(run__name="plain", num_server_rounds=1, **settings))
@@ -209,6 +213,7 @@ def test_partitions_take_their_ranks_in_turn(run_config: Config) -> None:
     assert RunConfig.parse(run_config()).adapter.rank_of(7) == 4
 
 
+@pytest.mark.slow
 def test_a_host_that_batches_across_clients_serves_their_different_ranks(
     run_config: Config,
 ) -> None:

@@ -112,7 +112,7 @@ def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str,
 @pytest.mark.parametrize(
     "settings",
     [
-        {"strategy__name": "fedavg-exact"},
+        pytest.param({"strategy__name": "fedavg-exact"}, marks=pytest.mark.slow),
         pytest.param(
             {"strategy__name": "FedAdam", "strategy__args": "eta=0.01"}, marks=pytest.mark.slow
         ),
@@ -173,7 +173,7 @@ def rounds(flat: dict[str, Any]) -> list[str]:
     [
         pytest.param("truncated", marks=pytest.mark.slow),
         pytest.param("missing", marks=pytest.mark.slow),
-        "flipped",
+        pytest.param("flipped", marks=pytest.mark.slow),
         "state",
     ],
 )

@@ -127,6 +127,7 @@ def test_what_crosses_changes_no_bit_of_the_adapters(run_config: Config) -> None
     assert sent[1][2] < sent[0][2] / 2  # rank 4 of 48, and features were sent in round 0
 
 
+@pytest.mark.slow
 def test_a_host_that_batches_across_clients_gives_nearly_the_same_adapters(
     run_config: Config,
 ) -> None:

@@ -286,6 +286,7 @@ def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
     assert sum("device-side assert" in line for line in said) == 3
 
 
+@pytest.mark.slow
 def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     def say(line: str) -> None:
         raise BrokenPipeError

@@ -101,7 +101,12 @@ HOW_IT_RUNS: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("key", HOW_IT_RUNS)
+OFTEN = ("attention of the text", "tuples", "dropout", "no quantization", "code of its own")
+
+
+@pytest.mark.parametrize(
+    "key", [pytest.param(k, marks=() if k in OFTEN else pytest.mark.slow) for k in HOW_IT_RUNS]
+)
 def test_a_config_does_not_say_how_a_model_runs_here(
     key: str,
     changed: Callable[[Change], Path],

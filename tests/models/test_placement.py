@@ -147,7 +147,7 @@ def test_a_dispatched_host_gives_the_same_bits(
     [
         pytest.param("instructblip", ("cpu", "other"), marks=pytest.mark.slow),
         pytest.param("gemma3", ("other", "cpu"), marks=pytest.mark.slow),
-        ("qwen2_5_vl", ("cpu", "other")),
+        pytest.param("qwen2_5_vl", ("cpu", "other"), marks=pytest.mark.slow),
     ],
 )
 def test_activations_follow_the_weights_over_two_devices(
