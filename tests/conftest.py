@@ -14,6 +14,7 @@ from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
 from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+from fednano_flwr.rounds.compat import identify
 from tests import families, tiny
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """A test before may have left another number, and with it sums end in other bits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_run() -> None:
+    """Flower's messages need one; a test before may have begun another."""
+    identify(run_id=1)
 
 
 @pytest.fixture(scope="session", autouse=True)
