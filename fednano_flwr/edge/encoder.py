@@ -60,7 +60,8 @@ class QuestionEncoder:
         self.ends = {self.end, *_ends(checkpoint.folder)}
         self._vocabulary: int = config.get_text_config().vocab_size
         self._picture = image_token(checkpoint)
-        self.prompting = Prompting(checkpoint.family, self.processor, self._picture, self.ends)
+        features = checkpoint.family.feature_ids(config)
+        self.prompting = Prompting(checkpoint.family, self.processor, features, self.ends)
         self._letters: dict[str, tuple[int, ...]] = {}
 
     def encode(self, sample: Sample) -> Question:

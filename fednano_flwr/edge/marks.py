@@ -9,6 +9,7 @@ pass through template and processor, which lengthens the text where pictures sta
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -90,29 +91,30 @@ class MarkedTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def __call__(self, texts: list[str], **options: Any) -> BatchEncoding:
+    def __call__(self, text: list[str], **options: Any) -> BatchEncoding:
         """As the tokenizer's own, of a list with one text.
 
         Raises:
             SampleError: marks and tokens do not agree.
         """
-        (marked,), tensors = texts, options.pop("return_tensors", None)
-        text, spans = _spans(marked)
-        found = self._tokenizer([text], return_offsets_mapping=True, **options)
+        (marked,), tensors = text, options.pop("return_tensors", None)
+        plain, spans = _spans(marked)
+        found = self._tokenizer([plain], return_offsets_mapping=True, **options)
         (offsets,) = found.pop("offset_mapping")
-        places = [text[start:end] for start, end in offsets]
+        places = [plain[start:end] for start, end in offsets]
         (ids,) = found["input_ids"]
         kept = [self._is_kept(token, place) for token, place in zip(ids, places, strict=True)]
         learned = [False] * len(ids)
         for span in spans:
-            for index in self._tokens_of(text, span, ids, offsets):
+            for index in self._tokens_of(plain, span, ids, offsets):
                 learned[index] = kept[index]
         self.learned = [one for one, stays in zip(learned, kept, strict=True) if stays]
         data = {
             key: [[value for value, stays in zip(values[0], kept, strict=True) if stays]]
             for key, values in found.items()
         }
-        return BatchEncoding(data, tensor_type=tensors)
+        ends = [end for (_, end), stays in zip(offsets, kept, strict=True) if stays]
+        return MarkedEncoding(data, tensors, marked, ends)
 
     def _is_kept(self, token: int, place: str) -> bool:
         """Whether a token stands for text, and not for `BREAK` alone.
@@ -149,6 +151,26 @@ class MarkedTokenizer:
             after += 1
         ended = after < len(ids) and ids[after] in self._ends
         return range(first, after + 1 if ended else last + 1)
+
+
+class MarkedEncoding(BatchEncoding):
+    """Tokens of one text with marks.
+
+    Args:
+        marked: the text.
+        ends: where each token ends in it without `OPEN` and `CLOSE`.
+    """
+
+    def __init__(
+        self, data: dict[str, Any], tensors: str | None, marked: str, ends: list[int]
+    ) -> None:
+        super().__init__(data, tensor_type=tensors)
+        self._marked, self._ends = marked, ends
+
+    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None) -> int:
+        """Index of the token of a character of the marked text; Idefics3 asks for it."""
+        place = batch_or_char_index if char_index is None else char_index
+        return bisect_right(self._ends, len(without_answers(self._marked[:place])))
 
 
 def _spans(marked: str) -> tuple[str, list[tuple[int, int]]]:

@@ -77,7 +77,7 @@ class NanoEdge(nn.Module):
             DataError, FileNotFoundError: a picture cannot be read.
             FloatingPointError: its features are not finite.
         """
-        ids, is_image = _laid_out(questions, endings, self.frozen.image_token_id)
+        ids, is_image = _laid_out(questions, endings, self.frozen.feature_ids)
         ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
         text = self.tokens(ids[~is_image])
         hidden = text.new_empty(len(ids), self.frozen.hidden_size)
@@ -165,13 +165,14 @@ def feature_key(key: str) -> bytes:
 
 
 def _laid_out(
-    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None, image_token: int
+    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None, feature_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Ids (N,) of a batch laid one after another, and where pictures' features go (N,) bool."""
     ids, is_image = [], []
     for question, ending in zip(questions, endings or [()] * len(questions), strict=True):
         ids += [question.ids, torch.tensor(ending, dtype=torch.int64)]
-        is_image += [question.ids == image_token, torch.zeros(len(ending), dtype=torch.bool)]
+        in_prompt = torch.isin(question.ids, feature_ids)
+        is_image += [in_prompt, torch.zeros(len(ending), dtype=torch.bool)]
     return torch.cat(ids), torch.cat(is_image)
 
 

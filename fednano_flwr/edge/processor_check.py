@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 
 from fednano_flwr.config import ConfigError
@@ -16,7 +17,7 @@ from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token
-from fednano_flwr.models.families.base import WHOLE
+from fednano_flwr.models.families.base import WHOLE, image_text
 from fednano_flwr.models.skeleton import count_features
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ def _check_tokens(encoder: QuestionEncoder, prompt: str) -> None:
 
 def _check_features(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> None:
     """A picture's places in a prompt are the config's, and as many as its features."""
-    processor, token = encoder.processor, image_token(checkpoint)
-    text = _image_token(processor, in_ids=True)
+    processor, family, token = encoder.processor, checkpoint.family, image_token(checkpoint)
+    text = family.feature_token(processor)
     known = processor.tokenizer.convert_tokens_to_ids(text)
     if known != token:
         raise ConfigError(
@@ -168,7 +169,8 @@ def _check_features(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> No
         )
     settings = _settings(checkpoint, processor)
     with _explained(f"a question with a picture cannot be made a prompt: {settings}"):
-        places = int((encoder.unanswered(_question(1)).ids == token).sum())
+        ids = encoder.unanswered(_question(1)).ids
+        places = int(torch.isin(ids, torch.tensor(family.feature_ids(checkpoint.config))).sum())
         pictures = encoder.vision_inputs(_question(1))
     with _explained(
         "the model of config.json (vision_config) cannot take a picture as the processor makes it "
@@ -182,21 +184,15 @@ def _check_features(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> No
         )
 
 
-def _image_token(processor: Any, in_ids: bool = False) -> str:
+def _image_token(processor: Any) -> str:
     """What a prompt has where a picture stands.
-
-    Args:
-        in_ids: as the tokenizer sees it, which is another token in Gemma 3.
 
     Raises:
         ConfigError: the processor does not say.
     """
-    token = getattr(processor, "image_token", None)
-    if in_ids:
-        token = getattr(processor.tokenizer, "image_token", None) or token
-    if not token:
+    if not (token := image_text(processor)):
         raise ConfigError(f"{type(processor).__name__}: {TOKENIZER} has no image_token")
-    return getattr(token, "content", token)
+    return token
 
 
 def _settings(checkpoint: ModelCheckpoint, processor: Any) -> str:

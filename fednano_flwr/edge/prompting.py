@@ -38,7 +38,7 @@ class Prompting:
     stand beside its letter, so there the text itself holds the picture's token.
 
     Args:
-        picture: id of the token that stands for pictures in the model; None where it is not known.
+        features: ids of the tokens whose places a picture's features take.
         ends: ids of tokens that end a turn.
 
     Raises:
@@ -50,7 +50,7 @@ class Prompting:
         self,
         family: Family,
         processor: Any,
-        picture: int | None = None,
+        features: Collection[int] = (),
         ends: Collection[int] = (),
     ) -> None:
         if lacking := family.check_processor(processor):
@@ -59,7 +59,7 @@ class Prompting:
         self._template = "" if family.prompt else _template(processor)
         if family.thinks:
             self._template = NO_THOUGHTS + self._template
-        self.typed = marks.TypedTokens(_control_tokens(processor, picture))
+        self.typed = marks.TypedTokens(_control_tokens(processor, features))
 
     def write(self, sample: Sample) -> str:
         """The prompt up to where the answer begins, with `marks` where it needs them.
@@ -182,13 +182,12 @@ class Prompting:
         )
 
 
-def _control_tokens(processor: Any, picture: int | None) -> set[str]:
+def _control_tokens(processor: Any, features: Collection[int]) -> set[str]:
     """What must not be made of a user's text: special tokens, and those that stand for pictures."""
     tokenizer = processor.tokenizer
     found = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
     found += [getattr(processor, name, None) for name in PLACEHOLDERS]
-    if picture is not None:
-        found.append(tokenizer.convert_ids_to_tokens(picture))
+    found += tokenizer.convert_ids_to_tokens(list(features))
     return {str(getattr(token, "content", token)) for token in found if token}
 
 

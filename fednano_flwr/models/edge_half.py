@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +80,7 @@ class EdgeHalf(nn.Module):
         self.fingerprint = checkpoint.fingerprint
         self.hidden_size: int = checkpoint.config.get_text_config().hidden_size
         self.image_token_id = image_token(checkpoint)
+        self.feature_ids = torch.tensor(self.family.feature_ids(checkpoint.config))
         self.device, self.dtype = device, dtype
         self._vision = copy.deepcopy(checkpoint.edge_tree[0])
         checkpoint.fill(self._vision, device, dtype)
@@ -121,9 +121,8 @@ class EdgeHalf(nn.Module):
             ConfigError: that is not what this model reads.
         """
         arguments = skeleton.vision_arguments(self._vision, question)
-        output: Any = self._vision.get_image_features(
-            **{key: self._moved(value) for key, value in arguments.items()}
-        ).pooler_output
+        moved = {key: self._moved(value) for key, value in arguments.items()}
+        output = self.family.features(self._vision, moved)
         pictures = [output] if isinstance(output, Tensor) else output
         return torch.cat([picture.reshape(-1, self.hidden_size) for picture in pictures])
 
@@ -146,7 +145,7 @@ class EdgeHalf(nn.Module):
 
     def _pictures(self, ids: Tensor, prompt: int) -> Tensor:
         """(T,) bool, where pictures' features go: never in an answer, whatever was generated."""
-        return (ids == self.image_token_id) & (torch.arange(len(ids)) < prompt)
+        return torch.isin(ids, self.feature_ids) & (torch.arange(len(ids)) < prompt)
 
 
 def image_token(checkpoint: ModelCheckpoint) -> int:

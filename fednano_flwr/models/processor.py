@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import ConfigError
 
 FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+PIXTRAL, VIDEOS = "PixtralProcessor", "video_processor"
 
 
 def has_processor(folder: Path) -> bool:
@@ -27,13 +31,15 @@ def load_processor(folder: Path) -> Any:
     """
     import transformers
     from transformers import AutoProcessor, ProcessorMixin
+    from transformers.utils import is_torchvision_available
 
     try:
-        whole: Any = getattr(transformers, _class_name(folder), None)
+        if (name := _class_name(folder)) == PIXTRAL and not is_torchvision_available():
+            return _pixtral().from_pretrained(folder, trust_remote_code=False)
+        whole: Any = getattr(transformers, name, None)
         known = isinstance(whole, type) and issubclass(whole, ProcessorMixin)
-        if known and "video_processor" in whole.get_attributes():
-            kind = _without_videos(whole)
-            return kind.from_pretrained(folder, video_processor=None, trust_remote_code=False)
+        if known and VIDEOS in whole.get_attributes():
+            return _without_videos(whole).from_pretrained(folder, trust_remote_code=False)
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a file's values reach deep into transformers and tokenizers
         says = " ".join(str(error).split())
@@ -46,10 +52,38 @@ def load_processor(folder: Path) -> Any:
     return found
 
 
+@cache
+def _pixtral() -> Any:
+    """`PixtralProcessor`, whose module imports torchvision for a function that its PIL twin has."""
+    package = "transformers.models.pixtral"
+    module = f"{package}.image_processing_pixtral"
+    sys.modules[module] = import_module(f"{package}.image_processing_pil_pixtral")
+    try:
+        return getattr(import_module(f"{package}.processing_pixtral"), PIXTRAL)
+    finally:
+        del sys.modules[module]
+
+
 def _without_videos(whole: Any) -> Any:
-    parts = [part for part in whole.get_attributes() if part != "video_processor"]
-    changes = {"get_attributes": classmethod(lambda cls: parts), "video_processor": VideosNotTaken}
-    return type(whole.__name__, (whole,), changes)
+    """A processor's class less its video part, whichever place among the parts that has."""
+    from transformers import ProcessorMixin
+
+    parts = whole.get_attributes()
+    place = parts.index(VIDEOS)
+
+    class Pictures(ProcessorMixin):
+        get_attributes = classmethod(lambda cls: [part for part in parts if part != VIDEOS])
+        video_processor = VideosNotTaken
+
+        def __init__(self, *found: Any, **more: Any) -> None:  # called by the processor's own
+            super().__init__(*found[:place], *found[place + 1 :], **more)
+
+        @classmethod
+        def from_args_and_dict(cls, found: list[Any], *settings: Any, **more: Any) -> Any:
+            found = [*found[:place], None, *found[place:]]
+            return super().from_args_and_dict(found, *settings, **more)
+
+    return type(whole.__name__, (whole, Pictures), {})
 
 
 class VideosNotTaken:

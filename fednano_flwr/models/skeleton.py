@@ -114,18 +114,16 @@ def trim_encoder(config: PretrainedConfig) -> int:
 
 
 def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `whole.get_image_features` is called with of a processor's outputs: all of them.
+    """What a family's `features` are made of, of a processor's outputs: all of them.
 
     Some are named by the model's `forward` alone, which passes them on (`image_sizes` of Pixtral).
 
     Raises:
         ConfigError: one is not for this model.
     """
-    known = {
-        name
-        for method in (whole.get_image_features, whole.forward)
-        for name in inspect.signature(method).parameters
-    }
+    known = set(FAMILIES[whole.config.model_type].vision_keys)
+    for method in (whole.get_image_features, whole.forward):
+        known |= inspect.signature(method).parameters.keys()
     unknown = pictures.keys() - known - NOT_READ
     if unknown:
         raise ConfigError(
@@ -155,7 +153,7 @@ def count_features(edge: Any, pictures: Mapping[str, Tensor]) -> int | None:
     arguments = vision_arguments(edge, pictures)
     try:
         with _WithoutWeights():
-            output = edge.get_image_features(**arguments).pooler_output
+            output = FAMILIES[edge.config.model_type].features(edge, arguments)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" in str(error):
             return None

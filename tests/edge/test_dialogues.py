@@ -118,7 +118,7 @@ def prompting(tokenizer: Any, tiny_model: Any) -> Callable[[str], Prompting]:
             chat_template=template,
         )
         ends = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
-        return Prompting(FAMILIES["llava"], processor, tokenizer.image_token_id, ends)
+        return Prompting(FAMILIES["llava"], processor, [tokenizer.image_token_id], ends)
 
     return make
 

@@ -53,6 +53,11 @@ OWN = {  # what stands for a picture, or a video, in a family's prompts
     "gemma3": ["<start_of_image>", "<image_soft_token>"],
     "llava_onevision": ["<image>", "<video>"],
     "smolvlm": ["<image>", "<video>"],
+    "mistral3": ["[IMG]", "[IMG_BREAK]"],
+    "aya_vision": ["<image>", "<|IMG_PATCH|>"],
+    "cohere2_vision": ["<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>"],
+    "llava_next_video": ["<image>", "<video>"],
+    "ovis2": ["<image>", "<IMG_ATOM>", "<IMG_GRID>"],
 }
 OTHERS = (
     "</s>",

@@ -19,7 +19,7 @@ from fednano_flwr.models.families import FAMILIES
 from tests.families.base import TinyFamily
 from tests.tiny import write_checkpoint
 
-__all__ = ["CORE", "TINY", "every", "write"]
+__all__ = ["CORE", "TINY", "every", "save", "write"]
 CORE = ("llava", "qwen2_5_vl", "gemma3", "blip-2")
 """One of each kind: plain, positions on three axes, token types and windows, learned positions."""
 TINY: dict[str, TinyFamily] = {}
@@ -38,7 +38,18 @@ def write(family: str, folder: Path, seed: int = 0, shard_size: str = "100KB") -
     """Write a random checkpoint of `family`, several shards, with its processor."""
     if family == "llava":
         return write_checkpoint(folder, seed, shard_size)
-    config, processor = TINY[family].make()
+    return save(family, folder, *TINY[family].make(), seed, shard_size)
+
+
+def save(
+    family: str,
+    folder: Path,
+    config: Any,
+    processor: Any,
+    seed: int = 0,
+    shard_size: str = "100KB",
+) -> Path:
+    """Write a random model of this config, with its processor."""
     torch.manual_seed(seed)
     model = FAMILIES[family].model_class(config)
     with torch.no_grad():  # parameters that start as zeros would hide what depends on them

@@ -10,6 +10,7 @@ import transformers as tf
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from fednano_flwr.models import processor
 from tests.tiny import WORDS
 
 WORDS_KNOWN = 96
@@ -96,11 +97,7 @@ def thinking(image: str) -> str:
 
 def pictures_only(name: str, **parts: Any) -> Any:
     """A processor without its video part, which needs torchvision."""
-    whole = getattr(tf, name)
-    kept = [part for part in whole.get_attributes() if part != "video_processor"]
-    return type(name, (whole,), {"get_attributes": classmethod(lambda cls: kept)})(
-        video_processor=None, **parts
-    )
+    return processor._without_videos(getattr(tf, name))(video_processor=None, **parts)
 
 
 def clip(**changes: Any) -> Any:
@@ -118,6 +115,18 @@ def llama(kind: Any = tf.LlamaConfig, **changes: Any) -> Any:
 def image_processor(module: str, name: str, **settings: Any) -> Any:
     source = f"transformers.models.{module}.image_processing_pil_{module}"
     return getattr(__import__(source, fromlist=[name]), name)(**settings)
+
+
+def pixel_tiles(**settings: Any) -> Any:
+    """Pictures cut into tiles of 32 x 32, at most three and the whole."""
+    return image_processor(
+        "got_ocr2",
+        "GotOcr2ImageProcessorPil",
+        size={"height": 32, "width": 32},
+        crop_to_patches=True,
+        max_patches=3,
+        **settings,
+    )
 
 
 def qformer(config: Any) -> Any:

@@ -9,9 +9,9 @@ import transformers as tf
 from tests.families.base import (
     VISION,
     TinyFamily,
-    image_processor,
     llama,
     pictures_only,
+    pixel_tiles,
     template,
     tokenizer,
 )
@@ -35,16 +35,9 @@ def make() -> tuple[Any, Any]:
         image_seq_length=4,
         downsample_ratio=0.5,
     )
-    pictures = image_processor(
-        "got_ocr2",
-        "GotOcr2ImageProcessorPil",
-        size={"height": 32, "width": 32},
-        crop_to_patches=True,
-        max_patches=3,
-    )
     return config, pictures_only(
         "InternVLProcessor",
-        image_processor=pictures,
+        image_processor=pixel_tiles(),
         tokenizer=words,
         image_seq_length=4,
         chat_template=template("<IMG_CONTEXT>"),

@@ -16,34 +16,42 @@ from tests.families.base import (
     tokenizer,
 )
 
+GRID = [[24, 48], [48, 24], [48, 48]]
+SETTINGS = {
+    "patch_size": 8,
+    "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+    "chat_template": template("<image>"),
+}
 
-def make() -> tuple[Any, Any]:
-    words = tokenizer({"image_token": "<image>"})
-    grid = [[24, 48], [48, 24], [48, 48]]
-    config = tf.LlavaNextConfig(
+
+def config(kind: Any, words: Any, **more: Any) -> Any:
+    return kind(
         vision_config=clip(),
         text_config=llama(tf.MistralConfig),
         image_token_index=words.image_token_id,
-        image_grid_pinpoints=grid,
+        image_grid_pinpoints=GRID,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         image_seq_length=9,
+        **more,
     )
-    pictures = image_processor(
+
+
+def pictures() -> Any:
+    return image_processor(
         "llava_next",
         "LlavaNextImageProcessorPil",
         size={"shortest_edge": 24},
         crop_size=PIXELS,
-        image_grid_pinpoints=grid,
+        image_grid_pinpoints=GRID,
     )
-    return config, tf.LlavaNextProcessor(
-        pictures,
-        words,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template("<image>"),
-    )
+
+
+def make() -> tuple[Any, Any]:
+    words = tokenizer({"image_token": "<image>"})
+    processor = tf.LlavaNextProcessor(pictures(), words, **SETTINGS)
+    return config(tf.LlavaNextConfig, words), processor
 
 
 TINY = TinyFamily(

@@ -41,6 +41,7 @@ from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import families
 from tests.families import TINY
+from tests.families.mistral3 import pixtral
 from tests.models.unsplit import Unsplit
 
 BATCHES = {
@@ -280,39 +281,27 @@ class Together:
         self._host.serve([sample for job in self._jobs for sample in job.samples()])
 
 
-def test_pictures_of_unlike_sizes_in_a_question_are_each_encoded_as_what_they_are(
+def test_pixtrals_pictures_of_unlike_sizes_are_each_encoded_as_what_they_are(
     tmp_path: Path,
 ) -> None:
-    """Pixtral's sizes reach its encoder though `get_image_features` does not name them."""
-    vision = transformers.PixtralVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=8,
-        head_dim=16,
-    )
+    """A LLaVA with Pixtral's encoder; `get_image_features` does not name the sizes."""
+    words, vision, processor = pixtral()
     config = transformers.LlavaConfig(
         vision_config=vision,
         text_config=families.base.llama(transformers.MistralConfig),
-        image_token_id=4,
+        image_token_id=words.image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    model = transformers.LlavaForConditionalGeneration(config)
-    model.save_pretrained(tmp_path)
-    pictures = {  # as its processor makes them: padded to the largest
-        "pixel_values": torch.randn(2, 3, 32, 64),
-        "image_sizes": torch.tensor([[24, 64], [32, 32]]),
-    }
-    features = load_edge_half(str(tmp_path)).image_features(pictures)
-    assert (
-        len(features) == 3 * 8 + 4 * 4 == skeleton.count_features(skeleton.build(config), pictures)
-    )
-    with torch.no_grad():
-        expected = model.eval().get_image_features(**pictures).pooler_output
-    assert torch.equal(features, torch.cat(list(expected)))
+    folder = families.save("llava", tmp_path / "llava", config, processor)
+    setting = make_setting(folder, "float32")
+    pictures = setting.encoder.vision_inputs(SAMPLES[2])
+    assert len(set(map(tuple, pictures["image_sizes"].tolist()))) == 3
+    features = setting.edge.frozen.image_features(pictures)
+    assert skeleton.count_features(skeleton.build(config), pictures) == len(features)
+    llm = EXCHANGES["lowrank"](setting.host, "server")
+    check_logits_and_gradients(setting, llm, setting.questions)
+    check_answers(setting, llm)
 
 
 def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint: Path) -> None:

@@ -87,10 +87,10 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
 @pytest.mark.parametrize(
     ("family", "hint"),
     [
-        ("idefics3", "SmolVLM2"),
+        ("ovis", "-hf"),
         ("internvl_chat", "-hf"),
         ("llava_mistral", "-hf"),
-        ("mllama", "layers of its own"),
+        ("mllama", "cross-attention"),
         ("qwen2_5_omni", "qwen2_5_vl"),
         ("qwen3_5_moe", "experts.*qwen3_5"),
         ("gemma3_text", "no pictures"),

@@ -181,7 +181,7 @@ def test_a_config_file_and_its_folder_are_the_same_model(tmp_path: Path) -> None
     [
         "{",
         "[]",
-        '{"model_type": "idefics3"}',
+        '{"model_type": "idefics"}',
         '{"model_type": "llava", "text_config": 7}',
         '{"model_type": "llava", "text_config": {"model_type": "nonsense"}}',
         '{"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": "x"}}',

@@ -24,8 +24,8 @@ class Unsplit:
     """A transformers model, called with its processor's tensors on a padded batch."""
 
     def __init__(self, folder: Path, family: str, dtype: str) -> None:
-        architecture = FAMILIES[family].model_class
-        self.model = architecture.from_pretrained(folder, dtype=dtype).eval()
+        self.family = FAMILIES[family]
+        self.model = self.family.model_class.from_pretrained(folder, dtype=dtype).eval()
         self.model.requires_grad_(False)
         self.tiny = TINY.get(family, TINY["llava"])  # what is not listed is called as LLaVA is
         self.image_token = self.model.config.image_token_id
@@ -56,7 +56,7 @@ class Unsplit:
         arguments |= self._kinds(ids, torch.stack(padded))
         if (first := self.tiny.first_position) is not None:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + first
-        vision = merged([encoder.vision_inputs(q.sample) for q in questions if q.sample.pictures])
+        vision = merged([self._vision(encoder, q) for q in questions if q.sample.pictures])
         arguments |= {
             key: value.to(self.model.dtype) if value.is_floating_point() else value
             for key, value in vision.items()
@@ -85,7 +85,7 @@ class Unsplit:
         arguments = {"input_ids": ids, "labels": ids.where(learned, -100)}
         arguments |= self._kinds(ids, answer)
         if question.sample.pictures:
-            arguments |= encoder.vision_inputs(question.sample)
+            arguments |= self._vision(encoder, question)
         with self.adapted(adapters):
             return self.model(**arguments).loss
 
@@ -96,7 +96,7 @@ class Unsplit:
         ids = question.ids[None]
         kinds = self._kinds(ids, torch.zeros_like(ids, dtype=torch.bool))
         arguments = {"attention_mask": torch.ones_like(ids), **kinds}
-        vision = encoder.vision_inputs(question.sample) if question.sample.pictures else {}
+        vision = self._vision(encoder, question) if question.sample.pictures else {}
         settings = GenerationConfig(
             max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=-1
         )
@@ -107,6 +107,11 @@ class Unsplit:
                 inputs = {"inputs_embeds": self.model.get_input_embeddings()(ids)}
             found = writer.generate(generation_config=settings, **inputs, **arguments, **vision)
         return found[0, -tokens:].tolist()
+
+    def _vision(self, encoder: QuestionEncoder, question: Question) -> dict[str, Tensor]:
+        """What the family's own processor makes of the pictures."""
+        found = encoder.vision_inputs(question.sample)
+        return {key: v for key, v in found.items() if key not in self.family.vision_keys}
 
     def _kinds(self, ids: Tensor, answers: Tensor) -> dict[str, Tensor]:
         """What the family's own processor says of the kinds of tokens (B, T)."""
@@ -124,13 +129,13 @@ class Unsplit:
         @wraps(original)  # `generate` looks at its arguments
         def image_features(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
-            found = output.pooler_output
-            several = isinstance(found, list | tuple)
-            if several:  # in one product, as on a client: several would round differently
-                adapted = adapters.image_adapter(torch.cat(list(found)))
-                output.pooler_output = list(adapted.split([len(one) for one in found]))
-            else:
-                output.pooler_output = adapters.image_adapter(found)
+            for name in self.family.outputs:
+                found = output[name]
+                if isinstance(found, list | tuple):  # in one product, as on a client: for rounding
+                    adapted = adapters.image_adapter(torch.cat(list(found)))
+                    output[name] = list(adapted.split([len(one) for one in found]))
+                else:
+                    output[name] = adapters.image_adapter(found)
             return output
 
         owner.get_image_features = image_features
@@ -145,20 +150,17 @@ class Unsplit:
 
 
 def merged(questions: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Vision inputs of several questions as one batch, padded where their patches differ."""
+    """Vision inputs of several questions as one batch, padded where patches or sizes differ."""
     batch = {}
     for key in questions[0] if questions else ():
         own = [question[key] for question in questions]
-        if own[0].dim() >= 4:  # (pictures, patches, …): pad the patches
-            patches = max(value.shape[1] for value in own)
-            own = [
-                F.pad(v, (0, 0) * (v.dim() - 2) + (0, patches - v.shape[1]))
-                if v.shape[1] < patches
-                else v
-                for v in own
-            ]
-        if own[0].dim() == 2 and key.startswith("qformer"):
-            width = max(value.shape[1] for value in own)
-            own = [F.pad(value, (0, width - value.shape[1])) for value in own]
+        if own[0].dim() >= 4 or key.startswith("qformer"):  # (pictures, patches, …), (…, H, W)
+            own = [_padded(value, [v.shape for v in own]) for value in own]
         batch[key] = torch.cat(own)
     return batch
+
+
+def _padded(value: Tensor, shapes: Sequence[torch.Size]) -> Tensor:
+    """Zeros at the end of each axis but the first, as long as the longest."""
+    gaps = [max(sizes) - size for size, *sizes in zip(value.shape, *shapes, strict=True)]
+    return F.pad(value, [n for gap in reversed(gaps[1:]) for n in (0, gap)])

@@ -51,20 +51,22 @@ LLAVA_FORMAT = (
     "It is in the LLaVA authors' own format: take its version for transformers, whose name on the "
     "hub ends in -hf (of LLaVA-1.5, llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf)"
 )
-NO_EMBEDDINGS = "Its language model attends to pictures in layers of its own, not as embeddings"
+NO_EMBEDDINGS = (
+    "Its language model attends to pictures in cross-attention layers of its own, not as embeddings"
+)
 EXPERTS = "Its experts' weights are joined when they are read, which is not done here; take "
 REFUSED = {
     "gemma3_text": "It reads no pictures; Gemma 3 does from 4B on (google/gemma-3-4b-it)",
     "gemma3n": "Its language model looks up embeddings by token id in every layer; take Gemma 3",
     "glm4v_moe": f"{EXPERTS}GLM-4.1V (glm4v) or GLM-4.6V-Flash (glm46v)",
     "idefics": NO_EMBEDDINGS,
-    "idefics3": "SmolVLM's first generation is of this family: take SmolVLM2, which is smolvlm",
     "instructblipvideo": "It reads videos; for pictures take InstructBLIP",
     "internvl_chat": "It is in InternVL's own format: take the checkpoint whose name on the hub "
     "ends in -hf, such as OpenGVLab/InternVL3-1B-hf",
     **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), LLAVA_FORMAT),
-    "llava_next_video": "It reads videos; for pictures take LLaVA-NeXT",
     "mllama": NO_EMBEDDINGS,
+    "ovis": "It is in Ovis' own format: take the version of Ovis2 for transformers, whose name on "
+    "the hub ends in -hf, such as thisisiron/Ovis2-2B-hf",
     "qwen2_5_omni": "Take Qwen2.5-VL, which is qwen2_5_vl",
     "qwen3_5_moe": f"{EXPERTS}Qwen3.5 without experts (qwen3_5)",
     **dict.fromkeys(

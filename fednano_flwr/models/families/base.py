@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class Family:
             the code of a model card; for families with a `prompt`.
         connector: where exported adapters are merged into the weights.
         videos: whether features of videos pass the same connector.
+        vision_keys: what `tensors` gives for `features` besides the processor's outputs.
+        outputs: of `get_image_features`, what the image adapter acts on.
     """
 
     model_type: str
@@ -76,6 +78,8 @@ class Family:
     processor_text: str = ""
     connector: Connector = Connector(cannot="its connector is not known")
     videos: bool = False
+    vision_keys: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ("pooler_output",)
 
     @property
     def model_class(self) -> Any:
@@ -83,9 +87,9 @@ class Family:
 
     @property
     def processors(self) -> tuple[str, ...]:
-        """Names of the processor classes that fit."""
+        """Names of the processor classes that fit; some families have none of their own."""
         own = self.architecture.removesuffix("ForConditionalGeneration") + "Processor"
-        return (own, *self.other_processors)
+        return (*([own] if hasattr(transformers, own) else []), *self.other_processors)
 
     def picture_tokens(self, config: PretrainedConfig) -> int | None:
         """Tokens that one picture becomes; None where that depends on the picture."""
@@ -94,6 +98,18 @@ class Family:
     def refusal(self, config: PretrainedConfig) -> str:
         """Why a model with this config is not cut; "" where it is."""
         return ""
+
+    def feature_token(self, processor: Any) -> str:
+        """The token whose place a picture's features take; "" where the processor does not say.
+
+        In some families a prompt has another where a picture stands.
+        """
+        own = getattr(processor.tokenizer, "image_token", None)
+        return _text(own) or image_text(processor)
+
+    def feature_ids(self, config: PretrainedConfig) -> tuple[int, ...]:
+        """Ids of all tokens whose place features take; the first one is `feature_token`'s."""
+        return (config.image_token_id,)
 
     def check_processor(self, processor: Any) -> str:
         """What the processor lacks to write prompts; "" where it lacks nothing."""
@@ -111,6 +127,15 @@ class Family:
         if first and prompt.startswith(first):  # the template wrote it; once is enough
             options["add_special_tokens"] = False
         return dict(processor(text=[prompt], return_tensors="pt", text_kwargs=options, **more))
+
+    def features(self, model: Any, vision: Mapping[str, Tensor]) -> Tensor | Sequence[Tensor]:
+        """The connector's output (…, d), or one a picture, in the order of their places.
+
+        Args:
+            model: the client's half.
+            vision: what `tensors` made of one sample's pictures.
+        """
+        return model.get_image_features(**vision).pooler_output
 
     def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
@@ -141,5 +166,8 @@ class Family:
 
 def image_text(processor: Any) -> str:
     """What a prompt has where a picture stands; "" where the processor does not say."""
-    token = getattr(processor, "image_token", None) or ""
-    return getattr(token, "content", token)  # an AddedToken in older processors
+    return _text(getattr(processor, "image_token", None))
+
+
+def _text(token: Any) -> str:
+    return str(getattr(token, "content", token) or "")  # an AddedToken in older processors
