@@ -55,7 +55,7 @@ def attention_calls() -> Iterator[list[tuple[bool, bool]]]:
 
 
 @pytest.mark.parametrize("family", families.every())
-def test_attention_is_pytorchs_and_causal_without_a_mask(
+def test_attention_is_pytorchs_and_causal_without_a_mask_but_for_windows(
     family: str, family_folder: Callable[[str], Path]
 ) -> None:
     half = load_llm_half(str(family_folder(family)))
@@ -65,9 +65,14 @@ def test_attention_is_pytorchs_and_causal_without_a_mask(
     if family in OWN_ATTENTION:
         assert not calls
     else:
-        masked = family in WITH_MASK
-        attentions = [layer for layer in layers if hasattr(layer, "self_attn")]
-        assert calls == [(masked, not masked)] * len(attentions)
+        text = half.get_submodule("_host").config.get_text_config()
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+        masked = [
+            family in WITH_MASK or kind == "sliding_attention"
+            for layer, kind in zip(layers, kinds, strict=True)
+            if hasattr(layer, "self_attn")
+        ]
+        assert calls == [(mask, not mask) for mask in masked]
 
 
 @pytest.mark.parametrize("family", families.every())
