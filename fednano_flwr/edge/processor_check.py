@@ -196,19 +196,19 @@ def _image_token(processor: Any) -> str:
 
 
 def _settings(checkpoint: ModelCheckpoint, processor: Any) -> str:
-    """What decides how many places a picture takes: the settings that look wrong, else all."""
+    """What decides how many places a picture takes; settings that look wrong come first."""
     file, config = checkpoint.folder / PROCESSOR, checkpoint.config
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     written = content | content.get("image_processor", {})
-    all_of_them, odd = [], []
+    odd, others = [], []
     for key in checkpoint.family.picture_keys:
         if not hasattr(processor, key) and key not in written:
             continue
         own = getattr(processor, key, written.get(key))
         model = getattr(config, key, None) or getattr(config.vision_config, key, None)
         stated = f"{key} = {own!r}" if key in written else f"{key} is missing"
-        all_of_them.append(stated + ("" if model is None else f" ({model!r} there)"))
-        if key not in written or model not in (None, own):
-            odd.append(all_of_them[-1])
-    keys = ", ".join(odd or all_of_them) or "no key says how many"
+        looks_wrong = key not in written or model not in (None, own)
+        there = "" if model is None else f" ({model!r} there)"
+        (odd if looks_wrong else others).append(stated + there)
+    keys = ", ".join(odd + others) or "no key says how many"
     return f"in {PROCESSOR}, beside config.json, {keys}"

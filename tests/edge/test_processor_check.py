@@ -89,12 +89,26 @@ UNFIT: list[tuple[str, str, str, *tuple[Change, ...]]] = [
         edit(PROCESSOR, vision_feature_select_strategy="full"),
     ),
     ("other places", "internvl", "image_seq_length = 5", edit(PROCESSOR, image_seq_length=5)),
+    ("other tiles", "aya_vision", "img_size = 48", edit(PROCESSOR, img_size=48)),
+    (
+        "patches that are not merged",
+        "mistral3",
+        r"size = 1 \(2",
+        edit(PROCESSOR, spatial_merge_size=1),
+    ),
+    ("other places between marks", "ovis2", "length = 5", edit(PROCESSOR, image_seq_length=5)),
     ("other queries", "blip-2", r"num_query_tokens = 6 \(4", edit(PROCESSOR, num_query_tokens=6)),
     (
         "another image token",
         "llava",
         "image_token_id .*60 .*<image>, 2",
         edit(CONFIG, image_token_index=60, image_token_id=60),
+    ),
+    (
+        "another token where features go",
+        "aya_vision",
+        r"image_token_id .* 9 of .*<\|IMG_PATCH\|>",
+        edit(CONFIG, image_token_index=9, image_token_id=9),
     ),
     (
         "pictures of another size",

@@ -161,6 +161,13 @@ def test_an_encoder_decoder_language_model_is_refused(tmp_path: Path, family: st
         check_model(str(tmp_path))
 
 
+def test_features_that_would_be_drawn_at_random_are_refused(tmp_path: Path) -> None:
+    vision = transformers.Ovis2VisionConfig(tokenize_function="gumbel_argmax")
+    transformers.Ovis2Config(vision_config=vision).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"tokenize_function is gumbel_argmax"):
+        check_model(str(tmp_path))
+
+
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         check_model(str(tmp_path))
