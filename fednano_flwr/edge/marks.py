@@ -167,7 +167,9 @@ class MarkedEncoding(BatchEncoding):
         super().__init__(data, tensor_type=tensors)
         self._marked, self._ends = marked, ends
 
-    def char_to_token(self, batch_or_char_index: int, char_index: int | None = None) -> int:
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int:
         """Index of the token of a character of the marked text; Idefics3 asks for it."""
         place = batch_or_char_index if char_index is None else char_index
         return bisect_right(self._ends, len(without_answers(self._marked[:place])))

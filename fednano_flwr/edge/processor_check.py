@@ -200,7 +200,8 @@ def _settings(checkpoint: ModelCheckpoint, processor: Any) -> str:
     file, config = checkpoint.folder / PROCESSOR, checkpoint.config
     content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     written = content | content.get("image_processor", {})
-    odd, others = [], []
+    odd: list[str] = []
+    others: list[str] = []
     for key in checkpoint.family.picture_keys:
         if not hasattr(processor, key) and key not in written:
             continue

@@ -79,9 +79,9 @@ def _without_videos(whole: Any) -> Any:
             super().__init__(*found[:place], *found[place + 1 :], **more)
 
         @classmethod
-        def from_args_and_dict(cls, found: list[Any], *settings: Any, **more: Any) -> Any:
-            found = [*found[:place], None, *found[place:]]
-            return super().from_args_and_dict(found, *settings, **more)
+        def from_args_and_dict(cls, args: Any, processor_dict: Any, **kwargs: Any) -> Any:
+            found = [*args[:place], None, *args[place:]]
+            return super().from_args_and_dict(found, processor_dict, **kwargs)
 
     return type(whole.__name__, (whole, Pictures), {})
 
