@@ -1,4 +1,4 @@
-"""Answers under way: keys and values of a batch's sequences, from one token to the next.
+"""Answers under way: what layers keep of a batch's sequences, from one token to the next.
 
 The room is bounded in tokens, padding included. A client reserves it for its whole batch, so that
 an answer that has begun never waits for more. Who finds none is in a line and asks again; nobody
@@ -35,7 +35,7 @@ class Answers:
     """Sequences that the language model has read.
 
     Attributes:
-        cache: keys and values of the model's layers.
+        cache: keys and values of the model's layers, or their states.
         pads: (B,) positions on the left of each sequence that are padding.
         width: positions that have been read, padding included.
         embedder: of the prompts' exchange; makes the input embeddings (k, d) of further tokens.
@@ -57,7 +57,7 @@ class Answers:
         if not len(sequences) or not ascend or not 0 <= int(sequences[0]) <= sequences[-1] < count:
             raise ValueError(f"{len(sequences)} sequences do not ascend among the {count} kept")
         if len(sequences) < count:
-            # `batch_select_indices` is not there for layers with a convolution's or another state.
+            # Not `batch_select_indices`, which layers that keep a state do not have.
             self.cache.reorder_cache(sequences)  # type: ignore[arg-type]  # a Tensor is enough
             self.pads = self.pads[sequences]
 

@@ -215,7 +215,7 @@ class LLMHalf(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def new_cache(self) -> Cache:
-        """For keys and values of some sequences; layers with a window keep only that."""
+        """For keys and values of some sequences (of a window, where a layer has one), or states."""
         return DynamicCache(config=self._host.config.get_text_config())
 
 
