@@ -180,6 +180,7 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
         Check("network", "llm.address", partial(_address, llm)),
         Check("machine", "llm.device", partial(check_device, "llm.device", llm.device)),
         Check("folders", "run.dir", partial(_run_dir, config)),
+        *([Check("model", "its family", partial(_family, model))] if weights else []),
         Check("model", "the processor", partial(check_processor, model, at_server=True)),
         *([Check("model", "the language model", partial(_half, model, "llm"))] if weights else []),
     ]
@@ -422,6 +423,12 @@ def _dataset(dataset: Dataset, write: bool = True) -> str:
             return f"dataset.path = {dataset.path!r} is installed, and writes the data set once"
     check_dataset(dataset)
     return f"dataset.path = {dataset.path!r} has the layout of {dataset.name}"
+
+
+def _family(model: Model) -> str:
+    from fednano_flwr.models.passed import require_pass
+
+    return require_pass(model)
 
 
 def _half(model: Model, half: str) -> str:

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("preflight",),
     ("client_app", "server_app"),
     ("in_process", "launcher"),
-    ("doctor", "preview", "ask", "export", "analysis"),
+    ("check", "doctor", "preview", "ask", "export", "analysis"),
     ("cli",),
 )
 """From the ground floor to the roof; names on one floor do not import one another."""

@@ -101,7 +101,7 @@ def from_file(file: Path, clients: int, app: Path | None, cwd: Path) -> Subject:
         raise ConfigError(f"{file}: give a run's folder, or a file that ends in .toml")
     config = run_config(find_app(app, cwd), [str(file)], clients, cwd)
     size = (
-        ModelCheckpoint(config.model.name, config.model.revision)
+        ModelCheckpoint(config.model.name, config.model.revision, config.model.family)
         .config.get_text_config()
         .hidden_size
     )

@@ -166,6 +166,7 @@ def _table(client: Client) -> TokenTable:
     if client.edge.tokens.ids is None:
         return client.edge.tokens
     model = client.config.model
-    whole = client.source == model
-    half = client.half if whole else load_edge_half(model.name, revision=model.revision)
+    if client.source == model:
+        return client.half.token_table()
+    half = load_edge_half(model.name, revision=model.revision, family=model.family)
     return half.token_table()

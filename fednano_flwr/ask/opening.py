@@ -109,6 +109,7 @@ def open_asker(
             settings.edge.device,
             settings.edge.dtype,
             "" if bundle else at.revision,
+            at.family,
         )
         differs = other_model(found.environment, half.model, half.fingerprint, half.revision)
         if differs:
@@ -126,7 +127,7 @@ def open_asker(
         if service is None:
             from fednano_flwr.llm.service import load_host  # the other half stays out otherwise
 
-            loaded = load_host(at.name, settings.llm, revision=at.revision)
+            loaded = load_host(at.name, settings.llm, revision=at.revision, family=at.family)
             host = LocalService(stack.enter_context(loaded))
         else:
             host = stack.enter_context(_remote(service, settings))

@@ -63,12 +63,18 @@ def llm_config(
 
 @contextmanager
 def serving(
-    model: str, config: LLMConfig, token_file: Path, say: Callable[[str], None], revision: str = ""
+    model: str,
+    config: LLMConfig,
+    token_file: Path,
+    say: Callable[[str], None],
+    revision: str = "",
+    family: str = "",
 ) -> Iterator[str]:
     """The service while the block runs; yields where it listens, `host:port`.
 
     Args:
         revision: branch, tag or commit of a model on the hub.
+        family: `model.family`.
         token_file: of the token; made where it is missing.
 
     Raises:
@@ -84,7 +90,7 @@ def serving(
     # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
         open_metrics(config.metrics, say) as metrics,
-        load_host(model, config, 0, metrics, revision, waiting_of_owner=0) as host,
+        load_host(model, config, 0, metrics, revision, 0, family) as host,
     ):
         info = host.describe()
         limits = NodeLimits(config.node_requests_per_second, config.max_clients)

@@ -15,6 +15,7 @@ import typer
 from fednano_flwr.base.live import terminal
 from fednano_flwr.cli import (
     ask,
+    check,
     compare,
     data,
     doctor,
@@ -51,7 +52,10 @@ cli = typer.Typer(
 )
 
 
-for subcommand in (data, partition, split, size, doctor, compare, report, export, ask, serve, web):
+for subcommand in (
+    *(data, partition, split, size, check, doctor),
+    *(compare, report, export, ask, serve, web),
+):
     cli.add_typer(subcommand.command)
 
 

@@ -36,6 +36,14 @@ App = Annotated[
 Revision = Annotated[
     str, typer.Option(help="Branch, tag or commit of a model on the hub; else its default branch.")
 ]
+FamilyChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--family",
+        click_type=click.Choice(("auto",)),
+        help="model.family: also a model of a family that is not listed.",
+    ),
+]
 NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")]
 StoredAs = Annotated[
     str | None,

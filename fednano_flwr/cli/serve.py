@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fednano_flwr.cli.ask import asking
-from fednano_flwr.cli.options import App, Config, Revision, say_proxies
+from fednano_flwr.cli.options import App, Config, FamilyChoice, Revision, say_proxies
 from fednano_flwr.config.project import find_app
 
 command = typer.Typer()
@@ -39,6 +39,7 @@ def serve(
         typer.Option(metavar="HOST:PORT", help="Where Prometheus may read metrics; else nowhere."),
     ] = None,
     revision: Revision = "",
+    family: FamilyChoice = None,
     config: Config = None,
     app: App = None,
 ) -> None:
@@ -70,5 +71,5 @@ def serve(
         cwd = Path.cwd()
         settings = llm_config(find_app(app, cwd), given, config or [], cwd)
         file = (token_file or usual()).expanduser()
-        with serving(model, settings, file, typer.echo, revision):
+        with serving(model, settings, file, typer.echo, revision, family or ""):
             Event().wait()

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from fednano_flwr.base.console import human_bytes
-from fednano_flwr.cli.options import NewFolder, Revision, StoredAs, writing
+from fednano_flwr.cli.options import FamilyChoice, NewFolder, Revision, StoredAs, writing
 
 if TYPE_CHECKING:
     from fednano_flwr.edge.encoder import QuestionEncoder
@@ -34,6 +34,7 @@ def split_command(
     ] = None,
     dtype: StoredAs = None,
     revision: Revision = "",
+    family: FamilyChoice = None,
 ) -> None:
     """Write the client's half of a model, to be given to a client instead of the checkpoint.
 
@@ -45,10 +46,17 @@ def split_command(
     it was interrupted; where it is not 0, nothing is left behind.
     """
     with writing(out):
-        typer.echo(split(model, out.expanduser(), shard, dtype, revision))
+        typer.echo(split(model, out.expanduser(), shard, dtype, revision, family or ""))
 
 
-def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision: str = "") -> str:
+def split(
+    model: str,
+    out: Path,
+    shard: Path | None,
+    dtype: str | None,
+    revision: str = "",
+    family: str = "",
+) -> str:
     """Write the bundle and say in words what it holds.
 
     Args:
@@ -56,6 +64,7 @@ def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision
         shard: a folder that `fednano partition` wrote; only its tokens' embeddings are kept.
         dtype: to store the tensors in; None keeps the checkpoint's.
         revision: branch, tag or commit of a model on the hub.
+        family: `model.family`.
 
     Raises:
         ConfigError: the model cannot be cut, lacks a tensor, or its processor does not fit it.
@@ -69,7 +78,7 @@ def split(model: str, out: Path, shard: Path | None, dtype: str | None, revision
     from fednano_flwr.models.bundle import open_checkpoint
     from fednano_flwr.models.split import write_bundle
 
-    checkpoint = open_checkpoint(model, revision)
+    checkpoint = open_checkpoint(model, revision, family)
     encoder = load_encoder(checkpoint)
     ids = _tokens(encoder, shard) if shard else None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())

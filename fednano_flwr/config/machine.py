@@ -1,11 +1,22 @@
-"""What this machine can give to simulated clients, asked before anything is started."""
+"""What this machine has: CPUs, GPUs, memory, and whether that does for simulated clients."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from fednano_flwr.config import ConfigError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device: in all, and free now."""
+
+    total: int
+    free: int
 
 
 def cpus() -> int:
@@ -21,6 +32,37 @@ def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def device_memory(device: str, all_gpus: bool = False) -> Memory | None:
+    """Memory of a PyTorch device, or of all GPUs; None where it is not here or tells nothing."""
+    import torch
+
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        return None
+    if asked.type == "cpu":
+        return main_memory()
+    if asked.type != "cuda" or (asked.index or 0) >= torch.cuda.device_count():
+        return None
+    indices = range(torch.cuda.device_count()) if all_gpus else [asked.index or 0]
+    each = [torch.cuda.mem_get_info(index) for index in indices]
+    return Memory(sum(total for _, total in each), sum(free for free, _ in each))
+
+
+def main_memory() -> Memory:
+    """The machine's, or its container's where that has less."""
+    import psutil
+
+    whole = psutil.virtual_memory()
+    try:
+        limit, used = (
+            int((CGROUP / name).read_text("utf-8")) for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):  # no container, or one without a limit
+        return Memory(whole.total, whole.available)
+    return Memory(min(whole.total, limit), min(whole.available, max(0, limit - used)))
 
 
 def check_resources(clients: int, client_cpus: int, client_gpus: float) -> None:
@@ -62,15 +104,14 @@ def federation_config(clients: int, client_cpus: int, client_gpus: float) -> str
 
 def _quota() -> float | None:
     """CPUs of the container's quota (cgroup v2, then v1), or None without one."""
-    root = Path("/sys/fs/cgroup")
     try:
-        quota, period = (root / "cpu.max").read_text("utf-8").split()
+        quota, period = (CGROUP / "cpu.max").read_text("utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        quota_us = int((root / "cpu/cpu.cfs_quota_us").read_text("utf-8"))
-        period_us = int((root / "cpu/cpu.cfs_period_us").read_text("utf-8"))
+        quota_us = int((CGROUP / "cpu/cpu.cfs_quota_us").read_text("utf-8"))
+        period_us = int((CGROUP / "cpu/cpu.cfs_period_us").read_text("utf-8"))
         return quota_us / period_us if quota_us > 0 else None
     except (OSError, ValueError):
         return None

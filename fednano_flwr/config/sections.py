@@ -65,6 +65,11 @@ class Model(Section):
     prefix: ClassVar[str] = "model."
     name: str = key("hub id or folder of a multimodal LLM, or `package:NAME/SUB`", path="maybe")
     revision: str = key("branch, tag or commit on the hub; empty: the default branch", default="")
+    family: str = key(
+        "`auto`: also of a family that is not listed ([models.md](models.md#any-other-family))",
+        default="",
+        choices=("", "auto"),
+    )
 
 
 @dataclass(frozen=True)

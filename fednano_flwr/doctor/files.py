@@ -187,6 +187,7 @@ def parts_of(model: Model) -> Parts | None:
     from fednano_flwr.models.source import locate, read_config
 
     try:
-        return count(read_config(model.name, locate(model.name, model.revision)[0]))
+        folder = locate(model.name, model.revision)[0]
+        return count(read_config(model.name, folder, model.family))
     except ConfigError:
         return None

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fednano_flwr.base.console import human_bytes
-from fednano_flwr.config import SITES, Model, RunConfig
+from fednano_flwr.config import SITES, RunConfig
+from fednano_flwr.config.machine import Memory, device_memory
 from fednano_flwr.config.project import NAME, PACKAGE
 from fednano_flwr.doctor.files import parts_of, rows_of
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
@@ -30,7 +31,6 @@ QUANTIZED_BYTES = {"none": None, "8bit": 1.0, "4bit": 0.5}
 """Of a weight in the language model's linear layers, and nearly all of it is those."""
 FILES_BESIDES = 256
 """Open files of a server besides its clients' connections."""
-CGROUP = Path("/sys/fs/cgroup")
 DAY = 86_400.0
 
 
@@ -142,14 +142,6 @@ def open_files() -> int:
     return 2**31 if soft == resource.RLIM_INFINITY else soft
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a device: in all, and free now."""
-
-    total: int
-    free: int
-
-
 def check_server_memory(config: RunConfig) -> list[Finding]:
     """Whether the language model fits where `llm.device` says."""
     llm, parts = config.llm, parts_of(config.model)
@@ -177,7 +169,8 @@ def check_client_memory(
         bundle: that the client reads; "" for none.
         rank: of its adapters; None for `adapter.rank`.
     """
-    memory, parts = device_memory(device), parts_of(Model(bundle) if bundle else config.model)
+    source = replace(config.model, name=bundle, revision="") if bundle else config.model
+    memory, parts = device_memory(device), parts_of(source)
     if memory is None or parts is None:
         return []
     return check_memory(
@@ -232,34 +225,3 @@ def check_memory(
         full = f"up to {human_bytes(store)} of features ({key}) come to it"
         return [warning(f"{taken}, {full}, and {free}", f"lower {key}")]
     return [ok(f"{taken} and what a step needs; {free}")]
-
-
-def device_memory(device: str, all_gpus: bool = False) -> Memory | None:
-    """Memory of a PyTorch device, or of all GPUs; None where it is not here or tells nothing."""
-    import torch
-
-    try:
-        asked = torch.device(device)
-    except RuntimeError:
-        return None
-    if asked.type == "cpu":
-        return main_memory()
-    if asked.type != "cuda" or (asked.index or 0) >= torch.cuda.device_count():
-        return None
-    indices = range(torch.cuda.device_count()) if all_gpus else [asked.index or 0]
-    each = [torch.cuda.mem_get_info(index) for index in indices]
-    return Memory(sum(total for _, total in each), sum(free for free, _ in each))
-
-
-def main_memory() -> Memory:
-    """The machine's, or its container's where that has less."""
-    import psutil
-
-    whole = psutil.virtual_memory()
-    try:
-        limit, used = (
-            int((CGROUP / name).read_text("utf-8")) for name in ("memory.max", "memory.current")
-        )
-    except (OSError, ValueError):  # no container, or one without a limit
-        return Memory(whole.total, whole.available)
-    return Memory(min(whole.total, limit), min(whole.available, max(0, limit - used)))

@@ -52,7 +52,7 @@ def feature_folder(edge: Edge) -> Path:
 
 @lru_cache(maxsize=2)  # the server's in a simulation, and its clients' bundle
 def checkpoint(source: Model) -> ModelCheckpoint:
-    return open_checkpoint(source.name, source.revision)
+    return open_checkpoint(source.name, source.revision, source.family)
 
 
 @lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ from fednano_flwr.export.merged import write_merged
 from fednano_flwr.export.result import CONFIG, WEIGHTS, RunResult, read_run
 from fednano_flwr.models.bundle import open_checkpoint, open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.families import Family, find
+from fednano_flwr.models.families import Family, of
 from fednano_flwr.models.source import locate, read_config
 from fednano_flwr.runs.results import other_model
 
@@ -107,7 +107,7 @@ def _open(result: RunResult, model: str, whole: bool) -> ModelCheckpoint:
     run = result.run
     at = run.model(model)
     try:
-        checkpoint = (open_whole if whole else open_checkpoint)(at.name, at.revision)
+        checkpoint = (open_whole if whole else open_checkpoint)(at.name, at.revision, at.family)
     except ConfigError as error:
         remark = "" if model else "; --model PATH says where it is on this machine"
         raise ConfigError(f"{error}{remark}") from error
@@ -129,7 +129,7 @@ def _family(result: RunResult) -> Family | None:
     """The model's family, where its config is on this machine or on the hub."""
     at = result.run.model()
     try:
-        return find(read_config(at.name, locate(at.name, at.revision)[0]).model_type)
+        return of(read_config(at.name, locate(at.name, at.revision)[0], at.family))
     except ConfigError:
         return None
 

@@ -30,6 +30,7 @@ def load_host(
     metrics: ServiceMetrics = NO_METRICS,
     revision: str = "",
     waiting_of_owner: int = 8,
+    family: str = "",
 ) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
@@ -38,6 +39,7 @@ def load_host(
         metrics: of the service.
         revision: branch, tag or commit of a model on the hub.
         waiting_of_owner: requests of one client that may wait; 0 for no limit.
+        family: `model.family`.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -52,6 +54,7 @@ def load_host(
             config.checkpointing,
             config.device_map,
             revision,
+            family,
         )
         features = FeatureStore(
             config.feature_memory_mb * 2**20,
@@ -85,14 +88,15 @@ def open_host(
         say: takes lines for people.
         metrics: of the service; of replicas, what is known in this process.
     """
+    load = partial(load_host, model.name, config, revision=model.revision, family=model.family)
     if config.replicas == 1:
-        with load_host(model.name, config, metrics=metrics, revision=model.revision) as host:
+        with load(metrics=metrics) as host:
             yield host
         return
     from fednano_flwr.llm.replicas import Replicas  # needs Ray, which a lone host does not
 
     with Replicas(
-        partial(load_host, model.name, config, revision=model.revision),
+        load,
         config.replicas,
         num_gpus=config.replica_gpus,
         wait_for_ray=RAY_STARTS_WITHIN if in_simulation else 0.0,

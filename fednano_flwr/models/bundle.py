@@ -20,6 +20,7 @@ from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import ConfigError, Model
 from fednano_flwr.models.checkpoint import Half, ModelCheckpoint
+from fednano_flwr.models.families import AUTO
 from fednano_flwr.models.fingerprint import same_checkpoint
 from fednano_flwr.models.source import locate
 
@@ -37,7 +38,7 @@ class EdgeBundle(ModelCheckpoint):
     """
 
     def __init__(self, path: str) -> None:
-        super().__init__(path)
+        super().__init__(path, family=AUTO)  # whoever split the model has chosen it
         self._manifest = _manifest(path, self.folder)
         self._verify(path)
         self.name = self._manifest["model"]
@@ -109,27 +110,28 @@ def _manifest(path: str, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_checkpoint(name: str, revision: str = "") -> ModelCheckpoint:
+def open_checkpoint(name: str, revision: str = "", family: str = "") -> ModelCheckpoint:
     """The checkpoint called `name`, or the edge bundle where that is what the folder holds.
 
     Args:
         revision: branch, tag or commit of a model on the hub.
+        family: `model.family`.
 
     Raises:
         ConfigError: no such model, a family that cannot be cut, or a damaged bundle.
     """
     if (locate(name, revision)[0] / MANIFEST).is_file():
         return EdgeBundle(name)
-    return ModelCheckpoint(name, revision)
+    return ModelCheckpoint(name, revision, family)
 
 
-def open_whole(name: str, revision: str = "") -> ModelCheckpoint:
+def open_whole(name: str, revision: str = "", family: str = "") -> ModelCheckpoint:
     """The checkpoint called `name`, which a server or a merged model needs.
 
     Raises:
         ConfigError: no such model, a family that cannot be cut, or only a client's half of one.
     """
-    checkpoint = open_checkpoint(name, revision)
+    checkpoint = open_checkpoint(name, revision, family)
     if isinstance(checkpoint, EdgeBundle):
         raise ConfigError(
             f"model {name} is an edge bundle: it holds a client's half only; the server needs the "
@@ -150,7 +152,7 @@ def check_half(model: Model, half: Half) -> str:
     Raises:
         ConfigError: with the file and the tensor.
     """
-    checkpoint = open_whole(model.name, model.revision)
+    checkpoint = open_whole(model.name, model.revision, model.family)
     shapes = checkpoint.tensors(half)
     checkpoint.check(shapes)
     files = len({checkpoint.files[name][0] for name in shapes})
@@ -188,7 +190,7 @@ def check_bundle(key: str, path: str, model: Model | None) -> str:
     if model is None:
         return found
     try:
-        whole = ModelCheckpoint(model.name, model.revision)
+        whole = ModelCheckpoint(model.name, model.revision, model.family)
         other, commit = whole.fingerprint, whole.revision
     except ConfigError:  # a client need not have it; a server's own check says what is wrong
         return found

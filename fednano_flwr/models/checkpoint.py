@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.families import FAMILIES, Family, canonical
+from fednano_flwr.models.families import Family, canonical, of
 from fednano_flwr.models.fingerprint import digests_of_halves
 from fednano_flwr.models.weights import WeightFiles
 
@@ -57,7 +57,7 @@ class ModelCheckpoint(WeightFiles):
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.config.model_type]
+        return of(self.config)
 
     @cached_property
     def tree(self) -> Any:

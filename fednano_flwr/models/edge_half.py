@@ -164,11 +164,16 @@ def image_token(checkpoint: ModelCheckpoint) -> int:
 
 
 def load_edge_half(
-    name: str, device: str = "cpu", dtype: str = "float32", revision: str = ""
+    name: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    revision: str = "",
+    family: str = "",
 ) -> EdgeHalf:
     """Read the client's half of `name` (a checkpoint or an edge bundle), nothing of the LLM.
 
     Raises:
         ConfigError: no such model, or its family cannot be cut.
     """
-    return EdgeHalf(open_checkpoint(name, revision), torch.device(device), getattr(torch, dtype))
+    checkpoint = open_checkpoint(name, revision, family)
+    return EdgeHalf(checkpoint, torch.device(device), getattr(torch, dtype))

@@ -227,6 +227,7 @@ def load_llm_half(
     checkpointing: bool = False,
     device_map: str | Mapping[str, str] = "",
     revision: str = "",
+    family: str = "",
 ) -> LLMHalf:
     """Read the server's half of `name` and nothing of the vision encoder; arguments as above.
 
@@ -235,7 +236,7 @@ def load_llm_half(
     """
     check_host(device, quantization, device_map)
     return LLMHalf(
-        open_whole(name, revision),
+        open_whole(name, revision, family),
         torch.device(device),
         getattr(torch, dtype),
         quantization,

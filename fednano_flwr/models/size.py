@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from fednano_flwr.config import SITES, ConfigError
 from fednano_flwr.models import skeleton
-from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.families import of
 from fednano_flwr.models.source import locate, read_config
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -215,12 +215,13 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in SHIPPED.glob("*.json")))
 
 
-def read_size_config(name: str, revision: str = "") -> SizeConfig:
+def read_size_config(name: str, revision: str = "", family: str = "") -> SizeConfig:
     """The config called `name`; from the hub nothing else is downloaded.
 
     Args:
         name: a shipped config's short name, a config file, or what `model.name` may be.
         revision: branch, tag or commit of a model on the hub.
+        family: `model.family`.
 
     Raises:
         ConfigError: there is no such model, or its family cannot be cut.
@@ -230,9 +231,9 @@ def read_size_config(name: str, revision: str = "") -> SizeConfig:
         raise ConfigError(f"--revision {revision}: {name} is a file, which has no revisions")
     if name in shipped():
         file = SHIPPED / f"{name}.json"
-        return SizeConfig(read_config(name, file), "shipped config")
+        return SizeConfig(read_config(name, file, family), "shipped config")
     if file.is_file():
-        return SizeConfig(read_config(name, file), "config file")
+        return SizeConfig(read_config(name, file, family), "config file")
     if file.suffix == ".json":
         raise ConfigError(f"model {name!r}: there is no such file")
     try:
@@ -241,13 +242,13 @@ def read_size_config(name: str, revision: str = "") -> SizeConfig:
         raise ConfigError(
             f"{error}. Configs that are always there: {', '.join(shipped())}"
         ) from error
-    config = read_config(name, folder)
+    config = read_config(name, folder, family)
     return SizeConfig(config, "hub") if commit else SizeConfig(config, "folder", folder)
 
 
 def count(config: PretrainedConfig) -> Parts:
     """Count the parameters of the module tree that `config` builds; nothing takes memory."""
-    family, whole = FAMILIES[config.model_type], skeleton.build(config)
+    family, whole = of(config), skeleton.build(config)
     whole.tie_weights()
     table = whole.get_input_embeddings().weight
     head = whole.get_output_embeddings()

@@ -16,7 +16,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import FAMILIES
+from fednano_flwr.models.families import of
+from fednano_flwr.models.families.base import encoder_of
 
 NOT_READ = {"num_crops"}
 """What a processor says of pictures for itself alone."""
@@ -30,7 +31,7 @@ def build(config: PretrainedConfig) -> Any:
     Raises:
         ConfigError: the config describes no such model.
     """
-    family = FAMILIES[config.model_type]
+    family = of(config)
     try:
         with init_empty_weights(include_buffers=False):
             return family.model_class(config)
@@ -69,7 +70,7 @@ def checkpoint_names(whole: Any) -> Callable[[str], str | None]:
 def drop_language(whole: Any) -> nn.Embedding:
     """Take language model and head out of the tree; returns the token embeddings."""
     embeddings = whole.get_input_embeddings()
-    _remove(whole, FAMILIES[whole.config.model_type].language)
+    _remove(whole, of(whole.config).language)
     if hasattr(whole, "lm_head"):
         _remove(whole, "lm_head")
     return embeddings
@@ -77,7 +78,7 @@ def drop_language(whole: Any) -> nn.Embedding:
 
 def drop_vision(whole: Any) -> None:
     """Take everything out of the tree but the language model and the head."""
-    owner_path, _, leaf = FAMILIES[whole.config.model_type].language.rpartition(".")
+    owner_path, _, leaf = of(whole.config).language.rpartition(".")
     owner = whole.get_submodule(owner_path)
     for name in [name for name, _ in owner.named_children()]:
         if name not in (leaf, "lm_head"):
@@ -121,8 +122,8 @@ def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         ConfigError: one is not for this model.
     """
-    known = set(FAMILIES[whole.config.model_type].vision_keys)
-    for method in (whole.get_image_features, whole.forward):
+    known = set(of(whole.config).vision_keys)
+    for method in (encoder_of(whole).get_image_features, whole.forward):
         known |= inspect.signature(method).parameters.keys()
     unknown = pictures.keys() - known - NOT_READ
     if unknown:
@@ -153,7 +154,7 @@ def count_features(edge: Any, pictures: Mapping[str, Tensor]) -> int | None:
     arguments = vision_arguments(edge, pictures)
     try:
         with _WithoutWeights():
-            output = FAMILIES[edge.config.model_type].features(edge, arguments)
+            output = of(edge.config).features(edge, arguments)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" in str(error):
             return None

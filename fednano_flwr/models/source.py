@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from fednano_flwr.base.resources import ResourceError, resolve
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import FAMILIES, LLAVA_FORMAT, REFUSED, Family, find
+from fednano_flwr.models.families import AUTO, FAMILIES, LLAVA_FORMAT, REFUSED, Family, find, of
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 TEXT = "text_config"
@@ -94,11 +94,12 @@ def snapshot(hub_id: str, revision: str, patterns: Sequence[str]) -> Path:
         return Path(load(local_files_only=True))
 
 
-def read_config(name: str, place: Path) -> PretrainedConfig:
+def read_config(name: str, place: Path, family: str = "") -> PretrainedConfig:
     """The config of a model that can be cut.
 
     Args:
         place: the model's folder, or its config file.
+        family: `model.family`.
 
     Raises:
         ConfigError: it cannot; the message says why, and which families can.
@@ -113,12 +114,15 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise refused(f"{file} is no config that can be read: {error}") from error
     kind = str(written.get("model_type", "none")) if isinstance(written, dict) else "none"
-    family = find(kind)
-    if family is None:
-        hint = f". {REFUSED.get(kind, 'docs/extending.md shows how to add one')}"
+    listed = find(kind)
+    if listed is None and (family != AUTO or kind in REFUSED):
+        other = (
+            f"`fednano check {name} --family auto` tries it; docs/extending.md shows how to add one"
+        )
+        hint = f". {REFUSED.get(kind, other)}"
         known = ", ".join(FAMILIES)
         raise refused(f"its family is {kind}; those that can be cut are: {known}{hint}")
-    if lacking := _of_another_format(family, written):
+    if listed and (lacking := _of_another_format(listed, written)):
         raise refused(f"{file} has model_type {kind}, but {lacking}")
     try:
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
@@ -133,7 +137,13 @@ def read_config(name: str, place: Path) -> PretrainedConfig:
                 "stored quantized are not read; take the model it was made from, and set "
                 "llm.quantization"
             )
-    if refusal := family.refusal(config):
+    try:
+        found = of(config)
+    except ConfigError as error:
+        raise refused(str(error)) from error
+    if lacking := _of_another_format(found, written):
+        raise refused(f"{file} has model_type {kind}, but {lacking}")
+    if refusal := found.refusal(config):
         raise refused(refusal)
     _set_how_it_runs(config)
     return config

@@ -32,6 +32,7 @@ class WeightFiles:
     Args:
         name: `model.name` of the run config: a folder, a hub id or `package:NAME/SUB`.
         revision: `model.revision`: branch, tag or commit on the hub.
+        family: `model.family`.
 
     Attributes:
         hub_id: the model's name on the hub; "" for a folder.
@@ -41,14 +42,14 @@ class WeightFiles:
         ConfigError: there is no such model, or its family cannot be cut.
     """
 
-    def __init__(self, name: str, revision: str = "") -> None:
+    def __init__(self, name: str, revision: str = "", family: str = "") -> None:
         self.name = name
         self.folder, self.revision = locate(name, revision)
         self._on_hub = bool(self.revision)
         self.hub_id = name if self._on_hub else ""
         self._downloaded: dict[str, Path] = {}
         self._checked: set[str] = set()
-        self.config: PretrainedConfig = read_config(name, self.folder)
+        self.config: PretrainedConfig = read_config(name, self.folder, family)
 
     def called(self, key: str) -> str | None:
         """Canonical name of the tensor that a file calls `key`; None where it is none of the model.

@@ -71,9 +71,9 @@ class Run:
         configured = configured or self.config.model
         hub_id = (self.environment.get("model") or {}).get("hub_id")
         if elsewhere and elsewhere != hub_id:
-            return Model(elsewhere)
+            return Model(elsewhere, family=configured.family)
         commit = str(self.environment.get("model_revision") or configured.revision)
-        return Model(elsewhere or configured.name, commit)
+        return Model(elsewhere or configured.name, commit, configured.family)
 
     @property
     def caveats(self) -> list[str]:

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from fednano_flwr.config import RunConfig
+from fednano_flwr.config import machine as this_machine
+from fednano_flwr.config.machine import Memory, device_memory, main_memory
 from fednano_flwr.doctor import machine
-from fednano_flwr.doctor.machine import Memory, client_bytes, device_memory, server_bytes
+from fednano_flwr.doctor.machine import client_bytes, server_bytes
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.size import Parts, count, read_size_config
 from tests.doctor.found import only, well
@@ -65,7 +67,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Give:
     """Gives the machine another memory, total and free."""
 
     def give(total: int, free: int) -> None:
-        monkeypatch.setattr(machine, "main_memory", lambda: Memory(total, free))
+        monkeypatch.setattr(this_machine, "main_memory", lambda: Memory(total, free))
 
     return give
 
@@ -115,12 +117,12 @@ def test_a_client_needs_its_rows_and_its_training(
 def test_memory_is_the_containers_and_none_of_a_device_that_is_not_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(this_machine, "CGROUP", tmp_path)
     whole = psutil.virtual_memory().total
-    assert machine.main_memory().total == whole
+    assert main_memory().total == whole
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
     assert device_memory("cpu") == Memory(1000, 600)
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.main_memory().total == whole
+    assert main_memory().total == whole
     assert device_memory("cuda:99") is None and device_memory("toaster") is None

@@ -1,32 +1,28 @@
-"""The whole model with the adapters put inside it: what the two halves are compared with."""
+"""The whole model with the adapters put inside it, as `fednano check` has it, on batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
-from transformers import GenerationConfig
 
+from fednano_flwr.check import unsplit
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.questions import Question, teacher_forced
 from fednano_flwr.models.families import FAMILIES
 from tests.families import TINY
 
 
-class Unsplit:
+class Unsplit(unsplit.Unsplit):
     """A transformers model, called with its processor's tensors on a padded batch."""
 
     def __init__(self, folder: Path, family: str, dtype: str) -> None:
-        self.family = FAMILIES[family]
-        self.model = self.family.model_class.from_pretrained(folder, dtype=dtype).eval()
-        self.model.requires_grad_(False)
+        super().__init__(folder, FAMILIES[family], dtype)
         self.tiny = TINY.get(family, TINY["llava"])  # what is not listed is called as LLaVA is
         self.image_token = self.model.config.image_token_id
 
@@ -61,7 +57,7 @@ class Unsplit:
             key: value.to(self.model.dtype) if value.is_floating_point() else value
             for key, value in vision.items()
         }
-        with self.adapted(adapters):
+        with self.with_any(adapters):
             if self.tiny.needs_picture and not vision:
                 del arguments["input_ids"]
                 embeds = self.model.get_input_embeddings()(ids)
@@ -86,27 +82,8 @@ class Unsplit:
         arguments |= self._kinds(ids, answer)
         if question.sample.pictures:
             arguments |= self._vision(encoder, question)
-        with self.adapted(adapters):
+        with self.with_any(adapters):
             return self.model(**arguments).loss
-
-    def generate(
-        self, question: Question, encoder: QuestionEncoder, adapters: PeftModel, tokens: int
-    ) -> list[int]:
-        """What the model's own greedy `generate` gives, `tokens` long; nothing ends it."""
-        ids = question.ids[None]
-        kinds = self._kinds(ids, torch.zeros_like(ids, dtype=torch.bool))
-        arguments = {"attention_mask": torch.ones_like(ids), **kinds}
-        vision = self._vision(encoder, question) if question.sample.pictures else {}
-        settings = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=-1
-        )
-        with self.adapted(adapters), torch.no_grad():
-            writer, inputs = self.model, {"input_ids": ids}
-            if self.tiny.needs_picture and not vision:
-                writer = self.model.language_model
-                inputs = {"inputs_embeds": self.model.get_input_embeddings()(ids)}
-            found = writer.generate(generation_config=settings, **inputs, **arguments, **vision)
-        return found[0, -tokens:].tolist()
 
     def _vision(self, encoder: QuestionEncoder, question: Question) -> dict[str, Tensor]:
         """What the family's own processor makes of the pictures."""
@@ -117,36 +94,8 @@ class Unsplit:
         """What the family's own processor says of the kinds of tokens (B, T)."""
         return self.tiny.kinds(ids == self.image_token, answers)
 
-    @contextmanager
-    def adapted(self, adapters: PeftModel | None) -> Iterator[None]:
-        """Adapters on the token embeddings' and the connector's output."""
-        if adapters is None:
-            yield
-            return
-        owner: Any = self.model.model if hasattr(self.model, "model") else self.model
-        original = owner.get_image_features
-
-        @wraps(original)  # `generate` looks at its arguments
-        def image_features(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            for name in self.family.outputs:
-                found = output[name]
-                if isinstance(found, list | tuple):  # in one product, as on a client: for rounding
-                    adapted = adapters.image_adapter(torch.cat(list(found)))
-                    output[name] = list(adapted.split([len(one) for one in found]))
-                else:
-                    output[name] = adapters.image_adapter(found)
-            return output
-
-        owner.get_image_features = image_features
-        hook = self.model.get_input_embeddings().register_forward_hook(
-            lambda module, args, output: adapters.text_adapter(output)
-        )
-        try:
-            yield
-        finally:
-            hook.remove()
-            del owner.get_image_features
+    def with_any(self, adapters: PeftModel | None) -> AbstractContextManager[None]:
+        return nullcontext() if adapters is None else self.adapted(adapters)
 
 
 def merged(questions: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,9 +12,24 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 
+from transformers import PretrainedConfig
+
+from fednano_flwr.models.families import auto
 from fednano_flwr.models.families.base import Connector, Family
 
-__all__ = ["FAMILIES", "REFUSED", "Connector", "Family", "canonical", "find", "register"]
+__all__ = [
+    "AUTO",
+    "FAMILIES",
+    "REFUSED",
+    "Connector",
+    "Family",
+    "canonical",
+    "find",
+    "of",
+    "register",
+]
+AUTO = "auto"
+"""`model.family` where any family is cut, and not only those that are listed."""
 ENTRY_POINTS = "fednano_flwr.families"
 FAMILIES: dict[str, Family] = {}
 """By `model_type`."""
@@ -35,6 +50,15 @@ def find(model_type: str) -> Family | None:
     if model_type not in FAMILIES:
         _register_installed()
     return FAMILIES.get(model_type)
+
+
+def of(config: PretrainedConfig) -> Family:
+    """The family of a model's config: the listed one, else what transformers tells of it.
+
+    Raises:
+        ConfigError: it is not listed, and nothing tells where to cut it.
+    """
+    return find(config.model_type) or auto.family_of(config)
 
 
 @cache

@@ -135,7 +135,7 @@ class Family:
             model: the client's half.
             vision: what `tensors` made of one sample's pictures.
         """
-        return model.get_image_features(**vision).pooler_output
+        return encoder_of(model).get_image_features(**vision).pooler_output
 
     def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
@@ -171,3 +171,8 @@ def image_text(processor: Any) -> str:
 
 def _text(token: Any) -> str:
     return str(getattr(token, "content", token) or "")  # an AddedToken in older processors
+
+
+def encoder_of(model: Any) -> Any:
+    """What has `get_image_features`: the model, or in some families only the one without a head."""
+    return model if hasattr(model, "get_image_features") else model.base_model

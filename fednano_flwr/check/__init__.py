@@ -1,0 +1,1 @@
+"""Whether a model's two halves, put together, are the model: `fednano check`."""

@@ -1,0 +1,175 @@
+"""A checkpoint's two halves against the whole model, on a few questions."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor
+
+from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.check.sides import Cost, Outcome, halves, whole
+from fednano_flwr.config import SITES, Adapter, ConfigError, Model
+from fednano_flwr.data.errors import SampleError
+from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
+from fednano_flwr.edge.questions import Question
+from fednano_flwr.models.bundle import open_whole
+
+LIMIT, GRADIENT_LIMIT = 1e-4, 1e-3
+"""Of what differs, relative to the largest value: float32 rounds less, a wrong cut far more."""
+RANK = 4
+WRITTEN, READ = "logits of answers, written", "logits of answers, read"
+TEXTS: dict[str, tuple[tuple[int, int], ...]] = {
+    "Is it true?": (),
+    "Is there something to see here, or is there nothing?": ((320, 240),),
+    "Are these two the same?": ((200, 300), (336, 336)),
+}
+"""Questions, and widths and heights of their pictures."""
+
+
+class HalvesError(RuntimeError):
+    """The whole model or its halves cannot compute what is to be compared."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference in one thing that both compute, relative to its largest value."""
+
+    name: str
+    found: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.found <= self.limit  # not where it is NaN
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        picture_tokens: of each picture of the questions.
+        left_out: questions that this model does not take, and why.
+    """
+
+    differences: tuple[Difference, ...]
+    costs: tuple[Cost, ...]
+    picture_tokens: tuple[int, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(difference.passed for difference in self.differences)
+
+
+def compare(model: Model) -> Comparison:
+    """Load the whole model, then its two halves, and compare what they compute in float32.
+
+    Raises:
+        ConfigError: the checkpoint cannot be used.
+        HalvesError: the model or its halves do not run.
+    """
+    checkpoint = open_whole(model.name, model.revision, model.family)
+    checkpoint.check(checkpoint.tensors("edge"))
+    checkpoint.check(checkpoint.tensors("llm"))
+    encoder = load_encoder(checkpoint)
+    encoder.ends = set()  # answers are as long as they may be
+    questions, left_out = _questions(encoder)
+    adapters = _adapters(checkpoint.config.get_text_config().hidden_size)
+    with _running("the whole model"):
+        expected, alone = whole(checkpoint, encoder, questions, adapters)
+    gc.collect()  # the two need not be in memory together
+    with _running("the two halves"):
+        found, costs = halves(checkpoint, encoder, questions, adapters)
+        differences = _differences(found, expected)
+    places = torch.tensor(checkpoint.family.feature_ids(checkpoint.config))
+    pictured = [question for question in questions if question.sample.pictures]
+    return Comparison(
+        differences,
+        (alone, *costs),
+        tuple(int(torch.isin(q.ids, places).sum()) // len(q.sample.pictures) for q in pictured),
+        left_out,
+    )
+
+
+@contextmanager
+def _running(what: str) -> Iterator[None]:
+    """
+    Raises:
+        HalvesError: the block does not run; what is wrong with a cut may show in any error.
+    """
+    try:
+        yield
+    except (ConfigError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        says = " ".join(str(error).split())
+        raise HalvesError(f"{what} cannot run: {type(error).__name__}: {says}") from error
+
+
+def _differences(found: Outcome, expected: Outcome) -> tuple[Difference, ...]:
+    wrong = sum(
+        one != other
+        for own, theirs in zip(found.answers, expected.answers, strict=True)
+        for one, other in zip(own, theirs, strict=True)
+    )
+    pairs = [(found.gradients[name], theirs) for name, theirs in expected.gradients.items()]
+    return (
+        Difference("logits", _difference(found.scores, expected.scores), LIMIT),
+        Difference("loss", abs(found.loss - expected.loss) / abs(expected.loss), LIMIT),
+        Difference("adapter gradients", max(_difference(*pair) for pair in pairs), GRADIENT_LIMIT),
+        Difference(WRITTEN, _difference(found.written, expected.written), LIMIT),
+        Difference(READ, _difference(found.read, expected.read), LIMIT),
+        Difference("wrong tokens in answers", wrong, 0),
+    )
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest, relative to the largest value expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _adapters(width: int) -> PeftModel:
+    """NanoAdapters at both sites that change what passes them."""
+    adapters = build_adapters(width, Adapter(RANK, 2.0 * RANK, 0.0, ",".join(SITES)), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in named_trainable(adapters).items():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * width**-0.5
+    return adapters
+
+
+def _questions(encoder: QuestionEncoder) -> tuple[list[Question], tuple[str, ...]]:
+    """Questions of unlike lengths with no picture, one and several, as far as the model takes them.
+
+    Raises:
+        HalvesError: it takes none without a picture, or none with one.
+    """
+    taken, left_out = [], []
+    for text, pictures in TEXTS.items():
+        images = tuple(_picture(width, height) for width, height in pictures)
+        sample = Sample(text, text, "", "", ("yes", "no"), answer=0, images=images)
+        try:
+            taken.append(encoder.encode(sample))
+        except SampleError as error:
+            if len(pictures) < 2:
+                raise HalvesError(f"a question with {len(pictures)} pictures: {error}") from error
+            left_out.append(f"a question with {len(pictures)} pictures: {error}")
+    return taken, tuple(left_out)
+
+
+def _picture(width: int, height: int) -> Picture:
+    """Noise, of which every part of an encoder makes something else."""
+    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return Picture(data=file.getvalue())

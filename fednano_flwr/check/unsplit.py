@@ -1,0 +1,132 @@
+"""The whole model with NanoAdapters inside it: what its two halves are compared with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import GenerationConfig
+
+from fednano_flwr.data.images import open_image
+from fednano_flwr.edge.encoder import TEXT_TENSORS, QuestionEncoder
+from fednano_flwr.edge.questions import Question
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.families import Family
+
+TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+
+
+class Unsplit:
+    """A transformers model, called with what its processor makes of one question.
+
+    Args:
+        folder: of the checkpoint.
+        dtype: "float32" or "float64".
+    """
+
+    def __init__(self, folder: Path, family: Family, dtype: str = "float32") -> None:
+        self.family = family
+        self.model = family.model_class.from_pretrained(folder, dtype=dtype).eval()
+        self.model.requires_grad_(False)
+
+    def next_logits(self, question: Question, encoder: QuestionEncoder) -> Tensor:
+        """Logits (vocabulary,) after the question's prompt."""
+        model, inputs = self._called(question, encoder)
+        return model(**inputs).logits[0, -1]
+
+    @torch.no_grad()
+    def generate(
+        self, question: Question, encoder: QuestionEncoder, tokens: int
+    ) -> tuple[list[int], Tensor]:
+        """The model's own greedy answer, `tokens` long, and the logits (tokens, vocabulary).
+
+        Nothing ends it, and nothing of the checkpoint's generation config is used.
+        """
+        model, inputs = self._called(question, encoder)
+        if model is self.model and self.family.host:
+            model, inputs = self._host_called(inputs)
+        model.generation_config = GenerationConfig()
+        settings = GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=-1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        found = model.generate(**inputs, generation_config=settings)
+        return found.sequences[0, -tokens:].tolist(), torch.cat(found.logits)
+
+    @contextmanager
+    def adapted(self, adapters: PeftModel) -> Iterator[None]:
+        """Adapters on the token embeddings' and the connector's output, while the block runs."""
+        base = self.model.base_model
+        owner: Any = base if hasattr(base, "get_image_features") else self.model
+        original = owner.get_image_features
+
+        @wraps(original)  # `generate` looks at its arguments
+        def image_features(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            for name in self.family.outputs:
+                found = output[name]
+                if isinstance(found, list | tuple):  # in one product, as on a client: for rounding
+                    adapted = adapters.image_adapter(torch.cat(list(found)))
+                    output[name] = list(adapted.split([len(one) for one in found]))
+                else:
+                    output[name] = adapters.image_adapter(found)
+            return output
+
+        owner.get_image_features = image_features
+        hook = self.model.get_input_embeddings().register_forward_hook(
+            lambda module, args, output: adapters.text_adapter(output)
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+            del owner.get_image_features
+
+    def _called(
+        self, question: Question, encoder: QuestionEncoder
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What is called, and with what: the model with what its processor makes of the question.
+
+        A model whose language model is one by itself may need a picture; without one its language
+        model gets embeddings.
+        """
+        sample, prompting = question.sample, encoder.prompting
+        pictures = [open_image(picture) for picture in sample.pictures]
+        tensors = prompting.tensors(prompting.write(sample), pictures)
+        known = inspect.signature(self.model.forward).parameters
+        inputs = {key: tensors[key] for key in TEXT & tensors.keys() & known.keys()}
+        none = torch.zeros_like(question.ids, dtype=torch.bool)
+        if not pictures and self.family.token_types:  # the family says what its processor leaves
+            kinds = self.family.token_type_ids(none, len(none))
+            assert kinds is not None
+            inputs["token_type_ids"] = kinds[None]
+        if pictures or not self.family.host:
+            others = TEXT_TENSORS.union(self.family.vision_keys)
+            own = {key: value for key, value in tensors.items() if key not in others}
+            return self.model, inputs | skeleton.vision_arguments(self.model, own)
+        embeds = self.model.get_input_embeddings()(inputs.pop("input_ids"))
+        return self.model.get_submodule(self.family.host), inputs | {"inputs_embeds": embeds}
+
+    def _host_called(self, inputs: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """The language model, and the embeddings that the whole model gives it.
+
+        The `generate` of such a model may make features of its own, past the adapters.
+        """
+        host, seen = self.model.get_submodule(self.family.host), {}
+        hook = host.register_forward_pre_hook(
+            lambda module, args, given: seen.update(given), with_kwargs=True
+        )
+        self.model(**inputs)
+        hook.remove()
+        return host, {"inputs_embeds": seen["inputs_embeds"]}
