@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fednano_flwr.launcher.environment import bin_folder
+from fednano_flwr.models.configs import shipped
 from tests.conftest import REPOSITORY
 
 MOST_BYTES = 10 * 2**20  # of a bundle, at Flower's
@@ -60,7 +61,8 @@ def checkout(tmp_path: Path) -> Path:
 def test_an_installed_wheel_has_its_types_its_model_and_its_app(installed: Path) -> None:
     for name in (
         *("fednano_flwr/py.typed", "fednano_demo/py.typed", "fednano_flwr/app/pyproject.toml"),
-        *("fednano_demo/model/model.safetensors", "fednano_flwr/models/configs/llava-1.5-7b.json"),
+        "fednano_demo/model/model.safetensors",
+        *(f"fednano_flwr/models/configs/{name}.json" for name in shipped()),
         "fednano_flwr/analysis/templates/run.html.j2",
         "fednano_flwr/export/templates/card.md.j2",
     ):

@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fednano_flwr.cli.app import cli
+from fednano_flwr.models.configs import shipped
 from tests.conftest import REPOSITORY
 from tests.families import every, write
 from tests.tiny import write_checkpoint
@@ -22,6 +23,11 @@ DEMO = "package:fednano_demo/model"
 
 def size(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["size", *arguments])
+
+
+def words(result: Result) -> str:
+    """What it printed, without boxes and breaks of lines."""
+    return " ".join(result.output.replace("│", " ").split())
 
 
 def as_json(*arguments: str) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def test_options_change_what_they_name() -> None:
     [
         (["./nowhere"], "there is no folder"),
         (["nowhere/config.json"], "there is no such file"),
-        (["llava-7b"], "instructblip-vicuna-7b, llava-1.5-13b, llava-1.5-7b"),
+        (["llava-7b"], f"always there: {', '.join(shipped())}"),
         ([DEMO, "--rows", "1000"], "--rows 1000: the model has 223 rows"),
         ([DEMO, "--dtype", "int8"], "'int8' is not one of 'float32'"),
     ],
@@ -132,4 +138,8 @@ def test_a_typo_exits_with_2_and_says_what_is_wrong(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = size(*arguments)
     assert (result.exit_code, "Traceback" in result.output) == (2, False)
-    assert says in " ".join(result.output.replace("│", " ").split())
+    assert says in words(result)
+
+
+def test_its_help_has_the_names_of_the_shipped_configs() -> None:
+    assert f"or one of {', '.join(shipped())}." in words(size("--help"))

@@ -21,6 +21,7 @@ from fednano_flwr.cli.size_tables import (
     Upload,
 )
 from fednano_flwr.config import DTYPES, ConfigError
+from fednano_flwr.models.configs import shipped
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import SizeConfig
@@ -39,7 +40,10 @@ command = typer.Typer()
 def size_command(
     model: Annotated[
         str,
-        typer.Argument(help="A shipped config's name, a folder, a config.json or a hub id."),
+        typer.Argument(
+            help="A folder, a config.json, package:NAME/SUB, a hub id, or one of "
+            f"{', '.join(shipped())}."
+        ),
     ],
     rank: Annotated[int, typer.Option(min=1, help="r of the NanoAdapters.")] = 64,
     rows: Annotated[
@@ -64,11 +68,8 @@ def size_command(
 ) -> None:
     """Show what each side of a model takes: parameters, storage, memory and traffic.
 
-    MODEL is llava-1.5-7b, llava-1.5-13b or instructblip-vicuna-7b (their configs are shipped), a
-    model's folder, a config.json, package:NAME/SUB, or a hub id.
-
-    Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
-    model or it cannot be cut.
+    Counted from its config alone: no weight is read or downloaded. The configs of the short names
+    below are shipped. Exits with 2 if there is no such model or it cannot be cut.
     """
     options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
     with exit_status():

@@ -17,11 +17,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from fednano_flwr.config import SITES, ConfigError
-from fednano_flwr.models import skeleton
+from fednano_flwr.models import configs, skeleton
 from fednano_flwr.models.families import of
 from fednano_flwr.models.source import locate, read_config
 
-SHIPPED = Path(__file__).parent / "configs"
 FLOAT32, INT64 = 4, 8  # bytes
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 INSIDE_ENCODER = "merger"
@@ -210,11 +209,6 @@ class Sizes:
         return replace(self, setting=replace(self.setting, rows=rows)).client_bytes
 
 
-def shipped() -> tuple[str, ...]:
-    """Short names of the configs that come with the project."""
-    return tuple(sorted(file.stem for file in SHIPPED.glob("*.json")))
-
-
 def read_size_config(name: str, revision: str = "", family: str = "") -> SizeConfig:
     """The config called `name`; from the hub nothing else is downloaded.
 
@@ -227,10 +221,10 @@ def read_size_config(name: str, revision: str = "", family: str = "") -> SizeCon
         ConfigError: there is no such model, or its family cannot be cut.
     """
     file = Path(name).expanduser()
-    if revision and (name in shipped() or file.is_file()):
+    if revision and (name in configs.shipped() or file.is_file()):
         raise ConfigError(f"--revision {revision}: {name} is a file, which has no revisions")
-    if name in shipped():
-        file = SHIPPED / f"{name}.json"
+    if name in configs.shipped():
+        file = configs.FOLDER / f"{name}.json"
         return SizeConfig(read_config(name, file, family), "shipped config")
     if file.is_file():
         return SizeConfig(read_config(name, file, family), "config file")
@@ -240,7 +234,7 @@ def read_size_config(name: str, revision: str = "", family: str = "") -> SizeCon
         folder, commit = locate(name, revision, ["config.json"])
     except ConfigError as error:
         raise ConfigError(
-            f"{error}. Configs that are always there: {', '.join(shipped())}"
+            f"{error}. Configs that are always there: {', '.join(configs.shipped())}"
         ) from error
     config = read_config(name, folder, family)
     return SizeConfig(config, "hub") if commit else SizeConfig(config, "folder", folder)

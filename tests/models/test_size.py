@@ -18,7 +18,7 @@ from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
-from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config, shipped
+from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config
 from fednano_flwr.models.source import read_config
 from fednano_flwr.models.split import write_bundle
 from tests.families import every, write
@@ -112,26 +112,10 @@ def test_a_picture_takes_as_many_tokens_as_its_prompt_has_placeholders(
     assert int((ids == image_token(checkpoint)).sum()) == parts.picture_tokens
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "unused"),
-    [
-        ("llava-1.5-7b", 7_063_427_072, 1),
-        ("llava-1.5-13b", 13_351_494_656, 1),
-        ("instructblip-vicuna-7b", 7_913_210_624, 0),
-    ],
-)
-def test_shipped_configs_build_the_published_models(name: str, parameters: int, unused: int):
-    config = read_size_config(name).config
-    parts = count(config)
-    assert name in shipped()
-    assert parts.model == parameters
-    assert parts.model == sum(p.numel() for p in skeleton.build(config).parameters())
-    assert parts.layers_unused == unused
-
-
 def test_llava_7b_takes_a_client_less_than_5_percent_with_everything_counted() -> None:
     parts = count(read_size_config("llava-1.5-7b").config)
     sizes = Sizes(parts, Setting(rank=64, rows=5_481, dtype_bytes=2, tokens=704, batch_size=8))
+    assert parts.layers_unused == 1
     assert sizes.adapter_parameters == 1_048_576
     assert sizes.client_bytes == 2 * (290_911_232 + 20_979_712) + 5_481 * (8192 + 8) + 4 * 2**20
     assert sizes.client_bytes / sizes.model_bytes < 0.05

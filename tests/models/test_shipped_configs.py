@@ -1,0 +1,68 @@
+"""Shipped configs build the published models, and docs/models.md says what clients of them store."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from fednano_flwr.base.console import human_bytes
+from fednano_flwr.cli.size_tables import LIMIT, SHARD_ROWS
+from fednano_flwr.models import configs, skeleton
+from fednano_flwr.models.size import Setting, Sizes, count, read_size_config
+from tests.conftest import REPOSITORY
+
+PUBLISHED = {
+    "blip2-opt-2.7b": 3_744_761_856,
+    "gemma-3-12b": 12_187_325_040,
+    "gemma-3-4b": 4_300_079_472,
+    "glm-4.1v-9b": 10_292_777_472,
+    "instructblip-vicuna-7b": 7_913_726_720,
+    "internvl3-1b": 938_193_024,
+    "internvl3-2b": 2_088_957_440,
+    "internvl3-8b": 7_944_373_760,
+    "lfm2-vl-1.6b": 1_584_804_000,
+    "llava-1.5-13b": 13_351_494_656,
+    "llava-1.5-7b": 7_063_427_072,
+    "llava-next-7b": 7_566_747_648,
+    "llava-onevision-7b": 8_030_807_584,
+    "paligemma2-3b": 3_032_242_416,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen3.5-9b": 9_653_104_368,
+    "smolvlm2-2.2b": 2_246_784_880,
+}
+"""Numbers in the safetensors files of each checkpoint, as the hub counts them."""
+NOT_BUILT = {
+    "qwen3.5-9b": 243_290_624,  # a layer that predicts the token after the next
+}
+"""Those among them that transformers does not read."""
+
+
+@pytest.mark.parametrize("name", configs.shipped())
+def test_a_shipped_config_builds_the_published_model(name: str) -> None:
+    built = skeleton.build(read_size_config(name).config)
+    numbers = sum(parameter.numel() for parameter in built.parameters())
+    assert numbers == PUBLISHED[name] - NOT_BUILT.get(name, 0)
+
+
+def row(name: str) -> str:
+    """A model's row of the table, at the options that `fednano size` takes by default."""
+    written = json.loads((configs.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    parts = count(read_size_config(name).config)
+    sizes = Sizes(parts, Setting(64, SHARD_ROWS, dtype_bytes=2, tokens=1, batch_size=1))
+    cells = [f"`{name}`", written["_name_or_path"], human_bytes(sizes.model_bytes)]
+    for stored in (sizes.client_bytes_without_options, sizes.client_bytes):
+        cells += [human_bytes(stored), f"{100 * stored / sizes.model_bytes:.2f} %"]
+    rows = sizes.most_rows(LIMIT)
+    cells.append("never" if rows is None else "all" if rows == parts.vocabulary else f"{rows:,}")
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_has_a_row_for_every_shipped_config() -> None:
+    page = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `[^`]+` \| [\w-]+/[\w.-]+ \|.*\|$", page, re.M)
+    assert rows == [row(name) for name in configs.shipped()]
