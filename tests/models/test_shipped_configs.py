@@ -14,10 +14,12 @@ from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_con
 from tests.conftest import REPOSITORY
 
 PUBLISHED = {
+    "aya-vision-8b": 8_631_842_032,
     "blip2-opt-2.7b": 3_744_761_856,
     "gemma-3-12b": 12_187_325_040,
     "gemma-3-4b": 4_300_079_472,
     "glm-4.1v-9b": 10_292_777_472,
+    "idefics3-8b": 8_465_000_000,
     "instructblip-vicuna-7b": 7_913_726_720,
     "internvl3-1b": 938_193_024,
     "internvl3-2b": 2_088_957_440,
@@ -27,6 +29,7 @@ PUBLISHED = {
     "llava-1.5-7b": 7_063_427_072,
     "llava-next-7b": 7_566_747_648,
     "llava-onevision-7b": 8_030_807_584,
+    "mistral-small-3.1-24b": 24_011_361_280,
     "paligemma2-3b": 3_032_242_416,
     "qwen2-vl-2b": 2_208_985_600,
     "qwen2-vl-7b": 8_291_375_616,
@@ -41,6 +44,10 @@ NOT_COUNTED = {
     "qwen3.5-9b": 243_290_624,  # a layer that predicts further tokens; transformers reads it not
 }
 """Those of them that are no part of the model here."""
+ROUNDED = {
+    "idefics3-8b": 10_000_000,  # known by the sizes of its bfloat16 files, 16.93 GB in all
+}
+"""How far a published number may be off; the others are whole."""
 
 
 def row(name: str, parts: Parts) -> str:
@@ -66,7 +73,8 @@ def table() -> dict[str, str]:
 @pytest.mark.parametrize("name", configs.shipped())
 def test_a_shipped_config_builds_the_published_model(name: str, table: dict[str, str]) -> None:
     parts = count(read_size_config(name).config)
-    assert parts.model == PUBLISHED[name] - NOT_COUNTED.get(name, 0)
+    difference = parts.model - (PUBLISHED[name] - NOT_COUNTED.get(name, 0))
+    assert abs(difference) <= ROUNDED.get(name, 0)
     assert table[name] == row(name, parts)
 
 
