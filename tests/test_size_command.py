@@ -142,4 +142,4 @@ def test_a_typo_exits_with_2_and_says_what_is_wrong(
 
 
 def test_its_help_has_the_names_of_the_shipped_configs() -> None:
-    assert f"or one of {', '.join(shipped())}." in words(size("--help"))
+    assert f"Shipped configs: {', '.join(shipped())}." in words(size("--help"))

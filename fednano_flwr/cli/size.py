@@ -35,15 +35,12 @@ command = typer.Typer()
 @command.command(
     "size",
     epilog="Example: fednano size llava-1.5-7b --rank 64 --dtype bfloat16. "
-    "What is counted and how: docs/models.md.",
+    f"What is counted and how: docs/models.md. Shipped configs: {', '.join(shipped())}.",
 )
 def size_command(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A folder, a config.json, package:NAME/SUB, a hub id, or one of "
-            f"{', '.join(shipped())}."
-        ),
+        typer.Argument(help="A shipped config's name, a folder, a config.json or a hub id."),
     ],
     rank: Annotated[int, typer.Option(min=1, help="r of the NanoAdapters.")] = 64,
     rows: Annotated[
@@ -68,8 +65,11 @@ def size_command(
 ) -> None:
     """Show what each side of a model takes: parameters, storage, memory and traffic.
 
-    Counted from its config alone: no weight is read or downloaded. The configs of the short names
-    below are shipped. Exits with 2 if there is no such model or it cannot be cut.
+    MODEL is the name of a shipped config (below), a model's folder, a config.json,
+    package:NAME/SUB, or a hub id.
+
+    Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
+    model or it cannot be cut.
     """
     options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
     with exit_status():
