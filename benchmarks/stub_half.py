@@ -37,11 +37,15 @@ def stub_half(
         device=torch.device("cpu"),
         family=Family("none", "None"),
         longest=0,
+        deep_size=0,
+        ids=0,
+        reads_ids=False,
         logits=logits,
         embed=lambda ids: table[ids],
         check_length=lambda tokens: None,
         new_cache=DynamicCache,
         next_logits=lambda embeds, *rest: embeds[:, -1] @ head,
+        check_ids=lambda ids: None,
     )
     half.check = lambda *batch: LLMHalf.check(cast(Any, half), *batch)
     half.check_axes = lambda positions: LLMHalf.check_axes(cast(Any, half), positions)

@@ -25,6 +25,8 @@ class WholeModel:
     for the host. Between the two there is only autograd: nothing is sent, nothing computed twice.
     """
 
+    deep_size, reads_ids = 0, False
+
     def __init__(self, folder: Path, device: str = "cpu", dtype: str = "float32") -> None:
         model: Any = LlavaForConditionalGeneration.from_pretrained(
             folder, dtype=getattr(torch, dtype)
@@ -44,6 +46,10 @@ class WholeModel:
         """See `EdgeHalf.image_features`; one picture a question."""
         pixels = question["pixel_values"].to(self.device, self.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output[0]
+
+    def text_ids(self, ids: Tensor) -> Tensor:
+        """A LLaVA reads tokens as they are."""
+        return ids
 
     def position_ids(self, ids: Tensor, prompt: int, vision: VisionInputs) -> None:
         """A LLaVA's positions are 0 to T-1."""

@@ -35,6 +35,7 @@ def labelled_everywhere(
             lengths,
             positions.repeat(3, 1) if half.family.position_axes else None,
             torch.zeros(count, dtype=torch.long) if half.family.token_types else None,
+            torch.arange(count) if half.reads_ids else None,
         ),
     )
     return inputs, torch.randint(half.vocabulary, (count,), generator=generator)

@@ -99,6 +99,7 @@ def count(options: SizeOptions) -> Counted:
         tokens=options.tokens or pictures + TEXT_TOKENS,
         batch_size=options.batch_size,
         file_bytes=_file_bytes(found),
+        picture_tokens=pictures,
     )
     uploads = _uploads(parts.hidden_size, options.rank)
     return Counted(options, found, size.Sizes(parts, setting), uploads, _download(found))

@@ -205,6 +205,8 @@ def _step(options: SizeOptions, sizes: Sizes) -> str:
         consists += " (--tokens changes it)"
         if pictures is None:
             consists += ";\nthe picture's are LLaVA-1.5's, as this family's depend on the picture"
+    if deep := sizes.parts.deep_layers:
+        consists += f".\nA picture's tokens have features for {deep} deeper layers as well"
     columns = ("exchange", "up", "down", "both", "once a picture")
     return (
         table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows)

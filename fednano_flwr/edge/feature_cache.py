@@ -35,7 +35,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
 
 
 class Features(Protocol):
-    """Image features (n, d) by a key that stands for all that they depend on."""
+    """Image features, as `Feature.rows`, by a key that stands for all that they depend on."""
 
     def get(self, key: str, /) -> Tensor | None: ...
     def __setitem__(self, key: str, value: Tensor, /) -> None: ...

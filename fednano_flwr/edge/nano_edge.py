@@ -79,7 +79,8 @@ class NanoEdge(nn.Module):
         """
         ids, is_image = _laid_out(questions, endings, self.frozen.feature_ids)
         ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
-        text = self.tokens(ids[~is_image])
+        read = torch.where(is_image, ids, self.frozen.text_ids(ids))
+        text = self.tokens(read[~is_image])
         hidden = text.new_empty(len(ids), self.frozen.hidden_size)
         hidden[~is_image] = text
         with self._turn:
@@ -89,10 +90,15 @@ class NanoEdge(nn.Module):
             raise ValueError(
                 f"the pictures have {count} features, the prompts ask for {int(is_image.sum())}"
             )
-        if features:
-            hidden[is_image] = torch.cat([feature.rows for feature in features])
         layout = self._layout(questions, ids.cpu(), lengths(questions, endings))
-        return FrozenBatch(hidden, is_image, ids, tuple(features), layout)
+        if self.frozen.reads_ids:
+            layout = layout._replace(token_ids=read.cpu())
+        if features:
+            rows = torch.cat([feature.rows for feature in features])
+            hidden[is_image], deep = rows.tensor_split([self.frozen.hidden_size], dim=1)
+            if self.frozen.deep_size:
+                layout = layout._replace(deep=deep)
+        return FrozenBatch(hidden, is_image, read, tuple(features), layout)
 
     @torch.no_grad()
     def next_tokens(
@@ -104,6 +110,7 @@ class NanoEdge(nn.Module):
             MissingRowError: an embedding is not among those that this client holds.
         """
         last = torch.tensor([ending[-1] for ending in endings]).to(self.frozen.device)
+        last = self.frozen.text_ids(last)
         positions = []
         for question, ending in zip(questions, endings, strict=True):
             ids = torch.cat([question.ids, torch.tensor(ending)])
@@ -137,7 +144,7 @@ class NanoEdge(nn.Module):
         return Layout(sizes, _joined(positions), _joined(types))
 
     def _features(self, questions: Sequence[Question]) -> list[Feature]:
-        """Frozen connector outputs of the questions that have pictures, in order."""
+        """Frozen features of the questions that have pictures, in order."""
         samples = [question.sample for question in questions if question.sample.pictures]
         keys = [self.encoder.vision_key(sample) for sample in samples]
         wanted = dict(zip(keys, samples, strict=True))

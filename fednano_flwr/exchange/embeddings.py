@@ -66,7 +66,7 @@ class EmbeddingInputs(Inputs):
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
     ) -> Embedded:
         rows = self.embeds.detach().to(table.device, table.dtype)
-        return Embedded(rows, lambda gradient: (gradient.to(self.embeds),))
+        return Embedded(rows, lambda gradient: (gradient.to(self.embeds),), self.layout)
 
     def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
         def embed(tokens: NewTokens) -> Tensor:

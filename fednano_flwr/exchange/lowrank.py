@@ -59,7 +59,8 @@ class LowRankInputs(Inputs):
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:
         tokens, keys = batch.token_ids[~batch.is_image], tuple(f.key for f in batch.features)
-        return cls(tokens, batch.is_image, keys, batch.z, batch.b, batch.layout)
+        layout = batch.layout._replace(token_ids=None, deep=None)  # the host makes them
+        return cls(tokens, batch.is_image, keys, batch.z, batch.b, layout)
 
     @staticmethod
     def token_rows(tokens: AdaptedBatch) -> Tensor | None:
@@ -115,7 +116,7 @@ class LowRankInputs(Inputs):
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
     ) -> Embedded:
-        hidden = self._hidden(table, features)
+        hidden, layout = self._frozen(table, features)
         leaf = self._with(lambda v: v.detach().to(hidden.device).requires_grad_(trains))
         with torch.set_grad_enabled(trains):  # the caller may be inside another graph's forward
             whole = adapted(hidden, self.is_image.to(hidden.device), leaf.z, leaf.b)
@@ -124,11 +125,13 @@ class LowRankInputs(Inputs):
             found = torch.autograd.grad(whole, leaf.leaves, rows) if leaf.leaves else ()
             return tuple(g.to(sent) for g, sent in zip(found, self.leaves, strict=True))
 
-        return Embedded(whole.detach(), gradient)
+        return Embedded(whole.detach(), gradient, layout)
 
     @torch.no_grad()
-    def _hidden(self, table: TokenTable, features: Callable[[bytes], Tensor | None]) -> Tensor:
-        """Frozen embeddings (N, d) from the token table and the kept features."""
+    def _frozen(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None]
+    ) -> tuple[Tensor, Layout]:
+        """Frozen embeddings (N, d), and the layout, from token ids and the kept features."""
         kept = {key: features(key) for key in self.keys}
         missing = tuple(key for key in self.keys if kept[key] is None)
         if missing:
@@ -141,9 +144,16 @@ class LowRankInputs(Inputs):
         count = sum(map(len, pictures))
         if count != int(is_image.sum()):
             raise ValueError(f"{count} features for {int(is_image.sum())} rows of pictures")
+        layout = self.layout
+        if table.reads_ids:
+            ids = torch.zeros(size[:1], dtype=torch.int64)
+            ids[~self.is_image] = self.token_ids
+            layout = layout._replace(token_ids=ids)
         if pictures:
-            hidden[is_image] = torch.cat([rows.to(hidden) for rows in pictures])
-        return hidden
+            rows = torch.cat([rows.to(hidden) for rows in pictures])
+            hidden[is_image], deep = rows.tensor_split([table.hidden_size], dim=1)
+            layout = layout._replace(deep=deep if deep.shape[1] else None)
+        return hidden, layout
 
     def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
         b = self.b.get("text")

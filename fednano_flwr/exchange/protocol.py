@@ -19,7 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 IGNORE = -100
 NOT_FINITE_ADVICE = (
     'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
@@ -32,10 +32,14 @@ STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", defaul
 
 @dataclass(frozen=True)
 class Feature:
-    """Frozen image features of one question, and the key under which the host may keep them."""
+    """Frozen image features of one question, and the key under which the host may keep them.
+
+    Attributes:
+        rows: (n, d + L·d): embeddings h and, in some families, what `Layout.deep` has of them.
+    """
 
     key: bytes
-    rows: Tensor  # (n, d)
+    rows: Tensor
 
 
 class Layout(NamedTuple):
@@ -44,17 +48,41 @@ class Layout(NamedTuple):
     Attributes:
         lengths: tokens of each of the B samples; they sum to N.
         position_ids: (axes, N) int64, where the model's positions are not 0, 1, 2, …
-        token_type_ids: (N,) int64, where its attention mask depends on them.
+        token_type_ids: (N,) int64 of 0 and 1, where it has to know which tokens are of pictures,
+            or of answers.
+        token_ids: (N,) int64, where its layers look tokens up in tables of their own; any at
+            pictures.
+        deep: (n, L·d), where L of its layers add features to the rows of pictures (of type 1).
     """
 
     lengths: tuple[int, ...]
     position_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
+    token_ids: Tensor | None = None
+    deep: Tensor | None = None
 
     @property
     def tokens(self) -> int:
         """N."""
         return sum(self.lengths)
+
+    def split(self) -> list[Layout]:
+        """Of each sample by itself."""
+        types = _parts(self.token_type_ids, self.lengths)
+        pictured = [0 if own is None else int(own.sum()) for own in types]
+        parts = zip(
+            self.lengths,
+            _parts(self.position_ids, self.lengths),
+            types,
+            _parts(self.token_ids, self.lengths),
+            _parts(self.deep, pictured, dim=0),
+            strict=True,
+        )
+        return [Layout((length,), *own) for length, *own in parts]
+
+
+def _parts(values: Tensor | None, sizes: Sequence[int], dim: int = -1) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if values is None else values.split(list(sizes), dim)
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,11 @@ class TokenTable(Protocol):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the language model needs `Layout.token_ids`."""
+        ...
+
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings (n, d) of tokens (n,), on the table's device."""
         ...
@@ -133,10 +166,12 @@ class Embedded:
         rows: (N, d) in the host's dtype, without a gradient.
         gradient: from the gradient of the rows (N, d) to that of the leaves, each on the device
             and in the dtype in which it was sent.
+        layout: with all that the language model needs, sent or known to the host.
     """
 
     rows: Tensor
     gradient: Callable[[Tensor], Gradient]
+    layout: Layout
 
 
 class Inputs(ABC):
@@ -194,7 +229,7 @@ class Inputs(ABC):
         """Input embeddings, ready for a gradient where `trains`.
 
         Args:
-            features: image features (n, d) that the host keeps, by key.
+            features: image features (n, d + L·d) that the host keeps, by key.
 
         Raises:
             FeaturesMissingError: the host lacks some of the image features.
@@ -266,6 +301,7 @@ class LLMInfo:
         max_tokens: most tokens in one request.
         parameters: of the language model and its head, all frozen.
         revision: the model's commit on the hub, "" where it came from a folder.
+        deep_size: L·d, see `Layout.deep`; 0 in most families.
     """
 
     model: str
@@ -277,6 +313,12 @@ class LLMInfo:
     max_tokens: int
     parameters: int = 0
     revision: str = ""
+    deep_size: int = 0
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers in a row of a picture's features."""
+        return self.hidden_size + self.deep_size
 
 
 class FeaturesMissingError(LookupError):

@@ -150,8 +150,8 @@ def _check_space(
     checkpoint: ModelCheckpoint, folder: Path, dtype: torch.dtype | None, untie: bool
 ) -> None:
     """Refuse a checkpoint that lacks tensors, and a disk that is too small."""
-    whole = skeleton.build(checkpoint.config).named_parameters()
-    shapes = {canonical(name): parameter.shape for name, parameter in whole}
+    whole = skeleton.stored(skeleton.build(checkpoint.config))
+    shapes = {canonical(name): tensor.shape for name, tensor in whole.items()}
     if checkpoint.tied:
         shapes.pop(HEAD, None)
     checkpoint.check(shapes)

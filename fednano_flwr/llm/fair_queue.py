@@ -106,8 +106,8 @@ class FairQueue:
         """Samples of the owner with the lowest clock, then of others in the order of theirs."""
         taken: list[Sample] = []
         givers = list(self._waiting)
-        layout = self._layout(lead)
-        while givers := [o for o in givers if o in self._waiting and self._layout(o) == layout]:
+        kind = self._kind(lead)
+        while givers := [o for o in givers if o in self._waiting and self._kind(o) == kind]:
             owner = min(givers, key=self._clock) if taken else lead
             samples = self._waiting[owner][0].samples
             if taken and not self._fits(taken, samples[0]):
@@ -117,10 +117,10 @@ class FairQueue:
             self._took(owner, taken[-1].length)
         return taken
 
-    def _layout(self, owner: bytes) -> tuple[bool, int, bool] | None:
-        """Layout of an owner's next samples; None if a task is next."""
+    def _kind(self, owner: bytes) -> tuple[bool, int, bool] | None:
+        """Kind of pass of an owner's next samples; None if a task is next."""
         work = self._waiting[owner][0].work
-        return work.layout if isinstance(work, Job) else None
+        return work.kind_of_pass if isinstance(work, Job) else None
 
     def _fits(self, taken: list[Sample], sample: Sample) -> bool:
         lengths = [s.length for s in taken] + [sample.length]

@@ -90,14 +90,16 @@ class FrozenLLM(LLMService):
             max_tokens=self._max_tokens,
             parameters=self._half.size,
             revision=self._half.revision,
+            deep_size=self._half.deep_size,
         )
 
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`."""
         with self._lock:
             self.graphs.make_room(owner)
-            samples = Job(inputs, positions, owner).samples()
-            embedded = self._embed(inputs, owner, trains=True)
+            job = Job[Any](inputs, positions, owner)
+            job.embedded = embedded = self._embed(inputs, owner, trains=True)
+            samples = job.samples()
             rows = embedded.rows.requires_grad_()
             try:
                 with torch.enable_grad():
@@ -129,19 +131,17 @@ class FrozenLLM(LLMService):
     def prefill(self, cache: int, inputs: Inputs, owner: bytes = b"") -> Generated:
         """See `LLMService.prefill`."""
         with self._lock:
-            rows = self._embed(inputs, owner, trains=False).rows
+            embedded = self._embed(inputs, owner, trains=False)
             with self.caches.use(owner, cache, begun=False) as place:
-                layout = inputs.layout
-                lengths = torch.tensor(layout.lengths)
+                lengths = torch.tensor(inputs.layout.lengths)
                 width = int(lengths.max())
                 place.check(len(lengths), width)
                 embedder = inputs.token_embedder(self._half)
                 answers = Answers(self._half.new_cache(), width - lengths, 0, embedder)
-                parts = list(rows.split(layout.lengths))
+                parts = list(embedded.rows.split(inputs.layout.lengths))
                 embeds = pad_sequence(parts, batch_first=True, padding_side="left")
-                positions = _left(layout, layout.position_ids)
-                types = _left(layout, layout.token_type_ids)
-                tokens = self._read(place, answers, embeds, positions, types)
+                beside = self._beside(embedded.layout.split(), "left")
+                tokens = self._read(place, answers, embeds, beside)
                 place.answers = answers
             return Generated(place.number, tokens)
 
@@ -156,12 +156,13 @@ class FrozenLLM(LLMService):
                 place.tokens = place.tokens // before * len(answers.pads)
                 place.check(len(answers.pads), answers.width + 1)
                 self._half.check_length(answers.width + 1 - int(answers.pads.min()))
-                positions = tokens.position_ids
-                self._half.check_axes(positions)
+                self._half.check_axes(tokens.position_ids)
+                ids = tokens.ids if self._half.reads_ids else None
+                self._half.check_ids(ids)
+                layout = Layout((1,) * len(tokens.ids), tokens.position_ids, token_ids=ids)
                 embeds = answers.embedder(tokens)[:, None]
-                if positions is not None:
-                    positions = positions[:, :, None]
-                found = self._read(place, answers, embeds, positions, None)
+                beside = self._beside(layout.split(), "left")
+                found = self._read(place, answers, embeds, beside)
             return Generated(place.number, found)
 
     def release(self, cache: int, owner: bytes = b"") -> None:
@@ -173,8 +174,7 @@ class FrozenLLM(LLMService):
         place: Place,
         answers: Answers,
         embeds: Tensor,
-        position_ids: Tensor | None,
-        token_type_ids: Tensor | None,
+        beside: Mapping[str, Tensor],
     ) -> Tensor:
         """The likeliest tokens (B,) after further positions (B, T, d) of these sequences."""
         count, width, _ = embeds.shape
@@ -182,7 +182,7 @@ class FrozenLLM(LLMService):
         try:
             with torch.no_grad():
                 logits = self._half.next_logits(
-                    embeds, answers.pads, answers.cache, answers.width, position_ids, token_type_ids
+                    embeds, answers.pads, answers.cache, answers.width, beside
                 )
         except torch.OutOfMemoryError as error:
             reason = str(error)
@@ -229,8 +229,9 @@ class FrozenLLM(LLMService):
             FeaturesMissingError: the owner has to send image features first.
             ValueError: the model cannot read the batch.
         """
-        self._half.check(*inputs.layout)
-        return inputs.embed(self._half, partial(self.features.get, owner), trains)
+        embedded = inputs.embed(self._half, partial(self.features.get, owner), trains)
+        self._half.check(*embedded.layout)
+        return embedded
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         """Answer one of the calls that are jobs, alone."""
@@ -322,26 +323,30 @@ class FrozenLLM(LLMService):
             pad_sequence(list(rows), batch_first=True),
             asked.to(device),
             (torch.arange(widest) < lengths[:, None]).to(device),
-            _padded([(s.job.inputs.layout.position_ids, s) for s in samples], device),
-            _padded([(s.job.inputs.layout.token_type_ids, s) for s in samples], device),
+            self._beside([sample.layout for sample in samples], "right"),
         )
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _beside(self, layouts: Sequence[Layout], side: str) -> dict[str, Tensor]:
+        """What the language model reads beside embeddings of some samples, by its name in `Layout`.
+
+        Args:
+            layouts: of each sample.
+            side: where (T,) and (axes, T) are padded with zeros, to (B, T) and (axes, B, T).
+        """
+        found: dict[str, Tensor] = {}
+        for name in ("position_ids", "token_type_ids", "token_ids"):
+            parts = [part for one in layouts if (part := getattr(one, name)) is not None]
+            if parts:
+                found[name] = _stacked(parts, side).to(self._half.device)
+        if deep := [one.deep for one in layouts if one.deep is not None]:
+            found["deep"] = torch.cat(deep).to(self._half.device, self._half.dtype)
+        return found
 
 
 def _rows(sample: Sample) -> Tensor:
     assert sample.job.embedded is not None
     return sample.rows(sample.job.embedded.rows).detach()
-
-
-def _padded(values: Sequence[tuple[Tensor | None, Sample]], device: torch.device) -> Tensor | None:
-    """Each request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded right with zeros."""
-    parts = [sample.columns(whole) for whole, sample in values if whole is not None]
-    return _stacked(parts, "right").to(device) if parts else None
-
-
-def _left(layout: Layout, values: Tensor | None) -> Tensor | None:
-    """A request's (N,) or (axes, N) as (B, T) or (axes, B, T), padded left with zeros."""
-    return None if values is None else _stacked(list(values.split(layout.lengths, -1)), "left")
 
 
 def _stacked(parts: Sequence[Tensor], side: str) -> Tensor:

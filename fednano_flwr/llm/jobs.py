@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from fednano_flwr.exchange.protocol import (
     Embedded,
     Gradient,
     Inputs,
+    Layout,
 )
 
 Result = TypeVar("Result")
@@ -54,9 +56,10 @@ class Sample:
         """Its part (T, d) of the request's rows (N, d)."""
         return values[self.start : self.start + self.length]
 
-    def columns(self, values: Tensor) -> Tensor:
-        """Its part (…, T) of values whose last axis is the request's tokens."""
-        return values[..., self.start : self.start + self.length]
+    @property
+    def layout(self) -> Layout:
+        """Its part of the request's layout."""
+        return self.job.layouts[self.index]
 
 
 class Request(Generic[Result]):
@@ -122,10 +125,18 @@ class Job(Request[Result]):
         self._unserved = len(inputs.layout.lengths)
 
     @property
-    def layout(self) -> tuple[bool, int, bool]:
-        """Samples of unlike layouts cannot share a pass."""
-        _, positions, types = self.inputs.layout
-        return self.trains, 0 if positions is None else len(positions), types is not None
+    def kind_of_pass(self) -> tuple[bool, int, bool]:
+        """Samples of unlike kinds cannot share a pass."""
+        layout, axes = self.inputs.layout, 0
+        if layout.position_ids is not None:
+            axes = len(layout.position_ids)
+        return self.trains, axes, layout.token_type_ids is not None
+
+    @cached_property
+    def layouts(self) -> list[Layout]:
+        """Of each sample, once the request is embedded."""
+        assert self.embedded is not None
+        return self.embedded.layout.split()
 
     def samples(self) -> list[Sample]:
         """All its sequences, in order."""

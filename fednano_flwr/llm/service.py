@@ -60,7 +60,7 @@ def load_host(
             config.feature_memory_mb * 2**20,
             config.feature_disk_mb * 2**20,
             FEATURES_OF_NODE,
-            config.max_tokens * half.hidden_size * half.dtype.itemsize,
+            config.max_tokens * (half.hidden_size + half.deep_size) * half.dtype.itemsize,
         )
         caches = Caches(config.max_tokens, of_owner=batches_of_owner)
         host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches)

@@ -86,15 +86,20 @@ class ModelCheckpoint(WeightFiles):
 
     def called(self, key: str) -> str | None:
         try:
-            name = self._names(key)
+            found = self._names(key)
         except ValueError as error:
             raise self.error(str(error)) from None
-        return None if name is None else canonical(name)
+        if found is None:
+            return None
+        name = canonical(found[0])
+        if found[1]:
+            self._may_be_turned.add(name)
+        return name
 
     def tensors(self, half: Half) -> dict[str, torch.Size]:
         """Canonical names and shapes of what a side reads: "llm" or "edge"."""
         tree = self.edge_tree[0] if half == "edge" else self.llm_tree()
-        found = {canonical(name): value.shape for name, value in tree.named_parameters()}
+        found = {canonical(name): value.shape for name, value in skeleton.stored(tree).items()}
         if half == "edge":
             found[self.token_embeddings] = self.edge_tree[1].weight.shape
         elif self.tied:
@@ -113,6 +118,8 @@ class ModelCheckpoint(WeightFiles):
         for name, stored in self._headers(shapes):
             self._dtype(name, stored)
             shape = tuple(stored.get_shape())
+            if self._is_turned(name, shape):
+                shape = shape[0], shape[2], shape[1]
             if shape != tuple(shapes[name]):
                 raise self.error(
                     f"tensor {name} in {self.files[name][0]} has shape {shape}, the config asks "
@@ -138,11 +145,12 @@ class ModelCheckpoint(WeightFiles):
                 for name in wanted:
                     key = self.files[name][1]
                     stored = file.get_tensor(key)  # mapped: nothing of it is in memory yet
-                    target = on(device, name)
-                    if dtype in (None, stored.dtype) and target in (None, stored.device):
+                    target, turned = on(device, name), self._is_turned(name, stored.shape)
+                    as_it_is = dtype in (None, stored.dtype) and target in (None, stored.device)
+                    if as_it_is and not turned:
                         yield name, stored.clone() if _is_askew(stored) else stored
                     else:
-                        yield name, self._converted(path, key, stored, target, dtype)
+                        yield name, self._converted(path, key, stored, target, dtype, turned)
 
     def rows(
         self,
@@ -182,11 +190,14 @@ class ModelCheckpoint(WeightFiles):
             device: of all, or by the names in `module`; a tensor is read straight to there.
             make: turns a name in `module` and the tensor read for it into the parameter.
         """
-        names = {canonical(name): name for name, _ in module.named_parameters()}
-        self.check({canonical(name): value.shape for name, value in module.named_parameters()})
+        stored = skeleton.stored(module)
+        names = {canonical(name): name for name in stored}
+        self.check({canonical(name): value.shape for name, value in stored.items()})
         for place, tensor in self.read(names, lambda place: on(device, names[place]), dtype):
             owner_name, _, leaf = names[place].rpartition(".")
-            setattr(module.get_submodule(owner_name), leaf, make(names[place], tensor))
+            is_buffer = not isinstance(stored[names[place]], nn.Parameter)
+            made = tensor if is_buffer else make(names[place], tensor)
+            setattr(module.get_submodule(owner_name), leaf, made)
         for path, owner in module.named_modules():
             for key, value in owner.named_buffers(recurse=False):
                 setattr(owner, key, value.to(on(device, f"{path}.{key}")))
@@ -240,8 +251,24 @@ class ModelCheckpoint(WeightFiles):
         return found[0]
 
     @cached_property
-    def _names(self) -> Callable[[str], str | None]:
+    def _names(self) -> Callable[[str], tuple[str, bool] | None]:
         return skeleton.checkpoint_names(self.tree)
+
+    @cached_property
+    def _may_be_turned(self) -> set[str]:
+        """Names of tensors (n, a, b) that some files have as (n, b, a)."""
+        return set()
+
+    def _is_turned(self, name: str, shape: Sequence[int]) -> bool:
+        """Whether a tensor that is stored in this shape is one of those."""
+        if name not in self._may_be_turned or len(shape) != 3:
+            return False
+        return tuple(shape) != self._whole_shapes[name]
+
+    @cached_property
+    def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        stored = skeleton.stored(self.tree).items()
+        return {canonical(name): tuple(tensor.shape) for name, tensor in stored}
 
     def _by_file(self, names: Iterable[str]) -> list[tuple[Path, list[str]]]:
         """The named tensors by the file that holds them, all of which are there.
@@ -283,15 +310,18 @@ class ModelCheckpoint(WeightFiles):
         stored: Tensor,
         device: torch.device | None,
         dtype: torch.dtype | None,
+        turned: bool,
     ) -> Tensor:
         """A copy of one tensor of a file, of which no more than a piece is ever in memory twice."""
         if stored.dim() == 0:
             return stored.to(device, dtype)
-        result = torch.empty(stored.shape, dtype=dtype or stored.dtype, device=device)
+        shape = stored.mT.shape if turned else stored.shape
+        result = torch.empty(shape, dtype=dtype or stored.dtype, device=device)
         step = max(1, PIECE_BYTES * len(stored) // max(1, stored.nbytes))
         for first in range(0, len(stored), step):
             with self.opened(path) as file:
-                result[first : first + step] = file.get_slice(key)[first : first + step]
+                piece = file.get_slice(key)[first : first + step]
+                result[first : first + step] = piece.mT if turned else piece
         return result
 
 

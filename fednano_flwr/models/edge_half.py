@@ -66,7 +66,13 @@ class TokenTable(nn.Module):
 
 
 class EdgeHalf(nn.Module):
-    """Frozen vision encoder and connector of one checkpoint; token embeddings on request."""
+    """Frozen vision encoder and connector of one checkpoint; token embeddings on request.
+
+    Attributes:
+        deep_size: L·d, numbers of a picture's token for L layers of the language model; 0 in most
+            families.
+        reads_ids: whether the language model's layers look tokens up.
+    """
 
     def __init__(
         self, checkpoint: ModelCheckpoint, device: torch.device, dtype: torch.dtype
@@ -79,6 +85,8 @@ class EdgeHalf(nn.Module):
         self.revision = checkpoint.revision
         self.fingerprint = checkpoint.fingerprint
         self.hidden_size: int = checkpoint.config.get_text_config().hidden_size
+        self.deep_size = self.family.deep_layers(checkpoint.config) * self.hidden_size
+        self.reads_ids = self.family.layer_vocabulary(checkpoint.config) > 0
         self.image_token_id = image_token(checkpoint)
         self.feature_ids = torch.tensor(self.family.feature_ids(checkpoint.config))
         self.device, self.dtype = device, dtype
@@ -109,7 +117,9 @@ class EdgeHalf(nn.Module):
 
     @torch.no_grad()
     def image_features(self, question: VisionInputs) -> Tensor:
-        """Connector outputs (n, d) of one question's pictures, in the order of its placeholders.
+        """Features (n, d + L·d) of one question's pictures, in the order of its placeholders.
+
+        They are the connector's outputs and, beside them, what deeper layers take.
 
         One question a call: the last bits of a matrix product may depend on its number of rows, and
         features must depend on their own question alone.
@@ -124,10 +134,15 @@ class EdgeHalf(nn.Module):
         moved = {key: self._moved(value) for key, value in arguments.items()}
         output = self.family.features(self._vision, moved)
         pictures = [output] if isinstance(output, Tensor) else output
-        return torch.cat([picture.reshape(-1, self.hidden_size) for picture in pictures])
+        size = self.hidden_size + self.deep_size
+        return torch.cat([picture.reshape(-1, size) for picture in pictures])
 
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
+
+    def text_ids(self, ids: Tensor) -> Tensor:
+        """Tokens (n,) of text as the language model reads them."""
+        return self.family.text_ids(ids, self.checkpoint.config)
 
     def position_ids(self, ids: Tensor, prompt: int, vision: VisionInputs) -> Tensor | None:
         """(axes, T) positions of one sample's tokens; None where they are 0 to T-1.

@@ -15,6 +15,8 @@ from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
+NOTHING: Mapping[str, Tensor] = {}
+
 
 class HeadAtRows(nn.Module):
     """The head, computed at some positions only: (B, T, d) in, (P, vocabulary) out."""
@@ -42,6 +44,8 @@ class LLMHalf(nn.Module):
     Attributes:
         device: where embeddings go in and logits come out.
         places: the device of each part of the language model.
+        deep_size: L·d, numbers that L of its layers add to a picture's token; 0 in most families.
+        ids: how many token ids its layers look up in tables of their own; 0 in most families.
         longest: most tokens in a sample, where positions have a learned table; else 0.
     """
 
@@ -63,6 +67,8 @@ class LLMHalf(nn.Module):
         self.family = checkpoint.family
         self.hidden_size: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
+        self.deep_size = self.family.deep_layers(checkpoint.config) * self.hidden_size
+        self.ids = self.family.layer_vocabulary(checkpoint.config)
         self.longest = checkpoint.longest
         self.dtype = dtype
         whole = checkpoint.llm_tree()
@@ -98,18 +104,29 @@ class LLMHalf(nn.Module):
         """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
         return self._embeddings(ids)
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether its layers look tokens up."""
+        return self.ids > 0
+
     def check(
-        self, lengths: Sequence[int], position_ids: Tensor | None, token_type_ids: Tensor | None
+        self,
+        lengths: Sequence[int],
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        token_ids: Tensor | None,
+        deep: Tensor | None,
     ) -> None:
         """Refuse what the model cannot read: on a GPU it would end this process, not the request.
 
         Args:
             lengths: tokens of each sample.
             position_ids: (axes, N) as a request has them.
-            token_type_ids: (N,) likewise.
+            token_type_ids, token_ids: (N,) likewise.
+            deep: (n, L·d) likewise, of the rows of type 1.
 
         Raises:
-            ValueError: a sample is too long, or positions or types are not what the family needs.
+            ValueError: a sample is too long, or the others are not what the family needs.
         """
         self.check_length(max(lengths))
         self.check_axes(position_ids)
@@ -120,6 +137,27 @@ class LLMHalf(nn.Module):
                 raise ValueError(f"{self.model} takes no token_type_ids")
             if int(token_type_ids.max()) > 1:
                 raise ValueError(f"token type {int(token_type_ids.max())}: must be 0 or 1")
+        self.check_ids(token_ids)
+        pictured = int(token_type_ids.sum()) if self.deep_size and token_type_ids is not None else 0
+        shape = (0, self.deep_size) if deep is None else tuple(deep.shape)
+        if shape != (pictured, self.deep_size):
+            raise ValueError(
+                f"features for deeper layers of shape {shape}; {self.model} needs "
+                f"{(pictured, self.deep_size)}"
+            )
+
+    def check_ids(self, token_ids: Tensor | None) -> None:
+        """
+        Raises:
+            ValueError: its layers lack a row for a token, or were given none to look up.
+        """
+        if self.reads_ids and token_ids is None:
+            raise ValueError(f"{self.model} needs token_ids")
+        if token_ids is not None:
+            if not self.reads_ids:
+                raise ValueError(f"{self.model} takes no token_ids")
+            if int(token_ids.max()) >= self.ids:
+                raise ValueError(f"token {int(token_ids.max())}: its layers know {self.ids}")
 
     def check_axes(self, position_ids: Tensor | None) -> None:
         """
@@ -149,8 +187,7 @@ class LLMHalf(nn.Module):
         embeds: Tensor,
         rows: Tensor,
         mask: Tensor,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        beside: Mapping[str, Tensor] = NOTHING,
     ) -> Tensor:
         """Logits (P, vocabulary) after P positions of right-padded embeddings (B, T, d).
 
@@ -158,19 +195,16 @@ class LLMHalf(nn.Module):
             embeds: padded on the right, where a causal model does not see it.
             rows: (P,) indices into the B·T positions.
             mask: (B, T) bool, false at padding.
-            position_ids: (3, B, T) where the family's positions have three axes.
-            token_type_ids: (B, T) where the family's mask depends on them.
+            beside: what goes with them, as `Family.logits` has it.
 
         Raises:
             ValueError: see `check`.
         """
-        extra: dict[str, Any] = {}
-        if position_ids is not None:
-            extra["position_ids"] = position_ids
-        if token_type_ids is not None:  # then padding is not hidden by causality alone
-            extra |= {"token_type_ids": token_type_ids, "attention_mask": mask.long()}
+        extra: dict[str, Any] = {"use_cache": False, **beside}
+        if self._sees_ahead(beside):  # then padding is not hidden by causality alone
+            extra["attention_mask"] = mask.long()
         self._head.rows = rows
-        return self._host(inputs_embeds=embeds, use_cache=False, **extra).logits
+        return self.family.logits(self._host, inputs_embeds=embeds, **extra)
 
     def next_logits(
         self,
@@ -178,8 +212,7 @@ class LLMHalf(nn.Module):
         pads: Tensor,
         cache: Cache,
         before: int,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
+        beside: Mapping[str, Tensor] = NOTHING,
     ) -> Tensor:
         """Logits (B, vocabulary) after further positions of sequences that the cache has.
 
@@ -192,27 +225,26 @@ class LLMHalf(nn.Module):
             pads: (B,) positions on the left that are padding.
             cache: of the positions before these; has these as well afterwards.
             before: how many the cache has.
-            position_ids: (3, B, T) where the family's positions have three axes.
-            token_type_ids: (B, T) of prompts, where the family's mask depends on them.
+            beside: what goes with them, as `Family.logits` has it; types are of prompts only.
 
         Returns:
             At least in float32.
         """
         count, width, _ = embeds.shape
-        extra: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        extra: dict[str, Any] = {"past_key_values": cache, "use_cache": True, **beside}
         mask = (torch.arange(before + width) >= pads[:, None]).to(self.device)
-        if pads.any() or token_type_ids is not None:
+        if pads.any() or self._sees_ahead(beside):
             extra["attention_mask"] = mask.long()
-        if token_type_ids is not None:
-            extra["token_type_ids"] = token_type_ids.to(self.device)
-        if position_ids is not None:
-            extra["position_ids"] = position_ids.to(self.device)
-        elif pads.any():
+        if pads.any() and "position_ids" not in extra:
             own = (mask.cumsum(1) - 1).clamp(min=0) + self.family.first_position
             extra["position_ids"] = own[:, -width:]
         self._head.rows = torch.arange(1, count + 1) * width - 1
-        logits = self._host(inputs_embeds=embeds, **extra).logits
+        logits = self.family.logits(self._host, inputs_embeds=embeds, **extra)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _sees_ahead(self, beside: Mapping[str, Tensor]) -> bool:
+        """Whether a token may see later ones, by their types."""
+        return "token_type_ids" in beside and not self.family.causal
 
     def new_cache(self) -> Cache:
         """For keys and values of some sequences (of a window, where a layer has one), or states."""

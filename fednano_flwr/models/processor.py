@@ -76,6 +76,7 @@ def _without_videos(whole: Any) -> Any:
         video_processor = VideosNotTaken
 
         def __init__(self, *found: Any, **more: Any) -> None:  # called by the processor's own
+            more.pop(VIDEOS, None)
             super().__init__(*found[:place], *found[place + 1 :], **more)
 
         @classmethod

@@ -24,7 +24,7 @@ from fednano_flwr.models.source import locate, read_config
 FLOAT32, INT64 = 4, 8  # bytes
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 INSIDE_ENCODER = "merger"
-"""What transformers calls a connector that is a part of the vision encoder's module."""
+"""In transformers' names of connectors that are parts of the vision encoder's module."""
 
 
 class SizeConfig(NamedTuple):
@@ -50,6 +50,7 @@ class Parts:
         head: 0 where it is the token embeddings (`tied`).
         tied: whether head and token embeddings are one matrix.
         picture_tokens: tokens that a picture becomes; None where that depends on the picture.
+        deep_layers: L, layers of the language model that take features of pictures of their own.
     """
 
     encoder: int
@@ -62,6 +63,7 @@ class Parts:
     head: int
     tied: bool
     picture_tokens: int | None
+    deep_layers: int = 0
 
     @property
     def token_embeddings(self) -> int:
@@ -69,7 +71,7 @@ class Parts:
 
     @property
     def model(self) -> int:
-        """All parameters, each once."""
+        """All parameters that pictures and text go through, each once."""
         return self.encoder + self.connector + self.server
 
     @property
@@ -87,6 +89,7 @@ class Setting:
         rows: token embeddings that a client keeps.
         dtype_bytes: of a number of the frozen parts, and of one on the wire.
         tokens: T, of a sample.
+        picture_tokens: how many of them are a picture's.
         batch_size: samples in a step.
         file_bytes: config, processor and tokenizer; 0 where they are not known.
     """
@@ -97,6 +100,7 @@ class Setting:
     tokens: int
     batch_size: int
     file_bytes: int = 0
+    picture_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,10 @@ class Sizes:
         ]
 
     def embeddings_step(self) -> StepTraffic:
-        """The plain exchange: T·d numbers up, as many down."""
-        each = self.setting.tokens * self.parts.hidden_size * self.setting.dtype_bytes
-        return StepTraffic(each, each)
+        """The plain exchange: T·d numbers up, as many down; and up what deeper layers take."""
+        row = self.parts.hidden_size * self.setting.dtype_bytes
+        each = self.setting.tokens * row
+        return StepTraffic(each + self.parts.deep_layers * self.setting.picture_tokens * row, each)
 
     def lowrank_step(self) -> StepTraffic:
         """The low-rank exchange: z up and dz down, T·r each, and a share of a step's B and dB.
@@ -190,7 +195,8 @@ class Sizes:
         setting, d = self.setting, self.parts.hidden_size
         b = len(SITES) * d * setting.rank / setting.batch_size
         each = round((setting.tokens * setting.rank + b) * setting.dtype_bytes)
-        return StepTraffic(each, each, (self.parts.picture_tokens or 0) * d * setting.dtype_bytes)
+        once = (self.parts.picture_tokens or 0) * (1 + self.parts.deep_layers) * d
+        return StepTraffic(each, each, once * setting.dtype_bytes)
 
     def most_rows(self, share: float) -> int | None:
         """The most token embeddings with which a bundle stays within `share` of the model's bytes.
@@ -247,7 +253,8 @@ def count(config: PretrainedConfig) -> Parts:
     table = whole.get_input_embeddings().weight
     head = whole.get_output_embeddings()
     encoder = whole.get_encoder("image")
-    inside = [getattr(encoder, INSIDE_ENCODER)] if hasattr(encoder, INSIDE_ENCODER) else []
+    inside = [part for name, part in encoder.named_children() if INSIDE_ENCODER in name]
+    left_out = [part for name, part in whole.named_modules() if name in family.unused]
     language = whole.get_submodule(family.language)
     in_head = _numel([head]) - (table.numel() if head.weight is table else 0)
     in_language = _numel([language, head]) - table.numel() - in_head
@@ -259,19 +266,21 @@ def count(config: PretrainedConfig) -> Parts:
         encoder=in_encoder,
         encoder_used=used,
         layers_unused=unused,
-        connector=_numel([whole]) - _numel([language, head, encoder]) + _numel(inside),
+        connector=_numel([whole]) - _numel([language, head, encoder, *left_out]) + _numel(inside),
         vocabulary=table.shape[0],
         hidden_size=table.shape[1],
         language_model=in_language,
         head=in_head,
         tied=head.weight is table,
         picture_tokens=family.picture_tokens(config),
+        deep_layers=family.deep_layers(config),
     )
 
 
 def _numel(modules: Sequence[nn.Module]) -> int:
-    """Parameters of several modules, each once."""
-    found = {id(p): p.numel() for module in modules for p in module.parameters()}
+    """Numbers that a checkpoint has of several modules, each once."""
+    stored = (tensor for module in modules for tensor in skeleton.stored(module).values())
+    found = {id(tensor): tensor.numel() for tensor in stored}
     return sum(found.values())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.families import of
@@ -42,37 +47,48 @@ def build(config: PretrainedConfig) -> Any:
         ) from error
 
 
-def checkpoint_names(whole: Any) -> Callable[[str], str | None]:
+def checkpoint_names(whole: Any) -> Callable[[str], tuple[str, bool] | None]:
     """How `from_pretrained` calls what a checkpoint's file calls so: by transformers' own rules.
 
     Returns:
-        Gives the name in the module tree of a tensor's key; None where no part is called so.
+        Gives, of a tensor's key, the name in the module tree, and whether the tensor (n, a, b) may
+        be stored as (n, b, a), as its shape will say; None where no part is called so.
 
     Raises:
-        ValueError: by what is returned; the tensor has to be converted, and not only renamed.
+        ValueError: by what is returned; the tensor has to be converted in another way.
     """
     known, rules = whole.state_dict(), get_model_conversion_mapping(whole)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    turns = {p for rule in converters if _only_turns(rule) for p in rule.source_patterns}
 
-    def called(key: str) -> str | None:
+    def called(key: str) -> tuple[str, bool] | None:
         prefix = whole.base_model_prefix
         name, conversion = rename_source_key(key, renamings, converters, prefix, known)
         if name not in known and key in known:
             name, conversion = key, None
-        if conversion is not None:
+        if conversion is not None and conversion not in turns:
             raise ValueError(f"{key} is stored in another form than {name}, which is not read")
-        return name if name in known else None
+        return (name, conversion is not None) if name in known else None
 
     return called
 
 
+def _only_turns(rule: WeightConverter) -> bool:
+    """Whether all it does is to exchange the last two axes of three where the shape needs it."""
+    step, *more = rule.operations
+    turns = isinstance(step, Transpose) and {step.dim0, step.dim1} == {1, 2} and step.check_dims
+    return turns and not more
+
+
 def drop_language(whole: Any) -> nn.Embedding:
-    """Take language model and head out of the tree; returns the token embeddings."""
-    embeddings = whole.get_input_embeddings()
-    _remove(whole, of(whole.config).language)
-    if hasattr(whole, "lm_head"):
-        _remove(whole, "lm_head")
+    """Take what a client does not load out of the tree; returns the token embeddings."""
+    family, embeddings = of(whole.config), whole.get_input_embeddings()
+    _remove(whole, family.language)
+    there = dict(whole.named_modules())
+    for part in ("lm_head", *family.unused):
+        if part in there:
+            _remove(whole, part)
     return embeddings
 
 
@@ -85,6 +101,13 @@ def drop_vision(whole: Any) -> None:
             delattr(owner, name)
     for name in [name for name, _ in owner.named_parameters(recurse=False)]:
         delattr(owner, name)
+
+
+def stored(tree: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of a module tree: parameters, each once, and saved buffers."""
+    saved = tree.state_dict(keep_vars=True).items()
+    buffers = {name: value for name, value in saved if not isinstance(value, nn.Parameter)}
+    return dict(tree.named_parameters()) | buffers
 
 
 def name_of(whole: nn.Module, module: nn.Module) -> str:
@@ -151,16 +174,17 @@ def count_features(edge: Any, pictures: Mapping[str, Tensor]) -> int | None:
         ConfigError: an output of the processor is not for this model.
         Exception: of the model's code, where the pictures do not fit its config.
     """
-    arguments = vision_arguments(edge, pictures)
+    family, arguments = of(edge.config), vision_arguments(edge, pictures)
+    size = edge.config.get_text_config().hidden_size * (1 + family.deep_layers(edge.config))
     try:
         with _WithoutWeights():
-            output = of(edge.config).features(edge, arguments)
+            output = family.features(edge, arguments)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" in str(error):
             return None
         raise
     found = [output] if isinstance(output, Tensor) else output
-    return sum(part.numel() for part in found) // edge.config.get_text_config().hidden_size
+    return sum(part.numel() for part in found) // size
 
 
 class _WithoutWeights(TorchDispatchMode):
@@ -172,10 +196,23 @@ class _WithoutWeights(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if any(tensor.is_meta for tensor in tensors):
+            if func is torch.ops.aten.index.Tensor:
+                args = (args[0], _places(args[1]))
             args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (args, kwargs))
         elif torch.device(kwargs.get("device") or "cpu").type == "meta":
             kwargs = kwargs | {"device": "cpu"}
         return func(*args, **kwargs)
+
+
+def _places(index: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """An index with numbers in the place of masks, whose values say how many are chosen."""
+    found: list[Tensor | None] = []
+    for one in index:
+        if one is not None and one.dtype is torch.bool and not one.is_meta:
+            found += one.nonzero().unbind(1)
+        else:
+            found.append(one)
+    return found
 
 
 def _remove(whole: nn.Module, path: str) -> None:

@@ -23,7 +23,6 @@ from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import families
 from tests.export.made_up import random_adapters
@@ -72,7 +71,7 @@ def factors(adapters: Any) -> dict[str, Factors]:
 
 def rewritten(folder: Path, family: str, tied: bool, out: Path) -> Path:
     """The same checkpoint without zeros, its head tied to the embeddings or one of its own."""
-    model = getattr(transformers, FAMILIES[family].architecture).from_pretrained(folder)
+    model = families.TINY[family].family.model_class.from_pretrained(folder)
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = tied
     torch.manual_seed(5)
@@ -97,7 +96,7 @@ def rewritten(folder: Path, family: str, tied: bool, out: Path) -> Path:
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     place = tmp_path_factory.mktemp("export")
     words = request.param.split()
-    family = words[0] if words[0] in FAMILIES else words[1]
+    family = words[0] if words[0] in families.TINY else words[1]
     model = families.write(family, place / family)
     tied = words[-1] == "tied" or request.param in NAMES  # then the head's name is made up
     if family == "llava" or tied or words[-1] == "untied":
@@ -153,12 +152,11 @@ def test_transformers_finds_every_weight_and_no_other(setting: Setting) -> None:
     model, said = transformers.AutoModelForImageTextToText.from_pretrained(
         setting.merged, output_loading_info=True
     )
-    assert type(model).__name__ == FAMILIES[setting.family].architecture
+    kind = families.TINY[setting.family].family.model_class
+    assert type(model) is kind
     assert not any(said[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
-    base = getattr(transformers, FAMILIES[setting.family].architecture).from_pretrained(
-        setting.model
-    )
+    base = families.TINY[setting.family].family.model_class.from_pretrained(setting.model)
     head = model.get_output_embeddings().weight
     assert torch.equal(head, base.get_output_embeddings().weight)
     shared = base.get_output_embeddings().weight is base.get_input_embeddings().weight

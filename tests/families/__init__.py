@@ -1,8 +1,9 @@
 """A tiny random checkpoint of every family that is cut, one file a family.
 
-A file is called as its family's in `fednano_flwr/models/families/` and has a `TINY`. Tests that
-take long run on `CORE` in `make test` and on all families in `make slow`; a short one of each
-family's logits, gradients and generated answer is always run.
+A file is called as its family's in `fednano_flwr/models/families/` and has a `TINY`, or a tuple of
+them where a family's checkpoints differ in what they need. Tests that take long run on `CORE` in
+`make test` and on all families in `make slow`; a short one of each family's logits, gradients and
+generated answer is always run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.models.families import FAMILIES
 from tests.families.base import TinyFamily
 from tests.tiny import write_checkpoint
 
@@ -24,8 +24,8 @@ CORE = ("llava", "qwen2_5_vl", "gemma3", "blip-2")
 """One of each kind: plain, positions on three axes, token types and windows, learned positions."""
 TINY: dict[str, TinyFamily] = {}
 for _module in iter_modules(__path__):
-    if _tiny := getattr(import_module(f"{__name__}.{_module.name}"), "TINY", None):
-        TINY[_tiny.model_type] = _tiny
+    _found = getattr(import_module(f"{__name__}.{_module.name}"), "TINY", ())
+    TINY |= {_tiny.name: _tiny for _tiny in (_found if isinstance(_found, tuple) else (_found,))}
 
 
 def every(*more: str, but: tuple[str, ...] = ()) -> list[Any]:
@@ -51,7 +51,7 @@ def save(
 ) -> Path:
     """Write a random model of this config, with its processor."""
     torch.manual_seed(seed)
-    model = FAMILIES[family].model_class(config)
+    model = TINY[family].family.model_class(config)
     with torch.no_grad():  # parameters that start as zeros would hide what depends on them
         for parameter in model.parameters():
             if not parameter.any():

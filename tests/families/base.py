@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from fednano_flwr.models import processor
+from fednano_flwr.models.families import FAMILIES, Family
 from tests.tiny import WORDS
 
 WORDS_KNOWN = 96
@@ -48,6 +49,7 @@ class TinyFamily:
         needs_picture: whether the whole model cannot read a prompt without one.
         tolerance: relative, of a float64 model that computes partly in float32.
         adjust: changes random weights that would hide what is particular.
+        variant: what tells a second kind of one `model_type` from the first.
     """
 
     model_type: str
@@ -57,6 +59,15 @@ class TinyFamily:
     needs_picture: bool = False
     tolerance: float = 1e-6
     adjust: Callable[[Any], None] = lambda model: None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}-{self.variant}" if self.variant else self.model_type
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
 
 def tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:

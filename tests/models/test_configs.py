@@ -142,6 +142,7 @@ def attention_of_parts(folder: Path) -> list[str]:
         config._attn_implementation
         for half in halves
         for config in (half.config, *(getattr(half.config, k) for k in half.config.sub_configs))
+        if config is not None
     ]
 
 

@@ -37,12 +37,11 @@ from fednano_flwr.llm.jobs import StepJob
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import families
 from tests.families import TINY
 from tests.families.mistral3 import pixtral
-from tests.models.unsplit import Unsplit
+from tests.models.unsplit import Unsplit, use_plain_experts
 
 BATCHES = {
     "all kinds": slice(0, 5),
@@ -114,13 +113,16 @@ def make_setting(checkpoint: Path, dtype: str) -> Setting:
     for name, parameter in named_trainable(adapters).items():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    half = load_llm_half(str(checkpoint), dtype=dtype)
+    if dtype == "float64":
+        use_plain_experts(half.get_submodule("_host"))
     return Setting(
         family=checkpoint.name,
         dtype=dtype,
         whole=Unsplit(checkpoint, checkpoint.name, dtype),
         exact=Unsplit(checkpoint, checkpoint.name, "float64"),
         edge=NanoEdge(frozen, frozen.token_table(), adapters, encoder),
-        host=FrozenLLM(load_llm_half(str(checkpoint), dtype=dtype)),
+        host=FrozenLLM(half),
         questions=[encoder.encode(sample) for sample in SAMPLES],
         encoder=encoder,
     )
@@ -381,7 +383,7 @@ def test_answers_that_end_leave_the_others_as_they_are(setting: Setting, llm: LL
 
 @pytest.mark.parametrize("setting", ["float32"], indirect=True)
 def test_positions_that_do_not_fit_the_family_are_refused(setting: Setting) -> None:
-    wrong = None if FAMILIES[setting.family].position_axes else torch.tensor([[1], [2], [3]])
+    wrong = None if TINY[setting.family].family.position_axes else torch.tensor([[1], [2], [3]])
     llm = EXCHANGES["lowrank"](setting.host, "server")
     begun = llm.prefill(setting.edge(setting.questions[1:2]), 4)
     first = torch.tensor([0])

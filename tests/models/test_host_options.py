@@ -29,8 +29,8 @@ from tests.local_grid import LocalGrid
 
 # Gemma 2 caps attention's logits, which PyTorch's attention cannot, so transformers runs its own.
 OWN_ATTENTION = ("paligemma",)
-WITH_MASK = ("gemma3",)
-"""Whose pictures' tokens see each other."""
+WITH_MASK = ("gemma3", "gemma4", "gemma4-large")
+"""Whose pictures' tokens see each other, or whose layers see a window."""
 
 
 def write(family: str, folder: Path, layers: int = 2) -> str:

@@ -16,7 +16,6 @@ from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.questions import last_positions
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
 from tests.families import TINY
 from tests.models.test_families import SAMPLES, Setting, error, make_setting
 
@@ -34,10 +33,10 @@ def logits(setting: Setting) -> Tensor:
     return llm.score(setting.edge(chosen), last_positions(chosen), every)
 
 
-@pytest.mark.parametrize("family", [name for name in TINY if FAMILIES[name].position_axes])
+@pytest.mark.parametrize("family", [name for name in TINY if TINY[name].family.position_axes])
 def test_positions_on_each_axis_change_the_logits(family: str, family_folder: Folders) -> None:
     setting = make_setting(family_folder(family), "float32")
-    own = type(FAMILIES[family]).position_ids
+    own = type(TINY[family].family).position_ids
     whole = logits(setting)
     for axis in range(3):
 
@@ -47,7 +46,7 @@ def test_positions_on_each_axis_change_the_logits(family: str, family_folder: Fo
             found[axis] = torch.arange(found.shape[1])
             return found
 
-        with mock.patch.object(type(FAMILIES[family]), "position_ids", in_a_row):
+        with mock.patch.object(type(TINY[family].family), "position_ids", in_a_row):
             assert error(logits(setting), whole) > SEEN
 
 

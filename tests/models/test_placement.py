@@ -105,9 +105,9 @@ def test_each_tensor_is_read_straight_to_its_own_device(
     asked: dict[str, torch.device | None] = {}
     real = ModelCheckpoint._converted
 
-    def converted(self: Any, path: Path, key: str, stored: Tensor, device: Any, dtype: Any) -> Any:
+    def converted(self: Any, path: Path, key: str, stored: Tensor, device: Any, *how: Any) -> Any:
         asked[key] = device
-        return real(self, path, key, stored, device, dtype)
+        return real(self, path, key, stored, device, *how)
 
     monkeypatch.setattr(ModelCheckpoint, "_converted", converted)
     made: list[nn.Module] = []

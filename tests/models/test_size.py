@@ -17,6 +17,7 @@ from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import image_token, load_edge_half
+from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
 from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config
 from fednano_flwr.models.source import read_config
@@ -46,23 +47,30 @@ def saved(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) 
     return family_folder(request.param)
 
 
+def numel(module: torch.nn.Module) -> int:
+    return sum({id(t): t.numel() for t in skeleton.stored(module).values()}.values())
+
+
 def counted(folder: Path) -> Parts:
     return count(read_size_config(str(folder)).config)
 
 
 def test_the_model_is_as_large_as_its_saved_checkpoint(saved: Path) -> None:
-    numbers = 0
+    checkpoint, numbers = ModelCheckpoint(str(saved)), 0
+    sound = tuple(map(canonical, checkpoint.family.unused))  # which no side loads
     for path in saved.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            numbers += sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+            for key in file.keys():  # noqa: SIM118
+                if not str(checkpoint.called(key)).startswith(sound or ("-",)):
+                    numbers += file.get_tensor(key).numel()
     assert counted(saved).model == numbers
 
 
 def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
     parts, edge, host = counted(saved), load_edge_half(str(saved)), load_llm_half(str(saved))
-    assert parts.encoder_used + parts.connector == sum(p.numel() for p in edge.parameters())
+    assert parts.encoder_used + parts.connector == numel(edge)
     assert parts.token_embeddings == edge.token_table().weight.numel()
-    assert parts.server == sum(p.numel() for p in host.parameters())
+    assert parts.server == numel(host)
     assert parts.tied == ("lm_head.weight" not in ModelCheckpoint(str(saved)).files)
     assert (parts.head == 0) == parts.tied
     heads = [module.head for module in host.modules() if isinstance(module, HeadAtRows)]
@@ -72,12 +80,13 @@ def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
 
 def test_the_encoder_is_what_checkpoints_call_so_and_the_connector_the_rest(saved: Path) -> None:
     checkpoint, parts = ModelCheckpoint(str(saved)), counted(saved)
+    sound = tuple(map(canonical, checkpoint.family.unused))
     encoder = connector = 0
     for name, tensor in checkpoint.read(checkpoint.files):
-        if name.startswith(("language_model.", "lm_head.")):
+        if name.startswith(("language_model.", "lm_head.", *sound)):
             continue
         of_encoder = name.startswith(("vision_tower.", "vision_model.", "visual."))
-        if of_encoder and not name.startswith("visual.merger."):
+        if of_encoder and "merger" not in name:
             encoder += tensor.numel()
         else:
             connector += tensor.numel()
@@ -141,6 +150,13 @@ def test_step_traffic_worked_out_by_hand() -> None:
     assert plain.up == plain.down == 16 * 4 * 2
     assert low.up == low.down == (16 * 2 + 2 * 4 * 2 / 8) * 2
     assert (plain.once, low.once) == (0, 6 * 4 * 2)
+
+
+def test_features_for_deeper_layers_go_up_with_a_picture_or_with_each_step() -> None:
+    sizes = Sizes(replace(PARTS, deep_layers=3), replace(SETTING, picture_tokens=6))
+    plain, low = sizes.embeddings_step(), sizes.lowrank_step()
+    assert (plain.up, plain.down) == ((16 + 3 * 6) * 4 * 2, 16 * 4 * 2)
+    assert low.up == SIZES.lowrank_step().up and low.once == 6 * 4 * 4 * 2
 
 
 def test_a_bundle_of_all_rows_needs_no_ids_of_them() -> None:

@@ -76,8 +76,9 @@ def go_on(half: LLMHalf, answers: Answers, rows: Tensor) -> Tensor:
     return half.next_logits(rows[:, None], answers.pads, answers.cache, answers.width, positions)
 
 
-def on_axes(half: LLMHalf, positions: Tensor) -> Tensor | None:
-    return positions.expand(3, *positions.shape) if half.family.position_axes else None
+def on_axes(half: LLMHalf, positions: Tensor) -> dict[str, Tensor]:
+    three = positions.expand(3, *positions.shape)
+    return {"position_ids": three} if half.family.position_axes else {}
 
 
 def states(cache: Cache, kind: str) -> list[Tensor]:

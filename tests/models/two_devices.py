@@ -56,10 +56,13 @@ def devices(half: LLMHalf) -> dict[str, str]:
     for name in half.places:
         host.get_submodule(name).register_forward_hook(record(name))
     embeds = torch.randn(2, 9, half.hidden_size, device=half.device, requires_grad=True)
-    positions = torch.arange(9).expand(3, 2, 9) if half.family.position_axes else None
-    types = torch.zeros(2, 9, dtype=torch.long) if half.family.token_types else None
-    others = (torch.arange(3), torch.ones(2, 9, dtype=torch.bool), positions, types)
-    logits = half.logits(embeds, *(one if one is None else one.to(half.device) for one in others))
+    beside = {}
+    if half.family.position_axes:
+        beside["position_ids"] = torch.arange(9).expand(3, 2, 9).to(half.device)
+    if half.family.token_types:
+        beside["token_type_ids"] = torch.zeros(2, 9, dtype=torch.long, device=half.device)
+    rows, mask = torch.arange(3), torch.ones(2, 9, dtype=torch.bool)
+    logits = half.logits(embeds, rows.to(half.device), mask.to(half.device), beside)
     (gradient,) = torch.autograd.grad(logits.sum(), embeds)
     assert logits.shape == (3, half.vocabulary) and logits.device == embeds.device
     assert gradient.shape == embeds.shape and gradient.device == embeds.device

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,6 @@ from torch import Tensor
 from fednano_flwr.check import unsplit
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.questions import Question, teacher_forced
-from fednano_flwr.models.families import FAMILIES
 from tests.families import TINY
 
 
@@ -22,8 +23,11 @@ class Unsplit(unsplit.Unsplit):
     """A transformers model, called with its processor's tensors on a padded batch."""
 
     def __init__(self, folder: Path, family: str, dtype: str) -> None:
-        super().__init__(folder, FAMILIES[family], dtype)
-        self.tiny = TINY.get(family, TINY["llava"])  # what is not listed is called as LLaVA is
+        plain = replace(TINY["llava"], model_type=family)  # what is not listed is called so
+        self.tiny = TINY.get(family, plain)
+        super().__init__(folder, self.tiny.family, dtype)
+        if dtype == "float64":
+            use_plain_experts(self.model)
         self.image_token = self.model.config.image_token_id
 
     def logits(
@@ -96,6 +100,11 @@ class Unsplit(unsplit.Unsplit):
 
     def with_any(self, adapters: PeftModel | None) -> AbstractContextManager[None]:
         return nullcontext() if adapters is None else self.adapted(adapters)
+
+
+def use_plain_experts(model: Any) -> None:
+    """Let a model of experts compute in float64, which PyTorch's grouped product does not take."""
+    model.set_experts_implementation("eager")
 
 
 def merged(questions: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

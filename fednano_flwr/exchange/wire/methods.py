@@ -310,8 +310,8 @@ class KeepFeatures(Method):
     def read(self, request: pb.KeepFeaturesRequest, info: LLMInfo) -> tuple[list[Feature]]:
         for entry in request.features:
             shape = tuple(entry.rows.shape)
-            if len(shape) != 2 or shape[0] < 1 or shape[1] != info.hidden_size:
-                raise RefusalError(f"features of shape {shape[:3]}, not (n, {info.hidden_size})")
+            if len(shape) != 2 or shape[0] < 1 or shape[1] != info.feature_size:
+                raise RefusalError(f"features of shape {shape[:3]}, not (n, {info.feature_size})")
             if shape[0] > info.max_tokens:
                 raise RefusalError(
                     f"features of {shape[0]} rows; a request holds {info.max_tokens} "
@@ -338,8 +338,8 @@ METHODS: Mapping[str, Method] = {
 
 
 def largest_message(info: LLMInfo) -> int:
-    """Bytes of the largest request: embeddings in float64 and some integers a token."""
-    return min(info.max_tokens * (info.hidden_size * 8 + 64) + 65536, LARGEST)
+    """Bytes of the largest request: a picture's row in float64 and some integers a token."""
+    return min(info.max_tokens * (info.feature_size * 8 + 64) + 65536, LARGEST)
 
 
 def feature_entry(feature: Feature, dtype: str) -> pb.FeatureEntry:
@@ -366,6 +366,9 @@ def _write_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
     message.lengths.extend(layout.lengths)
     message.position_ids.extend(_integers(layout.position_ids))
     message.token_type_ids.extend(_integers(layout.token_type_ids))
+    message.token_ids.extend(_integers(layout.token_ids))
+    if layout.deep is not None:
+        codec.fill(message.deep, layout.deep, dtype)
     inputs.fill(message, dtype)
 
 
@@ -388,8 +391,27 @@ def _read_inputs(message: pb.Inputs, info: LLMInfo) -> Inputs:
         )
     positions = torch.tensor(list(message.position_ids)).reshape(-1, count)
     types = torch.tensor(list(message.token_type_ids))
-    layout = Layout(lengths, positions if axes else None, types if len(types) else None)
+    ids = _indices(message.token_ids, info.vocabulary, "token", count)
+    if len(ids) not in (0, count):
+        raise RefusalError(f"{len(ids)} token ids for {count} tokens")
+    layout = Layout(
+        lengths,
+        positions if axes else None,
+        types if len(types) else None,
+        ids if len(ids) else None,
+        _deep(message, info),
+    )
     return INPUTS[kind].read(message, layout, info)
+
+
+def _deep(message: pb.Inputs, info: LLMInfo) -> Tensor | None:
+    """Features for deeper layers, as many as there are rows of type 1."""
+    if not message.HasField("deep"):
+        return None
+    shape, expected = tuple(message.deep.shape), (sum(message.token_type_ids), info.deep_size)
+    if shape != expected:
+        raise RefusalError(f"features for deeper layers of shape {shape[:3]}, not {expected}")
+    return codec.decode(message.deep)
 
 
 def _generated(reply: pb.GeneratedReply, count: int) -> Generated:

@@ -81,7 +81,8 @@ NO_EMBEDDINGS = (
 EXPERTS = "Its experts' weights are joined when they are read, which is not done here; take "
 REFUSED = {
     "gemma3_text": "It reads no pictures; Gemma 3 does from 4B on (google/gemma-3-4b-it)",
-    "gemma3n": "Its language model looks up embeddings by token id in every layer; take Gemma 3",
+    "gemma3n": "Take Gemma 4, such as google/gemma-4-E2B-it",
+    "gemma4_unified": "It has no encoder of pictures; take one that has (google/gemma-4-E4B-it)",
     "glm4v_moe": f"{EXPERTS}GLM-4.1V (glm4v) or GLM-4.6V-Flash (glm46v)",
     "idefics": NO_EMBEDDINGS,
     "instructblipvideo": "It reads videos; for pictures take InstructBLIP",
@@ -91,12 +92,8 @@ REFUSED = {
     "mllama": NO_EMBEDDINGS,
     "ovis": "It is in Ovis' own format: take the version of Ovis2 for transformers, whose name on "
     "the hub ends in -hf, such as thisisiron/Ovis2-2B-hf",
-    "qwen2_5_omni": "Take Qwen2.5-VL, which is qwen2_5_vl",
+    "qwen2_5_omni": "Take Qwen3-VL, which is qwen3_vl",
     "qwen3_5_moe": f"{EXPERTS}Qwen3.5 without experts (qwen3_5)",
-    **dict.fromkeys(
-        ("qwen3_vl", "qwen3_vl_moe"),
-        "Its vision encoder feeds several layers of the language model; take Qwen2.5-VL",
-    ),
 }
 """Families that people ask for and that are not cut: why not, or what to take instead."""
 

@@ -50,7 +50,10 @@ class Family:
         position_axes: 3 where positions are those of a token in time, height and width, which
             `position_ids` gives; 0 where they are 0 to T-1.
         first_position: where its positions begin, if they have one axis.
-        token_types: whether the attention mask depends on `token_type_ids`.
+        token_types: whether the language model needs `token_type_ids`.
+        causal: whether no token sees a later one, although there are token types.
+        unused: parts of its module tree beside the language model that pictures do not go through,
+            such as an encoder of sound; a client loads none of them.
         other_processors: classes in transformers that fit beside its own.
         picture_keys: settings by which its processor computes how many tokens a picture takes.
         prompt: a prompt without a chat template, with {} for pictures and text; "" where the
@@ -71,6 +74,8 @@ class Family:
     position_axes: int = 0
     first_position: int = 0
     token_types: bool = False
+    causal: bool = False
+    unused: tuple[str, ...] = ()
     other_processors: tuple[str, ...] = ()
     picture_keys: tuple[str, ...] = ()
     prompt: str = ""
@@ -94,6 +99,17 @@ class Family:
     def picture_tokens(self, config: PretrainedConfig) -> int | None:
         """Tokens that one picture becomes; None where that depends on the picture."""
         return None
+
+    def deep_layers(self, config: PretrainedConfig) -> int:
+        """Layers of the language model that add features of pictures of their own ("deep-stack").
+
+        `features` has them, and `token_type_ids` are 1 at pictures.
+        """
+        return 0
+
+    def layer_vocabulary(self, config: PretrainedConfig) -> int:
+        """Token ids that the language model's layers look up in tables of their own; 0: none."""
+        return 0
 
     def refusal(self, config: PretrainedConfig) -> str:
         """Why a model with this config is not cut; "" where it is."""
@@ -131,6 +147,8 @@ class Family:
     def features(self, model: Any, vision: Mapping[str, Tensor]) -> Tensor | Sequence[Tensor]:
         """The connector's output (…, d), or one a picture, in the order of their places.
 
+        Where there are `deep_layers`, a row has what these take as well: (…, d + L·d).
+
         Args:
             model: the client's half.
             vision: what `tensors` made of one sample's pictures.
@@ -140,6 +158,10 @@ class Family:
     def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
         return []
+
+    def text_ids(self, ids: Tensor, config: PretrainedConfig) -> Tensor:
+        """Tokens (n,) of text as the model reads them; some read a mark of a picture as padding."""
+        return ids
 
     def position_ids(
         self, model: Any, ids: Tensor, pictures: Tensor, vision: Mapping[str, Tensor]
@@ -153,6 +175,18 @@ class Family:
             vision: what the processor made of the sample's pictures.
         """
         return None
+
+    def logits(self, host: Any, **inputs: Any) -> Tensor:
+        """Logits of what the server calls, of input embeddings and what goes with them.
+
+        Args:
+            host: the module that `host` names.
+            inputs: `inputs_embeds` (B, T, d), mask and cache; and where the family has them
+                `position_ids` (axes, B, T), `token_type_ids` (B, T), which answers' tokens lack,
+                `token_ids` (B, T) for `layer_vocabulary`, any at pictures, and `deep` (n, L·d) for
+                `deep_layers`, one sample after another.
+        """
+        return host(**inputs).logits
 
     def token_type_ids(self, pictures: Tensor, prompt: int) -> Tensor | None:
         """(T,) 0 or 1, the types of one sample's tokens; None where `token_types` is false.
