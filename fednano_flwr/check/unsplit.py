@@ -20,7 +20,8 @@ from fednano_flwr.edge.questions import Question
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.families import Family
 
-TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
+TYPES = {"token_type_ids", "mm_token_type_ids"}
+TEXT = {"input_ids", "attention_mask", *TYPES}
 
 
 class Unsplit:
@@ -110,7 +111,7 @@ class Unsplit:
         if not pictures and self.family.token_types:  # the family says what its processor leaves
             kinds = self.family.token_type_ids(none, len(none))
             assert kinds is not None
-            inputs["token_type_ids"] = kinds[None]
+            inputs.update(dict.fromkeys(TYPES & known.keys(), kinds[None]))
         if pictures or not self.family.host:
             others = TEXT_TENSORS.union(self.family.vision_keys)
             own = {key: value for key, value in tensors.items() if key not in others}

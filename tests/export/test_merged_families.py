@@ -23,6 +23,7 @@ from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
+from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.llm_half import load_llm_half
 from tests import families
 from tests.export.made_up import random_adapters
