@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.runs import process
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
@@ -52,8 +53,8 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
     quarter = preset.text_tokens // 4
     text = preset.text_tokens + int(torch.randint(-quarter, quarter + 1, (1,), generator=generator))
     length = preset.image_tokens + text
-    is_image = torch.zeros(length, dtype=torch.bool)
-    is_image[1 : 1 + preset.image_tokens] = True
+    sites = torch.full((length,), SITES.index("text"), dtype=torch.int8)
+    sites[1 : 1 + preset.image_tokens] = SITES.index("image")
     rows = {"image": preset.image_tokens, "text": text}
     z = {s: 0.02 * torch.randn(n, preset.rank, generator=generator) for s, n in rows.items()}
     b = {s: 0.02 * torch.randn(hidden_size, preset.rank, generator=generator) for s in rows}
@@ -62,11 +63,11 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
     labels[-1] = node % vocabulary
     if exchange == "embeddings":
         hidden = 0.02 * torch.randn(length, hidden_size, generator=generator)
-        return Work(EmbeddingInputs(adapted(hidden, is_image, z, b), Layout((length,))), labels, ())
+        return Work(EmbeddingInputs(adapted(hidden, sites, z, b), Layout((length,))), labels, ())
     ids = torch.randint(0, vocabulary, (text,), generator=generator)
     feature = Feature(f"picture of {node}".encode(), picture)
     return Work(
-        LowRankInputs(ids, is_image, (feature.key,), z, b, Layout((length,))), labels, (feature,)
+        LowRankInputs(ids, sites, (feature.key,), z, b, Layout((length,))), labels, (feature,)
     )
 
 

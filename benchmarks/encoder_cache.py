@@ -176,7 +176,7 @@ def measure(place: Path, options: argparse.Namespace, answer: Any) -> None:
         {
             "name": name_of(options.device),
             "parameters": sum(p.numel() for p in half.parameters()),
-            "rows": int((questions[0].ids == half.image_token_id).sum()),
+            "rows": int((questions[0].ids == half.placeholders["image"][0]).sum()),
             "load_seconds": load_seconds,
             "digest_seconds": digest_seconds,
             "epochs": epochs,

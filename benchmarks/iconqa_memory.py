@@ -81,8 +81,8 @@ def measure(what: str, folder: Path, clients: int, **changes: Any) -> dict[str, 
     """
     from fednano_flwr.config import RunConfig
     from fednano_flwr.config.project import PACKAGE, defaults
-    from fednano_flwr.data.images import first_defect
     from fednano_flwr.data.load import load_questions
+    from fednano_flwr.data.media import first_defect
     from fednano_flwr.data.shard import all_shards
     from fednano_flwr.data.shard_folder import load_shard, write_shard
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.report import options_of, table, write_json
 from benchmarks.stub_half import stub_half
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature, Layout
@@ -47,7 +48,7 @@ def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
     rows = {"image": is_image, "text": ~is_image}
     batch = AdaptedBatch(
         hidden=hidden,
-        is_image=is_image,
+        sites=torch.where(is_image, SITES.index("image"), SITES.index("text")).to(torch.int8),
         token_ids=torch.randint(0, VOCABULARY, (options.batch * length,)),
         features=tuple(Feature(bytes([i]), rows) for i, rows in enumerate(pictures)),
         z={s: torch.randn(int(w.sum()), options.rank).requires_grad_() for s, w in rows.items()},

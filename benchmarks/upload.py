@@ -31,7 +31,7 @@ from fednano_flwr.adapters.packing import (
 )
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.int8 import BLOCK
-from fednano_flwr.config import SITES, Adapter, RunConfig
+from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.in_process import InProcessGrid
 from fednano_flwr.preflight import run_config
 from fednano_flwr.rounds.records import FISHER, from_arrays
@@ -110,7 +110,7 @@ def widths(updates: Sequence[Update]) -> dict[str, float]:
 
 def large_update(hidden_size: int, rank: int) -> Update:
     """A made-up one of this size."""
-    adapter = Adapter(rank, 2.0 * rank, 0.0, ",".join(SITES))
+    adapter = Adapter(rank, 2.0 * rank, 0.0, "image,text")
     sent = adapter_state(build_adapters(hidden_size, adapter, seed=0))
     generator = torch.Generator().manual_seed(0)
 

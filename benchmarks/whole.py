@@ -34,7 +34,7 @@ class WholeModel:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.hidden_size: int = model.config.text_config.hidden_size
-        self.image_token_id: int = model.config.image_token_id
+        self.placeholders = {"image": (model.config.image_token_id,)}
 
     def edge(self, adapters: PeftModel, encoder: QuestionEncoder) -> NanoEdge:
         """NanoEdge on this model's own encoder and token embeddings; features stay in memory."""
@@ -42,8 +42,8 @@ class WholeModel:
         return NanoEdge(cast(EdgeHalf, self), tokens, adapters, encoder)
 
     @torch.no_grad()
-    def image_features(self, question: VisionInputs) -> Tensor:
-        """See `EdgeHalf.image_features`; one picture a question."""
+    def features(self, site: str, question: VisionInputs) -> Tensor:
+        """See `EdgeHalf.features`; one picture a question."""
         pixels = question["pixel_values"].to(self.device, self.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output[0]
 

@@ -181,6 +181,7 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
         Check("machine", "llm.device", partial(check_device, "llm.device", llm.device)),
         Check("folders", "run.dir", partial(_run_dir, config)),
         *([Check("model", "its family", partial(_family, model))] if weights else []),
+        Check("model", "adapter.sites", partial(_sites, config)),
         Check("model", "the processor", partial(check_processor, model, at_server=True)),
         *([Check("model", "the language model", partial(_half, model, "llm"))] if weights else []),
     ]
@@ -328,6 +329,12 @@ def _host(config: RunConfig) -> str:
     if privacy.dp != "none":
         new_accountant(privacy.delta)
     return ""
+
+
+def _sites(config: RunConfig) -> str:
+    from fednano_flwr.models.source import sites_of
+
+    return f"adapters on {' and '.join(config.adapter.sites_on(sites_of(config.model)))}"
 
 
 def _resume(config: RunConfig) -> str:

@@ -22,6 +22,7 @@ from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.load import commit_of
 from fednano_flwr.data.metrics import metric_label
+from fednano_flwr.models.source import sites_of
 from fednano_flwr.preflight import (
     check_all,
     client_checks,
@@ -256,7 +257,9 @@ class Server:
             The adapters of the first message.
         """
         config, info = self.config, self.service.info
-        theta = adapter_state(build_adapters(info.hidden_size, config.adapter, config.seed))
+        sites = sites_of(config.model)
+        adapters = build_adapters(info.hidden_size, config.adapter, config.seed, sites=sites)
+        theta = adapter_state(adapters)
         for line in setup_lines(config, info, theta, self.service.address, self.work):
             say(line)
         self.federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")

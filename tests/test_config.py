@@ -40,7 +40,7 @@ def test_a_missing_key_is_refused(defaults: dict[str, Any]) -> None:
         ("adapter.ranks", "0", "from 1 to"),
         ("adapter.ranks", "4,,8", "joined by commas"),
         ("adapter.ranks", "4;8", "joined by commas"),
-        ("adapter.sites", "image,audio", '"image" and "text"'),
+        ("adapter.sites", "image,video", '"image", "text" and "audio"'),
         ("dataset.alpha", 0.0, "above 0"),
         ("dataset.test-split", "train", "another split than dataset.train-split"),
         ("dataset.test-fraction", 1.0, r"in \[0, 1\)"),

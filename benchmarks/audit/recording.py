@@ -24,6 +24,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
     LLMService,
+    at_site,
 )
 
 
@@ -111,9 +112,9 @@ class Ledger:
 
     def note(self, batch: AdaptedBatch, labels: Tensor, seen: Seen) -> None:
         """Add a step: what the client had, and what the host saw of it."""
-        ids, is_image = batch.token_ids.cpu(), batch.is_image.cpu()
-        rows = _text_rows(seen.inputs, is_image)
-        texts = (~is_image).split(batch.layout.lengths)
+        ids, is_text = batch.token_ids.cpu(), at_site(batch.sites, "text").cpu()
+        rows = _text_rows(seen.inputs, is_text)
+        texts = is_text.split(batch.layout.lengths)
         counts = [int(text.sum()) for text in texts]
         known = [own[own != IGNORE] for own in labels.cpu().split(batch.layout.lengths)]
         answers = seen.answers.cpu().split([len(own) for own in known])
@@ -132,10 +133,10 @@ class Ledger:
             known.count += 1
 
 
-def _text_rows(inputs: Inputs, is_image: Tensor) -> Tensor:
+def _text_rows(inputs: Inputs, is_text: Tensor) -> Tensor:
     """What arrived of the text: rows (n, d), or token ids (n,)."""
     if isinstance(inputs, EmbeddingInputs):
-        return inputs.embeds[~is_image].float()
+        return inputs.embeds[is_text].float()
     assert isinstance(inputs, LowRankInputs)
     return inputs.token_ids
 

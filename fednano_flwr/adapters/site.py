@@ -7,7 +7,7 @@ trainable parameters, state dicts, saving and several named adapters works uncha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
 from fednano_flwr.base.seeds import Purpose, derive_seed
-from fednano_flwr.config import Adapter
+from fednano_flwr.config import SITES, Adapter
 
 GLOBAL, LOCAL = "default", "local"
 """Names of adapters in PEFT: the one that every client has, and one that a client may add."""
@@ -37,30 +37,39 @@ class AdapterSite(nn.Linear):
 
 
 class AdapterSites(nn.Module):
-    """The two places of the cut: the connector's output and the token embeddings."""
+    """The places of the cut: connectors' outputs and the token embeddings."""
 
     def __init__(self, hidden_size: int, model: str | None) -> None:
         super().__init__()
         self.name_or_path = model  # PEFT writes it into the adapter's config
         self.image_adapter = AdapterSite(hidden_size)
         self.text_adapter = AdapterSite(hidden_size)
+        self.audio_adapter = AdapterSite(hidden_size)
 
 
 def build_adapters(
-    hidden_size: int, config: Adapter, seed: int, model: str | None = None
+    hidden_size: int,
+    config: Adapter,
+    seed: int,
+    model: str | None = None,
+    sites: Sequence[str] = ("image", "text"),
 ) -> PeftModel:
     """Fresh NanoAdapters in float32; the same seed gives the same A (B is zero).
 
     Args:
         hidden_size: d, the LLM's embedding size.
-        config: rank, alpha, dropout and which of the two sites have an adapter.
+        config: rank, alpha, dropout and which of the sites have an adapter.
         seed: of A's initial values.
         model: written into PEFT's config as the base model's name.
+        sites: of the model.
+
+    Raises:
+        ConfigError: the model lacks a site that is named.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(Purpose.ADAPTERS, seed))
-        sites = AdapterSites(hidden_size, model)
-        return get_peft_model(sites, _lora(config))  # type: ignore[arg-type]
+        place = AdapterSites(hidden_size, model)
+        return get_peft_model(place, _lora(config, config.sites_on(sites)))  # type: ignore[arg-type]
 
 
 def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> None:
@@ -71,17 +80,21 @@ def add_adapter(adapters: PeftModel, name: str, config: Adapter, seed: int) -> N
     if name not in adapters.peft_config:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            adapters.add_adapter(name, _lora(config))
+            adapters.add_adapter(name, _lora(config, sites_in(adapter_state(adapters))))
     base: Any = adapters.base_model
     base.set_adapter(list(adapters.peft_config))
 
 
-def _lora(config: Adapter) -> LoraConfig:
+def _at(site: str) -> str:
+    return f"{site}_adapter"
+
+
+def _lora(config: Adapter, sites: Sequence[str]) -> LoraConfig:
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a float is fine
         lora_dropout=config.dropout,
-        target_modules=[f"{site}_adapter" for site in config.site_names],
+        target_modules=[_at(site) for site in sites],
     )
 
 
@@ -89,6 +102,11 @@ def adapter_state(adapters: PeftModel, name: str = GLOBAL) -> dict[str, Tensor]:
     """Copies of one adapter's parameters on the CPU, by PEFT's names, sorted."""
     state = get_peft_model_state_dict(adapters, adapter_name=name)
     return {key: state[key].detach().cpu().clone() for key in sorted(state)}
+
+
+def sites_in(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The sites that these parameters are of."""
+    return tuple(site for site in SITES if any(f".{_at(site)}." in key for key in state))
 
 
 def load_adapter_state(
@@ -128,13 +146,13 @@ def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Te
     Several active adapters lie side by side along the rank.
 
     Args:
-        site: "image" or "text".
+        site: one of `SITES`.
         hidden: (n, d) frozen embeddings.
 
     Returns:
         z (n, R) and B (d, R), both in float32 and differentiable; None where there is no adapter.
     """
-    layer: Any = getattr(adapters.base_model.model, f"{site}_adapter")
+    layer: Any = getattr(adapters.base_model.model, _at(site))
     if not isinstance(layer, LoraLayer):
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]

@@ -235,7 +235,8 @@ def _edges(
     """The client's half with these adapters, and with adapters that change nothing."""
     table, encoder, features = half.token_table(), load_encoder(half.checkpoint), LastFeatures()
     tuned, frozen = (
-        build_adapters(half.hidden_size, config.adapter, config.seed) for _ in range(2)
+        build_adapters(half.hidden_size, config.adapter, config.seed, sites=half.sites)
+        for _ in range(2)
     )
     try:
         load_adapter_state(tuned, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from fednano_flwr.ask.asker import Answer, Asker, AskError
@@ -83,8 +84,8 @@ def show(
         raise AskError(f"--example {number}: this run has test questions 1 to {len(questions)}")
     sample = questions[number - 1]
     write(f"test question {number} of {len(questions)}: {sample.subject}, id {sample.uid}\n")
-    for picture in sample.pictures:
-        write(f"picture   {picture.path or 'in the table of the data set'}\n")
+    for file in chain.from_iterable(sample.media.values()):
+        write(f"{file.noun:8}  {file.path or 'in the table of the data set'}\n")
     for name, text in (("context", sample.context), ("question", sample.question)):
         if text:
             write(f"{name:8}  {text}\n")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.check.sides import Cost, Outcome, halves, whole
-from fednano_flwr.config import SITES, Adapter, ConfigError, Model
+from fednano_flwr.config import ALL_SITES, Adapter, ConfigError, Model
 from fednano_flwr.data.errors import SampleError
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sounds import noise
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.models.bundle import open_whole
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.source import model_sites
 
 LIMIT, GRADIENT_LIMIT = 1e-4, 1e-3
 """Of what differs, relative to the largest value: float32 rounds less, a wrong cut far more."""
@@ -32,7 +36,7 @@ TEXTS: dict[str, tuple[tuple[int, int], ...]] = {
     "Is there something to see here, or is there nothing?": ((320, 240),),
     "Are these two the same?": ((200, 300), (336, 336)),
 }
-"""Questions, and widths and heights of their pictures."""
+"""Questions, and widths and heights of their pictures; a sound has as many samples as pixels."""
 
 
 class HalvesError(RuntimeError):
@@ -84,19 +88,19 @@ def compare(model: Model) -> Comparison:
     encoder = load_encoder(checkpoint)
     encoder.ends = set()  # answers are as long as they may be
     questions, left_out = _questions(encoder)
-    adapters = _adapters(checkpoint.config.get_text_config().hidden_size)
+    adapters = _adapters(checkpoint)
     with _running("the whole model"):
         expected, alone = whole(checkpoint, encoder, questions, adapters)
     gc.collect()  # the two need not be in memory together
     with _running("the two halves"):
         found, costs = halves(checkpoint, encoder, questions, adapters)
         differences = _differences(found, expected)
-    places = torch.tensor(checkpoint.family.feature_ids(checkpoint.config))
-    pictured = [question for question in questions if question.sample.pictures]
+    places = torch.tensor([*chain.from_iterable(encoder.placeholders.values())])
+    shown = [(q, sum(map(len, q.sample.media.values()))) for q in questions]
     return Comparison(
         differences,
         (alone, *costs),
-        tuple(int(torch.isin(q.ids, places).sum()) // len(q.sample.pictures) for q in pictured),
+        tuple(int(torch.isin(q.ids, places).sum()) // files for q, files in shown if files),
         left_out,
     )
 
@@ -138,9 +142,11 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _adapters(width: int) -> PeftModel:
-    """NanoAdapters at both sites that change what passes them."""
-    adapters = build_adapters(width, Adapter(RANK, 2.0 * RANK, 0.0, ",".join(SITES)), seed=0)
+def _adapters(checkpoint: ModelCheckpoint) -> PeftModel:
+    """NanoAdapters at all sites that change what passes them."""
+    width, sites = checkpoint.config.get_text_config().hidden_size, model_sites(checkpoint.config)
+    adapter = Adapter(RANK, 2.0 * RANK, 0.0, ALL_SITES)
+    adapters = build_adapters(width, adapter, seed=0, sites=sites)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in named_trainable(adapters).items():
         if "lora_B" in name:
@@ -151,13 +157,18 @@ def _adapters(width: int) -> PeftModel:
 def _questions(encoder: QuestionEncoder) -> tuple[list[Question], tuple[str, ...]]:
     """Questions of unlike lengths with no picture, one and several, as far as the model takes them.
 
+    Of a model that hears, with sounds, too, or with sounds alone.
+
     Raises:
         HalvesError: it takes none without a picture, or none with one.
     """
     taken, left_out = [], []
     for text, pictures in TEXTS.items():
-        images = tuple(_picture(width, height) for width, height in pictures)
-        sample = Sample(text, text, "", "", ("yes", "no"), answer=0, images=images)
+        sample = Sample(text, text, "", "", ("yes", "no"), answer=0)
+        if "image" in encoder.placeholders:
+            sample = replace(sample, images=tuple(_picture(*size) for size in pictures))
+        if "audio" in encoder.placeholders:
+            sample = replace(sample, sounds=tuple(noise(w * h, seed=w) for w, h in pictures))
         try:
             taken.append(encoder.encode(sample))
         except SampleError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig
 
-from fednano_flwr.data.images import open_image
 from fednano_flwr.edge.encoder import TEXT_TENSORS, QuestionEncoder
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.models import skeleton
@@ -67,32 +66,26 @@ class Unsplit:
 
     @contextmanager
     def adapted(self, adapters: PeftModel) -> Iterator[None]:
-        """Adapters on the token embeddings' and the connector's output, while the block runs."""
-        base = self.model.base_model
-        owner: Any = base if hasattr(base, "get_image_features") else self.model
-        original = owner.get_image_features
-
-        @wraps(original)  # `generate` looks at its arguments
-        def image_features(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            for name in self.family.outputs:
-                found = output[name]
-                if isinstance(found, list | tuple):  # in one product, as on a client: for rounding
-                    adapted = adapters.image_adapter(torch.cat(list(found)))
-                    output[name] = list(adapted.split([len(one) for one in found]))
-                else:
-                    output[name] = adapters.image_adapter(found)
-            return output
-
-        owner.get_image_features = image_features
-        hook = self.model.get_input_embeddings().register_forward_hook(
-            lambda module, args, output: adapters.text_adapter(output)
-        )
-        try:
+        """Adapters on the token embeddings' and the connectors' outputs, while the block runs."""
+        base, model = self.model.base_model, self.model
+        with ExitStack() as undone:
+            self._hook(undone, model.get_input_embeddings(), adapters.text_adapter)
+            for modality in self.family.modalities_of(model.config):
+                adapter = getattr(adapters, f"{modality}_adapter")
+                names = self.family.outputs if modality == "image" else ("pooler_output",)
+                method = f"get_{modality}_features"
+                owner = base if hasattr(base, method) else model
+                if hasattr(owner, method):
+                    setattr(owner, method, _adapted(getattr(owner, method), adapter, names))
+                    undone.callback(delattr, owner, method)
+                else:  # its own forward calls the connector
+                    self._hook(undone, base.multi_modal_projector, adapter)
             yield
-        finally:
-            hook.remove()
-            del owner.get_image_features
+
+    @staticmethod
+    def _hook(undone: ExitStack, module: Any, adapter: Any) -> None:
+        hook = module.register_forward_hook(lambda module, args, output: adapter(output))
+        undone.callback(hook.remove)
 
     def _called(
         self, question: Question, encoder: QuestionEncoder
@@ -102,20 +95,21 @@ class Unsplit:
         A model whose language model is one by itself may need a picture; without one its language
         model gets embeddings.
         """
-        sample, prompting = question.sample, encoder.prompting
-        pictures = [open_image(picture) for picture in sample.pictures]
-        tensors = prompting.tensors(prompting.write(sample), pictures)
+        sample = question.sample
+        tensors = encoder.tensors(sample, encoder.prompting.write(sample))
         known = inspect.signature(self.model.forward).parameters
         inputs = {key: tensors[key] for key in TEXT & tensors.keys() & known.keys()}
         none = torch.zeros_like(question.ids, dtype=torch.bool)
-        if not pictures and self.family.token_types:  # the family says what its processor leaves
+        if not sample.media and self.family.token_types:  # its processor leaves them out
             kinds = self.family.token_type_ids(none, len(none))
             assert kinds is not None
             inputs.update(dict.fromkeys(TYPES & known.keys(), kinds[None]))
-        if pictures or not self.family.host:
+        if sample.media or not self.family.host:
             others = TEXT_TENSORS.union(self.family.vision_keys)
             own = {key: value for key, value in tensors.items() if key not in others}
-            return self.model, inputs | skeleton.vision_arguments(self.model, own)
+            for modality in sample.media:
+                inputs |= skeleton.encoder_arguments(self.model, modality, own)
+            return self.model, inputs
         embeds = self.model.get_input_embeddings()(inputs.pop("input_ids"))
         return self.model.get_submodule(self.family.host), inputs | {"inputs_embeds": embeds}
 
@@ -131,3 +125,21 @@ class Unsplit:
         self.model(**inputs)
         hook.remove()
         return host, {"inputs_embeds": seen["inputs_embeds"]}
+
+
+def _adapted(original: Any, adapter: Any, names: Sequence[str]) -> Any:
+    """A model's method, and the adapter on its outputs."""
+
+    @wraps(original)  # `generate` looks at its arguments
+    def features(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        for name in names:
+            found = output[name]
+            if isinstance(found, list | tuple):  # in one product, as on a client: for rounding
+                adapted = adapter(torch.cat(list(found)))
+                output[name] = list(adapted.split([len(one) for one in found]))
+            else:
+                output[name] = adapter(found)
+        return output
+
+    return features

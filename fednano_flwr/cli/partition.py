@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 command = typer.Typer()
 MAP, SUMMARY = "partition.png", "partition.json"
 ROOM_A_QUESTION = 4096
-"""Bytes of disk reckoned for a question beside its pictures."""
+"""Bytes of disk reckoned for a question beside its pictures and sounds."""
 
 
 @command.command(
@@ -50,8 +50,8 @@ def partition(
 ) -> None:
     """Deal the data set to clients, each into a folder of its own, with a map of who has what.
 
-    DIR/client-0, … hold a client's questions and pictures and nothing of the others'; give one to
-    a SuperNode with --node-config 'data-path="…/client-0"'. DIR/partition.png is the map.
+    DIR/client-0, … hold a client's questions, pictures and sounds and nothing of the others'; give
+    one to a SuperNode with --node-config 'data-path="…/client-0"'. DIR/partition.png is the map.
 
     Exits with 0 if DIR is written, 1 if writing failed, 2 if settings or data cannot be used and
     130 if it was interrupted; where it is not 0, nothing is left behind.
@@ -83,11 +83,11 @@ def partition_to_folder(config: RunConfig, clients: int, out: Path, map_only: bo
     check_dataset(config.dataset)
     shards = all_shards(load_questions(config.dataset), config.dataset, config.seed, clients)
     if not map_only:
-        needed = sum(ROOM_A_QUESTION + _picture_bytes(s) for part in shards for s in _all(part))
+        needed = sum(ROOM_A_QUESTION + _media_bytes(s) for part in shards for s in _all(part))
         require_space(out, needed, "writing the shards")
     with new_folder(out) as partial:
         rows = _write(partial, config, shards, map_only)
-    columns = ["", "train", "test", "groups"] + ([] if map_only else ["pictures", "size"])
+    columns = ["", "train", "test", "groups"] + ([] if map_only else ["files", "size"])
     lines = [table(f"{config.dataset.name} for {clients} clients", columns, rows)]
     questions = shards.questions
     dealt = sum(len(shard.train) + len(shard.test) for shard in shards)
@@ -136,7 +136,7 @@ def _write(
                 written = shard_folder.write_shard(
                     folder / f"client-{k}", shard, {**facts, "partition_id": k}, bar.update
                 )
-                row += (str(written["pictures"]), human_bytes(written["bytes"]))
+                row += (str(written["pictures"] + written["sounds"]), human_bytes(written["bytes"]))
             rows.append(row)
     return rows
 
@@ -146,9 +146,9 @@ def _all(shard: Shard) -> Iterator[Sample]:
     yield from shard.test
 
 
-def _picture_bytes(sample: Sample) -> int:
-    """Bytes of a sample's pictures; of one that is gone 0, which writing reports."""
-    files = [picture.path for picture in sample.pictures if picture.path is not None]
+def _media_bytes(sample: Sample) -> int:
+    """Bytes of a sample's pictures and sounds; of one that is gone 0, which writing reports."""
+    files = [file.path for files in sample.media.values() for file in files if file.path]
     return sum(file.stat().st_size for file in files if file.exists())
 
 
@@ -161,6 +161,7 @@ def _fingerprint(shards: Shards) -> str:
             words: tuple[Any, ...] = (*fields, s.answer, s.free_answer, None, s.context)
             if s.turns or s.references:
                 words += (s.turns, s.references)
+            words += (len(s.sounds),) if s.sounds else ()
             digest.update(repr((words, len(s.pictures))).encode())
         digest.update(b"\n")
     return digest.hexdigest()

@@ -24,7 +24,7 @@ from fednano_flwr.config import DTYPES, ConfigError
 from fednano_flwr.models.configs import shipped
 
 if TYPE_CHECKING:
-    from fednano_flwr.models.size import SizeConfig
+    from fednano_flwr.models.size import Parts, SizeConfig
 
 UPLOADS = (("float32", ""), ("float32", "float32"), ("int8", ""), ("int4", ""), ("int4", "log4"))
 """`upload.adapters` and `upload.fisher` that are weighed; "": no Fisher is asked for."""
@@ -101,7 +101,7 @@ def count(options: SizeOptions) -> Counted:
         file_bytes=_file_bytes(found),
         picture_tokens=pictures,
     )
-    uploads = _uploads(parts.hidden_size, options.rank)
+    uploads = _uploads(parts, options.rank)
     return Counted(options, found, size.Sizes(parts, setting), uploads, _download(found))
 
 
@@ -139,7 +139,7 @@ def _as_json(counted: Counted) -> dict[str, Any]:
     }
 
 
-def _uploads(hidden_size: int, rank: int) -> list[Upload]:
+def _uploads(parts: Parts, rank: int) -> list[Upload]:
     """Weigh the records of real adapters of this size."""
     import torch
 
@@ -147,8 +147,8 @@ def _uploads(hidden_size: int, rank: int) -> list[Upload]:
     from fednano_flwr.adapters.site import adapter_state, build_adapters
     from fednano_flwr.rounds.records import to_upload
 
-    adapter = config.Adapter(rank, 2.0 * rank, 0.0, ",".join(config.SITES))
-    theta = adapter_state(build_adapters(hidden_size, adapter, seed=0))
+    adapter = config.Adapter(rank, 2.0 * rank, 0.0, config.ALL_SITES)
+    theta = adapter_state(build_adapters(parts.hidden_size, adapter, seed=0, sites=parts.sites))
     diagonals = {key: torch.zeros_like(value) for key, value in theta.items()}
     found = []
     for adapters, fisher in UPLOADS:

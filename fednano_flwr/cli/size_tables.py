@@ -89,7 +89,7 @@ def _parts(sizes: Sizes) -> str:
     parts = sizes.parts
     head = "head (is the token embeddings)" if parts.tied else "head"
     frozen = (
-        ("vision encoder", "client", parts.encoder),
+        (parts.encoder_name, "client", parts.encoder),
         ("connector", "client", parts.connector),
         ("token embeddings", "both", parts.token_embeddings),
         ("language model, without them", "server", parts.language_model),

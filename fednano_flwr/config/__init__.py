@@ -24,6 +24,7 @@ from fednano_flwr.config.keys import (
     key,
 )
 from fednano_flwr.config.sections import (
+    ALL_SITES,
     DTYPES,
     EXCHANGE_DTYPES,
     FISHER_ESTIMATES,
@@ -46,6 +47,7 @@ from fednano_flwr.config.sections import (
 )
 
 __all__ = [
+    "ALL_SITES",
     "DTYPES",
     "EXCHANGE_DTYPES",
     "FISHER_ESTIMATES",

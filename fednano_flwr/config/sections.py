@@ -6,6 +6,7 @@ Defaults are in pyproject.toml (`[tool.flwr.app.config]`) and nowhere else.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +14,9 @@ from fednano_flwr.base.files import is_folder_name
 from fednano_flwr.config.addresses import NO_HOST, host_and_port, is_ipv6, is_loopback
 from fednano_flwr.config.keys import ConfigError, Section, check_device, key
 
-SITES = ("image", "text")
+SITES = ("image", "text", "audio")
+"""Of adapters, of the rows of a batch, and of gradients in their order."""
+ALL_SITES = "all"
 DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -121,7 +124,10 @@ class Adapter(Section):
     rank: int = key("r of a NanoAdapter, `h' = h + s·B(A h)`", least=1, most=MOST_RANK)
     alpha: float = key("gives the scale, `s = alpha / rank`, at each client's rank", above=0)
     dropout: float = key("share of an adapter's inputs dropped in training", least=0, below=1)
-    sites: str = key("`image` (the connector's output), `text` (token embeddings), or both")
+    sites: str = key(
+        "`all` that the model has; or some of `image` and `audio` (the connector's output) and "
+        "`text` (token embeddings), joined by commas"
+    )
     ranks: str = key("clients' own ranks in turn, as `4,8,16`; empty: `adapter.rank`", default="")
 
     def check(self) -> None:
@@ -130,16 +136,32 @@ class Adapter(Section):
             "ranks",
             f"empty, or whole numbers from 1 to adapter.rank = {self.rank}, joined by commas",
         )
-        names = self.site_names
+        names = self._sites
         self.require(
-            bool(names) and set(names) <= set(SITES) and len(set(names)) == len(names),
+            names == [ALL_SITES]
+            or (bool(names) and set(names) <= set(SITES) and len(set(names)) == len(names)),
             "sites",
-            'one or both of "image" and "text", joined by a comma',
+            '"all", or some of "image", "text" and "audio", joined by commas',
         )
 
+    def sites_on(self, model: Sequence[str]) -> tuple[str, ...]:
+        """The sites that have an adapter, in the order in which the model has them.
+
+        Args:
+            model: the sites of a model.
+
+        Raises:
+            ConfigError: it lacks one that is named.
+        """
+        named = model if self._sites == [ALL_SITES] else self._sites
+        self.require(
+            set(named) <= set(model), "sites", f"all, or some of this model's: {', '.join(model)}"
+        )
+        return tuple(site for site in model if site in named)
+
     @property
-    def site_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.sites.split(",") if name.strip())
+    def _sites(self) -> list[str]:
+        return [name.strip() for name in self.sites.split(",") if name.strip()]
 
     @property
     def _ranks(self) -> list[str]:

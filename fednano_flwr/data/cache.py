@@ -2,11 +2,11 @@
 
     <cache>/questions/<name>-<split>-<digest>/questions.arrow
                                               skipped.json    ids left out, by reason
-                                              reading.json    columns, and pictures not found
-                                              images/         pictures that had no file of their own
+                                              reading.json    columns, and files not found
+                                              images/, audio/ what had no file of its own
 
 The digest covers the name, size and times of change of every file that the split is read from: a
-repaired or changed folder is read anew, and so is one where a missing picture is there now. These
+repaired or changed folder is read anew, and so is one where a missing file is there now. These
 folders may be deleted when nothing runs.
 """
 
@@ -26,15 +26,20 @@ from typing import Any
 
 from fednano_flwr.base.files import write_once
 from fednano_flwr.base.resources import cache_folder
-from fednano_flwr.data.defects import MISSING_PICTURE, missing_pictures, sample_defect
+from fednano_flwr.data.defects import (
+    MISSING_PICTURE,
+    MISSING_SOUND,
+    missing_files,
+    sample_defect,
+)
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import with_copied_pictures
+from fednano_flwr.data.media import with_copied_files
 from fednano_flwr.data.reading import files_below, is_there
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 8
+FORMAT = 9
 """Of the tables and of what is read into them; raise it with every change of either."""
 SILENT_SECONDS = 3.0
 """Reading for longer than this shows its progress."""
@@ -51,7 +56,7 @@ class Split:
         skipped: ids of the others, by reason.
         skipped_file: where these are written down.
         columns: which column was read as what, for people; "" where the layout fixes it.
-        missing: files of pictures that are not there.
+        missing: files of pictures and sounds that are not there.
     """
 
     questions: Questions
@@ -114,7 +119,7 @@ def _write(found: Found, split: str, folder: Path) -> None:
     if reading.columns:
         print(f"{found.name} {split}: {reading.columns}", file=sys.stderr)
     samples = (
-        with_copied_pictures(sample, folder, all_pictures=False)
+        with_copied_files(sample, folder, all_files=False)
         for sample in _usable(found, split, reading, skipped, missing)
     )
     write_table(folder / "questions.arrow", samples)
@@ -126,7 +131,7 @@ def _write(found: Found, split: str, folder: Path) -> None:
 def _usable(
     found: Found, split: str, reading: Reading, skipped: dict[str, list[str]], missing: list[str]
 ) -> Iterator[Sample]:
-    """The samples of a split; ids of others go to `skipped`, pictures not found to `missing`."""
+    """The samples of a split; ids of others go to `skipped`, files not found to `missing`."""
     from tqdm import tqdm
 
     shown = tqdm(
@@ -144,5 +149,5 @@ def _usable(
             yield read
         else:
             skipped[reason].append(pid.encode("utf-8", "backslashreplace").decode())
-            if reason == MISSING_PICTURE and isinstance(read, Sample):
-                missing += map(str, missing_pictures(read))
+            if reason in (MISSING_PICTURE, MISSING_SOUND) and isinstance(read, Sample):
+                missing += (str(file.path) for file in missing_files(read))

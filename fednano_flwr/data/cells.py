@@ -5,47 +5,48 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fednano_flwr.base.files import check_name
-from fednano_flwr.data.defects import MISSING_PICTURE, DefectError, is_absent
-from fednano_flwr.data.sample import Picture
+from fednano_flwr.data.defects import MISSING, DefectError, is_absent
+from fednano_flwr.data.sample import MediaFile
 
-OUTSIDE = "picture's path leads out of its file's folder"
-ADDRESS = "picture is given by an address, and only files are read"
-NO_PICTURE = "picture is neither a path nor an image file's bytes"
+OUTSIDE = "{}'s path leads out of its file's folder"
+ADDRESS = "{} is given by an address, and only files are read"
+NO_FILE = "{} is neither a path nor a file's bytes"
+File = TypeVar("File", bound=MediaFile)
 ADDRESSES = ("http:", "https:", "data:", "file:", "s3:", "gs:")
 
 
-def pictures(values: Sequence[Any], folder: Path) -> tuple[Picture, ...]:
-    """Pictures as cells hold them.
+def files(kind: type[File], values: Sequence[Any], folder: Path) -> tuple[File, ...]:
+    """Pictures or sounds as cells hold them.
 
-    Each is a path that starts from `folder`, an image file's bytes, or both as `datasets` writes
-    them: {"bytes": …, "path": …}.
+    Each is a path that starts from `folder`, a file's bytes, or both as `datasets` writes them:
+    {"bytes": …, "path": …}.
 
     Raises:
         DefectError: one is of another form, or leads out of the folder.
     """
-    return tuple(_picture(value, folder) for value in values)
+    return tuple(_file(kind, value, folder) for value in values)
 
 
-def _picture(value: Any, folder: Path) -> Picture:
+def _file(kind: type[File], value: Any, folder: Path) -> File:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
         if value is None:
-            raise DefectError(MISSING_PICTURE)
+            raise DefectError(MISSING.format(kind.noun))
     if isinstance(value, bytes) and value:
-        return Picture(data=value)
+        return kind(data=value)
     if not isinstance(value, str) or is_absent(value):
-        raise DefectError(NO_PICTURE)
+        raise DefectError(NO_FILE.format(kind.noun))
     if value.lower().startswith(ADDRESSES):
-        raise DefectError(ADDRESS)
+        raise DefectError(ADDRESS.format(kind.noun))
     name = value.removeprefix(f"{folder}/")  # an absolute path may lead there, too
     try:
         check_name(name)
     except ValueError:
-        raise DefectError(OUTSIDE) from None
-    return Picture(folder / name)
+        raise DefectError(OUTSIDE.format(kind.noun)) from None
+    return kind(folder / name)
 
 
 def listed(value: Any) -> list[Any]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from fednano_flwr.data.prompts import LETTERS
 from fednano_flwr.data.reading import is_there
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import MediaFile, Picture, Place, Sample, Sound, Turn
 
-MISSING_PICTURE = "picture file is missing"
+MISSING = "{} file is missing"
+MISSING_PICTURE, MISSING_SOUND = MISSING.format("picture"), MISSING.format("sound")
 UNNAMED_PICTURE = "picture is not given as a file name"
 NOT_A_CHOICE = "answer is not one of the choices"
-OTHER_PLACES = "it has another number of pictures than of places for them"
+OTHER_PLACES = "it has another number of {}s than of places for them"
 
 
 class DefectError(Exception):
@@ -63,31 +65,41 @@ def sample_defect(sample: Sample) -> str | None:
     A field holds what a prompt or a table cannot hold, or a picture's file is not there.
     """
     texts = {name: getattr(sample, name) for name in ("uid", "question", "group", "subject")}
-    if sample.turns and None in sample.turns[-1].parts and is_absent(sample.question):
-        del texts["question"]  # a picture alone
+    if sample.turns and sample.turns[-1].places and is_absent(sample.question):
+        del texts["question"]  # a picture or a sound alone
     optional = {name: getattr(sample, name) for name in ("free_answer", "context")}
     texts |= {name: value for name, value in optional.items() if value != ""}
     texts |= {f"choice {number}": choice for number, choice in enumerate(sample.choices, start=1)}
     turns = {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
-    texts |= {name: text for name, text in turns.items() if text}  # a picture may stand alone
+    texts |= {name: text for name, text in turns.items() if text}  # so in any
     texts |= {f"reference {number}": text for number, text in enumerate(sample.references, 1)}
     for name, value in texts.items():
         if defect := text_defect(name, value):
             return defect
-    places = sum(turn.parts.count(None) for turn in sample.turns)
-    if sample.turns and places != len(sample.images):
-        return OTHER_PLACES
+    if sample.turns and (defect := places_defect(sample.turns, sample.images, sample.sounds)):
+        return defect
     options, answer = sample.num_options, sample.answer
     sound = answer is None if not options else type(answer) is int and 0 <= answer < options
     if not sound:
         return NOT_A_CHOICE
-    return MISSING_PICTURE if missing_pictures(sample) else None
+    return next((MISSING.format(file.noun) for file in missing_files(sample)), None)
 
 
-def missing_pictures(sample: Sample) -> list[Path]:
-    """The picture files that are not there."""
-    files = (picture.path for picture in sample.pictures)
-    return [file for file in files if file is not None and not is_there(file)]
+def places_defect(
+    turns: Sequence[Turn], images: Sequence[Picture], sounds: Sequence[Sound]
+) -> str | None:
+    """Why a dialogue has not one place for each picture and for each sound, or None if it has."""
+    places = [place for turn in turns for place in turn.places]
+    for kind, place, files in ((Picture, Place.PICTURE, images), (Sound, Place.SOUND, sounds)):
+        if places.count(place) != len(files):
+            return OTHER_PLACES.format(kind.noun)
+    return None
+
+
+def missing_files(sample: Sample) -> list[MediaFile]:
+    """The pictures and sounds whose files are not there."""
+    files = chain.from_iterable(sample.media.values())
+    return [file for file in files if file.path is not None and not is_there(file.path)]
 
 
 def text_defect(name: str, value: Any) -> str | None:

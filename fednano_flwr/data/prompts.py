@@ -9,9 +9,9 @@
 LLaVA's published format for ScienceQA; for a free answer there are no options, and the last line is
 the one LLaVA-1.5 was published with for short answers, or the sample's own. Where there are more
 options than letters, they stand without letters; more than MOST_LISTED are left out. The question's
-pictures come before the text, one after the other; an option that is a picture stands in its line,
-after its letter. What stands around a user's turn ("USER: … ASSISTANT:") is the model's own chat
-template. A dialogue is written as it is, with nothing added.
+pictures come before the text, one after the other, then its sounds; an option that is a picture
+stands in its line, after its letter. What stands around a user's turn ("USER: … ASSISTANT:") is the
+model's own chat template. A dialogue is written as it is, with nothing added.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Place, Sample
 
 LETTERS = "ABCDEFGHIJ"
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 FREE_INSTRUCTION = "Answer the question using a single word or phrase."
 WORDS_INSTRUCTION = "Answer with one of these options directly."
 MOST_LISTED = 50
-IMAGE = {"type": "image"}
-"""The part of a turn where one of `sample.pictures` stands; they come in that order."""
+IMAGE, AUDIO = ({"type": place.value} for place in Place)
+"""The parts of a turn where one of `pictures` and of `sounds` stands; they come in that order."""
 
 _OUTER = " \t\n'\"`*()[]{}"
 _ARTICLE = re.compile(r"^(?:a|an|the)\s+(?=\S)")
@@ -35,16 +35,17 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def user_text(sample: Sample) -> str:
-    """The text of the user's turn, without the pictures' places."""
+    """The text of the user's turn, without places of pictures and sounds."""
     return "".join(part.get("text", "") for part in user_content(sample))
 
 
 def user_content(sample: Sample) -> list[dict[str, Any]]:
-    """Parts of the user's turn, `IMAGE` or `{"type": "text", "text": …}`, as templates take them.
+    """Parts of the user's turn, `IMAGE`, `AUDIO` or `{"type": "text", "text": …}`, for templates.
 
     Joined one after another they are the prompt: no part needs a separator of its own.
     """
     parts: list[dict[str, Any]] = [dict(IMAGE) for _ in sample.images]
+    parts += [dict(AUDIO) for _ in sample.sounds]
     text = sample.question
     if sample.context:
         text += f"\nContext: {sample.context}"
@@ -79,7 +80,7 @@ def conversation(sample: Sample) -> list[dict[str, Any]]:
         {
             "role": turn.role,
             "content": [
-                dict(IMAGE) if part is None else {"type": "text", "text": part}
+                {"type": part.value} if isinstance(part, Place) else {"type": "text", "text": part}
                 for part in turn.parts
             ],
         }

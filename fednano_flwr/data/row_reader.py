@@ -20,7 +20,7 @@ from fednano_flwr.data.rows import (
     count_rows,
     read_rows,
 )
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Sound
 from fednano_flwr.data.sources import Reading
 from fednano_flwr.data.split_files import SplitFiles
 
@@ -35,7 +35,7 @@ class Cells:
 
     Attributes:
         place: its file and number.
-        folder: what paths of pictures start from.
+        folder: what paths of pictures and sounds start from.
         columns: name of a column by role.
         classes: names of the classes of each column that holds classes.
         text_only: whether every cell of its file is a text.
@@ -76,8 +76,11 @@ class Cells:
             value = cells.parsed(value)
         return cells.listed(value)
 
-    def pictures(self, role: str) -> tuple[Picture, ...]:
-        return cells.pictures(self.listed(role), self.folder)
+    def pictures(self) -> tuple[Picture, ...]:
+        return cells.files(Picture, self.listed("image"), self.folder)
+
+    def sounds(self) -> tuple[Sound, ...]:
+        return cells.files(Sound, self.listed("audio"), self.folder)
 
 
 @dataclass(frozen=True)

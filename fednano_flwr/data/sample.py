@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file that has not been decoded; exactly one of the two is set.
+class MediaFile:
+    """A picture's or a sound's file that has not been decoded; exactly one of the two is set.
 
     Attributes:
         path: where the file lies.
-        data: its content (png, jpeg, …), where it is in no file of its own.
+        data: its content (png, wav, …), where it is in no file of its own.
     """
 
+    noun: ClassVar[str]
     path: Path | None = None
     data: bytes | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.data is None):
-            raise ValueError("a Picture has either a path or data")
+            raise ValueError(f"a {self.noun} has either a path or data")
 
     def __str__(self) -> str:
-        return f"a picture of {len(self.data)} bytes" if self.data is not None else str(self.path)
+        own = None if self.data is None else len(self.data)
+        return str(self.path) if own is None else f"a {self.noun} of {own} bytes"
 
     def read(self) -> bytes:
         """The file's content.
@@ -37,22 +41,41 @@ class Picture:
         return self.data
 
 
+class Picture(MediaFile):
+    noun = "picture"
+
+
+class Sound(MediaFile):
+    noun = "sound"
+
+
+class Place(Enum):
+    """Where the next of a sample's pictures, or of its sounds, stands; by its modality."""
+
+    PICTURE = "image"
+    SOUND = "audio"
+
+
 @dataclass(frozen=True)
 class Turn:
     """One turn of a dialogue.
 
     Attributes:
         role: "system", "user" or "assistant".
-        parts: its text in order, with None where the next of the sample's pictures stands.
+        parts: its text in order, with the places of pictures and sounds.
     """
 
     role: str
-    parts: tuple[str | None, ...]
+    parts: tuple[str | Place, ...]
 
     @property
     def text(self) -> str:
-        """Its text without the pictures' places."""
-        return "".join(part for part in self.parts if part is not None)
+        """Its text without the places."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Place))
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,7 @@ class Sample:
             text of the last. () of a single question, which is written as `prompts` says.
         references: other answers that are right, too.
         instruction: what follows a free question in the prompt, "" for nothing; None for the usual.
+        sounds: in the order in which the prompt has them.
     """
 
     uid: str
@@ -89,11 +113,18 @@ class Sample:
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
     instruction: str | None = None
+    sounds: tuple[Sound, ...] = ()
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All pictures in the order in which the prompt shows them."""
         return self.images + self.choice_images
+
+    @property
+    def media(self) -> dict[str, tuple[MediaFile, ...]]:
+        """Pictures and sounds by their modality, where there are some, in the prompt's order."""
+        found = {Place.PICTURE.value: self.pictures, Place.SOUND.value: self.sounds}
+        return {modality: files for modality, files in found.items() if files}
 
     @property
     def num_options(self) -> int:

@@ -2,7 +2,7 @@
 
 manifest.json           settings, counts, and size and SHA-256 of every other file
 data/train.arrow, data/test.arrow
-images/<SHA-256>.<type>
+images/<SHA-256>.<type>, audio/<SHA-256>.<type>
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from fednano_flwr.base.files import describe_file, inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import IMAGES, with_copied_pictures
+from fednano_flwr.data.media import FOLDERS, with_copied_files
 from fednano_flwr.data.reading import read_json_object
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.shard import Shard
 from fednano_flwr.data.table import Questions, read_table, write_table
 
-FORMAT = 4
+FORMAT = 5
 KIND = "fednano-shard"
 MANIFEST = "manifest.json"
 TRAIN_FILE, TEST_FILE = "data/train.arrow", "data/test.arrow"
@@ -33,7 +33,7 @@ def write_shard(
     facts: Mapping[str, Any],
     each: Callable[[], object] = lambda: None,
 ) -> dict[str, int]:
-    """Write a shard's tables, pictures and manifest into `folder`.
+    """Write a shard's tables, pictures, sounds and manifest into `folder`.
 
     Args:
         folder: an empty folder, or none yet.
@@ -41,28 +41,32 @@ def write_shard(
         each: called after each question.
 
     Returns:
-        Numbers of `train` and `test` questions, of different `pictures`, and of `bytes` in all.
+        Numbers of `train` and `test` questions, of different `pictures` and `sounds`, and of
+        `bytes` in all.
 
     Raises:
-        DataError: a picture is gone.
+        DataError: a picture or a sound is gone.
     """
 
     def copied(questions: Questions) -> Iterator[Sample]:
         for sample in questions:
-            yield with_copied_pictures(sample, folder)
+            yield with_copied_files(sample, folder)
             each()
 
-    for name in ("data", IMAGES):
+    for name in ("data", *FOLDERS.values()):
         (folder / name).mkdir(parents=True, exist_ok=True)
     train = write_table(folder / TRAIN_FILE, copied(shard.train))
     test = write_table(folder / TEST_FILE, copied(shard.test))
-    pictures = {  # called by their SHA-256
-        f"{IMAGES}/{file.name}": {"bytes": file.stat().st_size, "sha256": file.stem}
-        for file in sorted((folder / IMAGES).glob("*"))
-    }
+    pictures, sounds = (
+        {  # called by their SHA-256
+            f"{name}/{file.name}": {"bytes": file.stat().st_size, "sha256": file.stem}
+            for file in sorted((folder / name).glob("*"))
+        }
+        for name in FOLDERS.values()
+    )
     tables = {name: describe_file(folder / name) for name in (TRAIN_FILE, TEST_FILE)}
-    counts = {"train": train, "test": test, "pictures": len(pictures)}
-    files = pictures | tables
+    counts = {"train": train, "test": test, "pictures": len(pictures), "sounds": len(sounds)}
+    files = pictures | sounds | tables
     manifest = {"kind": KIND, "format": FORMAT, **facts, "counts": counts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return counts | {"bytes": sum(file["bytes"] for file in files.values())}

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fednano_flwr.base.files import inside
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.sample import Picture, Sample, Turn
+from fednano_flwr.data.sample import MediaFile, Picture, Place, Sample, Sound, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 ROWS_AT_ONCE = 250
 """Rows held in memory while a table is written or gone through."""
+FILES: dict[str, type[MediaFile]] = {"images": Picture, "choice_images": Picture, "sounds": Sound}
+"""Fields of `Sample` that hold files."""
 
 
 def features() -> Features:
-    """The schema: `Sample`'s fields. A picture is a path or an image file's bytes, not pixels."""
+    """The schema: `Sample`'s fields. A picture or a sound is a path or its file's bytes."""
     from datasets import Features, List, Value
 
-    text, picture = Value("string"), {"path": Value("string"), "bytes": Value("binary")}
+    text, file = Value("string"), {"path": Value("string"), "bytes": Value("binary")}
+    part = {"text": text, "place": text}
     return Features(
         {
             "uid": text,
@@ -30,14 +33,15 @@ def features() -> Features:
             "group": text,
             "subject": text,
             "choices": List(text),
-            "choice_images": List(picture),
+            "choice_images": List(file),
             "answer": Value("int32"),
             "free_answer": text,
-            "images": List(picture),
+            "images": List(file),
             "context": text,
-            "turns": List({"role": text, "parts": List(text)}),
+            "turns": List({"role": text, "parts": List(part)}),
             "references": List(text),
             "instruction": text,
+            "sounds": List(file),
         }
     )
 
@@ -50,8 +54,8 @@ class Questions(Sequence[Sample]):
 
     Args:
         table: rows as `write_table` writes them.
-        root: folder that pictures' relative paths start from.
-        confined: all pictures must lie in it; taking a question with another raises `DataError`.
+        root: folder that files' relative paths start from.
+        confined: all files must lie in it; taking a question with another raises `DataError`.
     """
 
     def __init__(self, table: Dataset, root: Path, confined: bool = False) -> None:
@@ -103,23 +107,25 @@ class Questions(Sequence[Sample]):
 
     def _sample(self, row: Mapping[str, Any]) -> Sample:
         try:
-            pictures = {
-                "images": tuple(map(self._picture, row["images"])),
-                "choice_images": tuple(map(self._picture, row["choice_images"])),
+            files = {
+                name: tuple(self._file(kind, stored) for stored in row[name])
+                for name, kind in FILES.items()
             }
             texts = {name: tuple(row[name]) for name in ("choices", "references")}
-            turns = tuple(Turn(turn["role"], tuple(turn["parts"])) for turn in row["turns"])
-            return Sample(**{**row, **texts, **pictures, "turns": turns})
+            turns = tuple(
+                Turn(turn["role"], tuple(map(_part, turn["parts"]))) for turn in row["turns"]
+            )
+            return Sample(**{**row, **texts, **files, "turns": turns})
         except (ValueError, TypeError) as error:
             raise DataError(
                 f"question {row['uid']} in {self._root} cannot be used: {error}"
             ) from error
 
-    def _picture(self, stored: Mapping[str, Any]) -> Picture:
+    def _file(self, kind: type[MediaFile], stored: Mapping[str, Any]) -> MediaFile:
         if stored["bytes"] is not None:
-            return Picture(data=stored["bytes"])
+            return kind(data=stored["bytes"])
         path = stored["path"]
-        return Picture(inside(self._root, path) if self._confined else self._root / path)
+        return kind(inside(self._root, path) if self._confined else self._root / path)
 
 
 def write_table(file: Path, samples: Iterable[Sample]) -> int:
@@ -147,7 +153,7 @@ def read_table(file: Path, root: Path | None = None) -> Questions:
     """The questions in a file that `write_table` wrote.
 
     Args:
-        root: folder that holds all its pictures; without, they may lie anywhere.
+        root: folder that holds all its files; without, they may lie anywhere.
 
     Raises:
         DataError: it is not such a file.
@@ -176,12 +182,25 @@ def in_memory(samples: Iterable[Sample] = ()) -> Questions:
 def _row(sample: Sample) -> dict[str, Any]:
     return {
         **vars(sample),
-        "turns": [vars(turn) for turn in sample.turns],
-        "images": [_stored(picture) for picture in sample.images],
-        "choice_images": [_stored(picture) for picture in sample.choice_images],
+        "turns": [
+            {"role": turn.role, "parts": list(map(_stored_part, turn.parts))}
+            for turn in sample.turns
+        ],
+        **{name: list(map(_stored_file, getattr(sample, name))) for name in FILES},
     }
 
 
-def _stored(picture: Picture) -> dict[str, Any]:
-    path = None if picture.path is None else str(picture.path)
-    return {"path": path, "bytes": picture.data}
+def _stored_file(file: MediaFile) -> dict[str, Any]:
+    path = None if file.path is None else str(file.path)
+    return {"path": path, "bytes": file.data}
+
+
+def _stored_part(part: str | Place) -> dict[str, str | None]:
+    if isinstance(part, Place):
+        return {"text": None, "place": part.value}
+    return {"text": part, "place": None}
+
+
+def _part(stored: Mapping[str, str | None]) -> str | Place:
+    place, text = stored["place"], stored["text"]
+    return Place(place) if text is None else text

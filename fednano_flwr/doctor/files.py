@@ -123,7 +123,7 @@ def _folder(key: str, folder: Path, named: bool) -> list[Finding]:
 
 def check_pictures(data_path: str, config: RunConfig | None) -> list[Finding]:
     """Whether pictures of a client's own data can be decoded, of up to `DECODED` a split."""
-    from fednano_flwr.data.images import first_defect
+    from fednano_flwr.data.media import first_defect
 
     if (shard := own_data(data_path, config)) is None:
         return []

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from fednano_flwr.base.console import human_bytes
-from fednano_flwr.config import SITES, RunConfig
+from fednano_flwr.config import RunConfig
 from fednano_flwr.config.machine import Memory, device_memory
 from fednano_flwr.config.project import NAME, PACKAGE
 from fednano_flwr.doctor.files import parts_of, rows_of
@@ -203,7 +203,7 @@ def client_bytes(config: RunConfig, parts: Parts, rows: int | None, rank: int | 
     dtype, rows = DTYPE_BYTES[config.edge.dtype], parts.vocabulary if rows is None else rows
     sizes = Sizes(parts, Setting(rank or config.adapter.rank, rows, dtype, tokens=1, batch_size=1))
     training = sizes.adapter_bytes + sum(item.bytes for item in sizes.training_memory())
-    share = len(config.adapter.site_names) / len(SITES)
+    share = len(config.adapter.sites_on(parts.sites)) / len(parts.sites)
     return sizes.client_bytes - sizes.adapter_bytes + round(training * share)
 
 

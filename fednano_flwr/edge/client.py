@@ -92,7 +92,9 @@ class Client:
             self.half = loaded.half
             self.features = FeatureLevels(loaded.memory, loaded.disk)
             adapter = config.adapter.at(self.rank)
-            adapters = build_adapters(self.half.hidden_size, adapter, config.seed)
+            adapters = build_adapters(
+                self.half.hidden_size, adapter, config.seed, sites=self.half.sites
+            )
             encoder = process_cache.encoder(self.source)
             self.edge = NanoEdge(self.half, tokens, adapters, encoder, self.features)
 

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError, SampleError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE, content_digest, open_image
+from fednano_flwr.data.images import open_image
+from fednano_flwr.data.media import content_digest, first_defect
 from fednano_flwr.data.prompts import LETTERS, by_letter
-from fednano_flwr.data.sample import Sample
+from fednano_flwr.data.sample import Picture, Sample, Sound
+from fednano_flwr.data.sounds import missing_libraries, open_sound
 from fednano_flwr.edge.fit import UNLIMITED, Fit
 from fednano_flwr.edge.marks import without_answers
 from fednano_flwr.edge.processor_check import check_processor
@@ -26,7 +29,7 @@ from fednano_flwr.edge.prompting import LEARNED, Prompting
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.stored_questions import StoredQuestions
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.edge_half import image_token
+from fednano_flwr.models.edge_half import placeholders
 from fednano_flwr.models.processor import load_processor
 
 TEXT_TENSORS = {
@@ -37,6 +40,7 @@ TEXT_TENSORS = {
     "labels",
     LEARNED,
 }
+KINDS = {"image": Picture.noun, "audio": Sound.noun}
 GEOMETRY = {"image_grid_thw"}
 
 
@@ -46,6 +50,7 @@ class QuestionEncoder:
     Attributes:
         processor: of the model.
         prompting: how its prompts are written.
+        placeholders: tokens that stand for features, by site.
         end: token that ends a right answer.
         ends: tokens that end a generated one.
 
@@ -54,14 +59,16 @@ class QuestionEncoder:
     """
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        self.processor = load_processor(checkpoint.folder)
+        self.processor = load_processor(checkpoint.folder, checkpoint.family)
         tokenizer, config = self.processor.tokenizer, checkpoint.config
         self.end: int = tokenizer.eos_token_id
         self.ends = {self.end, *_ends(checkpoint.folder)}
         self._vocabulary: int = config.get_text_config().vocab_size
-        self._picture = image_token(checkpoint)
-        features = checkpoint.family.feature_ids(config)
-        self.prompting = Prompting(checkpoint.family, self.processor, features, self.ends)
+        self._family, self.placeholders = checkpoint.family, placeholders(checkpoint)
+        if "audio" in self.placeholders and (missing := missing_libraries()):
+            raise ConfigError(f"model {checkpoint.name!r} hears: {missing}")
+        placed = list(chain.from_iterable(self.placeholders.values()))
+        self.prompting = Prompting(checkpoint.family, self.processor, placed, self.ends)
         self._letters: dict[str, tuple[int, ...]] = {}
 
     def encode(self, sample: Sample) -> Question:
@@ -71,7 +78,7 @@ class QuestionEncoder:
             SampleError: the sample cannot be used with this model.
         """
         question, prompt = self._asked(sample)
-        with _one_sample():
+        with _one_sample(sample):
             answer = self._answer(sample, question, prompt)
         self._check_known(answer)
         return replace(question, answer=answer)
@@ -90,12 +97,14 @@ class QuestionEncoder:
             raise SampleError(
                 f"{sample.num_options} options are pictures, and there are {len(LETTERS)} letters"
             )
+        for site in sample.media.keys() - self.placeholders.keys():
+            raise SampleError(f"the model takes no {KINDS[site]}s")
         options: tuple[int, ...] = ()
         words: tuple[tuple[int, ...], ...] = ()
-        with _one_sample():
+        with _one_sample(sample):
             prompt = self.prompting.write(sample)
             self._check_places(sample, prompt)
-            tensors = self._tensors(sample, prompt)
+            tensors = self.tensors(sample, prompt)
             if by_letter(sample):
                 options = self._letter_ids(prompt)[: sample.num_options]
             else:
@@ -103,7 +112,8 @@ class QuestionEncoder:
         ids = tensors["input_ids"][0]
         tokens = ids.tolist()
         self._check_tokens(sample, tokens)
-        self._check_known({*tokens, *chain.from_iterable(words)} - {self._picture})
+        placed = chain.from_iterable(self.placeholders.values())
+        self._check_known({*tokens, *chain.from_iterable(words)}.difference(placed))
         geometry = {key: tensors[key] for key in GEOMETRY & tensors.keys()}
         learned = torch.zeros(len(tokens), dtype=torch.bool)
         if LEARNED in tensors:
@@ -126,15 +136,15 @@ class QuestionEncoder:
         return (question.options[sample.answer],)
 
     def vision_inputs(self, sample: Sample) -> dict[str, Tensor]:
-        """What the vision encoder takes of a sample that has pictures."""
-        tensors = self._tensors(sample, self.prompting.write(sample))
+        """What the encoders take of a sample that has pictures or sounds."""
+        tensors = self.tensors(sample, self.prompting.write(sample))
         return {key: value for key, value in tensors.items() if key not in TEXT_TENSORS}
 
-    def vision_key(self, sample: Sample) -> str:
-        """Digest of all that `vision_inputs` depends on in a sample; no picture is decoded."""
-        digest = hashlib.sha256()
-        for picture in sample.pictures:
-            digest.update(content_digest(picture))
+    def media_key(self, sample: Sample, site: str) -> str:
+        """Digest of all that a site's features depend on in a sample; nothing is decoded."""
+        digest = hashlib.sha256(b"" if site == "image" else site.encode())
+        for file in sample.media[site]:
+            digest.update(content_digest(file))
         digest.update(str(self.prompting.encoder_ids(sample)).encode())
         return digest.hexdigest()
 
@@ -149,20 +159,22 @@ class QuestionEncoder:
     def _check_places(self, sample: Sample, prompt: str) -> None:
         """
         Raises:
-            SampleError: the prompt has another number of places than the sample has pictures.
+            SampleError: the prompt has another number of places than the sample has files.
         """
-        places, pictures = self.prompting.pictures(prompt), len(sample.pictures)
-        if places != pictures:
-            raise SampleError(f"its prompt has {places} places for its {pictures} pictures")
+        for site, kind in KINDS.items():
+            places, files = self.prompting.places(prompt, site), len(sample.media.get(site, ()))
+            if places != files:
+                raise SampleError(f"its prompt has {places} places for its {files} {kind}s")
 
     def _check_tokens(self, sample: Sample, tokens: list[int]) -> None:
         """
         Raises:
-            SampleError: the tokens have no place for a picture, or one for none.
+            SampleError: the tokens have no place for a picture or a sound, or one for none.
         """
-        count, pictures = tokens.count(self._picture), len(sample.pictures)
-        if count < pictures or (count and not pictures):
-            raise SampleError(f"its tokens hold {count} places for its {pictures} pictures")
+        for site, (token, *_) in self.placeholders.items():
+            count, files = tokens.count(token), len(sample.media.get(site, ()))
+            if count < files or (count and not files):
+                raise SampleError(f"its tokens hold {count} places for its {files} {KINDS[site]}s")
 
     def _check_known(self, tokens: Collection[int]) -> None:
         """
@@ -175,8 +187,25 @@ class QuestionEncoder:
                 f"its token {largest} ({written}) is not among the model's {self._vocabulary}"
             )
 
-    def _tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
-        return self.prompting.tensors(prompt, [open_image(p) for p in sample.pictures])
+    def tensors(self, sample: Sample, prompt: str) -> dict[str, Tensor]:
+        """What the model's processor makes of a sample's prompt and files."""
+        media: list[Any] = [*map(open_image, sample.pictures), *map(self._heard, sample.sounds)]
+        return self.prompting.tensors(prompt, media)
+
+    def _heard(self, sound: Sound) -> np.ndarray:
+        """(n,) samples, at the processor's rate.
+
+        Raises:
+            SampleError: it is longer than the model hears.
+        """
+        rate: int = self.processor.feature_extractor.sampling_rate
+        samples, longest = open_sound(sound, rate), self._family.longest_sound(self.processor)
+        if len(samples) > longest * rate:
+            raise SampleError(
+                f"a sound is longer than the {longest:g} s that the model hears",
+                f"{sound} is {len(samples) / rate:.1f} s long; the model hears {longest:g} s",
+            )
+        return samples
 
     def _letter_ids(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the letters, as they follow this prompt's last line."""
@@ -202,7 +231,7 @@ class QuestionEncoder:
     def _continuation(self, prompt: str, text: str) -> tuple[int, ...]:
         """Tokens of `text` as they follow this prompt's last line."""
         ending = without_answers(prompt)[-16:]
-        space = "" if ending[-1].isspace() else " "
+        space = "" if ending[-1].isspace() or not self._family.spaced else " "
         before = self.prompting.tokens(ending)
         after = self.prompting.tokens(ending + space + text)
         if after == before:
@@ -217,16 +246,14 @@ class QuestionEncoder:
 
 
 @contextmanager
-def _one_sample() -> Iterator[None]:
+def _one_sample(sample: Sample) -> Iterator[None]:
     """Whatever is wrong with one sample is its own error, with a reason."""
     try:
         yield
     except (SampleError, MemoryError):  # a machine without memory says nothing of the sample
         raise
-    except FileNotFoundError as error:
-        raise SampleError(MISSING_PICTURE, f"a picture is missing: {error.filename}") from error
-    except DataError as error:
-        raise SampleError(UNDECODABLE_PICTURE, str(error)) from error
+    except (FileNotFoundError, DataError) as error:
+        raise SampleError(first_defect(sample) or str(error), str(error)) from error
     except Exception as error:  # processors and tokenizers raise nearly anything
         name = type(error).__name__
         raise SampleError(f"the model's processor refuses it: {name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Frozen image features that were computed before: in memory, and on disk between processes."""
+"""Frozen features that were computed before: in memory, and on disk between processes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.models.edge_half import EdgeHalf
+from fednano_flwr.models.processor import READERS
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,11 @@ SHARE = 8  # a process looks at the folder anew when it has filled one part in s
 ABANDONED_SECONDS = 3600.0
 FORMAT = 3
 """Of the files and of how features are computed; raise it with every change of either."""
-LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy")
+LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy", "soundfile", "soxr")
 
 
 class Features(Protocol):
-    """Image features, as `Feature.rows`, by a key that stands for all that they depend on."""
+    """Features, as `Feature.rows`, by a key that stands for all that they depend on."""
 
     def get(self, key: str, /) -> Tensor | None: ...
     def __setitem__(self, key: str, value: Tensor, /) -> None: ...
@@ -109,7 +110,7 @@ class FeatureFolder:
         except OSError as error:
             self._writes = False
             log.warning(
-                "image features are no longer written to disk, and are computed anew in each "
+                "features are no longer written to disk, and are computed anew in each "
                 "process: %s. Make room, or set edge.feature-dir to another folder, or "
                 "edge.feature-disk-mb to 0.",
                 error,
@@ -191,7 +192,8 @@ def model_digest(half: EdgeHalf, encoder: QuestionEncoder) -> str:
         half.vision_digest(),
         half.dtype,
         _hardware(half.device),
-        *(type(part).__name__ for part in (processor, processor.image_processor)),
+        type(processor).__name__,
+        *(type(getattr(processor, part, None)).__name__ for part in READERS),
         *(f"{name} {_version(name)}" for name in LIBRARIES),
     ):
         digest.update(f"{part}\n".encode())

@@ -1,9 +1,9 @@
 """Questions of at most `dataset.max-tokens` tokens: longer ones are left out, or their text is cut.
 
 Cut are, until a question fits: the end of its context, then the start of its question. Of a
-dialogue: the oldest exchanges without a picture, whole; then the start of what the user says, the
-oldest first. A word stays of every text that is cut. Pictures, options, instructions and answers
-are never cut.
+dialogue: the oldest exchanges without a picture or a sound, whole; then the start of what the user
+says, the oldest first. A word stays of every text that is cut. Pictures, sounds, options,
+instructions and answers are never cut.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Fit:
     """How long questions may be.
 
     Attributes:
-        tokens: most of a question with its answer, pictures included; 0: no limit.
+        tokens: most of a question with its answer, pictures and sounds included; 0: no limit.
         cut: whether longer ones are cut, and not left out.
     """
 
@@ -85,10 +85,10 @@ def shortened(sample: Sample, over: int, count: Callable[[str], int]) -> Sample 
 
 
 def _without_an_exchange(turns: tuple[Turn, ...]) -> tuple[Turn, ...] | None:
-    """Without the oldest turn of the user that shows no picture, and the answer to it."""
+    """Without the oldest turn of the user without a picture or a sound, and the answer to it."""
     asked = [n for n, turn in enumerate(turns) if turn.role == "user"]
     for start, stop in pairwise(asked):
-        if not any(None in turn.parts for turn in turns[start:stop]):
+        if not any(turn.places for turn in turns[start:stop]):
             return turns[:start] + turns[stop:]
     return None
 
@@ -98,7 +98,7 @@ def _with_less_said(
 ) -> tuple[Turn, ...] | None:
     for n, turn in enumerate(turns):
         for place, part in enumerate(turn.parts if turn.role == "user" else ()):
-            if part and (shorter := _end(part, over, count)) is not None:
+            if isinstance(part, str) and (shorter := _end(part, over, count)) is not None:
                 parts = (*turn.parts[:place], shorter, *turn.parts[place + 1 :])
                 return (*turns[:n], replace(turn, parts=parts), *turns[n + 1 :])
     return None

@@ -1,26 +1,29 @@
-"""NanoEdge: the client's half of the model with its two NanoAdapters."""
+"""NanoEdge: the client's half of the model with its NanoAdapters."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from fednano_flwr.adapters.site import low_rank
+from fednano_flwr.config import SITES
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, lengths
-from fednano_flwr.exchange.protocol import AdaptedBatch, Feature, FrozenBatch, Layout
+from fednano_flwr.exchange.protocol import AdaptedBatch, Feature, FrozenBatch, Layout, at_site
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
+
+TEXT = SITES.index("text")
 
 
 class NanoEdge(nn.Module):
-    """Embeds questions: frozen features, adapted by `h' = h + s·B(A h)` on image and on text.
+    """Embeds questions: frozen features, adapted by `h' = h + s·B(A h)` at each site.
 
     The two steps can be taken apart: `embed` a batch in one thread while another is adapted and
     sent. `embed` may be called from several threads; they take turns.
@@ -30,10 +33,10 @@ class NanoEdge(nn.Module):
         tokens: the token embeddings that this client holds.
         adapters: from `build_adapters`; moved to the frozen half's device.
         encoder: with the model's processor.
-        cache: image features computed before, by `QuestionEncoder.vision_key`.
+        cache: features computed before, by `QuestionEncoder.media_key`.
 
     Attributes:
-        encoded: how many questions' pictures went through the vision encoder.
+        encoded: how many questions' pictures, or sounds, went through their encoder.
         encoder_seconds: how long that took, preprocessing included; part of it while the host
             worked.
     """
@@ -73,32 +76,36 @@ class NanoEdge(nn.Module):
 
         Raises:
             MissingRowError: a token's embedding is not among those that this client holds.
-            ValueError: pictures and their placeholders do not agree.
-            DataError, FileNotFoundError: a picture cannot be read.
+            ValueError: features and their placeholders do not agree.
+            DataError, FileNotFoundError: a picture or a sound cannot be read.
             FloatingPointError: its features are not finite.
         """
-        ids, is_image = _laid_out(questions, endings, self.frozen.feature_ids)
-        ids, is_image = ids.to(self.frozen.device), is_image.to(self.frozen.device)
-        read = torch.where(is_image, ids, self.frozen.text_ids(ids))
-        text = self.tokens(read[~is_image])
+        ids, sites = _laid_out(questions, endings, self.frozen.placeholders)
+        ids, sites = ids.to(self.frozen.device), sites.to(self.frozen.device)
+        is_text = at_site(sites, "text")
+        read = torch.where(at_site(sites, "image"), ids, self.frozen.text_ids(ids))
+        text = self.tokens(read[is_text])
         hidden = text.new_empty(len(ids), self.frozen.hidden_size)
-        hidden[~is_image] = text
-        with self._turn:
-            features = self._features(questions)
-        count = sum(len(feature.rows) for feature in features)
-        if count != int(is_image.sum()):
-            raise ValueError(
-                f"the pictures have {count} features, the prompts ask for {int(is_image.sum())}"
-            )
+        hidden[is_text] = text
         layout = self._layout(questions, ids.cpu(), lengths(questions, endings))
         if self.frozen.reads_ids:
             layout = layout._replace(token_ids=read.cpu())
-        if features:
-            rows = torch.cat([feature.rows for feature in features])
-            hidden[is_image], deep = rows.tensor_split([self.frozen.hidden_size], dim=1)
-            if self.frozen.deep_size:
-                layout = layout._replace(deep=deep)
-        return FrozenBatch(hidden, is_image, read, tuple(features), layout)
+        features: list[Feature] = []
+        for site in self.frozen.placeholders:
+            with self._turn:
+                own = self._features(questions, site)
+            places, count = at_site(sites, site), sum(len(feature.rows) for feature in own)
+            if count != int(places.sum()):
+                raise ValueError(
+                    f"{site}: there are {count} features, the prompts ask for {int(places.sum())}"
+                )
+            if own:
+                rows = torch.cat([feature.rows for feature in own])
+                hidden[places], deep = rows.tensor_split([self.frozen.hidden_size], dim=1)
+                if self.frozen.deep_size:
+                    layout = layout._replace(deep=deep)
+            features += own
+        return FrozenBatch(hidden, sites, read, tuple(features), layout)
 
     @torch.no_grad()
     def next_tokens(
@@ -118,7 +125,7 @@ class NanoEdge(nn.Module):
             positions.append(None if own is None else own[:, -1:])
         frozen = FrozenBatch(
             hidden=self.tokens(last),
-            is_image=torch.zeros_like(last, dtype=torch.bool),
+            sites=torch.full_like(last, TEXT, dtype=torch.int8),
             token_ids=last,
             features=(),
             layout=Layout((1,) * len(last), _joined(positions)),
@@ -128,7 +135,8 @@ class NanoEdge(nn.Module):
     def adapt(self, batch: FrozenBatch) -> AdaptedBatch:
         """What the adapters add to a batch, differentiable and, in training, with dropout."""
         z, b = {}, {}
-        for site, where in (("image", batch.is_image), ("text", ~batch.is_image)):
+        for site in SITES:
+            where = at_site(batch.sites, site)
             factors = low_rank(self.adapters, site, batch.hidden[where])
             if factors is not None and where.any():
                 z[site], b[site] = factors
@@ -143,25 +151,25 @@ class NanoEdge(nn.Module):
             types.append(self.frozen.token_type_ids(own, prompt))
         return Layout(sizes, _joined(positions), _joined(types))
 
-    def _features(self, questions: Sequence[Question]) -> list[Feature]:
-        """Frozen features of the questions that have pictures, in order."""
-        samples = [question.sample for question in questions if question.sample.pictures]
-        keys = [self.encoder.vision_key(sample) for sample in samples]
+    def _features(self, questions: Sequence[Question], site: str) -> list[Feature]:
+        """Frozen features of the questions that have pictures, or sounds, in order."""
+        samples = [question.sample for question in questions if site in question.sample.media]
+        keys = [self.encoder.media_key(sample, site) for sample in samples]
         wanted = dict(zip(keys, samples, strict=True))
         known = {key: found for key in wanted if (found := self.cache.get(key)) is not None}
         missing = [key for key in wanted if key not in known]
         for key in missing:
             started = time.perf_counter()
             inputs = self.encoder.vision_inputs(wanted[key])
-            known[key] = self.frozen.image_features(inputs)
+            known[key] = self.frozen.features(site, inputs)
             if not known[key].isfinite().all():
                 raise FloatingPointError(
-                    f"question {wanted[key].uid}: the vision encoder's features are not finite in "
+                    f"question {wanted[key].uid}: the {site} encoder's features are not finite in "
                     f'{self.frozen.dtype}: set edge.dtype to "bfloat16" or "float32"'
                 )
             self.encoder_seconds += time.perf_counter() - started
             self.encoded += 1
-            if self.encoder.vision_key(wanted[key]) == key:  # no picture changed meanwhile
+            if self.encoder.media_key(wanted[key], site) == key:  # no file changed meanwhile
                 self.cache[key] = known[key]
         return [Feature(feature_key(key), known[key]) for key in keys]
 
@@ -172,15 +180,20 @@ def feature_key(key: str) -> bytes:
 
 
 def _laid_out(
-    questions: Sequence[Question], endings: Sequence[tuple[int, ...]] | None, feature_ids: Tensor
+    questions: Sequence[Question],
+    endings: Sequence[tuple[int, ...]] | None,
+    placeholders: Mapping[str, Sequence[int]],
 ) -> tuple[Tensor, Tensor]:
-    """Ids (N,) of a batch laid one after another, and where pictures' features go (N,) bool."""
-    ids, is_image = [], []
+    """Ids (N,) of a batch laid one after another, and their sites (N,): none in an ending."""
+    ids, sites = [], []
     for question, ending in zip(questions, endings or [()] * len(questions), strict=True):
         ids += [question.ids, torch.tensor(ending, dtype=torch.int64)]
-        in_prompt = torch.isin(question.ids, feature_ids)
-        is_image += [in_prompt, torch.zeros(len(ending), dtype=torch.bool)]
-    return torch.cat(ids), torch.cat(is_image)
+        own = torch.full((len(question.ids) + len(ending),), TEXT, dtype=torch.int8)
+        for site, tokens in placeholders.items():
+            placed = torch.isin(question.ids, torch.tensor(tokens))
+            own[: len(question.ids)][placed] = SITES.index(site)
+        sites.append(own)
+    return torch.cat(ids), torch.cat(sites)
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

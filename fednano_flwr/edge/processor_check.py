@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +16,22 @@ from PIL import Image
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.prompts import user_text
 from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sounds import noise
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.edge_half import image_token
-from fednano_flwr.models.families.base import WHOLE, image_text
+from fednano_flwr.models.edge_half import placeholders
+from fednano_flwr.models.families.base import ENCODERS, WHOLE, place_text
 from fednano_flwr.models.skeleton import count_features
 
 if TYPE_CHECKING:
     from fednano_flwr.edge.encoder import QuestionEncoder
 
+KINDS = {"image": "picture", "audio": "sound"}
 PROCESSOR, TOKENIZER = "processor_config.json", "tokenizer_config.json"
 QFORMER = "qformer_tokenizer"
 
 
 def check_processor(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> None:
-    """Take a question without a picture and one with it through processor, tokenizer and config.
+    """Take questions through processor, tokenizer and config: without and with picture and sound.
 
     Args:
         encoder: made with the checkpoint's processor.
@@ -39,20 +42,24 @@ def check_processor(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> No
     try:
         _check_kind(checkpoint, encoder.processor)
         _check_vocabularies(checkpoint, encoder.processor)
-        prompt = _check_template(encoder)
+        prompt = _check_template(checkpoint, encoder)
         _check_tokens(encoder, prompt)
-        _check_features(checkpoint, encoder)
+        for site, tokens in placeholders(checkpoint).items():
+            _check_features(checkpoint, encoder, site, tokens)
     except ConfigError as error:
         raise ConfigError(f"{checkpoint.folder}: {error}") from error
 
 
 @cache
-def _question(pictures: int) -> Sample:
+def _question(site: str = "text") -> Sample:
+    """With a picture, a sound or neither."""
+    options = ("the first one", "the second one")
+    plain = Sample("check", "Which one is it?", "check", "check", options, answer=0)
+    if site == "audio":
+        return replace(plain, sounds=(noise(),))
     file = io.BytesIO()
     Image.linear_gradient("L").resize((320, 240)).convert("RGB").save(file, "PNG")
-    images = (Picture(data=file.getvalue()),) * pictures
-    options = ("the first one", "the second one")
-    return Sample("check", "Which one is it?", "check", "check", options, answer=0, images=images)
+    return replace(plain, images=(Picture(data=file.getvalue()),)) if site == "image" else plain
 
 
 @contextmanager
@@ -108,15 +115,16 @@ def _check_vocabularies(checkpoint: ModelCheckpoint, processor: Any) -> None:
         )
 
 
-def _check_template(encoder: QuestionEncoder) -> str:
-    """A prompt has the question's text and pictures once, and is the same tomorrow.
+def _check_template(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> str:
+    """A prompt has the question's text and files once, and is the same tomorrow.
 
     Returns:
-        The prompt without a picture.
+        The prompt of text alone.
     """
-    image, prompting = _image_token(encoder.processor), encoder.prompting
-    for pictures in (1, 0):
-        sample = _question(pictures)
+    prompting, modalities = encoder.prompting, checkpoint.family.modalities_of(checkpoint.config)
+    places = {site: _place(encoder.processor, site) for site in modalities}
+    for asked in (*modalities, "text"):
+        sample = _question(asked)
         text = user_text(sample)
         with _explained("the chat template cannot be filled"):
             prompt, dated = prompting.write(sample), prompting.writes_date(sample)
@@ -125,20 +133,22 @@ def _check_template(encoder: QuestionEncoder) -> str:
                 "the chat template writes today's date (strftime_now), so that a question is "
                 "another prompt on another day: write a fixed date in its place"
             )
-        if prompt.count(text) != 1 or prompt.count(image) != pictures:
-            raise ConfigError(
-                f"the chat template writes a question as {prompt!r}; that must have {text!r} once "
-                f"and {image} {pictures} times (a template for turns that are plain text does not "
-                "take a list of texts and pictures)"
-            )
+        for site, place in places.items():
+            times = int(asked == site)
+            if prompt.count(text) != 1 or prompt.count(place) != times:
+                raise ConfigError(
+                    f"the chat template writes a question as {prompt!r}; that must have {text!r} "
+                    f"once and {place} {times} times (a template for turns that are plain text "
+                    "does not take a list of parts)"
+                )
     return prompt
 
 
 def _check_tokens(encoder: QuestionEncoder, prompt: str) -> None:
     """A prompt becomes all of its tokens, after what opens it, and nothing follows."""
     tokenizer = encoder.processor.tokenizer
-    with _explained("a question with no picture cannot be made a prompt"):
-        ids = encoder.unanswered(_question(0)).ids.tolist()
+    with _explained("a question of text alone cannot be made a prompt"):
+        ids = encoder.unanswered(_question()).ids.tolist()
     plain = tokenizer(prompt, add_special_tokens=False, **WHOLE)["input_ids"]
     if ids[-len(plain) :] != plain:
         extra = [token for token in ids if token not in plain]
@@ -157,42 +167,46 @@ def _check_tokens(encoder: QuestionEncoder, prompt: str) -> None:
         )
 
 
-def _check_features(checkpoint: ModelCheckpoint, encoder: QuestionEncoder) -> None:
-    """A picture's places in a prompt are the config's, and as many as its features."""
-    processor, family, token = encoder.processor, checkpoint.family, image_token(checkpoint)
-    text = family.feature_token(processor)
+def _check_features(
+    checkpoint: ModelCheckpoint, encoder: QuestionEncoder, site: str, tokens: tuple[int, ...]
+) -> None:
+    """A picture's or a sound's places in a prompt are the config's, and as many as its features."""
+    processor, kind, token = encoder.processor, KINDS[site], tokens[0]
+    text = checkpoint.family.feature_token(processor)
+    if site == "audio":
+        text = _place(processor, site)
     known = processor.tokenizer.convert_tokens_to_ids(text)
     if known != token:
         raise ConfigError(
-            f"image_token_id (image_token_index) {token} of config.json is not the tokenizer's "
+            f"{site}_token_id ({site}_token_index) {token} of config.json is not the tokenizer's "
             f"{text}, {known}"
         )
-    settings = _settings(checkpoint, processor)
-    with _explained(f"a question with a picture cannot be made a prompt: {settings}"):
-        ids = encoder.unanswered(_question(1)).ids
-        places = int(torch.isin(ids, torch.tensor(family.feature_ids(checkpoint.config))).sum())
-        pictures = encoder.vision_inputs(_question(1))
+    settings = _settings(checkpoint, processor) if site == "image" else "see its files"
+    with _explained(f"a question with a {kind} cannot be made a prompt: {settings}"):
+        ids = encoder.unanswered(_question(site)).ids
+        places = int(torch.isin(ids, torch.tensor(tokens)).sum())
+        inputs = encoder.vision_inputs(_question(site))
     with _explained(
-        "the model of config.json (vision_config) cannot take a picture as the processor makes it "
-        f"({PROCESSOR}, preprocessor_config.json)"
+        f"the model of config.json ({ENCODERS[site]}) cannot take a {kind} as the processor makes "
+        f"it ({PROCESSOR}, preprocessor_config.json)"
     ):
-        features = count_features(checkpoint.edge_tree[0], pictures)
+        features = count_features(checkpoint.edge_tree[0], site, inputs)
     if features is not None and features != places:
         raise ConfigError(
-            f"the model gives {features} features a picture, and the processor asks for {places}: "
+            f"the model gives {features} features a {kind}, and the processor asks for {places}: "
             f"{settings}"
         )
 
 
-def _image_token(processor: Any) -> str:
-    """What a prompt has where a picture stands.
+def _place(processor: Any, site: str) -> str:
+    """What a prompt has where a picture, or a sound, stands.
 
     Raises:
         ConfigError: the processor does not say.
     """
-    if not (token := image_text(processor)):
-        raise ConfigError(f"{type(processor).__name__}: {TOKENIZER} has no image_token")
-    return token
+    if not (found := place_text(processor, site)):
+        raise ConfigError(f"{type(processor).__name__}: {TOKENIZER} has no {site}_token")
+    return found
 
 
 def _settings(checkpoint: ModelCheckpoint, processor: Any) -> str:

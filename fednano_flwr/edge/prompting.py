@@ -1,4 +1,4 @@
-"""How a model's prompts are written and turned into tensors, pictures included."""
+"""How a model's prompts are written and turned into tensors, pictures and sounds included."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import SampleError
-from fednano_flwr.data.prompts import IMAGE, conversation
+from fednano_flwr.data.prompts import conversation
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge import marks
-from fednano_flwr.models.families.base import WHOLE, Family, image_text
+from fednano_flwr.models.families.base import WHOLE, Family, place_text
 
-PLACEHOLDERS = ("image_token", "boi_token", "video_token")
-"""What processors call the tokens that stand for pictures and videos."""
+PLACEHOLDERS = ("image_token", "boi_token", "video_token", "audio_token", "boa_token")
+"""What processors call the tokens that stand for pictures, videos and sounds."""
 LEARNED = "learned"
 """Of a prompt's tensors: (1, T) bool, which tokens are of earlier answers, where there are some."""
 Turns = list[dict[str, Any]]
@@ -38,7 +37,7 @@ class Prompting:
     stand beside its letter, so there the text itself holds the picture's token.
 
     Args:
-        features: ids of the tokens whose places a picture's features take.
+        placeholders: ids of the tokens that stand for pictures and sounds, as far as known.
         ends: ids of tokens that end a turn.
 
     Raises:
@@ -50,7 +49,7 @@ class Prompting:
         self,
         family: Family,
         processor: Any,
-        features: Collection[int] = (),
+        placeholders: Collection[int] = (),
         ends: Collection[int] = (),
     ) -> None:
         if lacking := family.check_processor(processor):
@@ -59,7 +58,7 @@ class Prompting:
         self._template = "" if family.prompt else _template(processor)
         if family.thinks:
             self._template = NO_THOUGHTS + self._template
-        self.typed = marks.TypedTokens(_control_tokens(processor, features))
+        self.typed = marks.TypedTokens(_control_tokens(processor, placeholders))
 
     def write(self, sample: Sample) -> str:
         """The prompt up to where the answer begins, with `marks` where it needs them.
@@ -81,17 +80,20 @@ class Prompting:
             return self._with_answers_marked(turns, prompt)
         return prompt
 
-    def tensors(self, prompt: str, pictures: list[Image]) -> dict[str, Tensor]:
-        """`input_ids` (1, T), what the vision encoder takes, and `LEARNED`, of one prompt.
+    def tensors(self, prompt: str, media: list[Any]) -> dict[str, Tensor]:
+        """`input_ids` (1, T), what the encoders take, and `LEARNED`, of one prompt.
+
+        Args:
+            media: as in `Family.tensors`.
 
         Raises:
             SampleError: marks in the prompt do not agree with its tokens.
         """
         if not marks.is_marked(prompt):
-            return self._family.tensors(self._processor, prompt, pictures)
+            return self._family.tensors(self._processor, prompt, media)
         processor = copy(self._processor)  # other threads use the one that all share
         processor.tokenizer = marks.MarkedTokenizer(self._processor.tokenizer, self._ends)
-        found = self._family.tensors(processor, prompt, pictures)
+        found = self._family.tensors(processor, prompt, media)
         if marks.answers(prompt):
             found[LEARNED] = torch.tensor([processor.tokenizer.learned])
         return found
@@ -103,9 +105,10 @@ class Prompting:
             tokenizer = marks.MarkedTokenizer(tokenizer)
         return tokenizer([text], add_special_tokens=False, **WHOLE)["input_ids"][0]
 
-    def pictures(self, prompt: str) -> int:
-        """How many places for pictures a prompt has."""
-        return prompt.count(image_text(self._processor))
+    def places(self, prompt: str, site: str) -> int:
+        """How many places for pictures ("image") or sounds ("audio") a prompt has."""
+        text = place_text(self._processor, site)
+        return prompt.count(text) if text else 0
 
     def encoder_ids(self, sample: Sample) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
@@ -120,11 +123,12 @@ class Prompting:
 
     @cached_property
     def _keeps_order(self) -> bool:
-        """Whether a picture between two texts stays between them."""
-        parts = [{"type": "text", "text": "before"}, IMAGE, {"type": "text", "text": "after"}]
-        written = self._filled([{"role": "user", "content": parts}])
+        """Whether a picture, or a sound, between two texts stays between them."""
+        site = self._family.modalities[0]
+        before, after = ({"type": "text", "text": text} for text in ("before", "after"))
+        written = self._filled([{"role": "user", "content": [before, {"type": site}, after]}])
         between = written.partition("before")[2].partition("after")[0]
-        return self._processor.image_token in between
+        return place_text(self._processor, site) in between
 
     def _filled_in(self, turns: Turns) -> str:
         """The family's own prompt.
@@ -137,9 +141,10 @@ class Prompting:
                 f"it is a dialogue of {len(turns)} turns, and models of the family "
                 f"{self._family.model_type} take one question"
             )
-        image = image_text(self._processor)
-        parts = [part.get("text", image) for part in turns[0]["content"]]
-        return self._family.prompt.format("".join(parts))
+        return self._family.prompt.format("".join(map(self._as_text, turns[0]["content"])))
+
+    def _as_text(self, part: dict[str, Any]) -> str:
+        return part["text"] if "text" in part else place_text(self._processor, part["type"])
 
     def _with_answers_marked(self, turns: Turns, prompt: str) -> str:
         """The prompt with every earlier answer between two marks.
@@ -166,14 +171,13 @@ class Prompting:
     def _ordered(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The parts of a turn, as a template has to get them that writes pictures first.
 
-        Every picture but a leading one is then its token in the text.
+        Every picture, or sound, but a leading one is then its token in the text.
         """
         kinds = [part["type"] for part in parts]
-        if kinds == sorted(kinds) or self._keeps_order:  # "image" before "text"
+        if kinds == sorted(kinds) or self._keeps_order:  # "audio" and "image" before "text"
             return parts
-        leading = [part for part in parts[:1] if part == IMAGE]
-        rest = parts[len(leading) :]
-        text = "".join(part.get("text", self._processor.image_token) for part in rest)
+        leading = [part for part in parts[:1] if "text" not in part]
+        text = "".join(map(self._as_text, parts[len(leading) :]))
         return [*leading, {"type": "text", "text": text}]
 
     def _filled(self, turns: Turns, template: str = "") -> str:
@@ -182,12 +186,12 @@ class Prompting:
         )
 
 
-def _control_tokens(processor: Any, features: Collection[int]) -> set[str]:
-    """What must not be made of a user's text: special tokens, and those that stand for pictures."""
+def _control_tokens(processor: Any, placeholders: Collection[int]) -> set[str]:
+    """What must not be made of a user's text: special tokens, and those that stand for features."""
     tokenizer = processor.tokenizer
     found = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
     found += [getattr(processor, name, None) for name in PLACEHOLDERS]
-    found += tokenizer.convert_ids_to_tokens(list(features))
+    found += tokenizer.convert_ids_to_tokens(list(placeholders))
     return {str(getattr(token, "content", token)) for token in found if token}
 
 

@@ -20,8 +20,10 @@ from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import LLM, FrozenBatch
 
 ALL, WITH_PICTURE, TEXT_ONLY = "all", "with picture (IMG)", "text only"
+WITH_SOUND = "with sound"
+HOLDING = {"image": WITH_PICTURE, "audio": WITH_SOUND}
 FREE_ANSWER = "free answer"
-KINDS = (ALL, WITH_PICTURE, TEXT_ONLY, FREE_ANSWER)
+KINDS = (ALL, WITH_PICTURE, WITH_SOUND, TEXT_ONLY, FREE_ANSWER)
 OTHER_SUBJECTS = "other subjects"
 MOST_KINDS, LONGEST_KIND = 2000, 200
 """Entries of a tally, and characters of an entry's name: each has its lines in tables and its
@@ -146,13 +148,14 @@ def _of_text(metric: Metric, sample: Sample, answer: str) -> float:
 
 
 def tally(samples: Iterable[Sample], scores: Sequence[float]) -> Tally:
-    """Scores and questions: all, with and without pictures, free answers, by subject (or skill)."""
+    """Scores and questions: all, with pictures, sounds or neither, free answers, by subject."""
     counts: Tally = {}
     for sample, score in zip(samples, scores, strict=True):
         subject = _subject(sample.subject)
         if subject not in counts and len(counts) >= MOST_KINDS - len(KINDS):
             subject = OTHER_SUBJECTS
-        kinds = (ALL, WITH_PICTURE if sample.pictures else TEXT_ONLY, subject)
+        shown = [HOLDING[modality] for modality in sample.media] or [TEXT_ONLY]
+        kinds = (ALL, *shown, subject)
         for key in kinds if sample.num_options else (*kinds, FREE_ANSWER):
             entry = counts.setdefault(key, [0.0, 0])
             entry[0] += score

@@ -1,8 +1,8 @@
 """The low-rank exchange: frozen parts are sent once, then only what the adapters' ranks need.
 
-h' = h + z Bᵀ with z = s · A h. The host has h: token embeddings from its own table, image features
-from its store. A step sends z (N·r) and B (d·r) and gets their gradients; the client's autograd
-carries dL/dz on into A. The gradients are those of the plain exchange.
+h' = h + z Bᵀ with z = s · A h. The host has h: token embeddings from its own table, features of
+pictures and sounds from its store. A step sends z (N·r) and B (d·r) and gets their gradients; the
+client's autograd carries dL/dz on into A. The gradients are those of the plain exchange.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -29,11 +29,12 @@ from fednano_flwr.exchange.protocol import (
     RefusalError,
     TokenTable,
     adapted,
+    at_site,
 )
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-SITES = ("image", "text")
+TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class LowRankInputs(Inputs):
 
     Attributes:
         token_ids: (N - n,) of the rows that are tokens, in order.
-        is_image: (N,) bool.
-        keys: of the questions' image features, in order.
+        sites: (N,) int8.
+        keys: of the questions' features, in order.
         z: (n, R) of each site that has an adapter.
         b: (d, R) likewise.
     """
 
     FIELD: ClassVar[str] = "low_rank"
     token_ids: Tensor
-    is_image: Tensor
+    sites: Tensor
     keys: tuple[bytes, ...]
     z: dict[str, Tensor]
     b: dict[str, Tensor]
@@ -58,13 +59,14 @@ class LowRankInputs(Inputs):
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:
-        tokens, keys = batch.token_ids[~batch.is_image], tuple(f.key for f in batch.features)
+        tokens = batch.token_ids[at_site(batch.sites, TEXT)]
+        keys = tuple(feature.key for feature in batch.features)
         layout = batch.layout._replace(token_ids=None, deep=None)  # the host makes them
-        return cls(tokens, batch.is_image, keys, batch.z, batch.b, layout)
+        return cls(tokens, batch.sites, keys, batch.z, batch.b, layout)
 
     @staticmethod
     def token_rows(tokens: AdaptedBatch) -> Tensor | None:
-        return tokens.z.get("text")
+        return tokens.z.get(TEXT)
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
@@ -81,7 +83,9 @@ class LowRankInputs(Inputs):
     def fill(self, message: pb.Inputs, dtype: str) -> None:
         sent = message.low_rank
         sent.token_ids.extend(self.token_ids.tolist())
-        sent.image_runs.extend(_runs(self.is_image))
+        sites, lengths = _runs(self.sites)
+        sent.run_sites.extend(sites)
+        sent.run_lengths.extend(lengths)
         sent.features.extend(self.keys)
         for site in sorted(self.z):
             factors = sent.factors.add(site=site)
@@ -91,16 +95,15 @@ class LowRankInputs(Inputs):
     @classmethod
     def read(cls, message: pb.Inputs, layout: Layout, info: LLMInfo) -> LowRankInputs:
         sent, count = message.low_rank, layout.tokens
-        is_image = _from_runs(sent.image_runs, count)
-        pictured = int(is_image.sum())
-        rows = {"image": pictured, "text": count - pictured}
+        sites = _from_runs(sent.run_sites, sent.run_lengths, count)
+        rows = {site: int(at_site(sites, site).sum()) for site in SITES}
         tokens = torch.tensor(list(sent.token_ids), dtype=torch.int64)
-        if len(tokens) != rows["text"]:
-            raise RefusalError(f"{len(tokens)} token ids for {rows['text']} rows of text")
+        if len(tokens) != rows[TEXT]:
+            raise RefusalError(f"{len(tokens)} token ids for {rows[TEXT]} rows of text")
         if len(tokens) and int(tokens.max()) >= info.vocabulary:
             raise RefusalError(f"token {int(tokens.max())} is out of range")
-        if len(sent.features) > pictured:
-            raise RefusalError(f"{len(sent.features)} features for {pictured} rows of pictures")
+        if len(sent.features) > count - rows[TEXT]:
+            raise RefusalError(f"{len(sent.features)} features for {count - rows[TEXT]} rows")
         for key in sent.features:
             codec.check_key(key)
         z: dict[str, Tensor] = {}
@@ -108,10 +111,10 @@ class LowRankInputs(Inputs):
         for factors in sent.factors:
             site = factors.site
             if site in z or site not in SITES:
-                raise RefusalError(f"factors of site {site[:32]!r}: once each, image and text")
+                raise RefusalError(f"factors of site {site[:32]!r}: once each, {', '.join(SITES)}")
             z[site], b[site] = codec.decode(factors.z), codec.decode(factors.b)
             _check_factors(site, z[site], b[site], (rows[site], info.hidden_size))
-        return cls(tokens, is_image, tuple(sent.features), z, b, layout)
+        return cls(tokens, sites, tuple(sent.features), z, b, layout)
 
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
@@ -119,7 +122,7 @@ class LowRankInputs(Inputs):
         hidden, layout = self._frozen(table, features)
         leaf = self._with(lambda v: v.detach().to(hidden.device).requires_grad_(trains))
         with torch.set_grad_enabled(trains):  # the caller may be inside another graph's forward
-            whole = adapted(hidden, self.is_image.to(hidden.device), leaf.z, leaf.b)
+            whole = adapted(hidden, self.sites.to(hidden.device), leaf.z, leaf.b)
 
         def gradient(rows: Tensor) -> Gradient:
             found = torch.autograd.grad(whole, leaf.leaves, rows) if leaf.leaves else ()
@@ -136,27 +139,29 @@ class LowRankInputs(Inputs):
         missing = tuple(key for key in self.keys if kept[key] is None)
         if missing:
             raise FeaturesMissingError(missing)
-        pictures = [rows for key in self.keys if (rows := kept[key]) is not None]
-        is_image = self.is_image.to(table.device)
-        size = (len(is_image), table.hidden_size)
+        found = [rows for key in self.keys if (rows := kept[key]) is not None]
+        sites = self.sites.to(table.device)
+        size = (len(sites), table.hidden_size)
         hidden = torch.empty(size, device=table.device, dtype=table.dtype)
-        hidden[~is_image] = table.embed(self.token_ids.to(table.device))
-        count = sum(map(len, pictures))
-        if count != int(is_image.sum()):
-            raise ValueError(f"{count} features for {int(is_image.sum())} rows of pictures")
+        is_text = at_site(sites, TEXT)
+        hidden[is_text] = table.embed(self.token_ids.to(table.device))
+        places = torch.cat([at_site(sites, s).nonzero()[:, 0] for s in SITES if s != TEXT])
+        count = sum(map(len, found))
+        if count != len(places):
+            raise ValueError(f"{count} features for {len(places)} rows")
         layout = self.layout
         if table.reads_ids:
             ids = torch.zeros(size[:1], dtype=torch.int64)
-            ids[~self.is_image] = self.token_ids
+            ids[is_text.cpu()] = self.token_ids
             layout = layout._replace(token_ids=ids)
-        if pictures:
-            rows = torch.cat([rows.to(hidden) for rows in pictures])
-            hidden[is_image], deep = rows.tensor_split([table.hidden_size], dim=1)
+        if found:
+            rows = torch.cat([rows.to(hidden) for rows in found])
+            hidden[places], deep = rows.tensor_split([table.hidden_size], dim=1)
             layout = layout._replace(deep=deep if deep.shape[1] else None)
         return hidden, layout
 
     def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
-        b = self.b.get("text")
+        b = self.b.get(TEXT)
         return partial(_embed_tokens, table, None if b is None else b.to(table.device))
 
 
@@ -191,17 +196,18 @@ def _check_factors(site: str, z: Tensor, b: Tensor, rows: tuple[int, int]) -> No
         raise RefusalError(f"{site}: z and b have {len(z)} and {len(b)} rows, {rows} are needed")
 
 
-def _runs(is_image: Tensor) -> list[int]:
-    """Lengths of runs of rows: tokens, image, tokens, image, …"""
-    flags = is_image.to("cpu", torch.int8)
-    edges = (flags.diff(prepend=flags.new_zeros(1)) != 0).nonzero().squeeze(1).tolist()
-    return [end - start for start, end in pairwise([0, *edges, len(flags)])]
+def _runs(sites: Tensor) -> tuple[list[int], list[int]]:
+    """Sites and lengths of runs of rows."""
+    found, lengths = sites.cpu().unique_consecutive(return_counts=True)
+    return found.tolist(), lengths.tolist()
 
 
-def _from_runs(runs: Sequence[int], count: int) -> Tensor:
-    if len(runs) > count + 1:  # but for the first, none is empty
-        raise RefusalError(f"{len(runs)} runs of tokens and images for {count} rows")
-    if sum(runs) != count:
-        raise RefusalError(f"runs of tokens and images of {sum(runs)} rows for {count}")
-    kinds = torch.arange(len(runs)) % 2 == 1
-    return kinds.repeat_interleave(torch.tensor(list(runs), dtype=torch.int64))
+def _from_runs(sites: Sequence[int], lengths: Sequence[int], count: int) -> Tensor:
+    if not len(sites) == len(lengths) <= count:
+        raise RefusalError(f"{len(sites)} sites and {len(lengths)} runs for {count} rows")
+    if sum(lengths) != count:
+        raise RefusalError(f"runs of {sum(lengths)} rows for {count}")
+    if max(sites, default=0) >= len(SITES):
+        raise RefusalError(f"site {max(sites)}: there are {', '.join(SITES)}")
+    found = torch.tensor(list(sites), dtype=torch.int8)
+    return found.repeat_interleave(torch.tensor(list(lengths), dtype=torch.int64))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from fednano_flwr.config import SITES
+
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
@@ -30,9 +32,18 @@ STILL_WANTED: ContextVar[Callable[[], bool]] = ContextVar("STILL_WANTED", defaul
 """Whether the caller of this thread's call still waits for its answer."""
 
 
+def at_site(sites: Tensor, site: str) -> Tensor:
+    """(N,) bool: which rows are of a site.
+
+    Args:
+        sites: (N,) int8, each row's site as its index in `SITES`.
+    """
+    return sites == SITES.index(site)
+
+
 @dataclass(frozen=True)
 class Feature:
-    """Frozen image features of one question, and the key under which the host may keep them.
+    """Frozen features of a question's pictures, or of its sounds, and the host's key for them.
 
     Attributes:
         rows: (n, d + L·d): embeddings h and, in some families, what `Layout.deep` has of them.
@@ -91,13 +102,15 @@ class FrozenBatch:
 
     Attributes:
         hidden: (N, d) frozen embeddings h, samples laid one after another without padding.
-        is_image: (N,) bool, rows that are image features; the others are tokens.
-        token_ids: (N,) int64; at image rows the placeholder.
-        features: the questions' image features; together they are the image rows in order.
+        sites: (N,) int8, whose rows are features of pictures or sounds, and whose are tokens; see
+            `at_site`.
+        token_ids: (N,) int64; where features are, the placeholder.
+        features: of the questions, site after site in the order of `SITES`; those of a site are its
+            rows in order.
     """
 
     hidden: Tensor
-    is_image: Tensor
+    sites: Tensor
     token_ids: Tensor
     features: tuple[Feature, ...]
     layout: Layout
@@ -110,7 +123,7 @@ class AdaptedBatch(FrozenBatch):
     h' = h + z Bᵀ at the rows of each site. The exchanges differ in which parts they send.
 
     Attributes:
-        z: (n, R) float32 of each site that has an adapter ("image", "text"); s · A h.
+        z: (n, R) float32 of each site that has an adapter ; s · A h.
         b: (d, R) float32 likewise.
     """
 
@@ -119,11 +132,11 @@ class AdaptedBatch(FrozenBatch):
 
     def embedded(self) -> Tensor:
         """The adapted embeddings h' (N, d), differentiable in z and b."""
-        return adapted(self.hidden, self.is_image, self.z, self.b)
+        return adapted(self.hidden, self.sites, self.z, self.b)
 
 
 def adapted(
-    hidden: Tensor, is_image: Tensor, z: Mapping[str, Tensor], b: Mapping[str, Tensor]
+    hidden: Tensor, sites: Tensor, z: Mapping[str, Tensor], b: Mapping[str, Tensor]
 ) -> Tensor:
     """h + z Bᵀ at the rows of each site, (N, d) in the dtype of `hidden`.
 
@@ -131,7 +144,7 @@ def adapted(
     """
     result = hidden.clone()
     for site in z:
-        places = (is_image if site == "image" else ~is_image).nonzero().squeeze(1)
+        places = at_site(sites, site).nonzero().squeeze(1)
         changed = hidden[places].to(z[site].dtype) + z[site] @ b[site].T
         result.index_copy_(0, places, changed.to(hidden.dtype))
     return result
@@ -229,11 +242,11 @@ class Inputs(ABC):
         """Input embeddings, ready for a gradient where `trains`.
 
         Args:
-            features: image features (n, d + L·d) that the host keeps, by key.
+            features: (n, d + L·d) that the host keeps, by key.
 
         Raises:
-            FeaturesMissingError: the host lacks some of the image features.
-            ValueError: features and image rows do not agree.
+            FeaturesMissingError: the host lacks some of the features.
+            ValueError: features and rows do not agree.
         """
 
     @abstractmethod
@@ -373,7 +386,7 @@ class LLMService:
     the caller's token decides, whatever the argument says.
 
     Raises (all calls with inputs):
-        FeaturesMissingError: the host lacks image features that the batch names.
+        FeaturesMissingError: the host lacks features that the batch names.
         HostBusyError: too much is waiting already.
     """
 
@@ -459,7 +472,7 @@ class LLMService:
         self._call("release", owner, cache)
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
-        """Keep frozen image features for later batches to name, as long as there is room."""
+        """Keep frozen features for later batches to name, as long as there is room."""
         self._call("keep_features", owner, features)
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:

@@ -22,7 +22,11 @@ from fednano_flwr.runs import comparable
 from fednano_flwr.runs.summary import nats, titled
 
 EXAMPLE = Sample("", "How many circles are there?", "", "", choices=("1", "2", "3"), answer=0)
-PLACES = {"image": "the connector's output (pictures)", "text": "the token embeddings (text)"}
+PLACES = {
+    "image": "the connector's output (pictures)",
+    "text": "the token embeddings (text)",
+    "audio": "the connector's output (sounds)",
+}
 
 
 def label(name: str) -> str:
@@ -39,7 +43,8 @@ def card(
     """The text of README.md.
 
     Args:
-        family: of the model; None where it is not at hand, then no question is shown.
+        family: of the model; None where it is not at hand, then no question is shown. Code is shown
+            for models that take pictures.
         license: of the model.
         merged: what was written with --format merged.
     """
@@ -48,12 +53,14 @@ def card(
     hub_id = str(result.model.get("hub_id") or "")
     here = next(record for record in run.rounds if record["round"] == result.round)
     same_clients = comparable.scorers(run.rounds[0]) == comparable.scorers(here)
+    hears = "audio" in result.adapters and "image" not in result.adapters
+    task = "audio-text-to-text" if hears else "image-text-to-text"
     head = ModelCardData(
         library_name="transformers" if merged else "peft",
         base_model=hub_id or None,
         base_model_relation=("finetune" if merged else "adapter") if hub_id else None,
-        pipeline_tag="image-text-to-text",
-        tags=["fednano", "federated-learning", "image-text-to-text", "lora"],
+        pipeline_tag=task,
+        tags=["fednano", "federated-learning", task, "lora"],
         **license.metadata,  # type: ignore[arg-type]
     )
     templates = Environment(
@@ -74,6 +81,7 @@ def card(
     text = templates.get_template("card.md.j2").render(
         head=head.to_yaml(),
         result=result,
+        hears=hears,
         base=hub_id or label(run.config.model.name),
         hub_id=hub_id,
         family=family,

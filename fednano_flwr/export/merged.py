@@ -122,21 +122,27 @@ def _targets(
     checkpoint: ModelCheckpoint, adapters: Mapping[str, Factors]
 ) -> dict[str, tuple[Factors, bool]]:
     """By canonical name, each tensor that changes: its adapter, and whether outputs come first."""
-    connector = checkpoint.family.connector
-    if connector.cannot:
-        raise ConfigError(
-            f"model {checkpoint.name}: the adapters cannot be merged into the family "
-            f"{checkpoint.config.model_type}: {connector.cannot}; use --format peft"
-        )
+    family = checkpoint.family
+    both = (family.connector, family.second_connector)
+    connectors = dict(zip(family.modalities, both, strict=False))
     found: dict[str, tuple[Factors, bool]] = {}
-    if image := adapters.get("image"):
-        found |= dict.fromkeys(connector.rows, (image, False))
+    biases = set()  # some connectors have none
+    for site, adapter in adapters.items():
+        if site not in connectors:
+            found[checkpoint.token_embeddings] = adapter, False
+            continue
+        connector = connectors[site]
+        if connector.cannot:
+            raise ConfigError(
+                f"model {checkpoint.name}: the adapters cannot be merged into the family "
+                f"{checkpoint.config.model_type}: {connector.cannot}; use --format peft"
+            )
+        found |= dict.fromkeys(connector.rows, (adapter, False))
         if connector.linear:
-            found[f"{connector.linear}.weight"] = image, True
-            found[f"{connector.linear}.bias"] = image, False
-    if text := adapters.get("text"):
-        found[checkpoint.token_embeddings] = text, False
-    needed = [name for name in found if name != f"{connector.linear}.bias"]  # some have none
+            biases.add(f"{connector.linear}.bias")
+            found[f"{connector.linear}.weight"] = adapter, True
+            found[f"{connector.linear}.bias"] = adapter, False
+    needed = [name for name in found if name not in biases]
     if missing := [name for name in needed if name not in checkpoint.files]:
         raise ConfigError(
             f"model {checkpoint.name}: the family {checkpoint.config.model_type} merges adapters "

@@ -46,7 +46,7 @@ class RunResult:
 
     @property
     def adapters(self) -> dict[str, Factors]:
-        """By site, "image" and "text": A (r, d), and s·B (d, r) in float64."""
+        """By site: A (r, d), and s·B (d, r) in float64."""
         found = adapters_of(self.state)
         return {
             site: Factors(pair.a, self.scale * pair.b.double())

@@ -1,10 +1,10 @@
-"""The client's half of a multimodal LLM: vision encoder, connector and token embeddings."""
+"""The client's half of a multimodal LLM: encoders, connectors and token embeddings."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.source import model_sites
 
 VisionInputs = Mapping[str, Tensor]
 
@@ -66,9 +67,11 @@ class TokenTable(nn.Module):
 
 
 class EdgeHalf(nn.Module):
-    """Frozen vision encoder and connector of one checkpoint; token embeddings on request.
+    """Frozen encoders and connectors of one checkpoint; token embeddings on request.
 
     Attributes:
+        placeholders: tokens that stand for features, see `placeholders`.
+        sites: where its adapters may be, in the order of `SITES`.
         deep_size: L·d, numbers of a picture's token for L layers of the language model; 0 in most
             families.
         reads_ids: whether the language model's layers look tokens up.
@@ -87,8 +90,8 @@ class EdgeHalf(nn.Module):
         self.hidden_size: int = checkpoint.config.get_text_config().hidden_size
         self.deep_size = self.family.deep_layers(checkpoint.config) * self.hidden_size
         self.reads_ids = self.family.layer_vocabulary(checkpoint.config) > 0
-        self.image_token_id = image_token(checkpoint)
-        self.feature_ids = torch.tensor(self.family.feature_ids(checkpoint.config))
+        self.placeholders = placeholders(checkpoint)
+        self.sites = model_sites(checkpoint.config)
         self.device, self.dtype = device, dtype
         self._vision = copy.deepcopy(checkpoint.edge_tree[0])
         checkpoint.fill(self._vision, device, dtype)
@@ -116,8 +119,8 @@ class EdgeHalf(nn.Module):
         return digest.hexdigest()
 
     @torch.no_grad()
-    def image_features(self, question: VisionInputs) -> Tensor:
-        """Features (n, d + L·d) of one question's pictures, in the order of its placeholders.
+    def features(self, site: str, question: VisionInputs) -> Tensor:
+        """Features (n, d + L·d) of one question at a site, in the order of its placeholders.
 
         They are the connector's outputs and, beside them, what deeper layers take.
 
@@ -125,17 +128,18 @@ class EdgeHalf(nn.Module):
         features must depend on their own question alone.
 
         Args:
-            question: what the model's processor made of its pictures.
+            site: "image" or "audio".
+            question: what the model's processor made of its pictures and sounds.
 
         Raises:
             ConfigError: that is not what this model reads.
         """
-        arguments = skeleton.vision_arguments(self._vision, question)
+        arguments = skeleton.encoder_arguments(self._vision, site, question)
         moved = {key: self._moved(value) for key, value in arguments.items()}
-        output = self.family.features(self._vision, moved)
-        pictures = [output] if isinstance(output, Tensor) else output
+        output = skeleton.features(self._vision, site, moved)
+        parts = [output] if isinstance(output, Tensor) else output
         size = self.hidden_size + self.deep_size
-        return torch.cat([picture.reshape(-1, size) for picture in pictures])
+        return torch.cat([part.reshape(-1, size) for part in parts])
 
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
@@ -152,30 +156,39 @@ class EdgeHalf(nn.Module):
             prompt: how many of them are the prompt; the others are an answer.
             vision: the sample's `image_grid_thw`, where it has pictures.
         """
-        return self.family.position_ids(self._vision, ids, self._pictures(ids, prompt), vision)
+        pictures = self._places(ids, prompt, ["image"])
+        return self.family.position_ids(self._vision, ids, pictures, vision)
 
     def token_type_ids(self, ids: Tensor, prompt: int) -> Tensor | None:
         """(T,) types of one sample's tokens, where the family's mask needs them; as above."""
-        return self.family.token_type_ids(self._pictures(ids, prompt), prompt)
+        places = self._places(ids, prompt, self.placeholders)
+        return self.family.token_type_ids(places, prompt)
 
-    def _pictures(self, ids: Tensor, prompt: int) -> Tensor:
-        """(T,) bool, where pictures' features go: never in an answer, whatever was generated."""
-        return torch.isin(ids, self.feature_ids) & (torch.arange(len(ids)) < prompt)
+    def _places(self, ids: Tensor, prompt: int, sites: Iterable[str]) -> Tensor:
+        """(T,) bool, where features go: never in an answer, whatever was generated."""
+        tokens = [token for site in sites for token in self.placeholders.get(site, ())]
+        return torch.isin(ids, torch.tensor(tokens)) & (torch.arange(len(ids)) < prompt)
 
 
-def image_token(checkpoint: ModelCheckpoint) -> int:
-    """Id of the token that stands where a picture's features go.
+def placeholders(checkpoint: ModelCheckpoint) -> dict[str, tuple[int, ...]]:
+    """Ids of the tokens that stand where features go, by the features' site, as in `SITES`.
+
+    The first ones are in every prompt with a picture, or a sound.
 
     Raises:
         ConfigError: the config does not say.
     """
-    token = getattr(checkpoint.config, "image_token_id", None)
-    if token is None:
-        raise checkpoint.error(
-            "its config.json has no image_token_id (image_token_index); add it, or take a newer "
-            "version of the checkpoint"
-        )
-    return token
+    found: dict[str, tuple[int, ...]] = {}
+    for site in checkpoint.family.modalities_of(checkpoint.config):
+        token = getattr(checkpoint.config, f"{site}_token_id", None)
+        if token is None:
+            raise checkpoint.error(
+                f"its config.json has no {site}_token_id ({site}_token_index); add it, or take a "
+                "newer version of the checkpoint"
+            )
+        several = checkpoint.family.feature_ids(checkpoint.config) if site == "image" else ()
+        found[site] = several or (token,)
+    return found
 
 
 def load_edge_half(

@@ -1,4 +1,4 @@
-"""A model's own processor: tokenizer, picture preprocessing and chat template."""
+"""A model's own processor: tokenizer, preprocessing of pictures and sounds, chat template."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.models.families.base import Family
 
+READERS = ("image_processor", "feature_extractor")
+"""Parts of a processor that read pictures, and sounds."""
 FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 PIXTRAL, VIDEOS = "PixtralProcessor", "video_processor"
 
@@ -20,7 +23,7 @@ def has_processor(folder: Path) -> bool:
     return any((folder / file).is_file() for file in FILES)
 
 
-def load_processor(folder: Path) -> Any:
+def load_processor(folder: Path, family: Family | None = None) -> Any:
     """The processor saved in a model's folder.
 
     Of a family that also takes videos it is loaded without that part: nothing here uses it, and
@@ -34,6 +37,8 @@ def load_processor(folder: Path) -> Any:
     from transformers.utils import is_torchvision_available
 
     try:
+        if family is not None and (own := family.own_processor(folder)) is not None:
+            return own
         if (name := _class_name(folder)) == PIXTRAL and not is_torchvision_available():
             return _pixtral().from_pretrained(folder, trust_remote_code=False)
         whole: Any = getattr(transformers, name, None)
@@ -44,7 +49,7 @@ def load_processor(folder: Path) -> Any:
     except Exception as error:  # a file's values reach deep into transformers and tokenizers
         says = " ".join(str(error).split())
         raise ConfigError(f"the processor in {folder} cannot be loaded: {says}") from error
-    if not (hasattr(found, "tokenizer") and hasattr(found, "image_processor")):
+    if not (hasattr(found, "tokenizer") and any(hasattr(found, part) for part in READERS)):
         raise ConfigError(
             f"the processor in {folder} is only a {type(found).__name__}: one of "
             f"{', '.join(FILES)} is missing"

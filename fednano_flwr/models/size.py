@@ -16,10 +16,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PretrainedConfig
 
-from fednano_flwr.config import SITES, ConfigError
+from fednano_flwr.config import ConfigError
 from fednano_flwr.models import configs, skeleton
 from fednano_flwr.models.families import of
-from fednano_flwr.models.source import locate, read_config
+from fednano_flwr.models.source import locate, model_sites, read_config
 
 FLOAT32, INT64 = 4, 8  # bytes
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -40,7 +40,7 @@ class Parts:
     """Parameters of each part of a model; what two parts share is counted with the first.
 
     Attributes:
-        encoder: vision encoder.
+        encoder: of pictures, of sounds, or both.
         encoder_used: the same without the layers whose output is never used.
         layers_unused: how many layers those are.
         connector: all else that a client holds but its token embeddings.
@@ -50,6 +50,7 @@ class Parts:
         head: 0 where it is the token embeddings (`tied`).
         tied: whether head and token embeddings are one matrix.
         picture_tokens: tokens that a picture becomes; None where that depends on the picture.
+        sites: where its adapters may be.
         deep_layers: L, layers of the language model that take features of pictures of their own.
     """
 
@@ -63,7 +64,12 @@ class Parts:
     head: int
     tied: bool
     picture_tokens: int | None
+    sites: tuple[str, ...]
     deep_layers: int = 0
+
+    @property
+    def encoder_name(self) -> str:
+        return "vision encoder" if self.sites == ("image", "text") else "encoder"
 
     @property
     def token_embeddings(self) -> int:
@@ -138,8 +144,8 @@ class Sizes:
 
     @property
     def adapter_parameters(self) -> int:
-        """A (r, d) and B (d, r) at both sites."""
-        return len(SITES) * 2 * self.setting.rank * self.parts.hidden_size
+        """A (r, d) and B (d, r) at each site."""
+        return len(self.parts.sites) * 2 * self.setting.rank * self.parts.hidden_size
 
     @property
     def adapter_bytes(self) -> int:
@@ -154,7 +160,7 @@ class Sizes:
         parts, setting = self.parts, self.setting
         rows = setting.rows if with_options else parts.vocabulary
         frozen = {
-            "vision encoder": parts.encoder_used if with_options else parts.encoder,
+            parts.encoder_name: parts.encoder_used if with_options else parts.encoder,
             "connector": parts.connector,
             "token embeddings": rows * parts.hidden_size,
         }
@@ -193,7 +199,7 @@ class Sizes:
         Image features go up once, for the host to keep; of text the host has the embeddings.
         """
         setting, d = self.setting, self.parts.hidden_size
-        b = len(SITES) * d * setting.rank / setting.batch_size
+        b = len(self.parts.sites) * d * setting.rank / setting.batch_size
         each = round((setting.tokens * setting.rank + b) * setting.dtype_bytes)
         once = (self.parts.picture_tokens or 0) * (1 + self.parts.deep_layers) * d
         return StepTraffic(each, each, once * setting.dtype_bytes)
@@ -252,27 +258,31 @@ def count(config: PretrainedConfig) -> Parts:
     whole.tie_weights()
     table = whole.get_input_embeddings().weight
     head = whole.get_output_embeddings()
-    encoder = whole.get_encoder("image")
-    inside = [part for name, part in encoder.named_children() if INSIDE_ENCODER in name]
-    left_out = [part for name, part in whole.named_modules() if name in family.unused]
+    modalities = family.modalities_of(config)
+    encoders = [whole.get_encoder(modality) for modality in modalities]
+    inside = [p for e in encoders for name, p in e.named_children() if INSIDE_ENCODER in name]
     language = whole.get_submodule(family.language)
     in_head = _numel([head]) - (table.numel() if head.weight is table else 0)
     in_language = _numel([language, head]) - table.numel() - in_head
-    in_encoder = _numel([encoder]) - _numel(inside)
+    in_encoder = _numel(encoders) - _numel(inside)
     trimmed = copy.deepcopy(config)
     unused = skeleton.trim_encoder(trimmed)
-    used = _numel([skeleton.build(trimmed).get_encoder("image")]) if unused else in_encoder
+    used = in_encoder
+    if unused:
+        shorter = skeleton.build(trimmed)
+        used = _numel([shorter.get_encoder(modality) for modality in modalities])
     return Parts(
         encoder=in_encoder,
         encoder_used=used,
         layers_unused=unused,
-        connector=_numel([whole]) - _numel([language, head, encoder, *left_out]) + _numel(inside),
+        connector=_numel([whole]) - _numel([language, head, *encoders]) + _numel(inside),
         vocabulary=table.shape[0],
         hidden_size=table.shape[1],
         language_model=in_language,
         head=in_head,
         tied=head.weight is table,
         picture_tokens=family.picture_tokens(config),
+        sites=model_sites(config),
         deep_layers=family.deep_layers(config),
     )
 

@@ -26,6 +26,8 @@ from fednano_flwr.models.families.base import encoder_of
 
 NOT_READ = {"num_crops"}
 """What a processor says of pictures for itself alone."""
+OF_SOUNDS = {"input_features", "input_features_mask", "feature_attention_mask"}
+"""What processors call what they make of sounds."""
 
 
 def build(config: PretrainedConfig) -> Any:
@@ -82,13 +84,11 @@ def _only_turns(rule: WeightConverter) -> bool:
 
 
 def drop_language(whole: Any) -> nn.Embedding:
-    """Take what a client does not load out of the tree; returns the token embeddings."""
-    family, embeddings = of(whole.config), whole.get_input_embeddings()
-    _remove(whole, family.language)
-    there = dict(whole.named_modules())
-    for part in ("lm_head", *family.unused):
-        if part in there:
-            _remove(whole, part)
+    """Leave a client's half in the tree; returns the token embeddings, which are taken out, too."""
+    embeddings = whole.get_input_embeddings()
+    _remove(whole, of(whole.config).language)
+    if hasattr(whole, "lm_head"):
+        _remove(whole, "lm_head")
     return embeddings
 
 
@@ -137,48 +137,57 @@ def trim_encoder(config: PretrainedConfig) -> int:
     return count - max(outputs)
 
 
-def vision_arguments(whole: Any, pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a family's `features` are made of, of a processor's outputs: all of them.
+def encoder_arguments(whole: Any, modality: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What features of a modality are made from, of a processor's outputs: all that are of it.
 
     Some are named by the model's `forward` alone, which passes them on (`image_sizes` of Pixtral).
 
     Raises:
         ConfigError: one is not for this model.
     """
+    own = {k: value for k, value in inputs.items() if (k in OF_SOUNDS) == (modality == "audio")}
     known = set(of(whole.config).vision_keys)
-    for method in (encoder_of(whole).get_image_features, whole.forward):
+    owner = whole if modality == "audio" else encoder_of(whole)
+    for method in (getattr(owner, f"get_{modality}_features", whole.forward), whole.forward):
         known |= inspect.signature(method).parameters.keys()
-    unknown = pictures.keys() - known - NOT_READ
+    unknown = own.keys() - known - NOT_READ
     if unknown:
         raise ConfigError(
-            f"the processor makes {', '.join(sorted(unknown))} of a picture, which "
+            f"the processor makes {', '.join(sorted(unknown))} ({modality}), which "
             f"{type(whole).__name__} does not read; take the processor that it was saved with"
         )
-    return {name: value for name, value in pictures.items() if name in known}
+    return {name: value for name, value in own.items() if name in known}
+
+
+def features(edge: Any, modality: str, arguments: Mapping[str, Tensor]) -> Any:
+    """What the family makes of a question's pictures, or of its sounds."""
+    family = of(edge.config)
+    make = family.features if modality == "image" else family.sound_features
+    return make(edge, arguments)
 
 
 @torch.no_grad()
-def count_features(edge: Any, pictures: Mapping[str, Tensor]) -> int | None:
-    """How many features the connector makes of a question's pictures, found by shapes alone.
+def count_features(edge: Any, modality: str, inputs: Mapping[str, Tensor]) -> int | None:
+    """How many features the connector makes of a question's pictures or sounds, by shapes alone.
 
     The model's own code runs, on tensors without values wherever a weight takes part.
 
     Args:
         edge: the client's half on the meta device.
-        pictures: what the model's processor made of them.
+        inputs: what the model's processor made of the question.
 
     Returns:
         None where the model's code asks for a value that only weights can give.
 
     Raises:
         ConfigError: an output of the processor is not for this model.
-        Exception: of the model's code, where the pictures do not fit its config.
+        Exception: of the model's code, where the inputs do not fit its config.
     """
-    family, arguments = of(edge.config), vision_arguments(edge, pictures)
+    family, arguments = of(edge.config), encoder_arguments(edge, modality, inputs)
     size = edge.config.get_text_config().hidden_size * (1 + family.deep_layers(edge.config))
     try:
         with _WithoutWeights():
-            output = family.features(edge, arguments)
+            output = features(edge, modality, arguments)
     except (RuntimeError, NotImplementedError) as error:
         if "meta tensor" in str(error):
             return None

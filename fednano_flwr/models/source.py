@@ -14,12 +14,12 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
 
 from fednano_flwr.base.resources import ResourceError, resolve
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import SITES, ConfigError, Model
 from fednano_flwr.models.families import AUTO, FAMILIES, LLAVA_FORMAT, REFUSED, Family, find, of
+from fednano_flwr.models.families.base import ENCODERS
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 TEXT = "text_config"
-PARTS = (TEXT, "vision_config")
 LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 
 
@@ -30,6 +30,21 @@ def check_model(name: str, revision: str = "") -> None:
         ConfigError: with the families that work.
     """
     read_config(name, locate(name, revision)[0])
+
+
+def model_sites(config: PretrainedConfig) -> tuple[str, ...]:
+    """Where a model's adapters may be, in the order of `SITES`."""
+    there = ("text", *of(config).modalities_of(config))
+    return tuple(site for site in SITES if site in there)
+
+
+def sites_of(model: Model) -> tuple[str, ...]:
+    """`model_sites` of a model by its name.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be cut.
+    """
+    return model_sites(read_config(model.name, locate(model.name, model.revision)[0], model.family))
 
 
 def locate(
@@ -165,7 +180,8 @@ def _of_another_format(family: Family, written: Mapping[str, Any]) -> str:
     """
     wanted, found = family.architecture, written.get("architectures")
     flat = "hidden_size" in written  # older configs of Qwen2.5-VL have the text's keys at the top
-    lacking = [part for part in PARTS if part not in written and not (part == TEXT and flat)]
+    parts = (TEXT, ENCODERS[family.modalities[0]])
+    lacking = [part for part in parts if part not in written and not (part == TEXT and flat)]
     hint = f". {LLAVA_FORMAT}" if "mm_vision_tower" in written else ""
     if found and isinstance(found, list) and wanted not in found:
         classes = ", ".join(map(str, found))

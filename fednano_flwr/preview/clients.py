@@ -19,7 +19,6 @@ from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.fit import Fit
 from fednano_flwr.edge.questions import Limits, Question
 from fednano_flwr.edge.shard import too_many
-from fednano_flwr.models.edge_half import image_token
 from fednano_flwr.preview.pieces import Piece, pieces
 
 
@@ -47,7 +46,7 @@ class Figures:
     Attributes:
         train, test: questions that it can use.
         tokens: of prompt and right answer: median, 95th percentile, longest.
-        pictures: of a question: fewest and most.
+        files: pictures and sounds of a question: fewest and most.
         left_out: names of the questions that it cannot use, by reason.
         too_many: whether these are more than `dataset.max-skipped` allows.
         cut: how many are cut to `dataset.max-tokens`.
@@ -57,7 +56,7 @@ class Figures:
     train: int
     test: int
     tokens: tuple[int, int, int]
-    pictures: tuple[int, int]
+    files: tuple[int, int]
     left_out: dict[str, list[str]]
     too_many: bool
     cut: int
@@ -75,7 +74,6 @@ class Preview:
         source = process_cache.source_of(config)
         checkpoint = process_cache.checkpoint(source)
         self._encoder: QuestionEncoder = process_cache.encoder(source)
-        self._picture = image_token(checkpoint)
         self._fit = Fit.of(config.dataset)
         answer = config.max_answer_tokens
         self._limits = Limits(config.llm.max_tokens, checkpoint.longest, answer)
@@ -87,7 +85,7 @@ class Preview:
             if isinstance(question, str):
                 yield Row(sample, left_out=question)
             else:
-                shown = tuple(pieces(question, self._encoder, self._picture))
+                shown = tuple(pieces(question, self._encoder))
                 yield Row(sample, shown, cut=question.sample != sample)
 
     def figures(
@@ -99,7 +97,7 @@ class Preview:
             max_skipped: `dataset.max-skipped`.
             each: called after each question.
         """
-        lengths, pictures, groups = [0], [0], Counter[str]()
+        lengths, files, groups = [0], [0], Counter[str]()
         used = {"train": 0, "test": 0}
         left_out, cut = [], 0
         for split, questions in (("train", shard.train), ("test", shard.test)):
@@ -111,16 +109,16 @@ class Preview:
                     used[split] += 1
                     groups.update([sample.group] * (split == "train"))
                     lengths.append(len(question.ids) + len(question.answer))
-                    pictures.append(len(sample.pictures))
+                    files.append(sum(map(len, sample.media.values())))
                     cut += question.sample != sample
                 each()
         found = lengths[1:] or lengths
         median, most = np.percentile(found, (50, 95), method="inverted_cdf")
-        shown = pictures[1:] or pictures
+        shown = files[1:] or files
         return Figures(
             **used,
             tokens=(int(median), int(most), max(found)),
-            pictures=(min(shown), max(shown)),
+            files=(min(shown), max(shown)),
             left_out={reason: names for names, reason in by_reason(left_out)},
             too_many=too_many(len(left_out), len(shard.train) + len(shard.test), max_skipped),
             cut=cut,

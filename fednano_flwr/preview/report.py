@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from math import sqrt
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from fednano_flwr.preview.data import Data, counted
 from fednano_flwr.preview.pieces import Piece
 
 LOSS = "loss"
-STYLES = {"text": "", "special": "dim", "picture": "cyan", "unknown": "yellow"}
+STYLES = {"text": "", "special": "dim", "image": "cyan", "audio": "cyan", "unknown": "yellow"}
 LEARNED = "bold green"
 SHADES = ("#deebf7", "#9ecae1", "#4292c6", "#2171b5")
 MOST_CLIENTS, MOST_GROUPS = 12, 20
@@ -127,12 +128,15 @@ def facts(sample: Sample, pieces: Iterable[Piece]) -> Iterator[Text]:
     yield _named("answer", right)
     if sample.references:
         yield _named("also right", "; ".join(sample.references))
-    for picture in sample.pictures:
-        yield _named("picture", str(picture))
+    for file in chain.from_iterable(sample.media.values()):
+        yield _named(file.noun, str(file))
     total = sum(piece.tokens for piece in pieces)
-    of_pictures = sum(piece.tokens for piece in pieces if piece.kind == "picture")
+    shown = "".join(
+        f"{sum(piece.tokens for piece in pieces if piece.kind == site)} of {files[0].noun}s, "
+        for site, files in sample.media.items()
+    )
     learned = sum(piece.tokens for piece in pieces if piece.learned)
-    yield _named("tokens", f"{total}: {of_pictures} of pictures, the loss on {learned}")
+    yield _named("tokens", f"{total}: {shown}the loss on {learned}")
     if unknown := sum(piece.tokens for piece in pieces if piece.kind == "unknown"):
         yield _named(
             "unknown", f"{unknown} of them: the model's tokenizer knows no such word", "yellow"
@@ -142,14 +146,14 @@ def facts(sample: Sample, pieces: Iterable[Piece]) -> Iterator[Text]:
 def clients(figures: Mapping[int, Figures]) -> Table:
     """A row a client."""
     table = Table()
-    names = ("train", "test", "median", "95 %", "longest", "pictures", "left out")
+    names = ("train", "test", "median", "95 %", "longest", "files", "left out")
     for name in ("", *names):
         table.add_column(name, justify="right" if name else "left")
     for client, one in figures.items():
-        fewest, most = one.pictures
-        pictures = str(most) if fewest == most else f"{fewest}–{most}"
+        fewest, most = one.files
+        files = str(most) if fewest == most else f"{fewest}–{most}"
         left_out = sum(map(len, one.left_out.values()))
-        cells = (one.train, one.test, *one.tokens, pictures, left_out)
+        cells = (one.train, one.test, *one.tokens, files, left_out)
         table.add_row(f"client {client}", *map(str, cells))
     return table
 

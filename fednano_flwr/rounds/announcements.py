@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import Message
 from torch import Tensor
 
+from fednano_flwr.adapters.site import sites_in
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.metrics import metric_label
@@ -35,8 +36,8 @@ def setup_lines(
     return [
         f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {dtype} on "
         f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})",
-        f"clients  NanoEdge: vision encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(config.adapter.site_names)}, {rank}: "
+        f"clients  NanoEdge: encoder, connector, token embeddings (frozen) and NanoAdapters "
+        f"on {' and '.join(sites_in(theta))}, {rank}: "
         f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}",
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "

@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fednano_flwr.adapters.site import build_adapters, load_adapter_state
+from fednano_flwr.adapters.site import build_adapters, load_adapter_state, sites_in
 from fednano_flwr.base.console import say
 from fednano_flwr.base.files import append_synced, replace_file
 from fednano_flwr.base.lock import FolderLock
@@ -290,7 +290,9 @@ class RunFolder:
 
     def _save_adapters(self, name: str, theta: Mapping[str, Tensor], hidden_size: int) -> None:
         config = self.config
-        adapters = build_adapters(hidden_size, config.adapter, config.seed, config.model.name)
+        adapters = build_adapters(
+            hidden_size, config.adapter, config.seed, config.model.name, sites_in(theta)
+        )
         load_adapter_state(adapters, theta)
         folder = self.path / "adapters" / name
         fresh, old = folder.with_name(f"{name}.new"), folder.with_name(f"{name}.old")

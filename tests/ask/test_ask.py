@@ -21,7 +21,7 @@ from fednano_flwr.ask.opening import (
 )
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.sample import Picture, Sample, Turn
+from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
     Generated,
@@ -132,7 +132,7 @@ def test_the_prompt_is_the_one_of_training(asked: Asked, asker: Asker) -> None:
 @pytest.mark.parametrize(
     ("source", "made"),
     [
-        ("messages", {"turns": (Turn("user", (None, QUESTION)),)}),
+        ("messages", {"turns": (Turn("user", (Place.PICTURE, QUESTION)),)}),
         ("table", {"instruction": "w41 w42"}),
         ("table", {"question": "w41 w42", "instruction": ""}),
     ],

@@ -39,7 +39,7 @@ def assistant(content: Any) -> dict[str, Any]:
 
 ASKED, SAID = user("Is it day?"), assistant("Yes.")
 TALK = json.dumps({"messages": [ASKED, SAID]})
-SEEN = [user("<image>Is it day?"), SAID]
+SEEN, HEARD = ([user(f"<{kind}>Is it day?"), SAID] for kind in ("image", "audio"))
 QUESTION: dict[str, Any] = {"question": "Is it?", "choices": ["yes", "no"], "answer": "yes"}
 
 
@@ -88,7 +88,7 @@ CASES: Sequence[Malformed] = (
     ),
     talk(
         "a block of the type `video`",
-        "a block of a turn is neither a text nor an image",
+        "a block of a turn is neither a text nor an image nor a sound",
         [user([{"type": "video"}]), SAID],
     ),
     talk(
@@ -151,9 +151,33 @@ CASES: Sequence[Malformed] = (
     ),
     talk(
         "a picture that is a number",
-        "picture is neither a path nor an image file's bytes",
+        "picture is neither a path nor a file's bytes",
         SEEN,
         images=[7],
+    ),
+    talk("a sound that is not there", "sound file is missing", HEARD, audios=["lost.wav"]),
+    talk(
+        "`<audio>` in an answer",
+        "a sound stands in a turn that is not the user's",
+        [ASKED, assistant("<audio>")],
+        audios=["a.wav"],
+    ),
+    talk(
+        "`<audio>` and no sound",
+        "it has another number of sounds than of places for them",
+        HEARD,
+    ),
+    talk(
+        "sounds in blocks and in `audios`",
+        "sounds are given both in turns and in a column",
+        [user([{"type": "audio", "audio": "a.wav"}]), SAID],
+        audios=["a.wav"],
+    ),
+    talk(
+        "a sound on the web",
+        "sound is given by an address, and only files are read",
+        HEARD,
+        audios=["https://example.org/a.wav"],
     ),
     talk("a NUL in a text", "question has a character that is none", [user("Is\0it?"), SAID]),
     asked("an answer that is no choice", "answer is not one of the choices", answer="maybe"),

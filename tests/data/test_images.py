@@ -6,8 +6,9 @@ from PIL import ExifTags, Image
 
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE, first_defect, open_image
+from fednano_flwr.data.images import open_image
 from fednano_flwr.data.load import load_questions
+from fednano_flwr.data.media import UNDECODABLE_PICTURE, first_defect
 from fednano_flwr.data.sample import Picture, Sample
 from tests.data.conftest import settings
 

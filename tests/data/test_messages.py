@@ -10,7 +10,7 @@ import pytest
 from fednano_flwr.data.defects import MISSING_PICTURE, OTHER_PLACES
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import check_dataset, load_questions
-from fednano_flwr.data.sample import Picture, Sample, Turn
+from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from tests.data.conftest import png, settings
 
 Write = Callable[..., Path]
@@ -84,9 +84,9 @@ def test_a_dialogue_is_read_with_every_turn_its_pictures_and_its_place(write, tm
         images=(a, b, a),
         turns=(
             Turn("system", ("Be brief.",)),
-            Turn("user", (None, "What is it?")),
+            Turn("user", (Place.PICTURE, "What is it?")),
             Turn("assistant", ("A cup.",)),
-            Turn("user", ("And\n", None, None, " these?")),
+            Turn("user", ("And\n", Place.PICTURE, Place.PICTURE, " these?")),
         ),
         references=("Cups.", "2"),
     )
@@ -138,7 +138,7 @@ def test_every_way_to_write_a_dialogue_gives_the_same_sample(write, tmp_path, ro
             subject="all",
             free_answer="A cup.",
             images=(Picture(tmp_path / "pictures" / "a.png"),),
-            turns=(Turn("user", (None, "What is it?")),),
+            turns=(Turn("user", (Place.PICTURE, "What is it?")),),
         )
     ]
 
@@ -157,9 +157,9 @@ def test_a_placeholder_in_a_block_s_text_stays_text_and_a_system_column_comes_fi
         {"messages": [user("<image>"), assistant("A cup.")], "images": ["pictures/b.png"]},
     ]
     samples, skipped = load(write(rows))
-    assert samples[0].turns == (Turn("user", ("What does <image> mean?", None)),)
+    assert samples[0].turns == (Turn("user", ("What does <image> mean?", Place.PICTURE)),)
     assert [turn.role for turn in samples[1].turns] == ["system", "user"]
-    assert samples[2].turns == (Turn("user", (None,)),) and not skipped
+    assert samples[2].turns == (Turn("user", (Place.PICTURE,)),) and not skipped
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,9 @@ def test_a_picture_that_is_put_in_its_place_is_found_the_next_time(write, tmp_pa
 
 def test_a_picture_that_no_turn_has_a_place_for_leaves_its_row_out(write):
     pictures = {"images": ["pictures/a.png", "pictures/b.png"]}
-    assert load(write([GOOD, {"messages": CUP, **pictures}]))[1] == {OTHER_PLACES: 1}
+    assert load(write([GOOD, {"messages": CUP, **pictures}]))[1] == {
+        OTHER_PLACES.format("picture"): 1
+    }
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])

@@ -14,7 +14,7 @@ from fednano_flwr.data.cache import read_split
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.load import QuestionSet, load_questions
 from fednano_flwr.data.prompts import user_text
-from fednano_flwr.data.sample import Picture, Sample, Turn
+from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from fednano_flwr.data.sources import Found, Reading
 from fednano_flwr.data.sources.scienceqa import NO_PROBLEM, NOT_IN_PROBLEMS, TWO_PROBLEMS, ScienceQA
 from fednano_flwr.data.table import read_table, write_table
@@ -212,7 +212,7 @@ def test_whatever_a_source_makes_is_checked_before_it_is_written(write_scienceqa
         *({"answer": 1.0}, {"answer": 2}, {"answer": None}, {"choices": ("a", b"b")}),
         *({"free_answer": 7, "choices": (), "answer": None}, {"question": "\ud800"}),
         *({"references": ("",)}, {"turns": (Turn("user", ("a\0",)),)}),
-        {"turns": (Turn("user", (None, "what?")),)},
+        {"turns": (Turn("user", (Place.PICTURE, "what?")),)},
     ]
     problems = [(str(n), Sample(str(n), **sound | fields)) for n, fields in enumerate([{}, *odd])]
     monkeypatch.setattr(
@@ -234,8 +234,8 @@ def test_a_value_is_never_turned_into_another_by_writing_it(tmp_path):
 
 
 def test_a_dialogue_is_read_as_it_was_written(tmp_path):
-    turns = (Turn("user", (None, "What is it?")), Turn("assistant", ("A cat.",)))
-    turns += (Turn("user", ("Which colour?", None)),)
+    turns = (Turn("user", (Place.PICTURE, "What is it?")), Turn("assistant", ("A cat.",)))
+    turns += (Turn("user", ("Which colour?", Place.PICTURE)),)
     pictures = (Picture(data=b"one"), Picture(tmp_path / "two.png"))
     dialogue = Sample(
         *("1", "Which colour?", "g", "s"),

@@ -144,8 +144,8 @@ def written(tmp_path):
 
 def test_a_manifest_says_what_is_in_the_folder(written):
     manifest = json.loads((written / MANIFEST).read_text())
-    assert (manifest["format"], manifest["seed"]) == (4, 7)
-    assert manifest["counts"] == {"train": 1, "test": 1, "pictures": 1}
+    assert (manifest["format"], manifest["seed"]) == (5, 7)
+    assert manifest["counts"] == {"train": 1, "test": 1, "pictures": 1, "sounds": 0}
     files = {str(f.relative_to(written)) for f in written.rglob("*") if f.is_file()}
     assert {*manifest["files"], MANIFEST} == files
 

@@ -157,7 +157,7 @@ def test_captions_need_no_question_but_an_instruction_of_their_own(write):
     (sample,), skipped = load(file, instruction="Describe the picture.")
     assert (sample.question, sample.instruction) == ("Describe the picture.", "")
     assert (sample.free_answer, len(sample.images)) == ("A red square.", 1)
-    assert skipped == {"neither a question nor a picture": 1}
+    assert skipped == {"neither a question nor a picture nor a sound": 1}
     for instruction in ("", USUAL):
         with pytest.raises(DataError, match="no column for question; its columns are file_name"):
             load(file, instruction=instruction)

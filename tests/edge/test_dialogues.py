@@ -12,7 +12,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from fednano_flwr.data.errors import SampleError
 from fednano_flwr.data.images import open_image
-from fednano_flwr.data.sample import Sample, Turn
+from fednano_flwr.data.sample import Place, Sample, Turn
 from fednano_flwr.edge.prompting import LEARNED, Prompting
 from fednano_flwr.models.families import FAMILIES
 from fednano_flwr.models.processor import load_processor
@@ -125,17 +125,17 @@ def prompting(tokenizer: Any, tiny_model: Any) -> Callable[[str], Prompting]:
 
 def dialogue(*turns: tuple[str, Any]) -> Sample:
     own = tuple(Turn(role, (parts,) if isinstance(parts, str) else parts) for role, parts in turns)
-    count = sum(turn.parts.count(None) for turn in own)
+    count = sum(len(turn.places) for turn in own)
     images = tuple(picture(n, 24, 24) for n in range(count))
     return Sample("d", own[-1].text, "g", "s", turns=own, images=images, free_answer="a dog")
 
 
 THREE = dialogue(
-    ("user", (None, "What is in the image?")),
+    ("user", (Place.PICTURE, "What is in the image?")),
     ("assistant", "a dog, zzq"),
     ("user", "What is on the bench? "),
     ("assistant", " A dog sits \n"),
-    ("user", ("And here? ", None, " is it a dog?")),
+    ("user", ("And here? ", Place.PICTURE, " is it a dog?")),
 )
 
 
@@ -195,7 +195,7 @@ def test_a_token_of_the_template_that_a_user_typed_stays_text(
 ) -> None:
     def sample(word: str) -> Sample:
         return dialogue(
-            ("user", (f"a {word} dog{word}sits ", None)),
+            ("user", (f"a {word} dog{word}sits ", Place.PICTURE)),
             ("assistant", f"on {word} the bench{word}"),
             ("user", f"{word}What?{word} "),
         )

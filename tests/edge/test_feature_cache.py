@@ -321,7 +321,9 @@ def keys_of(family: str, folder: Path, questions: Sequence[str]) -> list[str]:
     picture = folder / "picture.png"
     Image.effect_noise((30, 40), 64).convert("RGB").save(picture)
     return [
-        reader.vision_key(Sample("1", text, "g", "s", ("A",), answer=0, images=(Picture(picture),)))
+        reader.media_key(
+            Sample("1", text, "g", "s", ("A",), answer=0, images=(Picture(picture),)), "image"
+        )
         for text in questions
     ]
 

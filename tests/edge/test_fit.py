@@ -11,7 +11,7 @@ import pytest
 
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.data.errors import SampleError
-from fednano_flwr.data.sample import Sample, Turn
+from fednano_flwr.data.sample import Place, Sample, Turn
 from fednano_flwr.edge.encoder import QuestionEncoder, encode_all, load_encoder
 from fednano_flwr.edge.fit import Fit
 from fednano_flwr.edge.questions import Question
@@ -39,7 +39,7 @@ DIALOGUE = Sample(
     images=(picture(1, 24, 24),),
     turns=(
         Turn("system", ("w51",)),
-        Turn("user", (f"w52 {WORDS}", None)),
+        Turn("user", (f"w52 {WORDS}", Place.PICTURE)),
         Turn("assistant", ("w53 ",)),
         Turn("user", ("w54",)),
         Turn("assistant", ("w55",)),
@@ -104,7 +104,7 @@ def test_of_a_dialogue_the_oldest_exchanges_without_a_picture_go_first(
         found = Fit(most, cut=True).encode(encoder, DIALOGUE)
         system, user, assistant, last = found.sample.turns
         assert most - 4 <= length(found) <= most
-        assert system == shown[0] and assistant == shown[2] and user.parts[1] is None
+        assert system == shown[0] and assistant == shown[2] and user.parts[1] is Place.PICTURE
         assert shown[1].text.endswith(user.text) and said[4].text.endswith(last.text)
         assert last == said[4] or len(user.text.split()) == 1
         assert places(encoder, found) == places(encoder, whole) and found.answer == whole.answer

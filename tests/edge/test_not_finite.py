@@ -148,7 +148,7 @@ def test_a_gradient_that_is_not_finite_takes_no_step(
 def test_features_that_are_not_finite_are_not_kept_and_name_their_question_and_the_dtype(
     value: float, edge: NanoEdge, asked: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(EdgeHalf, "image_features", lambda *_: torch.full((9, 48), value))
+    monkeypatch.setattr(EdgeHalf, "features", lambda *_: torch.full((9, 48), value))
     pictured = next(question for question in asked if question.sample.pictures)
     with pytest.raises(FloatingPointError, match=rf"{pictured.sample.uid}: .*edge\.dtype"):
         edge([pictured])

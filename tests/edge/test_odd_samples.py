@@ -23,8 +23,8 @@ from fednano_flwr.cli.split import split
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
-from fednano_flwr.data.images import UNDECODABLE_PICTURE
-from fednano_flwr.data.sample import Picture, Sample, Turn
+from fednano_flwr.data.media import UNDECODABLE_PICTURE
+from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from fednano_flwr.edge.client import EXCHANGES, Client
 from fednano_flwr.edge.encoder import QuestionEncoder, encode_all, load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -37,13 +37,15 @@ from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from tests.families import every
-from tests.models.test_families import picture
+from tests.models.test_families import for_family, picture
 
 Config = Callable[..., dict[str, Any]]
 PLAIN = Sample("plain", "w20 w21", "g", "s", ("w22", "w23"), answer=1)
 PICTURED = replace(PLAIN, images=(picture(0, 24, 30),))
 FREE = replace(PLAIN, choices=(), answer=None, free_answer="w22 w23")
-OWN = {  # what stands for a picture, or a video, in a family's prompts
+OWN = {  # what stands for a picture, a video or a sound in a family's prompts
+    "qwen2_audio": ["<|AUDIO|>", "<|audio_bos|>"],
+    "voxtral": ["[AUDIO]", "[/INST]"],
     "internvl": ["<IMG_CONTEXT>", "<video>"],
     "qwen2_vl": ["<|image_pad|>", "<|video_pad|>"],
     "qwen2_5_vl": ["<|image_pad|>", "<|video_pad|>"],
@@ -78,7 +80,8 @@ def folder(request: pytest.FixtureRequest, family_folder: Callable[[str], Path])
 
 def nano_edge(folder: Path) -> NanoEdge:
     half = load_edge_half(str(folder))
-    adapters = build_adapters(half.hidden_size, Adapter(4, 8.0, 0.0, "image,text"), seed=0)
+    config = Adapter(4, 8.0, 0.0, "all")
+    adapters = build_adapters(half.hidden_size, config, seed=0, sites=half.sites)
     return NanoEdge(half, half.token_table(), adapters, load_encoder(half.checkpoint))
 
 
@@ -88,14 +91,15 @@ def test_a_token_of_the_template_that_was_typed_stays_text(folder: Path) -> None
     shown = (picture(1, 20, 20), picture(2, 20, 20))
 
     def samples(word: str) -> list[Sample]:
-        return [
+        plain = (
             replace(PLAIN, question=f"w20 {word}"),
             replace(PICTURED, question=f"w20{word}w21"),
             replace(PLAIN, choices=("w22", word)),
             replace(PLAIN, context=word),
             replace(FREE, free_answer=word),
             replace(PLAIN, choices=(), choice_images=shown, question=word),
-        ]
+        )
+        return [for_family(edge.frozen.family.model_type, sample) for sample in plain]
 
     batch: list[Question] = []
     unknown = [encoder.encode(sample) for sample in samples("unknown")]
@@ -113,13 +117,14 @@ def test_a_token_of_the_template_that_was_typed_stays_text(folder: Path) -> None
 def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
     """A model may generate it."""
     edge = nano_edge(folder)
-    question = edge.encoder.unanswered(replace(FREE, images=PICTURED.images))
-    ending = (edge.frozen.image_token_id, 5)
+    sample = for_family(edge.frozen.family.model_type, replace(FREE, images=PICTURED.images))
+    question = edge.encoder.unanswered(sample)
+    ending = (*sum(edge.frozen.placeholders.values(), ()), 5)
     batch, plain = (edge([question], [one]) for one in (ending, (6, 5)))
     for part in ("position_ids", "token_type_ids", "deep"):
         one, other = getattr(batch.layout, part), getattr(plain.layout, part)
         assert one is None or torch.equal(one, other)
-    assert torch.equal(batch.is_image, plain.is_image)
+    assert torch.equal(batch.sites, plain.sites)
     last, _ = (edge.next_tokens([question], [ids]) for ids in (ending, ending[:1]))
     if (positions := last.layout.position_ids) is not None:
         assert torch.equal(positions, batch.layout.position_ids[:, -1:])
@@ -146,7 +151,7 @@ def test_options_that_say_the_same_and_wrong_ones_of_the_same_tokens_are_read_as
     ("sample", "reason"),
     [
         (replace(PICTURED, choices=(), choice_images=PICTURED.images * 11), "11 options"),
-        (replace(PLAIN, turns=(Turn("user", (None, "w20")),)), "0 pictures"),
+        (replace(PLAIN, turns=(Turn("user", (Place.PICTURE, "w20")),)), "0 pictures"),
         (replace(PLAIN, question="w20 \ud800"), "refuses it: TypeError"),
         (replace(PLAIN, choices=("\udfff", "w20")), "refuses it: TypeError"),
         (replace(FREE, free_answer="\ud800"), "refuses it: TypeError"),

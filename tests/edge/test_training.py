@@ -135,9 +135,9 @@ def test_pictures_are_encoded_once_and_a_full_cache_keeps_no_more(
     edge: NanoEdge, questions: list[Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    original = EdgeHalf.image_features
+    original = EdgeHalf.features
     monkeypatch.setattr(
-        EdgeHalf, "image_features", lambda self, one: seen.append(one) or original(self, one)
+        EdgeHalf, "features", lambda self, *one: seen.append(one) or original(self, *one)
     )
     pictured = [question for question in questions if question.sample.images]
     first = edge(pictured).embedded()

@@ -56,7 +56,8 @@ def low_rank(more: dict[str, list[int]] | None = None, **factors: pb.Tensor) -> 
     call = pb.Call(token_losses=request)
     sent = call.token_losses.inputs
     sent.lengths.append(2)
-    sent.low_rank.image_runs.append(2)
+    sent.low_rank.run_lengths.append(2)
+    sent.low_rank.run_sites.append(1)
     sent.low_rank.token_ids.extend([1, 2])
     z, b = (codec.encode(torch.ones(n, 1), "float32") for n in (2, 48))
     sent.low_rank.factors.add(site="text", **{"z": z, "b": b, **factors})
@@ -69,7 +70,7 @@ def low_rank(more: dict[str, list[int]] | None = None, **factors: pb.Tensor) -> 
 
 
 def pictures(count: int) -> pb.Call:
-    call = low_rank({"token_ids": [], "image_runs": [0, 2], "features": [b"k"] * count})  # type: ignore[list-item]
+    call = low_rank({"token_ids": [], "run_sites": [0], "features": [b"k"] * count})  # type: ignore[list-item]
     del call.token_losses.inputs.low_rank.factors[:]
     return call
 
@@ -130,7 +131,12 @@ REFUSED: dict[str, tuple[pb.Call, str]] = {
     "four axes": (low_rank({"position_ids": [0, 1] * 4}), "8 position ids"),
     "a token outside": (low_rank({"token_ids": [1, 64]}), "token 64 is out of range"),
     "too few tokens": (low_rank({"token_ids": [1]}), "1 token ids for 2 rows"),
-    "many runs": (low_rank({"image_runs": [2] + [0] * 1000}), "1001 runs"),
+    "many runs": (
+        low_rank({"run_lengths": [2] + [0] * 1000, "run_sites": [1] * 1001}),
+        "1001 sites",
+    ),
+    "a run without a site": (low_rank({"run_lengths": [1, 1]}), "1 sites and 2 runs"),
+    "an unknown site": (low_rank({"run_sites": [3]}), "site 3"),
     "factors of two dtypes": (
         low_rank(b=codec.encode(torch.ones(48, 1), "bfloat16")),
         "torch.float32 and b (48, 1) in torch.bfloat16",

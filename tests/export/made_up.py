@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.runs.folder import RunFolder
 
 
-def random_adapters(width: int, adapter: Adapter, seed: int = 3) -> Any:
+def random_adapters(
+    width: int, adapter: Adapter, seed: int = 3, sites: Sequence[str] = ("image", "text")
+) -> Any:
     """NanoAdapters whose B is not zero."""
-    adapters = build_adapters(width, adapter, seed)
+    adapters = build_adapters(width, adapter, seed, sites=sites)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in adapters.named_parameters():

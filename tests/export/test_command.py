@@ -282,7 +282,10 @@ def test_the_docs_table_of_families_is_the_registrys() -> None:
     rows = re.findall(r"^\| `([\w.-]+)` \| (`.+`) \|$", DOC.read_text(), re.MULTILINE)
     expected = {}
     for name, family in FAMILIES.items():
-        linear = family.connector.linear
-        tensors = [f"{linear}.weight", f"{linear}.bias"] if linear else []
-        expected[name] = ", ".join(f"`{name}`" for name in (*tensors, *family.connector.rows))
+        tensors: list[str] = []
+        for connector in (family.connector, family.second_connector):
+            linear = connector.linear
+            tensors += [f"{linear}.weight", f"{linear}.bias"] if linear else []
+            tensors += connector.rows
+        expected[name] = ", ".join(f"`{name}`" for name in tensors)
     assert dict(rows) == expected

@@ -90,12 +90,14 @@ def tokenizer(special: dict[str, str], extra: tuple[str, ...] = ()) -> Any:
     return fast
 
 
-def template(image: str) -> str:
-    """A chat template that writes `image` where a picture stands."""
+def template(image: str, audio: str = "") -> str:
+    """A chat template that writes `image` where a picture stands, `audio` where a sound does."""
     return (
         "{% for m in messages %}{% if m['role'] == 'assistant' %} w1 {% endif %}"
         "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
         + image
+        + " {% elif c['type'] == 'audio' %}"
+        + audio
         + " {% else %}{{ c['text'] }}{% endif %}{% endfor %}"
         "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %} w1"
     )

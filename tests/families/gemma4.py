@@ -44,7 +44,12 @@ VISION = {
     "position_embedding_size": 512,
     "initializer_range": 0.1,
 }
-AUDIO = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+AUDIO = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "initializer_range": 0.2,
+}
 
 
 def make(text: dict[str, Any], **parts: Any) -> tuple[Any, Any]:
@@ -87,7 +92,7 @@ def make(text: dict[str, Any], **parts: Any) -> tuple[Any, Any]:
         image_processor=pictures,
         feature_extractor=tf.Gemma4AudioFeatureExtractor(),
         tokenizer=words,
-        chat_template=template("<|image|>"),
+        chat_template=template("<|image|>", "<|audio|>"),
     )
 
 

@@ -68,7 +68,7 @@ LABELS = torch.tensor([-100, -100, -100, 5])
 def _batch() -> AdaptedBatch:
     return AdaptedBatch(
         hidden=torch.ones(4, SIZE),
-        is_image=torch.tensor([False, True, True, False]),
+        sites=torch.tensor([1, 0, 0, 1], dtype=torch.int8),
         token_ids=torch.tensor([3, 2, 2, 4]),
         features=(Feature(b"k", torch.ones(2, SIZE)),),
         z={site: torch.ones(2, 1).requires_grad_() for site in ("image", "text")},

@@ -10,6 +10,7 @@ import torch
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.protocol import PROTOCOL_VERSION
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
@@ -55,7 +56,8 @@ def inputs(rng: random.Random, size: int, vocabulary: int, keys: tuple[bytes, ..
     runs = [count - pictured, pictured] if pictured else [count]
     batch = pb.Inputs(lengths=lengths)
     low = batch.low_rank
-    low.image_runs.extend(runs)
+    low.run_lengths.extend(runs)
+    low.run_sites.extend([SITES.index("text"), SITES.index("image")][: len(runs)])
     low.token_ids.extend(rng.randrange(vocabulary) for _ in range(count - pictured))
     if pictured:
         low.features.append(rng.choice(keys))

@@ -54,7 +54,8 @@ class Attacked:
         request = pb.TokenLossesRequest(header=header(), positions=[3], tokens=[5])
         low = pb.Call(token_losses=request)
         low.token_losses.inputs.lengths.append(4)
-        low.token_losses.inputs.low_rank.image_runs.extend([1, 2, 1])
+        low.token_losses.inputs.low_rank.run_lengths.extend([1, 2, 1])
+        low.token_losses.inputs.low_rank.run_sites.extend([1, 0, 1])
         low.token_losses.inputs.low_rank.token_ids.extend([3, 4])
         low.token_losses.inputs.low_rank.features.append(VICTIMS_KEY)
         low.token_losses.inputs.low_rank.factors.add(

@@ -147,7 +147,9 @@ def test_sequences_that_are_not_kept_are_refused(
 
 def low_rank() -> LowRankInputs:
     z, b = {"text": torch.ones(3, 2)}, {"text": torch.ones(48, 2)}
-    return LowRankInputs(torch.tensor([4, 5, 6]), torch.zeros(3).bool(), (), z, b, Layout((3,)))
+    return LowRankInputs(
+        torch.tensor([4, 5, 6]), torch.ones(3, dtype=torch.int8), (), z, b, Layout((3,))
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import ray
 import torch
 
 import fednano_flwr
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
@@ -134,12 +135,12 @@ def embeddings(seed: int, size: int) -> tuple[EmbeddingInputs, torch.Tensor]:
 
 def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Feature]]:
     made = torch.Generator().manual_seed(seed)
-    is_image = torch.zeros(12, dtype=torch.bool)
-    is_image[2:6] = True
+    sites = torch.full((12,), SITES.index("text"), dtype=torch.int8)
+    sites[2:6] = SITES.index("image")
     rows = {"image": 4, "text": 8}
     inputs = LowRankInputs(
         token_ids=torch.randint(3, 60, (8,), generator=made),
-        is_image=is_image,
+        sites=sites,
         keys=(b"picture",),
         z={site: torch.randn(n, 2, generator=made) for site, n in rows.items()},
         b={site: torch.randn(size, 2, generator=made) for site in rows},

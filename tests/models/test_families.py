@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter, ConfigError
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.generation import greedy
@@ -42,6 +42,7 @@ from tests import families
 from tests.families import TINY
 from tests.families.mistral3 import pixtral
 from tests.models.unsplit import Unsplit, use_plain_experts
+from tests.sounds import noise, sound
 
 BATCHES = {
     "all kinds": slice(0, 5),
@@ -82,6 +83,29 @@ SAMPLES = (
 )
 
 
+def samples_of(encoder: QuestionEncoder) -> tuple[Sample, ...]:
+    """With pictures; to a model that only hears, with sounds in their place."""
+    return SAMPLES if "image" in encoder.placeholders else tuple(map(heard_for_seen, SAMPLES))
+
+
+def for_family(family: str, sample: Sample) -> Sample:
+    """The sample; for a family that only hears, with a sound in place of each of its pictures."""
+    return sample if "image" in TINY[family].family.modalities else heard_for_seen(sample)
+
+
+def heard_for_seen(sample: Sample) -> Sample:
+    count, length = len(sample.pictures), len(sample.question)
+    sounds = tuple(sound(noise(n, 0.3 + 0.1 * ((length + 2 * n) % 7))) for n in range(count))
+    words = tuple(f"w{40 + n}" for n in range(len(sample.choice_images)))
+    places = {Place.PICTURE: Place.SOUND}
+    turns = tuple(
+        Turn(turn.role, tuple(places.get(part, part) for part in turn.parts))  # type: ignore[call-overload]
+        for turn in sample.turns
+    )
+    changes = {"choices": sample.choices or words, "sounds": sounds, "turns": turns}
+    return replace(sample, images=(), choice_images=(), **changes)
+
+
 @dataclass
 class Setting:
     family: str
@@ -108,7 +132,7 @@ def make_setting(checkpoint: Path, dtype: str) -> Setting:
     source = ModelCheckpoint(str(checkpoint))
     encoder = load_encoder(source)
     frozen = load_edge_half(str(checkpoint), dtype=dtype)
-    adapters = build_adapters(48, Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text"), 3)
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "all"), 3, sites=frozen.sites)
     generator = torch.Generator().manual_seed(4)
     for name, parameter in named_trainable(adapters).items():
         if "lora_B" in name:
@@ -123,7 +147,7 @@ def make_setting(checkpoint: Path, dtype: str) -> Setting:
         exact=Unsplit(checkpoint, checkpoint.name, "float64"),
         edge=NanoEdge(frozen, frozen.token_table(), adapters, encoder),
         host=FrozenLLM(half),
-        questions=[encoder.encode(sample) for sample in SAMPLES],
+        questions=[encoder.encode(sample) for sample in samples_of(encoder)],
         encoder=encoder,
     )
 
@@ -186,6 +210,23 @@ def test_in_short_a_familys_logits_gradients_and_answers_are_the_whole_models(
     llm = EXCHANGES["lowrank"](setting.host, "server")
     check_logits_and_gradients(setting, llm, setting.questions)
     check_answers(setting, llm)
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_pictures_and_sounds_in_one_batch_give_the_whole_models_gradients_and_answers(
+    kind: str, family_folder: Callable[[str], Path]
+) -> None:
+    """In float32: Gemma 4's encoder of sound does not compute in float64."""
+    setting = make_setting(family_folder("gemma4"), "float32")
+    heard = [heard_for_seen(sample) for sample in SAMPLES]
+    both = replace(heard[4], images=SAMPLES[4].images)
+    mixed = (*SAMPLES[:3], heard[3], both)
+    setting.questions = [setting.encoder.encode(sample) for sample in mixed]
+    setting.exact = setting.whole
+    llm = EXCHANGES[kind](setting.host, "server")
+    check_logits_and_gradients(setting, llm, setting.questions)
+    check_answers(setting, llm)
+    assert len(setting.edge(setting.questions[4:]).features) == 2
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -299,8 +340,8 @@ def test_pixtrals_pictures_of_unlike_sizes_are_each_encoded_as_what_they_are(
     setting = make_setting(folder, "float32")
     pictures = setting.encoder.vision_inputs(SAMPLES[2])
     assert len(set(map(tuple, pictures["image_sizes"].tolist()))) == 3
-    features = setting.edge.frozen.image_features(pictures)
-    assert skeleton.count_features(skeleton.build(config), pictures) == len(features)
+    features = setting.edge.frozen.features("image", pictures)
+    assert skeleton.count_features(skeleton.build(config), "image", pictures) == len(features)
     llm = EXCHANGES["lowrank"](setting.host, "server")
     check_logits_and_gradients(setting, llm, setting.questions)
     check_answers(setting, llm)
@@ -309,12 +350,14 @@ def test_pixtrals_pictures_of_unlike_sizes_are_each_encoded_as_what_they_are(
 def test_features_are_counted_without_weights_as_the_model_gives_them(checkpoint: Path) -> None:
     source = ModelCheckpoint(str(checkpoint))
     encoder, frozen = load_encoder(source), load_edge_half(str(checkpoint))
-    for sample in (sample for sample in SAMPLES if sample.pictures):
-        pictures = encoder.vision_inputs(sample)
-        features = frozen.image_features(pictures)
-        assert skeleton.count_features(source.edge_tree[0], pictures) == len(features)
-    with pytest.raises(ConfigError, match="aspect_ratio_ids"):  # nothing is left out in silence
-        frozen.image_features(pictures | {"aspect_ratio_ids": torch.ones(1, 1)})
+    for sample in samples_of(encoder):
+        for site in sample.media:
+            inputs = encoder.vision_inputs(sample)
+            features = frozen.features(site, inputs)
+            assert skeleton.count_features(source.edge_tree[0], site, inputs) == len(features)
+    if "image" in frozen.sites:
+        with pytest.raises(ConfigError, match="aspect_ratio_ids"):  # nothing is lost in silence
+            frozen.features("image", inputs | {"aspect_ratio_ids": torch.ones(1, 1)})
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_the_edge_half_loads_where_the_llm_files_are_gone(
 ) -> None:
     assert without(fine_shards, tmp_path / "edge", ("language_model", "lm_head")) > 15
     half = load_edge_half(str(tmp_path / "edge"))
-    assert half.image_features({"pixel_values": torch.zeros(2, 3, 24, 24)}).shape == (18, 48)
+    assert half.features("image", {"pixel_values": torch.zeros(2, 3, 24, 24)}).shape == (18, 48)
     assert half.token_table()(torch.tensor([1, 5])).shape == (2, 48)
     with pytest.raises(ConfigError, match="is missing"):
         load_llm_half(str(tmp_path / "edge"))

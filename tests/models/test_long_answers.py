@@ -12,7 +12,7 @@ import torch
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.errors import SampleError
-from fednano_flwr.data.sample import Sample, Turn
+from fednano_flwr.data.sample import Place, Sample, Turn
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
@@ -23,7 +23,7 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from tests.families import TINY, every
-from tests.models.test_families import error, picture
+from tests.models.test_families import error, for_family, picture
 from tests.models.unsplit import Unsplit
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
@@ -38,7 +38,7 @@ SAMPLES = {
         images=(picture(0, 24, 30),),
         turns=(
             Turn(SYSTEM, ("w20 w21 ",)),
-            Turn(USER, (None, "w22 w23 ?")),
+            Turn(USER, (Place.PICTURE, "w22 w23 ?")),
             Turn(ASSISTANT, ("w24 w25 w26",)),
             Turn(USER, (" w27 w28",)),
             Turn(ASSISTANT, ("w29",)),
@@ -53,9 +53,9 @@ SAMPLES = {
         free_answer="w22 w23 w24",
         images=(picture(1, 40, 30), picture(2, 20, 20)),
         turns=(
-            Turn(USER, (None, "w25")),
+            Turn(USER, (Place.PICTURE, "w25")),
             Turn(ASSISTANT, ("w26 w27",)),
-            Turn(USER, (" w20 ", None, " w21")),
+            Turn(USER, (" w20 ", Place.PICTURE, " w21")),
         ),
     ),
     "caption": Sample("2", "w20", "g", "s", free_answer=CAPTION, images=(picture(3, 30, 30),)),
@@ -76,7 +76,7 @@ ONE_TURN = Sample(
     "s",
     free_answer="w22",
     images=(picture(5, 24, 24),),
-    turns=(Turn(USER, (None, "w20 w21")),),
+    turns=(Turn(USER, (Place.PICTURE, "w20 w21")),),
 )
 
 
@@ -92,7 +92,7 @@ class Setting:
 def setting(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]) -> Setting:
     folder = family_folder(request.param)
     half = load_edge_half(str(folder))
-    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "image,text"), seed=3)
+    adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "all"), seed=3, sites=half.sites)
     generator = torch.Generator().manual_seed(4)
     for name, parameter in named_trainable(adapters).items():
         if "lora_B" in name:
@@ -105,7 +105,8 @@ def setting(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]
 
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_the_loss_and_its_gradients_are_the_whole_models(setting: Setting, kind: str) -> None:
-    edge, encoder, sample = setting.edge, setting.edge.encoder, SAMPLES[kind]
+    edge, encoder = setting.edge, setting.edge.encoder
+    sample = for_family(setting.family, SAMPLES[kind])
     if TINY[setting.family].family.prompt and len(sample.turns) > 1:
         with pytest.raises(SampleError, match=rf"{len(sample.turns)} turns"):
             encoder.encode(sample)
@@ -137,7 +138,8 @@ def test_one_turn_of_a_dialogue_is_taken_by_every_family(setting: Setting) -> No
 
 
 def test_more_options_than_letters_are_words_with_an_end(setting: Setting) -> None:
-    sample, encoder = SAMPLES["14 options"], setting.edge.encoder
+    sample = for_family(setting.family, SAMPLES["14 options"])
+    encoder = setting.edge.encoder
     question = encoder.encode(sample)
     assert question.options == () and [words[-1] for words in question.words] == [encoder.end] * 14
     assert tuple(encoder.decode(words) for words in question.words) == sample.choices

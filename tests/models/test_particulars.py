@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.questions import last_positions
@@ -18,6 +20,7 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from tests.families import TINY
 from tests.models.test_families import SAMPLES, Setting, error, make_setting
+from tests.sounds import noise, sound
 
 Folders = Callable[[str], Path]
 SEEN = 1e-3
@@ -59,12 +62,57 @@ def test_tiles_and_the_whole_of_an_lfm2_picture_are_each_encoded_in_their_own_si
     assert len(high) == 3 and len(set(zip(high.tolist(), wide.tolist(), strict=True))) == 2
     own = (high * wide // 4).tolist()  # two by two patches are a token
     half = load_edge_half(folder)
-    features = half.image_features(pictures)
+    features = half.features("image", pictures)
     assert len(features) == sum(own)
     for piece, part in enumerate(features.split(own)):
         changed = pictures["pixel_values"].clone()
         changed[piece] *= -1
-        others = half.image_features({**pictures, "pixel_values": changed}).split(own)
+        others = half.features("image", {**pictures, "pixel_values": changed}).split(own)
         same = [torch.equal(a, b) for a, b in zip(others, features.split(own), strict=True)]
         assert same == [place != piece for place in range(3)]
         assert error(others[piece], part) > SEEN
+
+
+def heard(seconds: float, seed: int = 0) -> Sample:
+    return replace(SAMPLES[1], sounds=(sound(noise(seed, seconds)),))
+
+
+def test_qwen2_audio_does_not_hear_the_silence_after_a_sound(family_folder: Folders) -> None:
+    folder = str(family_folder("qwen2_audio"))
+    encoder, half = load_encoder(ModelCheckpoint(folder)), load_edge_half(folder)
+    inputs = encoder.vision_inputs(heard(0.5))
+    frames, mask = inputs["input_features"], inputs["feature_attention_mask"]
+    assert 0 < int(mask.sum()) < mask.numel()
+    features = half.features("audio", inputs)
+    far = torch.arange(frames.shape[2]) > int(mask.sum()) + 4  # beyond what convolutions reach
+    louder = half.features("audio", {**inputs, "input_features": frames.masked_fill(far, 9.0)})
+    assert error(louder, features) < 1e-5
+    open_ = half.features("audio", {**inputs, "feature_attention_mask": torch.ones_like(mask)})
+    assert len(open_) == 25 and error(open_[: len(features)], features) > SEEN
+
+
+def test_voxtral_hears_a_long_sound_in_pieces_each_by_itself(family_folder: Folders) -> None:
+    folder = str(family_folder("voxtral"))
+    encoder, half = load_encoder(ModelCheckpoint(folder)), load_edge_half(folder)
+    assert [int((encoder.encode(heard(s)).ids == 24).sum()) for s in (0.4, 1.0, 2.1)] == [
+        10,
+        10,
+        30,
+    ]
+    inputs = encoder.vision_inputs(heard(2.1))["input_features"]
+    features = half.features("audio", {"input_features": inputs}).split(10)
+    changed = inputs.clone()
+    changed[1] *= -1
+    others = half.features("audio", {"input_features": changed}).split(10)
+    same = [error(a, b) < 1e-5 for a, b in zip(others, features, strict=True)]
+    assert same == [True, False, True]
+
+
+def test_gemma_4_hears_as_many_tokens_as_a_sound_is_long(family_folder: Folders) -> None:
+    folder = str(family_folder("gemma4"))
+    encoder, half = load_encoder(ModelCheckpoint(folder)), load_edge_half(folder)
+    token, counts = half.placeholders["audio"][0], []
+    for seconds in (0.2, 0.4, 0.8):
+        counts.append(int((encoder.encode(heard(seconds)).ids == token).sum()))
+        assert len(half.features("audio", encoder.vision_inputs(heard(seconds)))) == counts[-1]
+    assert counts[0] < counts[1] < counts[2]

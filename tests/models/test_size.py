@@ -16,8 +16,7 @@ from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
-from fednano_flwr.models.edge_half import image_token, load_edge_half
-from fednano_flwr.models.families import canonical
+from fednano_flwr.models.edge_half import load_edge_half, placeholders
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
 from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config
 from fednano_flwr.models.source import read_config
@@ -36,6 +35,7 @@ PARTS = Parts(
     head=200,
     tied=False,
     picture_tokens=6,
+    sites=("image", "text"),
 )
 SETTING = Setting(rank=2, rows=5, dtype_bytes=2, tokens=16, batch_size=8, file_bytes=7)
 SIZES = Sizes(PARTS, SETTING)
@@ -56,13 +56,11 @@ def counted(folder: Path) -> Parts:
 
 
 def test_the_model_is_as_large_as_its_saved_checkpoint(saved: Path) -> None:
-    checkpoint, numbers = ModelCheckpoint(str(saved)), 0
-    sound = tuple(map(canonical, checkpoint.family.unused))  # which no side loads
+    numbers = 0
     for path in saved.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
-                if not str(checkpoint.called(key)).startswith(sound or ("-",)):
-                    numbers += file.get_tensor(key).numel()
+                numbers += file.get_tensor(key).numel()
     assert counted(saved).model == numbers
 
 
@@ -80,12 +78,11 @@ def test_each_side_is_as_large_as_what_it_loads(saved: Path) -> None:
 
 def test_the_encoder_is_what_checkpoints_call_so_and_the_connector_the_rest(saved: Path) -> None:
     checkpoint, parts = ModelCheckpoint(str(saved)), counted(saved)
-    sound = tuple(map(canonical, checkpoint.family.unused))
     encoder = connector = 0
     for name, tensor in checkpoint.read(checkpoint.files):
-        if name.startswith(("language_model.", "lm_head.", *sound)):
+        if name.startswith(("language_model.", "lm_head.")):
             continue
-        of_encoder = name.startswith(("vision_tower.", "vision_model.", "visual."))
+        of_encoder = name.startswith(("vision_tower.", "vision_model.", "visual.", "audio_tower."))
         if of_encoder and "merger" not in name:
             encoder += tensor.numel()
         else:
@@ -118,7 +115,7 @@ def test_a_picture_takes_as_many_tokens_as_its_prompt_has_placeholders(
         "s", "what is it", "g", "g", ("w1", "w2"), answer=0, images=(Picture(tmp_path / "one.png"),)
     )
     ids = load_encoder(checkpoint).encode(sample).ids
-    assert int((ids == image_token(checkpoint)).sum()) == parts.picture_tokens
+    assert int((ids == placeholders(checkpoint)["image"][0]).sum()) == parts.picture_tokens
 
 
 def test_llava_7b_takes_a_client_less_than_5_percent_with_everything_counted() -> None:

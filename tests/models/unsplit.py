@@ -28,7 +28,8 @@ class Unsplit(unsplit.Unsplit):
         super().__init__(folder, self.tiny.family, dtype)
         if dtype == "float64":
             use_plain_experts(self.model)
-        self.image_token = self.model.config.image_token_id
+        self.modalities = self.tiny.family.modalities_of(self.model.config)
+        self.image_token = getattr(self.model.config, "image_token_id", -1)
 
     def logits(
         self,
@@ -56,7 +57,7 @@ class Unsplit(unsplit.Unsplit):
         arguments |= self._kinds(ids, torch.stack(padded))
         if (first := self.tiny.first_position) is not None:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + first
-        vision = merged([self._vision(encoder, q) for q in questions if q.sample.pictures])
+        vision = merged([self._vision(encoder, q) for q in questions if q.sample.media])
         arguments |= {
             key: value.to(self.model.dtype) if value.is_floating_point() else value
             for key, value in vision.items()
@@ -84,7 +85,7 @@ class Unsplit(unsplit.Unsplit):
         answer = (torch.arange(ids.shape[1]) >= len(question.ids))[None]
         arguments = {"input_ids": ids, "labels": ids.where(learned, -100)}
         arguments |= self._kinds(ids, answer)
-        if question.sample.pictures:
+        if question.sample.media:
             arguments |= self._vision(encoder, question)
         with self.with_any(adapters):
             return self.model(**arguments).loss
@@ -110,9 +111,10 @@ def use_plain_experts(model: Any) -> None:
 def merged(questions: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Vision inputs of several questions as one batch, padded where patches or sizes differ."""
     batch = {}
-    for key in questions[0] if questions else ():
-        own = [question[key] for question in questions]
-        if own[0].dim() >= 4 or key.startswith("qformer"):  # (pictures, patches, …), (…, H, W)
+    for key in dict.fromkeys(key for question in questions for key in question):
+        own = [question[key] for question in questions if key in question]
+        padded = key.startswith(("qformer", "input_features"))
+        if own[0].dim() >= 4 or padded:  # (pictures, patches, …), (…, H, W), (n, width, …)
             own = [_padded(value, [v.shape for v in own]) for value in own]
         batch[key] = torch.cat(own)
     return batch

@@ -20,11 +20,12 @@ from fednano_flwr.data.row_reader import ALL, Cells, RowReader
 from fednano_flwr.data.rows import SUFFIXES
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources import ANY_HUB_ID, Reader, Source
-from fednano_flwr.data.sources.messages import IMAGE
+from fednano_flwr.data.sources.messages import AUDIO, IMAGE
 from fednano_flwr.data.split_files import LAYOUT, find_files
 
 COLUMNS = {
     "image": ("image", "images", "picture", "pictures", "photo", "photos", "img", "file_name"),
+    "audio": ("audio", "audios", "sound", "sounds"),
     "answer": (
         *("answer", "multiple_choice_answer", "label", "caption", "target"),
         *("response", "output", "answers", "labels", "captions", "text"),
@@ -47,8 +48,8 @@ NO_QUESTION = {
     "is asked in every row, such as 'Describe the picture.'"
 }
 NOT_TEXT = "answer is not text"
-NOTHING_ASKED = "neither a question nor a picture"
-_PLACES = re.compile(rf"(?:{IMAGE}\s*)+")
+NOTHING_ASKED = "neither a question nor a picture nor a sound"
+_PLACES = re.compile(rf"(?:(?:{IMAGE}|{AUDIO})\s*)+")
 _LETTER = re.compile(r"\(?([A-Z])[).:]?", re.IGNORECASE)
 
 
@@ -59,33 +60,37 @@ def make_sample(row: Cells, instruction: str) -> Sample:
     """
     choices = _choices(row)
     group = row.label("group", row.label("answer", ALL) if row.classes_of("answer") else ALL)
-    asked, images = "question" in row.columns, row.pictures("image")
-    if not asked and not images:
+    asked, images, sounds = "question" in row.columns, row.pictures(), row.sounds()
+    if not asked and not images and not sounds:
         raise DefectError(NOTHING_ASKED)
     answer = None if not choices else option(row["answer"], choices)
     free, references = ("", ()) if choices else _free_answer(row)
     return Sample(
         uid=row.uid,
-        question=without_places(row["question"], len(images)) if asked else instruction,
+        question=without_places(row["question"], len(images), len(sounds))
+        if asked
+        else instruction,
         group=group,
         subject=row.label("subject", group),
         choices=choices,
         answer=answer,
         free_answer=free,
         images=images,
+        sounds=sounds,
         context="" if row["context"] is None else row["context"],
         references=references,
         instruction=instruction if asked else "",
     )
 
 
-def without_places(question: Any, pictures: int) -> Any:
-    """A question without one `<image>` for each picture at its beginning: there they stand anyhow.
+def without_places(question: Any, pictures: int, sounds: int = 0) -> Any:
+    """A question without one `<image>` for each picture, and one `<audio>` for each sound, at its
+    beginning: there they stand anyhow.
 
-    Any other `<image>` is what the user typed.
+    Any other is what the user typed.
     """
     found = _PLACES.match(question) if isinstance(question, str) else None
-    if found and found[0].count(IMAGE) == pictures:
+    if found and (found[0].count(IMAGE), found[0].count(AUDIO)) == (pictures, sounds):
         return question[found.end() :]
     return question
 

@@ -114,16 +114,18 @@ class Factors(_message.Message):
     def __init__(self, site: _Optional[str] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class LowRank(_message.Message):
-    __slots__ = ("token_ids", "image_runs", "features", "factors")
+    __slots__ = ("token_ids", "run_lengths", "run_sites", "features", "factors")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_RUNS_FIELD_NUMBER: _ClassVar[int]
+    RUN_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    RUN_SITES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     FACTORS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    image_runs: _containers.RepeatedScalarFieldContainer[int]
+    run_lengths: _containers.RepeatedScalarFieldContainer[int]
+    run_sites: _containers.RepeatedScalarFieldContainer[int]
     features: _containers.RepeatedScalarFieldContainer[bytes]
     factors: _containers.RepeatedCompositeFieldContainer[Factors]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., image_runs: _Optional[_Iterable[int]] = ..., features: _Optional[_Iterable[bytes]] = ..., factors: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., run_lengths: _Optional[_Iterable[int]] = ..., run_sites: _Optional[_Iterable[int]] = ..., features: _Optional[_Iterable[bytes]] = ..., factors: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
 
 class Inputs(_message.Message):
     __slots__ = ("embeddings", "low_rank", "lengths", "position_ids", "token_type_ids", "token_ids", "deep")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from torch import Tensor
 from transformers import PretrainedConfig
 
+ENCODERS = {"image": "vision_config", "audio": "audio_config"}
+"""Sections of a config, by modality."""
 WHOLE = {"truncation": False, "padding": False}
 """Said to a tokenizer each time: one may have been saved with a length to cut or to pad to."""
 
@@ -37,9 +43,9 @@ class Connector:
 class Family:
     """A transformers architecture that is cut between its embeddings and its language model.
 
-    Its `get_image_features` gives the connector's output, its `forward` accepts input embeddings,
-    and between the two nothing is computed but the embeddings. A family that differs from the
-    defaults sets a field, or overrides a method in a subclass.
+    Its `get_image_features` (`get_audio_features` of sounds) gives the connector's output, its
+    `forward` accepts input embeddings, and between the two nothing is computed but the embeddings.
+    A family that differs from the defaults sets a field, or overrides a method in a subclass.
 
     Attributes:
         model_type: as config.json has it.
@@ -52,8 +58,6 @@ class Family:
         first_position: where its positions begin, if they have one axis.
         token_types: whether the language model needs `token_type_ids`.
         causal: whether no token sees a later one, although there are token types.
-        unused: parts of its module tree beside the language model that pictures do not go through,
-            such as an encoder of sound; a client loads none of them.
         other_processors: classes in transformers that fit beside its own.
         picture_keys: settings by which its processor computes how many tokens a picture takes.
         prompt: a prompt without a chat template, with {} for pictures and text; "" where the
@@ -62,6 +66,9 @@ class Family:
         processor_text: text with {} for a question that its processor takes beside one picture, in
             the code of a model card; for families with a `prompt`.
         connector: where exported adapters are merged into the weights.
+        modalities: "image", "audio" or both; of a second one, a config may have no encoder.
+        second_connector: as `connector`, of the second modality.
+        spaced: whether there is a space between a prompt that does not end with one and an answer.
         videos: whether features of videos pass the same connector.
         vision_keys: what `tensors` gives for `features` besides the processor's outputs.
         outputs: of `get_image_features`, what the image adapter acts on.
@@ -75,13 +82,15 @@ class Family:
     first_position: int = 0
     token_types: bool = False
     causal: bool = False
-    unused: tuple[str, ...] = ()
     other_processors: tuple[str, ...] = ()
     picture_keys: tuple[str, ...] = ()
     prompt: str = ""
     thinks: bool = False
     processor_text: str = ""
     connector: Connector = Connector(cannot="its connector is not known")
+    second_connector: Connector = Connector(cannot="its second connector is not known")
+    modalities: tuple[str, ...] = ("image",)
+    spaced: bool = True
     videos: bool = False
     vision_keys: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ("pooler_output",)
@@ -131,13 +140,32 @@ class Family:
         """What the processor lacks to write prompts; "" where it lacks nothing."""
         return ""
 
-    def tensors(self, processor: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
-        """`input_ids` (1, T) and what the vision encoder takes, of one prompt.
+    def modalities_of(self, config: PretrainedConfig) -> tuple[str, ...]:
+        """The modalities that a model with this config has an encoder for."""
+        first, *more = self.modalities
+        return (first, *(m for m in more if getattr(config, ENCODERS[m], None) is not None))
+
+    def own_processor(self, folder: Path) -> Any:
+        """The processor in a model's folder, where transformers' own loading gives no such."""
+        return None
+
+    def longest_sound(self, processor: Any) -> float:
+        """Seconds of the longest sound that is heard to its end."""
+        return math.inf
+
+    def tensors(self, processor: Any, prompt: str, media: list[Any]) -> dict[str, Tensor]:
+        """`input_ids` (1, T) and what the encoders take, of one prompt.
 
         Args:
-            pictures: PIL images, in the order of their placeholders in `prompt`.
+            media: PIL images and sounds, which are float32 arrays (n,) at the processor's sampling
+                rate; each kind in the order of its placeholders in `prompt`.
         """
+        sounds = [one for one in media if isinstance(one, np.ndarray)]
+        pictures = [one for one in media if not isinstance(one, np.ndarray)]
         more: dict[str, Any] = {"images": [pictures]} if pictures else {}
+        if sounds:
+            rate = processor.feature_extractor.sampling_rate
+            more |= {"audio": sounds, "audio_kwargs": {"sampling_rate": rate}}
         options: dict[str, Any] = dict(WHOLE)
         first = processor.tokenizer.bos_token
         if first and prompt.startswith(first):  # the template wrote it; once is enough
@@ -154,6 +182,10 @@ class Family:
             vision: what `tensors` made of one sample's pictures.
         """
         return encoder_of(model).get_image_features(**vision).pooler_output
+
+    def sound_features(self, model: Any, sounds: Mapping[str, Tensor]) -> Any:
+        """The same of sounds: the connector's output (…, d), or one a sound."""
+        return model.get_audio_features(**sounds).pooler_output
 
     def encoder_ids(self, processor: Any, prompt: str) -> list[int]:
         """Tokens that the vision encoder reads beside the pictures; in most families none."""
@@ -192,15 +224,18 @@ class Family:
         """(T,) 0 or 1, the types of one sample's tokens; None where `token_types` is false.
 
         Args:
-            pictures: (T,) bool, where pictures' features go.
+            pictures: (T,) bool, where features go, of sounds as well.
             prompt: how many tokens are the prompt; the others are an answer.
         """
         return None
 
 
-def image_text(processor: Any) -> str:
-    """What a prompt has where a picture stands; "" where the processor does not say."""
-    return _text(getattr(processor, "image_token", None))
+def place_text(processor: Any, modality: str) -> str:
+    """What a prompt has where a picture or sound stands; "" where the processor does not say."""
+    return _text(getattr(processor, f"{modality}_token", None))
+
+
+image_text = partial(place_text, modality="image")
 
 
 def _text(token: Any) -> str:

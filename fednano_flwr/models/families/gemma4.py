@@ -1,5 +1,6 @@
 """Gemma 4: the small ones look tokens up in each layer; the large ones let a picture see itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,11 @@ from fednano_flwr.models.families.base import Connector, Family
 
 @dataclass(frozen=True)
 class Gemma4(Family):
+    def refusal(self, config: PretrainedConfig) -> str:
+        if config.audio_config is None or not config.get_text_config().use_bidirectional_attention:
+            return ""
+        return "a picture's tokens see each other, and there are sounds, whose tokens would, too"
+
     def layer_vocabulary(self, config: PretrainedConfig) -> int:
         text = config.get_text_config()
         return text.vocab_size_per_layer_input if text.hidden_size_per_layer_input else 0
@@ -20,6 +26,13 @@ class Gemma4(Family):
         marks = [config.image_token_id, config.video_token_id, config.audio_token_id]
         is_mark = torch.isin(ids, torch.tensor(marks).to(ids))
         return ids.masked_fill(is_mark, config.get_text_config().pad_token_id)
+
+    def longest_sound(self, processor: Any) -> float:
+        return processor.audio_seq_length * processor.audio_ms_per_token / 1000
+
+    def sound_features(self, model: Any, sounds: Mapping[str, Tensor]) -> Tensor:
+        output = model.model.get_audio_features(**sounds)
+        return output.pooler_output[output.attention_mask.bool()]
 
     def token_type_ids(self, pictures: Tensor, prompt: int) -> Tensor | None:
         return pictures.long()
@@ -37,8 +50,9 @@ FAMILY = Gemma4(
     "gemma4",
     "Gemma4ForConditionalGeneration",
     token_types=True,
-    unused=("model.audio_tower", "model.embed_audio"),
     picture_keys=("patch_size", "pooling_kernel_size"),
     connector=Connector("embed_vision.embedding_projection"),
+    modalities=("image", "audio"),
+    second_connector=Connector("embed_audio.embedding_projection"),
     videos=True,
 )
