@@ -86,6 +86,8 @@ def nano_edge(folder: Path) -> NanoEdge:
 
 
 def test_a_token_of_the_template_that_was_typed_stays_text(folder: Path) -> None:
+    if folder.name == "voxtral":
+        pytest.skip("its tokenizer knows every word, so that none is unknown")
     edge = nano_edge(folder)
     encoder, host = edge.encoder, FrozenLLM(load_llm_half(str(folder)))
     shown = (picture(1, 20, 20), picture(2, 20, 20))
@@ -120,7 +122,7 @@ def test_a_picture_token_in_an_answer_is_no_picture(folder: Path) -> None:
     sample = for_family(edge.frozen.family.model_type, replace(FREE, images=PICTURED.images))
     question = edge.encoder.unanswered(sample)
     ending = (*sum(edge.frozen.placeholders.values(), ()), 5)
-    batch, plain = (edge([question], [one]) for one in (ending, (6, 5)))
+    batch, plain = (edge([question], [one]) for one in (ending, (*[6] * (len(ending) - 1), 5)))
     for part in ("position_ids", "token_type_ids", "deep"):
         one, other = getattr(batch.layout, part), getattr(plain.layout, part)
         assert one is None or torch.equal(one, other)

@@ -48,8 +48,9 @@ def test_each_option_picture_follows_its_letter_in_every_family(
     checkpoint: ModelCheckpoint,
 ) -> None:
     encoder = load_encoder(checkpoint)
-    if (image := encoder.placeholders.get("image")) is None:
+    if "image" not in encoder.placeholders:
         pytest.skip("it sees no pictures")
+    image, *_ = encoder.placeholders["image"]
     ids = encoder.encode(OPTIONS).ids.tolist()
     letters = [encoder.processor.tokenizer.convert_tokens_to_ids(x) for x in ("A", "B", "C")]
     places = [ids.index(letter) for letter in letters]

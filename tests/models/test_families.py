@@ -94,7 +94,7 @@ def for_family(family: str, sample: Sample) -> Sample:
 
 
 def heard_for_seen(sample: Sample) -> Sample:
-    count, length = len(sample.pictures), len(sample.question)
+    count, length = len(sample.pictures), sum(map(ord, sample.uid))
     sounds = tuple(sound(noise(n, 0.3 + 0.1 * ((length + 2 * n) % 7))) for n in range(count))
     words = tuple(f"w{40 + n}" for n in range(len(sample.choice_images)))
     places = {Place.PICTURE: Place.SOUND}
