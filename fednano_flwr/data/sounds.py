@@ -56,3 +56,13 @@ def noise(count: int = 8_000, seed: int = 0) -> Sound:
     file, samples = io.BytesIO(), np.random.default_rng(seed).uniform(-0.5, 0.5, count)
     soundfile.write(file, samples, 16_000, format="WAV")
     return Sound(data=file.getvalue())
+
+
+def missing_libraries() -> str:
+    """What has to be installed for sounds to be read; "" where it is."""
+    try:
+        import soundfile  # noqa: F401
+        import soxr  # noqa: F401
+    except (ImportError, OSError) as error:  # soundfile looks for libsndfile
+        return f"sounds are read by soundfile and soxr ({error}): {INSTALL}"
+    return ""
