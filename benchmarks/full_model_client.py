@@ -44,7 +44,7 @@ from benchmarks.runs import process
 from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
 from fednano_flwr.adapters.site import AdapterSite, build_adapters, named_trainable
-from fednano_flwr.config import Adapter
+from fednano_flwr.config import SITES, Adapter
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.sources.scienceqa import ScienceQA
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
@@ -160,8 +160,8 @@ def full_edge(place: Path, options: argparse.Namespace) -> tuple[NanoEdge, Whole
     """The whole model as both ends of a training step; what is trained is inside it."""
     whole = WholeModel(place / "model", options.device, options.dtype)
     # NanoEdge's places, without adapters: frozen embeddings go into the model as they are.
-    whole.model.image_adapter = AdapterSite(whole.hidden_size)
-    whole.model.text_adapter = AdapterSite(whole.hidden_size)
+    for site in SITES:
+        setattr(whole.model, f"{site}_adapter", AdapterSite(whole.hidden_size))
     lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LAYERS)
     adapters = get_peft_model(whole.model, lora)
     return whole.edge(adapters, load_encoder(ModelCheckpoint(str(place / "model")))), whole

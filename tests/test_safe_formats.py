@@ -52,7 +52,7 @@ def _calls(node: ast.Call, file: str) -> Iterator[str]:
     if isinstance(node.func, ast.Attribute) and node.func.attr in LOADS_MODELS:
         if keywords.get("trust_remote_code") != "False":
             yield f"{file}:{node.lineno} leaves trust_remote_code open"
-        of_weights = not any(k in called for k in ("Config", "Processor", "kind"))
+        of_weights = not any(k in called for k in ("Config", "Processor", "Extractor", "kind"))
         if of_weights and keywords.get("use_safetensors") != "True":
             yield f"{file}:{node.lineno} may load weights that are no safetensors"
 

@@ -18,8 +18,12 @@ GIVEN = {
     ("data/partition.py", "self.seed"),
     ("adapters/site.py", "seed"),
     ("edge/training.py", "drawn_with"),
+    ("check/compare.py", "1"),
+    ("check/compare.py", "width"),
+    ("check/shrink.py", "0"),
+    ("data/sounds.py", "seed"),
 }
-"""Arguments that a caller has derived."""
+"""Arguments that a caller has derived; and what checks of a model make, which no run uses."""
 
 
 def test_no_two_purposes_or_arguments_share_a_seed() -> None:

@@ -36,7 +36,7 @@ TEXTS: dict[str, tuple[tuple[int, int], ...]] = {
     "Is there something to see here, or is there nothing?": ((320, 240),),
     "Are these two the same?": ((200, 300), (336, 336)),
 }
-"""Questions, and widths and heights of their pictures; a sound has as many samples as pixels."""
+"""Questions, and widths and heights of their pictures; a sound has 20 samples a row."""
 
 
 class HalvesError(RuntimeError):
@@ -168,7 +168,7 @@ def _questions(encoder: QuestionEncoder) -> tuple[list[Question], tuple[str, ...
         if "image" in encoder.placeholders:
             sample = replace(sample, images=tuple(_picture(*size) for size in pictures))
         if "audio" in encoder.placeholders:
-            sample = replace(sample, sounds=tuple(noise(w * h, seed=w) for w, h in pictures))
+            sample = replace(sample, sounds=tuple(noise(20 * h, seed=w) for w, h in pictures))
         try:
             taken.append(encoder.encode(sample))
         except SampleError as error:

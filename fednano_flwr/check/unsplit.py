@@ -33,7 +33,9 @@ class Unsplit:
 
     def __init__(self, folder: Path, family: Family, dtype: str = "float32") -> None:
         self.family = family
-        self.model = family.model_class.from_pretrained(folder, dtype=dtype).eval()
+        self.model = family.model_class.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        ).eval()
         self.model.requires_grad_(False)
 
     def next_logits(self, question: Question, encoder: QuestionEncoder) -> Tensor:

@@ -40,11 +40,13 @@ def load_processor(folder: Path, family: Family | None = None) -> Any:
         if family is not None and (own := family.own_processor(folder)) is not None:
             return own
         if (name := _class_name(folder)) == PIXTRAL and not is_torchvision_available():
-            return _pixtral().from_pretrained(folder, trust_remote_code=False)
+            kind = _pixtral()
+            return kind.from_pretrained(folder, trust_remote_code=False)
         whole: Any = getattr(transformers, name, None)
         known = isinstance(whole, type) and issubclass(whole, ProcessorMixin)
         if known and VIDEOS in whole.get_attributes():
-            return _without_videos(whole).from_pretrained(folder, trust_remote_code=False)
+            kind = _without_videos(whole)
+            return kind.from_pretrained(folder, trust_remote_code=False)
         found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a file's values reach deep into transformers and tokenizers
         says = " ".join(str(error).split())

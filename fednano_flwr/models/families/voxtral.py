@@ -36,7 +36,8 @@ class Voxtral(Family):
         tokenizer = convert_tekken_tokenizer(str(folder / TOKENIZER), TEMPLATE)
         own = {"apply_chat_template": ProcessorMixin.apply_chat_template}
         kind = type(VoxtralProcessor.__name__, (VoxtralProcessor,), own)
-        processor = kind(WhisperFeatureExtractor.from_pretrained(folder), tokenizer)
+        extractor = WhisperFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+        processor = kind(extractor, tokenizer)
         processor.chat_template = TEMPLATE
         return processor
 
