@@ -79,8 +79,7 @@ def _write_random(folder: Path, room: int) -> None:
         model = family.model_class(config).float().eval()
         for parameter in model.parameters():
             _randomize(parameter)
-        width = config.get_text_config().hidden_size
-        model.get_submodule(family.host)(inputs_embeds=torch.randn(1, 3, width))
+        model.get_submodule(family.host)(input_ids=torch.ones(1, 3, dtype=torch.int64))
     model.save_pretrained(folder)
 
 

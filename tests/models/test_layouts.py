@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models.checkpoint import HEAD, ModelCheckpoint
-from fednano_flwr.models.families import canonical
+from fednano_flwr.models.families import FAMILIES, canonical
 from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.weights import INDEX, SINGLE
 from tests import families
@@ -287,9 +287,8 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 
 def read_by_transformers(folder: Path) -> dict[str, Tensor]:
     """All tensors by canonical name, and none that was drawn by chance."""
-    model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype="float32", output_loading_info=True
-    )
+    architecture = FAMILIES[AutoConfig.from_pretrained(folder).model_type].model_class
+    model, info = architecture.from_pretrained(folder, dtype="float32", output_loading_info=True)
     assert not info["missing_keys"]
     return {canonical(name): value for name, value in model.state_dict().items()}
 
