@@ -63,7 +63,7 @@ def test_the_demos_variants_change_what_their_names_say() -> None:
         assert f"epochs-{config.local_epochs}x{config.num_server_rounds}" == name
         assert config.local_epochs * config.num_server_rounds == passes
     for site in ("image", "text"):
-        assert load(f"conf/demo/{site}-only.toml").adapter.site_names == (site,)
+        assert load(f"conf/demo/{site}-only.toml").adapter.sites == site
 
 
 def test_clients_with_different_tasks_share_no_skill(

@@ -81,7 +81,7 @@ def test_a_server_that_has_all_it_needs_is_well_and_left_as_it_was(
         "server",
         versions=VERSIONS,
         run_config=("the run config of", "strategy fedavg-exact"),
-        model=("fit together", "hold the language model"),
+        model=("adapters on image and text", "fit together", "hold the language model"),
         folders=("run.dir", "TMPDIR"),
         certificates=("clock", "llm.tls-cert is not set"),
         network=("any port that is free", "only clients on this machine"),
@@ -118,7 +118,7 @@ def test_a_simulations_machine_is_looked_at_as_a_servers_and_as_a_clients(
     assert json.loads(result.stdout)["role"] == "simulation"
     said = findings(result, "ok")
     assert "node config" not in said and "layout of scienceqa" in said["data"][0]
-    assert len(said["model"]) == 3 and "client's half" in said["model"][2]
+    assert len(said["model"]) == 4 and "client's half" in said["model"][3]
     assert [what.split()[0] for what in said["folders"]] == [
         *("run.dir", "TMPDIR", "edge.state-dir", "edge.feature-dir")
     ]
