@@ -195,7 +195,7 @@ def test_a_picture_of_llava_1_5_is_576_features_counted_by_its_own_code() -> Non
     config = read_size_config("llava-1.5-7b").config
     pictures = {"pixel_values": torch.zeros(2, 3, 336, 336)}
     assert (
-        skeleton.count_features(skeleton.build(config), pictures)
+        skeleton.count_features(skeleton.build(config), "image", pictures)
         == 2 * count(config).picture_tokens
         == 1152
     )
