@@ -131,15 +131,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_json(options: argparse.Namespace, **results: Any) -> dict[str, Any]:
-    """Write results to `options.json`, with the setting and the machine; returns what is written.
+    """Replace `options.json` by results, with the setting and the machine; returns what it holds.
 
     `setting` are the options but for where things lie, or what `results` has under that name.
     """
-    from fednano_flwr.runs.folder import environment
+    from fednano_flwr.base.files import replace_file
+    from fednano_flwr.config.machine import environment
 
     setting = {key: value for key, value in vars(options).items() if key not in PLACES}
     record = {"setting": setting, "environment": environment()} | results
     out = Path(options.json)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(out, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
     return record

@@ -13,10 +13,10 @@ from benchmarks.audit.tables import console_table
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.files import replace_file
 from fednano_flwr.config import ConfigError
+from fednano_flwr.config.machine import environment
 from fednano_flwr.config.project import find_app
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.preflight import run_config
-from fednano_flwr.runs.folder import environment
 from fednano_flwr.runs.results import load_run
 
 

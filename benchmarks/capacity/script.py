@@ -35,8 +35,8 @@ from benchmarks.capacity.tables import (
     show_rounds,
 )
 from benchmarks.report import PLACES, ROOT, options_of, table, write_json
+from fednano_flwr.config.machine import environment
 from fednano_flwr.models.size import count, read_size_config
-from fednano_flwr.runs.folder import environment
 
 RESULTS = ROOT / "benchmarks" / "results"
 TRAIN_FLOP, SCORE_FLOP = 4, 2  # a parameter and token: forward; and backward to the inputs

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
+import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from fednano_flwr.base.version import commit_of
 from fednano_flwr.config import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup")
+PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,23 @@ def main_memory() -> Memory:
     return Memory(min(whole.total, limit), min(whole.available, max(0, limit - used)))
 
 
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit of this process."""
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": cpus(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "commit": commit_of(Path(__file__).parent),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
 def check_resources(clients: int, client_cpus: int, client_gpus: float) -> None:
     """Refuse what Ray could never schedule: it would start and then fail for all clients.
 
@@ -114,4 +137,11 @@ def _quota() -> float | None:
         period_us = int((CGROUP / "cpu/cpu.cfs_period_us").read_text("utf-8"))
         return quota_us / period_us if quota_us > 0 else None
     except (OSError, ValueError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None

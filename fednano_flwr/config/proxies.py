@@ -15,7 +15,6 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 import grpc
-import psutil
 
 from fednano_flwr.config import ConfigError, host_and_port, is_loopback
 
@@ -141,6 +140,8 @@ def _no_proxy(environment: Mapping[str, str]) -> str:
 
 def _own_addresses() -> set[str]:
     """This machine's name, and the addresses of its network interfaces."""
+    import psutil  # nothing else of a client or a host needs it
+
     found = {one.address for of_one in psutil.net_if_addrs().values() for one in of_one}
     own = {socket.gethostname().lower()}
     for text in found:

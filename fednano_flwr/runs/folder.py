@@ -15,17 +15,12 @@ metrics-cut.jsonl  lines of rounds that were repeated, or only half written
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -33,10 +28,9 @@ from fednano_flwr.adapters.site import build_adapters, load_adapter_state, sites
 from fednano_flwr.base.console import say
 from fednano_flwr.base.files import append_synced, replace_file
 from fednano_flwr.base.lock import FolderLock
-from fednano_flwr.base.version import commit_of
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
-from fednano_flwr.config.machine import cpus
+from fednano_flwr.config.machine import environment
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.runs import checkpoint as checkpoints
 from fednano_flwr.runs import comparable
@@ -45,7 +39,6 @@ from fednano_flwr.runs.results import other_model
 from fednano_flwr.runs.resume import continues, digest_of, run_folder_of
 
 ENVIRONMENT = "environment.json"
-PACKAGES = ("fednano-flwr", "flwr", "torch", "transformers", "peft", "ray", "grpcio", "datasets")
 
 
 class RunFolder:
@@ -303,28 +296,6 @@ class RunFolder:
             folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware and commit of this process."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "packages": {name: _version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpus": cpus(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
-        "commit": commit_of(Path(__file__).parent),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _state_round(folder: Path) -> int:

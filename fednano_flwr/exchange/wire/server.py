@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -25,7 +26,9 @@ from fednano_flwr.exchange.wire.metrics import (
     ServiceMetrics,
 )
 from fednano_flwr.exchange.wire.nodes import Activity, Meter, NodeLimits
-from fednano_flwr.exchange.wire.tls import Identity
+
+if TYPE_CHECKING:  # it needs cryptography, which a service without TLS does not
+    from fednano_flwr.exchange.wire.tls import Identity
 
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
