@@ -29,7 +29,11 @@ START_SECONDS = 0.3  # for all processes to hear of a measurement before it begi
 
 @dataclass(frozen=True)
 class Preset:
-    """A language model and its samples; text lengths differ by a quarter either way."""
+    """A language model and its samples; text lengths differ by a quarter either way.
+
+    Attributes:
+        image_tokens: 0 for questions without pictures.
+    """
 
     model: str
     image_tokens: int
@@ -55,7 +59,7 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
     length = preset.image_tokens + text
     sites = torch.full((length,), SITES.index("text"), dtype=torch.int8)
     sites[1 : 1 + preset.image_tokens] = SITES.index("image")
-    rows = {"image": preset.image_tokens, "text": text}
+    rows = {s: n for s, n in (("image", preset.image_tokens), ("text", text)) if n}
     z = {s: 0.02 * torch.randn(n, preset.rank, generator=generator) for s, n in rows.items()}
     b = {s: 0.02 * torch.randn(hidden_size, preset.rank, generator=generator) for s in rows}
     picture = 0.02 * torch.randn(preset.image_tokens, hidden_size, generator=generator)
@@ -65,10 +69,9 @@ def prepare(node: int, preset: Preset, exchange: str, hidden_size: int, vocabula
         hidden = 0.02 * torch.randn(length, hidden_size, generator=generator)
         return Work(EmbeddingInputs(adapted(hidden, sites, z, b), Layout((length,))), labels, ())
     ids = torch.randint(0, vocabulary, (text,), generator=generator)
-    feature = Feature(f"picture of {node}".encode(), picture)
-    return Work(
-        LowRankInputs(ids, sites, (feature.key,), z, b, Layout((length,))), labels, (feature,)
-    )
+    features = (Feature(f"picture of {node}".encode(), picture),) if len(picture) else ()
+    keys = tuple(feature.key for feature in features)
+    return Work(LowRankInputs(ids, sites, keys, z, b, Layout((length,))), labels, features)
 
 
 def client_process(

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from benchmarks.models import SHAPES, write_llava
+from benchmarks.models import add_model, put_model
 from benchmarks.report import (
     memory,
     name_of,
@@ -75,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fednano-bench-", dir=options.folder) as name:
         place = Path(name)
-        size = write_llava(
-            place / "model", SHAPES[options.shape], options.dtype, options.weights_device
-        )
+        size = put_model(options, place / "model", options.dtype, options.weights_device)
         write_dataset(place / "data", options.questions, 1, 1)
         write_bundle(ModelCheckpoint(str(place / "model")), place / "bundle")
         stored = {FULL: folder_bytes(place / "model")}
@@ -107,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options_of("full_model_client", __doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="25m")
+    add_model(parser)
     parser.add_argument("--questions", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=4, help="the first encodes pictures")
     parser.add_argument("--rank", type=int, default=16)

@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,14 @@ SMALL = Shape(width=1024, layers=4, heads=8, inner=2752, vocabulary=VOCABULARY)
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     shape = replace(SMALL if options.small else FULL, layers=options.layers)
     half = random_half(shape, options.device, options.dtype)
+    show(write_json(options, device=name_of(options.device), **measure(half, options)), options)
+
+
+def measure(half: LLMHalf, options: argparse.Namespace) -> dict[str, Any]:
+    """The host's steps and the matrix product, taking turns."""
+    dtype, device = getattr(torch, options.dtype), torch.device(options.device)
     parameters = layer_parameters(half)
     batch, labels = make_batch(
         SimpleNamespace(
@@ -83,29 +88,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     flop |= {name: 4 * parameters * tokens for name in steps}
     rates = {name: [flop[name] / second for second in values] for name, values in times.items()}
     shares = {name: ratios(rates[name], rates[LIMIT]) for name in steps}
-    record = write_json(
-        options,
-        device=name_of(options.device),
-        layer_parameters=parameters,
-        tokens_a_step=tokens,
-        ratio=max(share["median"] for share in shares.values()),
-        ratios=shares,
-        target=TARGET,
-        flop_a_second={name: spread(values) for name, values in rates.items()},
-        seconds={name: spread(values) for name, values in times.items()},
-    )
+    return {
+        "layer_parameters": parameters,
+        "tokens_a_step": tokens,
+        "ratio": max(share["median"] for share in shares.values()),
+        "ratios": shares,
+        "target": TARGET,
+        "flop_a_second": {name: spread(values) for name, values in rates.items()},
+        "seconds": {name: spread(values) for name, values in times.items()},
+    }
+
+
+def show(record: dict[str, Any], options: argparse.Namespace) -> None:
     print(
-        f"{record['device']}, {options.dtype}; {options.layers} layers of {parameters:,} "
-        f"parameters in all, {options.batch} × {tokens // options.batch} tokens; product of "
+        f"{record['device']}, {options.dtype}; {options.layers} layers of "
+        f"{record['layer_parameters']:,} parameters in all, {options.batch} × "
+        f"{record['tokens_a_step'] // options.batch} tokens; product of "
         f"{options.matmul} × {options.matmul}, {options.products} a turn\n"
     )
     rows = []
-    for name, values in times.items():
-        milliseconds = spread_text(spread(1e3 * second for second in values), 1)
-        teraflops = spread_text(spread(rate / 1e12 for rate in rates[name]), 3)
-        rows.append(
-            (name, milliseconds, teraflops, spread_text(shares[name]) if name in shares else "")
-        )
+    for name, seconds in record["seconds"].items():
+        milliseconds = spread_text({key: 1e3 * value for key, value in seconds.items()}, 1)
+        rates = {key: value / 1e12 for key, value in record["flop_a_second"][name].items()}
+        share = spread_text(record["ratios"][name]) if name in record["ratios"] else ""
+        rows.append((name, milliseconds, spread_text(rates, 3), share))
     print(table(["", "ms", "TFLOP/s", "of the limit"], rows))
 
 

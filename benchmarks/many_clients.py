@@ -40,6 +40,7 @@ from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
 
 ALONE, SHARED = "one request a pass", "shared passes"
 VARIANTS = (ALONE, SHARED)
+TARGET = 4.0  # of a GPU
 PRESETS = {
     "small": Preset("package:fednano_demo/model", 9, 12, 16, "float32"),
     "7b": Preset("llava-1.5-7b, random weights", 576, 128, 64, "bfloat16"),
@@ -50,10 +51,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     preset = PRESETS[options.preset]
+    if options.preset == "small":
+        half = load_llm_half(preset.model, options.device, preset.dtype)
+    else:
+        shape = replace(SHAPES["7b"], layers=options.layers)
+        half = random_half(shape, options.device, preset.dtype)
+    found = measure(half, preset, options)
+    show(write_json(options, device=name_of(options.device), **found), options)
+
+
+def measure(half: LLMHalf, preset: Preset, options: argparse.Namespace) -> dict[str, Any]:
+    """Both variants, taking turns: with all clients, then with one of them.
+
+    Args:
+        options: has the most tokens of a pass afterwards.
+    """
     rates: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     latencies: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     lone: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    with running(options, preset) as (clients, half, options.batch_tokens):
+    with running(half, preset, options) as clients:
         for repeat in range(options.repeats):
             turns = VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]
             for variant in turns:
@@ -66,19 +82,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 time.sleep(1.2)
                 _, taken = clients.measure(variant, range(1), options.seconds, options.warm_up)
                 lone[variant] += taken
-    record = write_json(
-        options,
-        device=name_of(options.device),
-        preset=vars(preset),
-        parameters=half.size,
-        steps_per_second={variant: spread(rates[variant]) for variant in VARIANTS},
-        ratio=ratios(rates[SHARED], rates[ALONE]),
-        latency_ms={
+    return {
+        "preset": vars(preset),
+        "parameters": half.size,
+        "steps_per_second": {variant: spread(rates[variant]) for variant in VARIANTS},
+        "ratio": ratios(rates[SHARED], rates[ALONE]),
+        "latency_ms": {
             f"{options.clients} clients": {v: latency(latencies[v]) for v in VARIANTS},
             "1 client": {v: latency(lone[v]) for v in VARIANTS},
         },
-    )
-    show(record, options)
+    }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -100,18 +113,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clients, LLMHalf, int]]:
-    """Clients of both variants' services around one language model; it; most tokens of a pass."""
-    if options.preset == "small":
-        half = load_llm_half(preset.model, options.device, preset.dtype)
-    else:
-        shape = replace(SHAPES["7b"], layers=options.layers)
-        half = random_half(shape, options.device, preset.dtype)
+def running(half: LLMHalf, preset: Preset, options: argparse.Namespace) -> Iterator[Clients]:
+    """Clients of both variants' services around one language model."""
     longest = preset.image_tokens + preset.text_tokens + preset.text_tokens // 4
-    tokens = options.batch_tokens or options.clients * longest
+    options.batch_tokens = options.batch_tokens or options.clients * longest
     with ExitStack() as stack:
         addresses = {}
-        for variant, batch_tokens in ((ALONE, 0), (SHARED, tokens)):
+        for variant, batch_tokens in ((ALONE, 0), (SHARED, options.batch_tokens)):
             host = FrozenLLM(half, features=FeatureStore(2**32))
             service = stack.enter_context(
                 QueuedLLM(host, batch_tokens=batch_tokens, batch_wait=options.batch_wait)
@@ -119,7 +127,7 @@ def running(options: argparse.Namespace, preset: Preset) -> Iterator[tuple[Clien
             addresses[variant] = stack.enter_context(serve(service))
         clients = Clients(options.clients, options.processes, addresses, preset, options.exchange)
         with closing(clients):
-            yield clients, half, tokens
+            yield clients
 
 
 def latency(seconds: list[float]) -> dict[str, float]:

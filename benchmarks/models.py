@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint, Target
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import LLMHalf
+from fednano_flwr.models.size import count
 
 DEMO = "package:fednano_demo/model"  # whose tokenizer and prompt are used
 SPREAD = 0.02  # standard deviation of random weights
@@ -124,6 +126,22 @@ def write_llava(
     return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Options for `put_model`."""
+    parser.add_argument("--shape", choices=SHAPES, default="25m", help="of a random LLaVA")
+    parser.add_argument("--model", help="a LLaVA's folder, as in model.name; else a random one")
+
+
+def put_model(
+    options: argparse.Namespace, folder: Path, dtype: str = "float32", device: str = "cpu"
+) -> int:
+    """Let `folder` be the LLaVA that is asked for; returns how many parameters its LLM has."""
+    if not options.model:
+        return write_llava(folder, SHAPES[options.shape], dtype, device)
+    folder.symlink_to(resolve("--model", options.model).resolve())
+    return count(ModelCheckpoint(str(folder)).config).server
+
+
 class RandomCheckpoint(ModelCheckpoint):
     """A checkpoint without files: whatever is read of it is drawn at once, where it is wanted."""
 
@@ -159,8 +177,15 @@ class RandomCheckpoint(ModelCheckpoint):
                 yield name, SPREAD * torch.randn(shape, device=place, dtype=dtype)
 
 
-def random_half(shape: Shape, device: str = "cpu", dtype: str = "float32") -> LLMHalf:
-    """The server's half of a LLaVA of this shape, which has a vocabulary, drawn on the device."""
+def random_half(
+    shape: Shape, device: str = "cpu", dtype: str = "float32", **loading: Any
+) -> LLMHalf:
+    """The server's half of a LLaVA of this shape, which has a vocabulary, drawn on the device.
+
+    Args:
+        loading: as `LLMHalf` takes it; the weights are the same before they are quantized.
+    """
+    torch.manual_seed(0)
     text = shape.text(shape.vocabulary, tie_word_embeddings=False)
     checkpoint = RandomCheckpoint(LlavaConfig(text_config=text))
-    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype))
+    return LLMHalf(checkpoint, torch.device(device), getattr(torch, dtype), **loading)

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import SHAPES, write_llava
+from benchmarks.models import add_model, put_model
 from benchmarks.report import (
     ROOT,
     add_changes,
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="fednano-bench-") as name:
         place = Path(name)
         os.environ["FEDNANO_CACHE"] = str(place / "cache")
-        size = write_llava(place / "model", SHAPES[options.shape])
+        size = put_model(options, place / "model")
         write_dataset(place / "data", options.train, 1, options.test)
         changes = changes_of(options, place)
         config = run_config(ROOT, changes, options.clients, Path.cwd())
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = options_of("overhead", __doc__)
     parser.add_argument("--clients", type=int, default=5)
-    parser.add_argument("--shape", choices=SHAPES, default="25m")
+    add_model(parser)
     parser.add_argument("--train", type=int, default=800, help="questions of all clients")
     parser.add_argument("--test", type=int, default=200, help="likewise")
     parser.add_argument("--epochs", type=int, default=1, help="local epochs of a round")

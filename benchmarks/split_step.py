@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.report import (
     in_turns,
@@ -32,16 +33,18 @@ from fednano_flwr.config import Adapter
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.edge.questions import last_positions, next_token_labels
+from fednano_flwr.edge.questions import next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import IGNORE, LLM
+from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, LLMService
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.llm_half import load_llm_half
+from fednano_flwr.models.llm_half import LLMHalf, load_llm_half
+
+WHOLE, SPLIT = "whole model", "split, gRPC on loopback, lowrank"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -83,25 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     labels = next_token_labels(batch, IGNORE)
     edge(batch)  # fills the feature cache: the encoder is the same in all variants
     host = FrozenLLM(half)
-
-    def whole() -> None:
-        inputs = edge(batch)
-        padded = inputs.embedded().view(len(batch), -1, half.hidden_size)
-        mask = torch.ones(padded.shape[:2], dtype=torch.bool, device=padded.device)
-        logits = half.logits(padded, last_positions(batch).to(padded.device), mask)
-        F.cross_entropy(logits.float(), labels[labels != IGNORE].to(logits.device)).backward()
-
-    def split(exchange: LLM) -> Callable[[], None]:
-        return lambda: exchange.loss(edge(batch), labels).backward()
-
     with serve(host) as address, RemoteLLM(address) as remote:
         times = in_turns(
-            {
-                "whole model": whole,
-                "split, in-process, lowrank": split(LowRankExchange(host)),
-                "split, gRPC on loopback, lowrank": split(LowRankExchange(remote)),
-                "split, gRPC on loopback, embeddings": split(EmbeddingsExchange(remote)),
-            },
+            training_steps(half, host, remote, lambda: edge(batch), labels),
             options.repeats,
             before=lambda: adapters.zero_grad(set_to_none=True),
             finish=waiting_for(options.device),
@@ -114,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{options.model}, {options.device}, {options.dtype}: {len(batch)} × {length} tokens")
     print(f"client {client:,} frozen and {trained:,} trained parameters; host {server:,}\n")
     medians = {name: statistics.median(values) for name, values in times.items()}
-    relative = {name: ratios(values, times["whole model"]) for name, values in times.items()}
+    relative = {name: ratios(values, times[WHOLE]) for name, values in times.items()}
     rows = [
         (name, f"{1e3 * one:.2f}", spread_text(relative[name])) for name, one in medians.items()
     ]
@@ -127,6 +114,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         median_ms={name: 1e3 * one for name, one in medians.items()},
         ratios=relative,
     )
+
+
+def training_steps(
+    half: LLMHalf,
+    host: LLMService,
+    remote: LLMService,
+    adapted: Callable[[], AdaptedBatch],
+    labels: Tensor,
+) -> dict[str, Callable[[], None]]:
+    """A training step of the whole model and of each split, up to the adapters' gradients.
+
+    Args:
+        host, remote: around `half`, in this process and over gRPC.
+        adapted: a batch of samples of one length, with this step's adapters.
+        labels: (N,) of the batch.
+    """
+    known = (labels != IGNORE).nonzero().squeeze(1)
+
+    def whole() -> None:
+        batch = adapted()
+        padded = batch.embedded().view(len(batch.layout.lengths), -1, half.hidden_size)
+        mask = torch.ones(padded.shape[:2], dtype=torch.bool, device=padded.device)
+        logits = half.logits(padded, known.to(padded.device), mask)
+        F.cross_entropy(logits.float(), labels[known].to(logits.device)).backward()
+
+    def split(exchange: LLM) -> Callable[[], None]:
+        return lambda: exchange.loss(adapted(), labels).backward()
+
+    return {
+        WHOLE: whole,
+        "split, in-process, lowrank": split(LowRankExchange(host)),
+        SPLIT: split(LowRankExchange(remote)),
+        "split, gRPC on loopback, embeddings": split(EmbeddingsExchange(remote)),
+    }
 
 
 if __name__ == "__main__":

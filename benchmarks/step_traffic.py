@@ -21,7 +21,15 @@ from benchmarks.stub_half import stub_half
 from fednano_flwr.config import SITES
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import IGNORE, LLM, AdaptedBatch, Feature, Layout
+from fednano_flwr.exchange.protocol import (
+    IGNORE,
+    LLM,
+    AdaptedBatch,
+    Feature,
+    FrozenBatch,
+    Layout,
+    at_site,
+)
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
@@ -31,11 +39,11 @@ VOCABULARY = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
-    """A batch of pictured questions with factors to train, and its labels.
+def make_frozen(options: Any, dtype: torch.dtype) -> tuple[FrozenBatch, Tensor]:
+    """A batch of pictured questions, and its labels.
 
     Args:
-        options: with `batch`, `image_tokens`, `text_tokens`, `hidden_size` and `rank`.
+        options: with `batch`, `image_tokens`, `text_tokens` and `hidden_size`.
     """
     length, d = options.image_tokens + options.text_tokens, options.hidden_size
     is_image = torch.zeros(options.batch, length, dtype=torch.bool)
@@ -45,17 +53,23 @@ def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
     pictures = hidden[is_image].split(options.image_tokens)
     labels = torch.full((options.batch, length), IGNORE)
     labels[:, -1] = 7
-    rows = {"image": is_image, "text": ~is_image}
-    batch = AdaptedBatch(
+    batch = FrozenBatch(
         hidden=hidden,
         sites=torch.where(is_image, SITES.index("image"), SITES.index("text")).to(torch.int8),
         token_ids=torch.randint(0, VOCABULARY, (options.batch * length,)),
         features=tuple(Feature(bytes([i]), rows) for i, rows in enumerate(pictures)),
-        z={s: torch.randn(int(w.sum()), options.rank).requires_grad_() for s, w in rows.items()},
-        b={s: torch.randn(d, options.rank).requires_grad_() for s in rows},
         layout=Layout((length,) * options.batch),
     )
     return batch, labels.flatten()
+
+
+def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
+    """As `make_frozen`, with factors of rank `options.rank` to train."""
+    batch, labels = make_frozen(options, dtype)
+    counts = {site: int(at_site(batch.sites, site).sum()) for site in ("image", "text")}
+    z = {site: torch.randn(n, options.rank).requires_grad_() for site, n in counts.items()}
+    b = {site: torch.randn(options.hidden_size, options.rank).requires_grad_() for site in counts}
+    return AdaptedBatch(**vars(batch), z=z, b=b), labels
 
 
 def measure(kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any) -> list[int]:
