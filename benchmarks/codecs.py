@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.report import ROOT, add_changes, integers, options_of, table, write_json
 from benchmarks.runs import fednano_run
-from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.adapters.site import build_adapters, named_trainable, randomize
 from fednano_flwr.base import int8
 from fednano_flwr.config import RunConfig, project
 from fednano_flwr.data.load import load_questions
@@ -106,12 +106,8 @@ def demo_step(size: int) -> dict[str, dict[str, float]]:
     """A batch of the demo with adapters away from their start: what crosses, and where it leads."""
     config = RunConfig.parse(project.defaults(ROOT))
     half, model = load_edge_half(config.model.name), load_llm_half(config.model.name)
-    adapters = build_adapters(model.hidden_size, config.adapter, seed=0)
+    adapters = randomize(build_adapters(model.hidden_size, config.adapter, seed=0), 0.02, seed=1)
     parameters = named_trainable(adapters)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in parameters.items():
-        if "lora_B" in name:
-            parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
     encoder = load_encoder(ModelCheckpoint(config.model.name))
     batch = [encoder.encode(sample) for sample in load_questions(config.dataset).train[:size]]
     edge = NanoEdge(half, half.token_table(), adapters, encoder)

@@ -140,6 +140,15 @@ def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
     return dict(sorted(trainable.items()))
 
 
+def randomize(adapters: PeftModel, scale: float, seed: int) -> PeftModel:
+    """Draw each B from N(0, scale²): fresh adapters, whose B is zero, change nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in named_trainable(adapters).items():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+    return adapters
+
+
 def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
     """The two factors that a site's adapters add at `hidden`: h' = h + z Bᵀ with z = s · A h.
 

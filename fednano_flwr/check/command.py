@@ -56,10 +56,10 @@ def check(model: Model, say: Callable[[str], None]) -> Checked:
             say(f"{shrunk}: a small random model of its architecture is made and compared")
             with tempfile.TemporaryDirectory() as folder:
                 write_shrunk(checkpoint, Path(folder), main_memory().free)
-                found = compare(Model(folder, family=AUTO))
+                found = compare(ModelCheckpoint(folder, family=AUTO))
         else:
             say("the checkpoint itself is loaded, whole and in two halves")
-            found = compare(model)
+            found = compare(checkpoint)
     except HalvesError:
         passed.forget(key)
         raise

@@ -15,15 +15,14 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.adapters.site import build_adapters, randomize
 from fednano_flwr.check.sides import Cost, Outcome, halves, whole
-from fednano_flwr.config import ALL_SITES, Adapter, ConfigError, Model
+from fednano_flwr.config import ALL_SITES, Adapter, ConfigError
 from fednano_flwr.data.errors import SampleError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sounds import noise
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
 from fednano_flwr.edge.questions import Question
-from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.source import model_sites
 
@@ -75,14 +74,13 @@ class Comparison:
         return all(difference.passed for difference in self.differences)
 
 
-def compare(model: Model) -> Comparison:
+def compare(checkpoint: ModelCheckpoint) -> Comparison:
     """Load the whole model, then its two halves, and compare what they compute in float32.
 
     Raises:
         ConfigError: the checkpoint cannot be used.
         HalvesError: the model or its halves do not run.
     """
-    checkpoint = open_whole(model.name, model.revision, model.family)
     checkpoint.check(checkpoint.tensors("edge"))
     checkpoint.check(checkpoint.tensors("llm"))
     encoder = load_encoder(checkpoint)
@@ -147,11 +145,7 @@ def _adapters(checkpoint: ModelCheckpoint) -> PeftModel:
     width, sites = checkpoint.config.get_text_config().hidden_size, model_sites(checkpoint.config)
     adapter = Adapter(RANK, 2.0 * RANK, 0.0, ALL_SITES)
     adapters = build_adapters(width, adapter, seed=0, sites=sites)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in named_trainable(adapters).items():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * width**-0.5
-    return adapters
+    return randomize(adapters, width**-0.5, seed=1)
 
 
 def _questions(encoder: QuestionEncoder) -> tuple[list[Question], tuple[str, ...]]:

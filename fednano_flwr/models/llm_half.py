@@ -46,6 +46,7 @@ class LLMHalf(nn.Module):
         places: the device of each part of the language model.
         deep_size: L·d, numbers that L of its layers add to a picture's token; 0 in most families.
         ids: how many token ids its layers look up in tables of their own; 0 in most families.
+        reads_ids: whether they do.
         longest: most tokens in a sample, where positions have a learned table; else 0.
     """
 
@@ -69,6 +70,7 @@ class LLMHalf(nn.Module):
         self.vocabulary: int = text.vocab_size
         self.deep_size = self.family.deep_layers(checkpoint.config) * self.hidden_size
         self.ids = self.family.layer_vocabulary(checkpoint.config)
+        self.reads_ids = self.ids > 0
         self.longest = checkpoint.longest
         self.dtype = dtype
         whole = checkpoint.llm_tree()
@@ -103,11 +105,6 @@ class LLMHalf(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings (n, d) of ids (n,), scaled where the family scales them."""
         return self._embeddings(ids)
-
-    @property
-    def reads_ids(self) -> bool:
-        """Whether its layers look tokens up."""
-        return self.ids > 0
 
     def check(
         self,

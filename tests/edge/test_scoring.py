@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fednano_flwr.adapters.site import randomize
 from fednano_flwr.data.metrics import token_f1
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge import scoring
@@ -48,10 +49,7 @@ def whole(tiny_model: Path) -> Unsplit:
 @pytest.fixture
 def changed(edge: NanoEdge) -> NanoEdge:
     """Adapters that change something."""
-    generator = torch.Generator().manual_seed(4)
-    for name, value in edge.adapters.named_parameters():
-        if "lora_B" in name:
-            value.data = torch.randn(value.shape, generator=generator) * 0.3
+    randomize(edge.adapters, 0.3, seed=4)
     return edge
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.adapters.site import build_adapters, randomize
 from fednano_flwr.config import Adapter, Dataset
 from fednano_flwr.data.load import load_questions
 from fednano_flwr.edge.encoder import QuestionEncoder
@@ -46,10 +46,7 @@ def make_edge(edge_half: EdgeHalf, encoder: QuestionEncoder) -> MakeEdge:
 
     def make(sites: str = "image,text", scale: float = 0.3, half: EdgeHalf = edge_half) -> NanoEdge:
         adapters = build_adapters(48, Adapter(4, 8.0, 0.0, sites), seed=3)
-        generator = torch.Generator().manual_seed(4)
-        for name, parameter in named_trainable(adapters).items():
-            if "lora_B" in name:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        randomize(adapters, scale, seed=4)
         return NanoEdge(half, half.token_table(), adapters, encoder)
 
     return make

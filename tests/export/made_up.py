@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.adapters.site import adapter_state, build_adapters, randomize
 from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.runs.folder import RunFolder
@@ -19,13 +18,7 @@ def random_adapters(
     width: int, adapter: Adapter, seed: int = 3, sites: Sequence[str] = ("image", "text")
 ) -> Any:
     """NanoAdapters whose B is not zero."""
-    adapters = build_adapters(width, adapter, seed, sites=sites)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for name, parameter in adapters.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return adapters
+    return randomize(build_adapters(width, adapter, seed, sites=sites), 0.3, seed + 1)
 
 
 def record(server_round: int, accuracy: float) -> dict[str, Any]:
@@ -45,7 +38,9 @@ def record(server_round: int, accuracy: float) -> dict[str, Any]:
     }
 
 
-def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str, Tensor]]:
+def write_run(
+    flat: dict[str, Any], *accuracies: float, sites: Sequence[str] = ("image", "text")
+) -> tuple[Path, dict[str, Tensor]]:
     """A folder with a round for each accuracy, and the adapters of all rounds after round 0."""
     config = RunConfig.parse(flat)
     model = ModelCheckpoint(config.model.name, config.model.revision)
@@ -58,8 +53,8 @@ def write_run(flat: dict[str, Any], *accuracies: float) -> tuple[Path, dict[str,
         "hidden_size": width,
     }
     folder.model_revision = model.revision
-    trained = adapter_state(random_adapters(width, config.adapter))
+    trained = adapter_state(random_adapters(width, config.adapter, sites=sites))
     for server_round, accuracy in enumerate(accuracies):
-        fresh = adapter_state(build_adapters(width, config.adapter, config.seed))
+        fresh = adapter_state(build_adapters(width, config.adapter, config.seed, sites=sites))
         folder.append(record(server_round, accuracy), trained if server_round else fresh, width)
     return folder.path, trained

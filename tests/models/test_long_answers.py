@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.adapters.site import build_adapters, named_trainable, randomize
 from fednano_flwr.config import Adapter
 from fednano_flwr.data.errors import SampleError
 from fednano_flwr.data.sample import Place, Sample, Turn
@@ -94,10 +94,7 @@ def setting(request: pytest.FixtureRequest, family_folder: Callable[[str], Path]
     folder = family_folder(request.param)
     half = load_edge_half(str(folder))
     adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "all"), seed=3, sites=half.sites)
-    generator = torch.Generator().manual_seed(4)
-    for name, parameter in named_trainable(adapters).items():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    randomize(adapters, 0.3, seed=4)
     encoder = load_encoder(ModelCheckpoint(str(folder)))
     edge = NanoEdge(half, half.token_table(), adapters, encoder)
     whole = Unsplit(folder, request.param, "float32")
