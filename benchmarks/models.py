@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from fednano_flwr.base.resources import resolve
-from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint, Target
 from fednano_flwr.models.families import canonical
 from fednano_flwr.models.llm_half import LLMHalf
@@ -153,7 +152,7 @@ class RandomCheckpoint(ModelCheckpoint):
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
-        whole = skeleton.build(self.config)
+        whole = self.tree
         return {canonical(name): value.shape for name, value in whole.named_parameters()}
 
     @cached_property

@@ -156,7 +156,7 @@ def _check_space(
     checkpoint: ModelCheckpoint, folder: Path, dtype: torch.dtype | None, untie: bool
 ) -> None:
     """Refuse a checkpoint that lacks tensors, and a disk that is too small."""
-    whole = skeleton.stored(skeleton.build(checkpoint.config))
+    whole = skeleton.stored(checkpoint.tree)
     shapes = {canonical(name): tensor.shape for name, tensor in whole.items()}
     if checkpoint.tied:
         shapes.pop(HEAD, None)

@@ -62,14 +62,14 @@ class ModelCheckpoint(WeightFiles):
     @cached_property
     def tree(self) -> Any:
         """The whole model on the meta device, not to be changed."""
-        return skeleton.build(self.config)
+        return self.family.build(self.config)
 
     @cached_property
     def edge_tree(self) -> tuple[Any, nn.Embedding]:
         """The client's half on the meta device, and its layer of token embeddings, likewise."""
         config = copy.deepcopy(self.config)
         skeleton.trim_encoder(config)
-        edge = skeleton.build(config).eval()
+        edge = self.family.build(config).eval()
         return edge, skeleton.drop_language(edge)
 
     def llm_tree(self) -> Any:

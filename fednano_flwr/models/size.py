@@ -254,7 +254,8 @@ def read_size_config(name: str, revision: str = "", family: str = "") -> SizeCon
 
 def count(config: PretrainedConfig) -> Parts:
     """Count the parameters of the module tree that `config` builds; nothing takes memory."""
-    family, whole = of(config), skeleton.build(config)
+    family = of(config)
+    whole = family.build(config)
     whole.tie_weights()
     table = whole.get_input_embeddings().weight
     head = whole.get_output_embeddings()
@@ -269,7 +270,7 @@ def count(config: PretrainedConfig) -> Parts:
     unused = skeleton.trim_encoder(trimmed)
     used = in_encoder
     if unused:
-        shorter = skeleton.build(trimmed)
+        shorter = family.build(trimmed)
         used = _numel([shorter.get_encoder(modality) for modality in modalities])
     return Parts(
         encoder=in_encoder,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -28,25 +27,6 @@ NOT_READ = {"num_crops"}
 """What a processor says of pictures for itself alone."""
 OF_SOUNDS = {"input_features", "input_features_mask", "feature_attention_mask"}
 """What processors call what they make of sounds."""
-
-
-def build(config: PretrainedConfig) -> Any:
-    """The whole model with its parameters on the meta device, where they take no memory.
-
-    Buffers that no checkpoint holds (rotary frequencies, embedding scales) are real.
-
-    Raises:
-        ConfigError: the config describes no such model.
-    """
-    family = of(config)
-    try:
-        with init_empty_weights(include_buffers=False):
-            return family.model_class(config)
-    except Exception as error:  # a config's values reach deep into transformers
-        raise ConfigError(
-            f"{config.name_or_path} describes no {family.architecture} that can be built: "
-            f"{' '.join(str(error).split())}"
-        ) from error
 
 
 def checkpoint_names(whole: Any) -> Callable[[str], tuple[str, bool] | None]:

@@ -21,7 +21,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from fednano_flwr.adapters.site import build_adapters, named_trainable
+from fednano_flwr.adapters.site import build_adapters, named_trainable, randomize
 from fednano_flwr.config import Adapter, ConfigError
 from fednano_flwr.data.sample import Picture, Place, Sample, Turn
 from fednano_flwr.edge.client import EXCHANGES
@@ -133,10 +133,7 @@ def make_setting(checkpoint: Path, dtype: str) -> Setting:
     encoder = load_encoder(source)
     frozen = load_edge_half(str(checkpoint), dtype=dtype)
     adapters = build_adapters(48, Adapter(4, 8.0, 0.0, "all"), 3, sites=frozen.sites)
-    generator = torch.Generator().manual_seed(4)
-    for name, parameter in named_trainable(adapters).items():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    randomize(adapters, 0.3, seed=4)
     half = load_llm_half(str(checkpoint), dtype=dtype)
     if dtype == "float64":
         use_plain_experts(half.get_submodule("_host"))
@@ -343,7 +340,8 @@ def test_pixtrals_pictures_of_unlike_sizes_are_each_encoded_as_what_they_are(
     pictures = setting.encoder.vision_inputs(SAMPLES[2])
     assert len(set(map(tuple, pictures["image_sizes"].tolist()))) == 3
     features = setting.edge.frozen.features("image", pictures)
-    assert skeleton.count_features(skeleton.build(config), "image", pictures) == len(features)
+    tree = ModelCheckpoint(str(folder)).tree
+    assert skeleton.count_features(tree, "image", pictures) == len(features)
     llm = EXCHANGES["lowrank"](setting.host, "server")
     check_logits_and_gradients(setting, llm, setting.questions)
     check_answers(setting, llm)

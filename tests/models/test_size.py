@@ -17,6 +17,7 @@ from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half, placeholders
+from fednano_flwr.models.families import of
 from fednano_flwr.models.llm_half import HeadAtRows, load_llm_half
 from fednano_flwr.models.size import Parts, Setting, Sizes, count, read_size_config
 from fednano_flwr.models.source import read_config
@@ -195,7 +196,7 @@ def test_a_picture_of_llava_1_5_is_576_features_counted_by_its_own_code() -> Non
     config = read_size_config("llava-1.5-7b").config
     pictures = {"pixel_values": torch.zeros(2, 3, 336, 336)}
     assert (
-        skeleton.count_features(skeleton.build(config), "image", pictures)
+        skeleton.count_features(of(config).build(config), "image", pictures)
         == 2 * count(config).picture_tokens
         == 1152
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -50,14 +48,7 @@ def _look_at(config: PretrainedConfig) -> Family:
     architecture = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
     if architecture is None:
         raise ConfigError("transformers has no model for it that reads pictures and writes text")
-    try:
-        with init_empty_weights(include_buffers=False):
-            whole = getattr(transformers, architecture)(config)
-    except Exception as error:  # a config's values reach deep into transformers
-        raise ConfigError(
-            f"no {architecture} can be built: {' '.join(str(error).split())}"
-        ) from error
-    host, language = _language(whole)
+    host, language = _language(Auto(kind, architecture).build(config))
     processor = PROCESSOR_MAPPING_NAMES.get(kind)
     return Auto(
         kind,

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import transformers
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import PretrainedConfig
+
+from fednano_flwr.config import ConfigError
 
 ENCODERS = {"image": "vision_config", "audio": "audio_config"}
 """Sections of a config, by modality."""
@@ -104,6 +107,23 @@ class Family:
         """Names of the processor classes that fit; some families have none of their own."""
         own = self.architecture.removesuffix("ForConditionalGeneration") + "Processor"
         return (*([own] if hasattr(transformers, own) else []), *self.other_processors)
+
+    def build(self, config: PretrainedConfig) -> Any:
+        """The whole model with its parameters on the meta device, where they take no memory.
+
+        Buffers that no checkpoint holds (rotary frequencies, embedding scales) are real.
+
+        Raises:
+            ConfigError: the config describes no such model.
+        """
+        try:
+            with init_empty_weights(include_buffers=False):
+                return self.model_class(config)
+        except Exception as error:  # a config's values reach deep into transformers
+            raise ConfigError(
+                f"{config.name_or_path} describes no {self.architecture} that can be built: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     def picture_tokens(self, config: PretrainedConfig) -> int | None:
         """Tokens that one picture becomes; None where that depends on the picture."""
