@@ -124,6 +124,22 @@ def test_auto_fails_where_a_family_needs_more(
     assert differences(result)["adapter gradients"] > 1e-2
 
 
+def test_half_a_gradient_fails_where_logits_are_right(
+    family_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = families.Family.logits
+
+    def half(family: families.Family, host: Any, inputs_embeds: torch.Tensor, **more: Any) -> Any:
+        halved = (inputs_embeds + inputs_embeds.detach()) / 2
+        return right(family, host, inputs_embeds=halved, **more)
+
+    monkeypatch.setattr(families.Family, "logits", half)
+    result = check(family_folder("llava"))
+    assert result.exit_code == 1, result.output
+    wrong = [name for name, found in differences(result).items() if found > 1e-5]
+    assert wrong == ["adapter gradients"] and "error: adapter gradients: 0.5;" in result.output
+
+
 def test_a_wrong_first_position_fails_where_answers_are_generated(
     family_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
