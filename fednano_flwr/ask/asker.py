@@ -10,7 +10,7 @@ from pathlib import Path
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.prompts import LETTERS
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Sound
 from fednano_flwr.edge.generation import answer_tokens, option_probabilities
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
@@ -74,6 +74,7 @@ class Asker:
         choices: Sequence[str] = (),
         hint: str = "",
         frozen: bool = False,
+        sound: Path | None = None,
     ) -> Answer:
         """Ask one question and wait for the whole answer.
 
@@ -82,12 +83,13 @@ class Asker:
             choices: to choose from; without, the answer is free.
             hint: context that belongs to the question.
             frozen: ask the model as it was before training.
+            sound: a sound's file.
 
         Raises:
             AskError: the question cannot be asked.
             HostRefusedError, HostUnreachableError: of the language model's service.
         """
-        return self.answer_sample(self._sample(question, image, choices, hint), frozen)
+        return self.answer_sample(self._sample(question, image, choices, hint, sound), frozen)
 
     def answer_sample(self, sample: Sample, frozen: bool = False) -> Answer:
         """`answer` to a question of a data set, whose right answer is not looked at."""
@@ -108,6 +110,7 @@ class Asker:
         hint: str = "",
         frozen: bool = False,
         ended: Callable[[Answer], object] = lambda answer: None,
+        sound: Path | None = None,
     ) -> Iterator[str]:
         """A free answer piece by piece, each as soon as its token is there.
 
@@ -116,7 +119,7 @@ class Asker:
         Args:
             ended: gets the whole answer after its last piece.
         """
-        asked = self._encoded(self._sample(question, image, (), hint))
+        asked = self._encoded(self._sample(question, image, (), hint, sound))
         return self._pieces(self.frozen if frozen else self.tuned, asked, ended)
 
     def _pieces(
@@ -152,9 +155,15 @@ class Asker:
         return tuple(notes)
 
     def _sample(
-        self, question: str, image: Path | str | None, choices: Sequence[str], hint: str
+        self,
+        question: str,
+        image: Path | str | None,
+        choices: Sequence[str],
+        hint: str,
+        sound: Path | None,
     ) -> Sample:
-        sample = _sample(question, image, choices, hint)
+        sounds = () if sound is None else (Sound(path=sound.expanduser()),)
+        sample = replace(_sample(question, image, choices, hint), sounds=sounds)
         known = self.instruction == sample.question  # of captions, it is the question itself
         return replace(sample, instruction="" if known else self.instruction)
 

@@ -23,6 +23,7 @@ def ask(
     frozen: bool,
     write: Callable[[str], None],
     say: Callable[[str], None],
+    sound: Path | None = None,
 ) -> None:
     """Ask, and write the answer as it comes.
 
@@ -31,11 +32,11 @@ def ask(
         say: takes notices.
     """
     if choices:
-        answer = asker.answer(question, image, choices, hint, frozen)
+        answer = asker.answer(question, image, choices, hint, frozen, sound)
         write(f"{answer.text}\n{as_table(choices, answer.probabilities)}")
     else:
         whole: list[Answer] = []
-        pieces = asker.stream(question, image, hint, frozen, whole.append)
+        pieces = asker.stream(question, image, hint, frozen, whole.append, sound)
         try:
             for piece in pieces:
                 write(piece)

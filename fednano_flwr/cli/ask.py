@@ -50,6 +50,7 @@ def ask(
     question: Annotated[str | None, typer.Argument(help="What to ask.")] = None,
     example: Annotated[int, typer.Option(metavar="N", help="Ask the run's Nth test question.")] = 0,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture.")] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="A sound.")] = None,
     choices: Annotated[str, typer.Option(metavar='"A;B;C"', help="Else a free answer.")] = "",
     hint: Annotated[str, typer.Option(metavar="TEXT", help="Context of the question.")] = "",
     frozen: Annotated[bool, typer.Option("--frozen", help="Ask the untrained model.")] = False,
@@ -80,7 +81,7 @@ def ask(
 
     if (question is None) == (not example):
         raise typer.BadParameter("give a question, or --example N for one of the run's own")
-    if example and (image or choices or hint or frozen):
+    if example and (image or audio or choices or hint or frozen):
         raise typer.BadParameter("--example has its picture and choices, and asks both models")
     with (
         asking(),
@@ -90,7 +91,7 @@ def ask(
             terminal.show(asker, shared_questions(run, config or ()), example, write, notice)
         else:
             options = choices.split(";") if choices.strip() else []
-            terminal.ask(asker, question, image, options, hint, frozen, write, notice)
+            terminal.ask(asker, question, image, options, hint, frozen, write, notice, audio)
 
 
 def asking(when_interrupted: int = INTERRUPTED) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.table import in_memory
 from fednano_flwr.exchange.wire.auth import make_token
 from tests.ask.conftest import QUESTION, Asked
+from tests.export.made_up import write_run
+from tests.sounds import as_file, noise, tone
 
 
 def ask(run: Path, *arguments: str) -> Result:
@@ -107,6 +110,28 @@ def test_where_an_answer_was_cut_is_noted(asked: Asked) -> None:
     found = ask(asked.run, "--max-tokens", "2", QUESTION)
     assert found.exit_code == 0 and len(found.stdout.split()) == 2
     assert "note: cut after 2 tokens; --max-tokens N lets it go on\n" in found.stderr
+
+
+def test_a_model_that_hears_is_asked_about_a_sound(
+    asked: Asked,
+    run_config: Callable[..., dict[str, Any]],
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    model = family_folder("qwen2_audio")
+    run, _ = write_run(run_config(model__name=str(model)), 0.5, 0.75, sites=("text", "audio"))
+    files = {name: tmp_path / f"{name}.wav" for name in ("noise", "tone", "missing")}
+    files["noise"].write_bytes(as_file(noise(0)))
+    files["tone"].write_bytes(as_file(tone(400)))
+    about = {name: ("--audio", str(file), QUESTION) for name, file in files.items()}
+    found = {name: ask(run, "--choices", "w30;w31", *asks) for name, asks in about.items()}
+    assert found["noise"].exit_code == found["tone"].exit_code == 0
+    assert found["noise"].stdout != found["tone"].stdout
+    free = ask(run, *about["tone"])
+    assert free.exit_code == 0 and free.stdout.strip()
+    assert found["missing"].exit_code == 2 and str(files["missing"]) in found["missing"].stderr
+    for refused in (ask(run, "--image", str(asked.picture), "w20"), ask(asked.run, *about["tone"])):
+        assert refused.exit_code == 2 and "the model takes no" in refused.stderr
 
 
 @pytest.mark.parametrize(
