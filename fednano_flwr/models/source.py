@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,21 @@ import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import MergeModulelist
 
 from fednano_flwr.base.resources import ResourceError, resolve
 from fednano_flwr.config import SITES, ConfigError, Model
-from fednano_flwr.models.families import AUTO, FAMILIES, LLAVA_FORMAT, REFUSED, Family, find, of
+from fednano_flwr.models.families import (
+    AUTO,
+    EXPERTS,
+    FAMILIES,
+    LLAVA_FORMAT,
+    REFUSED,
+    Family,
+    find,
+    of,
+)
 from fednano_flwr.models.families.base import ENCODERS
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -160,8 +172,17 @@ def read_config(name: str, place: Path, family: str = "") -> PretrainedConfig:
         raise refused(f"{file} has model_type {kind}, but {lacking}")
     if refusal := found.refusal(config):
         raise refused(refusal)
+    if _joins_experts(text := config.get_text_config().model_type):
+        raise refused(f"its family is {kind}, its language model {text}. {EXPERTS}one without them")
     _set_how_it_runs(config)
     return config
+
+
+def _joins_experts(kind: str) -> bool:
+    """Whether transformers makes one tensor of a layer's experts when it reads such a model."""
+    rules = get_checkpoint_conversion_mapping(kind) or []
+    steps = chain.from_iterable(getattr(rule, "operations", ()) for rule in rules)
+    return any(isinstance(step, MergeModulelist) for step in steps)
 
 
 def _set_how_it_runs(config: PretrainedConfig) -> None:

@@ -161,6 +161,22 @@ def test_an_encoder_decoder_language_model_is_refused(tmp_path: Path, family: st
         check_model(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("AyaVisionConfig", transformers.Cohere2MoeConfig),
+        ("Cohere2VisionConfig", transformers.Cohere2MoeConfig),
+        ("InternVLConfig", transformers.Qwen3MoeConfig),
+    ],
+)
+def test_experts_whose_weights_would_have_to_be_joined_are_refused(
+    tmp_path: Path, family: str, text: Any
+) -> None:
+    getattr(transformers, family)(text_config=text()).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=rf"model {text.model_type}\. Its experts.*not done here"):
+        check_model(str(tmp_path))
+
+
 def test_features_that_would_be_drawn_at_random_are_refused(tmp_path: Path) -> None:
     vision = transformers.Ovis2VisionConfig(tokenize_function="gumbel_argmax")
     transformers.Ovis2Config(vision_config=vision).save_pretrained(tmp_path)
