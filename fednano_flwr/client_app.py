@@ -6,11 +6,14 @@ the message, from the run config, or from its node config (`config/node.py`).
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+gc.disable()  # what is imported is no garbage, and to look for it takes a fifth of importing
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -26,6 +29,7 @@ from fednano_flwr.preflight import check_all, client_checks, preferred, spec_of
 from fednano_flwr.privacy.mods import clip_as_asked
 from fednano_flwr.rounds.records import failed, from_arrays, to_upload
 
+gc.enable()
 log = logging.getLogger(__name__)
 app = ClientApp()
 Metrics = dict[str, int | float | list[int] | list[float]]

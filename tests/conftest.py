@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BESIDE_REPOSITORY = REPOSITORY.parent / "shared" / "data"
 
 
+gc.disable()  # until all is imported: what is imported is no garbage, and looking costs a fifth
 torch.set_num_threads(1)  # tiny models: threads that wait for each other only cost time
 
 
@@ -54,6 +55,7 @@ def imports_are_no_garbage() -> Iterator[None]:
     """Flower collects garbage with every array record it unpacks: among what tests have made."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     yield
     gc.unfreeze()
 
