@@ -2,10 +2,12 @@
 
     python -m benchmarks.many_clients --small              # CPU: the demo's model
     python -m benchmarks.many_clients --preset 7b --device cuda
+    python -m benchmarks.many_clients --preset real --model FOLDER
 
 Each client has a thread, and some clients a process: every one sends a training step of one sample
 over gRPC, again and again, with inputs prepared before (no edge work). The variants take turns.
-The 7b preset is LLaVA-1.5-7B's language model with random weights. Also what a client that is
+The 7b preset is LLaVA-1.5-7B's language model with random weights; FOLDER has a model with 16 image
+tokens, as `python -m fednano_demo.real.build` makes it. Also what a client that is
 alone waits for a step. Needs neither flwr nor ray. Prints tables and writes JSON.
 """
 
@@ -43,6 +45,7 @@ VARIANTS = (ALONE, SHARED)
 TARGET = 4.0  # of a GPU
 PRESETS = {
     "small": Preset("package:fednano_demo/model", 9, 12, 16, "float32"),
+    "real": Preset("", 16, 64, 16, "float32"),
     "7b": Preset("llava-1.5-7b, random weights", 576, 128, 64, "bfloat16"),
 }
 
@@ -51,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     preset = PRESETS[options.preset]
-    if options.preset == "small":
-        half = load_llm_half(preset.model, options.device, preset.dtype)
-    else:
+    if options.preset == "7b":
         shape = replace(SHAPES["7b"], layers=options.layers)
         half = random_half(shape, options.device, preset.dtype)
+    else:
+        preset = replace(preset, model=options.model or preset.model)
+        half = load_llm_half(preset.model, options.device, preset.dtype)
     found = measure(half, preset, options)
     show(write_json(options, device=name_of(options.device), **found), options)
 
@@ -100,6 +104,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", dest="preset", action="store_const", const="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layers", type=int, default=32, help="of the 7b preset")
+    parser.add_argument("--model", help="of the real preset, as in model.name")
     parser.add_argument("--exchange", default="lowrank", choices=["lowrank", "embeddings"])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--processes", type=int, default=4, help="that hold the clients")
@@ -109,7 +114,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a measurement")
     parser.add_argument("--warm-up", type=float, default=0.5, help="seconds before each")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's, of the host")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.preset == "real" and not options.model:
+        parser.error("--preset real needs --model")
+    return options
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def options_of(name: str, doc: str | None) -> argparse.ArgumentParser:
         metavar="FILE",
         help="where results go (default: %(default)s)",
     )
+    parser.add_argument("--note", default="", help="what else there is to say of a measurement")
     return parser
 
 

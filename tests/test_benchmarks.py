@@ -21,7 +21,7 @@ from benchmarks import (
     split_step,
     step_traffic,
 )
-from benchmarks.models import SHAPES, write_llava
+from benchmarks.models import SHAPES, put_model, write_llava
 from benchmarks.report import in_turns, ratios, spread, table
 from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
@@ -146,6 +146,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_llava(folder / "model", SHAPES["tiny"])
     write_dataset(folder / "data", train=24, val=1, test=1)
     return folder
+
+
+def test_a_model_that_is_named_takes_the_place_of_a_random_one(place: Path, tmp_path: Path) -> None:
+    options = overhead.parse(["--model", str(place / "model")])
+    size = put_model(options, tmp_path / "model")
+    assert size == load_llm_half(str(tmp_path / "model")).size
 
 
 SETTINGS = Adapter(rank=4, alpha=8.0, dropout=0.0, sites="image,text")

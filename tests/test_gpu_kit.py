@@ -100,6 +100,12 @@ def test_all_rows_are_measured_with_the_needed_packages_alone(
     assert found["device_memory"]["step_bytes"] == {"1": None, "2": None}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run with --small"):
+        script.main(["--json", str(tmp_path / "gpu.json")])
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_a_quantized_host_has_fewer_bytes_and_nearly_the_same_gradients(kind: str) -> None:
     pytest.importorskip("bitsandbytes")

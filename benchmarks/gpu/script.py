@@ -38,8 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from benchmarks.gpu.rows import rows_of
+    from fednano_flwr.config import ConfigError
     from fednano_flwr.config.machine import environment
+    from fednano_flwr.models.device import describe_device
 
+    try:
+        describe_device("--device", options.device, "run with --small")
+    except ConfigError as error:
+        sys.exit(str(error))
     if options.small:
         torch.set_num_threads(1)
     rest = {"environment": environment(), "device": name_of(options.device)}
