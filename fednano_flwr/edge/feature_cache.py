@@ -32,7 +32,7 @@ SHARE = 8  # a process looks at the folder anew when it has filled one part in s
 ABANDONED_SECONDS = 3600.0
 FORMAT = 3
 """Of the files and of how features are computed; raise it with every change of either."""
-LIBRARIES = ("torch", "torchvision", "transformers", "pillow", "numpy", "soundfile", "soxr")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "pillow", "numpy", "soundfile", "soxr")
 
 
 class Features(Protocol):

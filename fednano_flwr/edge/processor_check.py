@@ -79,9 +79,9 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _check_kind(checkpoint: ModelCheckpoint, processor: Any) -> None:
-    """The processor is the family's, and a Q-Former has its own tokenizer."""
+    """The processor is the family's, where that is known, and a Q-Former has its own tokenizer."""
     kind, known = type(processor).__name__, checkpoint.family.processors
-    if kind not in known:
+    if known and kind not in known:
         raise ConfigError(
             f"processor_class is {kind} ({PROCESSOR}, {TOKENIZER}), and a model of the family "
             f"{checkpoint.config.model_type} has {' or '.join(known)}"

@@ -84,9 +84,15 @@ def drop_vision(whole: Any) -> None:
 
 
 def stored(tree: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a module tree: parameters, each once, and saved buffers."""
-    saved = tree.state_dict(keep_vars=True).items()
-    buffers = {name: value for name, value in saved if not isinstance(value, nn.Parameter)}
+    """What is read of a module tree: parameters, each once, and saved buffers.
+
+    But for the number of batches that a batch norm was trained on, which only training reads.
+    """
+    buffers = {
+        name: value
+        for name, value in tree.state_dict(keep_vars=True).items()
+        if not (isinstance(value, nn.Parameter) or name.endswith(".num_batches_tracked"))
+    }
     return dict(tree.named_parameters()) | buffers
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, PretrainedConfig
@@ -31,7 +32,7 @@ from fednano_flwr.models.families import (
 from fednano_flwr.models.families.base import ENCODERS
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-TEXT = "text_config"
+TEXT, TIMM = "text_config", "timm_wrapper"
 LONGEST_REASON = 300  # some of transformers' errors list every family it knows
 
 
@@ -151,6 +152,8 @@ def read_config(name: str, place: Path, family: str = "") -> PretrainedConfig:
         raise refused(f"its family is {kind}; those that can be cut are: {known}{hint}")
     if listed and (lacking := _of_another_format(listed, written)):
         raise refused(f"{file} has model_type {kind}, but {lacking}")
+    if missing := _missing_package(written):
+        raise refused(f"its family is {kind}, and {missing}")
     try:
         config = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except Exception as error:  # a config's values reach deep into transformers
@@ -176,6 +179,21 @@ def read_config(name: str, place: Path, family: str = "") -> PretrainedConfig:
         raise refused(f"its family is {kind}, its language model {text}. {EXPERTS}one without them")
     _set_how_it_runs(config)
     return config
+
+
+def _missing_package(written: Mapping[str, Any]) -> str:
+    """Why a model's encoder cannot be made on this machine; "" where it can."""
+    kinds = {part.get("model_type") for part in written.values() if isinstance(part, Mapping)}
+    if TIMM not in kinds:
+        return ""
+    try:
+        import timm  # noqa: F401
+    except ImportError as error:
+        return (
+            f"its encoder ({TIMM}) is of the package timm, which cannot be imported ({error}): "
+            f'pip install "fednano-flwr[timm]", with a torchvision for torch {torch.__version__}'
+        )
+    return ""
 
 
 def _joins_experts(kind: str) -> bool:

@@ -93,7 +93,7 @@ def test_where_memory_is_short_a_small_model_of_the_architecture_is_compared(
     assert "architecture only" in result.output and "100.0 MB are free" in result.output
 
 
-@pytest.mark.parametrize("family", ["llava", "internvl", "smolvlm"])
+@pytest.mark.parametrize("family", ["llava", "internvl", "smolvlm", "perception_lm", "fast_vlm"])
 def test_auto_cuts_a_listed_family_whose_file_is_hidden(family: str, hidden: Folder) -> None:
     folder = hidden(family)
     with pytest.raises(ConfigError, match="--family auto"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import transformers as tf
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
@@ -140,6 +141,12 @@ def pixel_tiles(**settings: Any) -> Any:
         max_patches=3,
         **settings,
     )
+
+
+def timm(architecture: str, **changes: Any) -> Any:
+    """A small encoder of the package timm; without that, the test is skipped."""
+    pytest.importorskip("timm")
+    return tf.TimmWrapperConfig(architecture=architecture, **changes)
 
 
 def qformer(config: Any) -> Any:

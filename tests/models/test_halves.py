@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def test_halves_hold_each_parameter_once_but_the_token_embeddings(
         ("ovis", "-hf"),
         ("internvl_chat", "-hf"),
         ("llava_mistral", "-hf"),
+        ("llava_qwen2", "FastVLM"),
         ("mllama", "cross-attention"),
         ("qwen2_5_omni", "qwen2_5_vl"),
         ("qwen3_5_moe", "experts.*qwen3_5"),
@@ -175,6 +177,18 @@ def test_experts_whose_weights_would_have_to_be_joined_are_refused(
     getattr(transformers, family)(text_config=text()).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=rf"model {text.model_type}\. Its experts.*not done here"):
         check_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["perception_lm", "fast_vlm"])
+@pytest.mark.parametrize("chosen", ["", "auto"])
+def test_without_the_package_of_its_encoder_a_family_is_refused_by_name(
+    family: str, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    parts = {"text_config": {}, "vision_config": {"model_type": "timm_wrapper"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **parts}))
+    with pytest.raises(ConfigError, match=rf"family is {family}, .*timm.*pip install .*\[timm\]"):
+        read_config("model", tmp_path, chosen)
 
 
 def test_features_that_would_be_drawn_at_random_are_refused(tmp_path: Path) -> None:

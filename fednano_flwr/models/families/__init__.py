@@ -89,6 +89,8 @@ REFUSED = {
     "internvl_chat": "It is in InternVL's own format: take the checkpoint whose name on the hub "
     "ends in -hf, such as OpenGVLab/InternVL3-1B-hf",
     **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), LLAVA_FORMAT),
+    "llava_qwen2": "It is FastVLM in its authors' own format: take its version for transformers, "
+    "such as KamilaMila/FastVLM-0.5B",
     "mllama": NO_EMBEDDINGS,
     "ovis": "It is in Ovis' own format: take the version of Ovis2 for transformers, whose name on "
     "the hub ends in -hf, such as thisisiron/Ovis2-2B-hf",

@@ -75,6 +75,7 @@ class Family:
         videos: whether features of videos pass the same connector.
         vision_keys: what `tensors` gives for `features` besides the processor's outputs.
         outputs: of `get_image_features`, what the image adapter acts on.
+        stacks: whether its processor's outputs for several pictures are always of one shape.
     """
 
     model_type: str
@@ -97,6 +98,7 @@ class Family:
     videos: bool = False
     vision_keys: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ("pooler_output",)
+    stacks: bool = True
 
     @property
     def model_class(self) -> Any:
@@ -190,7 +192,8 @@ class Family:
         first = processor.tokenizer.bos_token
         if first and prompt.startswith(first):  # the template wrote it; once is enough
             options["add_special_tokens"] = False
-        return dict(processor(text=[prompt], return_tensors="pt", text_kwargs=options, **more))
+        tensors = "pt" if self.stacks else None
+        return dict(processor(text=[prompt], return_tensors=tensors, text_kwargs=options, **more))
 
     def features(self, model: Any, vision: Mapping[str, Tensor]) -> Tensor | Sequence[Tensor]:
         """The connector's output (…, d), or one a picture, in the order of their places.
