@@ -151,18 +151,21 @@ def full_client(pipe: Any, place: Path, options: argparse.Namespace) -> None:
     """A process with the whole model and PEFT's LoRA in its language model."""
     imports = memory("VmRSS")
     torch.set_num_threads(options.threads)
-    work(pipe, place, options, *full_edge(place, options), StepTraffic(), imports)
+    lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LAYERS)
+    edge, whole = full_edge(place / "model", lora, options.device, options.dtype)
+    work(pipe, place, options, edge, whole, StepTraffic(), imports)
 
 
-def full_edge(place: Path, options: argparse.Namespace) -> tuple[NanoEdge, WholeModel]:
+def full_edge(
+    model: Path, lora: LoraConfig, device: str = "cpu", dtype: str = "float32"
+) -> tuple[NanoEdge, WholeModel]:
     """The whole model as both ends of a training step; what is trained is inside it."""
-    whole = WholeModel(place / "model", options.device, options.dtype)
+    whole = WholeModel(model, device, dtype)
     # NanoEdge's places, without adapters: frozen embeddings go into the model as they are.
     for site in SITES:
         setattr(whole.model, f"{site}_adapter", AdapterSite(whole.hidden_size))
-    lora = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=LAYERS)
     adapters = get_peft_model(whole.model, lora)
-    return whole.edge(adapters, load_encoder(ModelCheckpoint(str(place / "model")))), whole
+    return whole.edge(adapters, load_encoder(ModelCheckpoint(str(model)))), whole
 
 
 def nano_client(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from benchmarks import (
     answers,
@@ -185,8 +186,8 @@ def test_the_unsplit_model_trains_and_scores_as_a_split_client_does(place: Path)
 
 
 def test_the_full_model_client_trains_lora_in_its_layers_and_nothing_else(place: Path) -> None:
-    options = full_model_client.parse(["--rank", "2"])
-    edge, whole = full_model_client.full_edge(place, options)
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=full_model_client.LAYERS)
+    edge, whole = full_model_client.full_edge(place / "model", lora)
     trained = named_trainable(edge.adapters)
     assert {name.split(".")[-3] for name in trained} == {"q_proj", "v_proj"}
     assert sum(value.numel() for value in trained.values()) == 2 * 2 * 2 * 2 * 64

@@ -8,10 +8,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from fednano_flwr.analysis.experiments.worker import Outcome
+from fednano_flwr.analysis.experiments.worker import CarryOut, Outcome
 
 
-def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
+def work(pipe: Connection, scratch: Path, commit: str | None, carry_out: CarryOut) -> None:
     """Writes down what it is given; seed 7 takes its process with it, seed 9 takes long."""
     scratch.mkdir(parents=True, exist_ok=True)
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.analysis.experiments.store import clear
-from fednano_flwr.analysis.experiments.worker import Outcome, work
+from fednano_flwr.analysis.experiments.worker import CarryOut, Outcome, outcome_of, work
 from fednano_flwr.base.signals import SIGNALS, no_interrupts
 from fednano_flwr.base.version import commit_of
 from fednano_flwr.config.project import PACKAGE
@@ -29,6 +29,7 @@ def run_all(
     out: Path,
     on_end: OnEnd,
     on_start: OnStart = lambda run: None,
+    carry_out: CarryOut = outcome_of,
 ) -> None:
     """Do all runs; one that fails, or takes its process with it, does not end the others.
 
@@ -39,6 +40,7 @@ def run_all(
         out: folder in which temporary files lie; no other comparison may use it.
         on_end: is called with every run that has ended.
         on_start: is called with every run that a worker was given.
+        carry_out: does one run in a worker.
 
     Raises:
         OutputError: something foreign is where a run should go.
@@ -53,7 +55,7 @@ def run_all(
     alive: list[Worker] = []
     try:
         for number in range(min(workers, len(pending))):
-            worker = Worker(scratch / str(number), commit)
+            worker = Worker(scratch / str(number), commit, carry_out)
             alive.append(worker)
             on_start(worker.give(_next(pending, busy, None)))
             busy.append(worker)
@@ -66,7 +68,7 @@ def run_all(
                 if not pending:
                     continue
                 if not worker.process.is_alive():
-                    worker = Worker(worker.scratch, commit)
+                    worker = Worker(worker.scratch, commit, carry_out)
                     alive.append(worker)
                 on_start(worker.give(_next(pending, busy, run.data)))
                 busy.append(worker)
@@ -80,11 +82,13 @@ def run_all(
 class Worker:
     """One process and our end of its pipe."""
 
-    def __init__(self, scratch: Path, commit: str | None) -> None:
+    def __init__(self, scratch: Path, commit: str | None, carry_out: CarryOut) -> None:
         context = multiprocessing.get_context("spawn")
         self.scratch = scratch
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, scratch, commit), daemon=True)
+        self.process = context.Process(
+            target=work, args=(theirs, scratch, commit, carry_out), daemon=True
+        )
         self.run: PlannedRun | None = None
         # The process inherits the mask: Ctrl-C in a terminal reaches it too, and is not for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
@@ -29,7 +29,11 @@ class Outcome:
     error: str | None = None
 
 
-def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
+CarryOut = Callable[[PlannedRun, Path], Outcome]
+"""Does one run, with a folder for temporary files."""
+
+
+def work(pipe: Connection, scratch: Path, commit: str | None, carry_out: CarryOut) -> None:
     """Take runs from the pipe until it is closed, answering each with an `Outcome`.
 
     Args:
@@ -47,7 +51,7 @@ def work(pipe: Connection, scratch: Path, commit: str | None) -> None:
         except EOFError:
             return
         with _output_to(run.log):
-            outcome = outcome_of(run, scratch)
+            outcome = carry_out(run, scratch)
         pipe.send(outcome)
 
 

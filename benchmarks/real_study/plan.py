@@ -1,0 +1,163 @@
+"""Which runs the study has: tasks × methods × seeds, each method at a rate chosen before."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.real_study.rows import Cell, Row
+from benchmarks.real_study.scienceqa import write_text_only
+from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
+from fednano_demo.real.tasks import write_task
+from fednano_flwr.analysis.config_digest import digest_of
+from fednano_flwr.analysis.experiments.plan import CompareOptions, PlannedRun, make_plan
+from fednano_flwr.base.files import write_once
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+
+ROOT = Path(__file__).parents[2]
+SEEDS, TUNING_SEED = (0, 1, 2), 10
+CLIENTS = 3
+PROMPT = ("tokenizer.json", "chat_template.jinja")
+"""Of a model's folder, what decides a prompt's tokens."""
+
+
+class Method(NamedTuple):
+    """How the model is tuned.
+
+    Attributes:
+        strategy: file of conf/ without its ending.
+        rates: of learning, from which validation questions choose one.
+    """
+
+    strategy: str
+    rates: Sequence[float]
+
+
+NANO_RATES, LORA_RATES = (0.001, 0.003, 0.01), (0.0003, 0.001, 0.003)
+METHODS = {
+    FROZEN: Method(CENTRALIZED, ()),
+    "locft": Method("locft", NANO_RATES),
+    "fedavg-exact": Method("fedavg-exact", NANO_RATES),
+    "fedavg": Method("fedavg", NANO_RATES),
+    "fednano-ef": Method("fednano-ef", NANO_RATES),
+    CENTRALIZED: Method(CENTRALIZED, NANO_RATES),
+    LORA: Method(CENTRALIZED, LORA_RATES),
+}
+SCIENCEQA = "scienceqa"
+TASKS = (SCIENCEQA, "text", "mixture")
+"""Each is a file in conf/real; all but the first are easy-VQA's."""
+
+
+def tuning_cells(task: str) -> list[Cell]:
+    """Runs that choose each method's rate, scored on validation questions of another seed."""
+    return [
+        Cell(task, name, rate, TUNING_SEED, "val")
+        for name, method in METHODS.items()
+        for rate in method.rates
+    ]
+
+
+def chosen_rates(task: str, rows: Sequence[Row]) -> dict[str, float]:
+    """Of each method whose rates have all been tried, the one with the lowest validation loss."""
+    found = {row.cell: row.loss for row in rows}
+    chosen = {}
+    for name, method in METHODS.items():
+        cells = [cell for cell in tuning_cells(task) if cell.method == name]
+        if cells and all(cell in found for cell in cells):
+            chosen[name] = min(cells, key=found.__getitem__).rate or 0.0
+    return chosen
+
+
+def test_cells(task: str, rates: dict[str, float]) -> list[Cell]:
+    """Runs that are shown, of the methods that have a rate or need none."""
+    return [
+        Cell(task, name, rates.get(name), seed, "test")
+        for seed in SEEDS
+        for name, method in METHODS.items()
+        if name in rates or not method.rates
+    ]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are on this machine.
+
+    Attributes:
+        model: folder of the real model.
+        scienceqa: folder of a copy of ScienceQA.
+        out: folder for data and runs.
+    """
+
+    model: Path
+    scienceqa: Path
+    out: Path
+
+    def planned(self, cell: Cell) -> PlannedRun:
+        """A cell as a run of a comparison.
+
+        Raises:
+            ConfigError: its config cannot be used.
+        """
+        changes = [
+            str(ROOT / "conf" / "real" / f"{cell.task}.toml"),
+            f"model.name={self.model}",
+            f"dataset.path={self.data(cell.task, cell.seed)}",
+            f"dataset.test-split={cell.split}",
+            *([] if cell.rate is None else [f"learning-rate={cell.rate}"]),
+        ]
+        file = ROOT / "conf" / f"{METHODS[cell.method].strategy}.toml"
+        options = CompareOptions(
+            [file], str(cell.seed), [], changes, CLIENTS, None, self.out, "study"
+        )
+        (run,) = make_plan(ROOT, options, ROOT).runs
+        own = f"{cell.method}-{run.config.run.name}"  # others may have the same config
+        place = dataclasses.replace(run.config.run, name=own)
+        config = dataclasses.replace(run.config, run=place)
+        return dataclasses.replace(run, experiment=cell.method, config=config)
+
+    def digest(self, cell: Cell) -> str:
+        """Of what decides a cell's result: config, questions, and the parts of the model in use."""
+        config = self.planned(cell).config
+        elsewhere = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, name=""),
+            dataset=dataclasses.replace(config.dataset, path=""),
+        )
+        parts = (
+            digest_of(elsewhere, CLIENTS),
+            folder_digest(self.data(cell.task, cell.seed)),
+            self._model(text_only=cell.task == SCIENCEQA),
+        )
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+    def data(self, task: str, seed: int) -> Path:
+        """Folder of a task's questions; they are written where they are not there."""
+        write: Callable[[Path], None] = partial(write_task, task=task, seed=seed)
+        if task == SCIENCEQA:
+            write = partial(write_text_only, source=self.scienceqa, seed=seed)
+        folder = self.out / "data" / f"{task}-seed{seed}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_once(folder, write)
+        return folder
+
+    def _model(self, text_only: bool) -> str:
+        """Digest of the model, or of its language model and tokenizer alone."""
+        fingerprint = ModelCheckpoint(str(self.model)).fingerprint
+        if not text_only:
+            return fingerprint
+        files = [(self.model / name).read_bytes() for name in PROMPT]
+        return f"{fingerprint.rpartition('-')[2]} {hashlib.sha256(b''.join(files)).hexdigest()}"
+
+
+@cache
+def folder_digest(folder: Path) -> str:
+    """Of the names and contents of all files."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
