@@ -31,9 +31,7 @@ from fednano_flwr.config.project import PACKAGE
 Say = Callable[[str], None]
 
 
-def study(
-    places: Places, tasks: Sequence[str], file: Path, workers: int, say: Say
-) -> list[str]:
+def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: Say) -> list[str]:
     """Do the runs of these tasks that have no row; returns those that failed, with reasons.
 
     A task's rates are chosen before its other runs; rows and tables are written as far as it came.

@@ -96,8 +96,10 @@ def premise_table(rows: Sequence[Row]) -> str:
     found = premise(rows)
     lines = []
     for task in TASKS:
-        accuracy = [spread([row.accuracy for row in tested(rows, task, name)]) for name in
-                    (FROZEN, CENTRALIZED, LORA)]
+        accuracy = [
+            spread([row.accuracy for row in tested(rows, task, name)])
+            for name in (FROZEN, CENTRALIZED, LORA)
+        ]
         shares = [_share(found[field][task]) for field in SHARES]
         lines.append([f"`{task}`", *map(_spread, accuracy), *shares])
     heads = ["task", "frozen, %", "NanoAdapters, %", "LoRA, %"]

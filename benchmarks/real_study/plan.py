@@ -66,7 +66,7 @@ def chosen_rates(task: str, rows: Sequence[Row]) -> dict[str, float]:
     """Of each method whose rates have all been tried, the one with the lowest validation loss."""
     found = {row.cell: row.loss for row in rows}
     chosen = {}
-    for name, method in METHODS.items():
+    for name in METHODS:
         cells = [cell for cell in tuning_cells(task) if cell.method == name]
         if cells and all(cell in found for cell in cells):
             chosen[name] = min(cells, key=found.__getitem__).rate or 0.0

@@ -1,8 +1,8 @@
 """easy-VQA under shifts that the real model has not seen, as tables that `fednano run` reads.
 
-    text      pictures as they are; questions and answers in German
-    mixture   new names for the shapes; a third of the questions has washed-out pictures as well, and
-              a third is in German instead, with the pictures as they are
+text      pictures as they are; questions and answers in German
+mixture   new names for the shapes; a third of the questions has washed-out pictures, too, and
+          another third is in German instead
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WORDS = {**COLOURS, **SHAPES, "yes": "ja", "no": "nein"}
 PATTERNS = {
     r"what is the (\w+) shape": "Was ist die {0}e Form?",
     r"what (?:color is|is the color of) the (\w+)": "Welche Farbe hat {the}?",
-    r"what shape (?:is present|is in the image|does the image contain)": "Welche Form ist zu sehen?",
+    r"what shape (?:is|does the image) .+": "Welche Form ist zu sehen?",
     r"is (?:there )?a (.+?)(?: in the image| present)?": "Ist {a} zu sehen?",
     r"is (?:there not a|no) (.+?)(?: in the image| present)?": "Ist {no} zu sehen?",
     r"does the image contain a (.+)": "Zeigt das Bild {acc}?",
@@ -51,6 +51,9 @@ class Sizes(NamedTuple):
     train: int = 600
     val: int = 150
     test: int = 300
+
+
+USUAL = Sizes()
 
 
 class Shift(NamedTuple):
@@ -103,7 +106,7 @@ TASKS: Mapping[str, Mapping[str, Shift]] = {
 """The shifts of each task, of which a question has one."""
 
 
-def write_task(folder: Path, task: str, seed: int, sizes: Sizes = Sizes()) -> None:
+def write_task(folder: Path, task: str, seed: int, sizes: Sizes = USUAL) -> None:
     """Write a task's questions as <split>.jsonl, with their pictures; the seed draws them.
 
     As many of them ask for the shape, for its colour, and whether something is there or not there.
