@@ -48,9 +48,9 @@ PATTERNS = {
 class Sizes(NamedTuple):
     """Questions a split."""
 
-    train: int = 600
-    val: int = 150
-    test: int = 300
+    train: int = 240
+    val: int = 60
+    test: int = 160
 
 
 USUAL = Sizes()
