@@ -13,7 +13,6 @@ from typing import NamedTuple
 from benchmarks.real_study.rows import Cell, Row
 from benchmarks.real_study.scienceqa import write_text_only
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
-from fednano_demo.real.tasks import write_task
 from fednano_flwr.analysis.config_digest import digest_of
 from fednano_flwr.analysis.experiments.plan import CompareOptions, PlannedRun, make_plan
 from fednano_flwr.base.files import write_once
@@ -137,9 +136,11 @@ class Places:
 
     def data(self, task: str, seed: int) -> Path:
         """Folder of a task's questions; they are written where they are not there."""
-        write: Callable[[Path], None] = partial(write_task, task=task, seed=seed)
-        if task == SCIENCEQA:
-            write = partial(write_text_only, source=self.scienceqa, seed=seed)
+        write: Callable[[Path], None] = partial(write_text_only, source=self.scienceqa, seed=seed)
+        if task != SCIENCEQA:
+            from fednano_demo.real.tasks import write_task
+
+            write = partial(write_task, task=task, seed=seed)
         folder = self.out / "data" / f"{task}-seed{seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_once(folder, write)
