@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from benchmarks.real_study.pages import write_page, write_premise
 from benchmarks.real_study.plan import (
     METHODS,
     SEEDS,
+    STAGES,
     Places,
     chosen_rates,
     test_cells,
@@ -34,7 +36,7 @@ Say = Callable[[str], None]
 def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: Say) -> list[str]:
     """Do the runs of these tasks that have no row; returns those that failed, with reasons.
 
-    A task's rates are chosen before its other runs; rows and tables are written as far as it came.
+    Rates are chosen before the runs that use them; rows and tables are written as far as it came.
 
     Args:
         file: runs.csv, beside which premise.json goes.
@@ -44,11 +46,12 @@ def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: S
     places.out.mkdir(parents=True, exist_ok=True)
     try:
         with locked(places.out):
-            for task in tasks:
-                cells = tuning_cells(task)
+            for stage, task in itertools.product(STAGES, tasks):
+                cells = [cell for cell in tuning_cells(task) if cell.method in stage]
                 failed += do_missing(places, cells, file, workers, say)
                 rates = chosen_rates(task, valid_rows(places, cells, file))
-                failed += do_missing(places, test_cells(task, rates), file, workers, say)
+                cells = [cell for cell in test_cells(task, rates) if cell.method in stage]
+                failed += do_missing(places, cells, file, workers, say)
     finally:
         write_all(file)
     return failed

@@ -40,13 +40,15 @@ class Method(NamedTuple):
 NANO_RATES, LORA_RATES = (0.001, 0.003, 0.01), (0.0003, 0.001, 0.003)
 METHODS = {
     FROZEN: Method(CENTRALIZED, ()),
-    "locft": Method("locft", NANO_RATES),
+    CENTRALIZED: Method(CENTRALIZED, NANO_RATES),
+    LORA: Method(CENTRALIZED, LORA_RATES),
     "fedavg-exact": Method("fedavg-exact", NANO_RATES),
     "fedavg": Method("fedavg", NANO_RATES),
     "fednano-ef": Method("fednano-ef", NANO_RATES),
-    CENTRALIZED: Method(CENTRALIZED, NANO_RATES),
-    LORA: Method(CENTRALIZED, LORA_RATES),
+    "locft": Method("locft", NANO_RATES),
 }
+STAGES = ((FROZEN, CENTRALIZED, LORA), tuple(METHODS)[3:])
+"""What a task's share needs comes first, then the federations."""
 SCIENCEQA = "scienceqa"
 TASKS = (SCIENCEQA, "text", "mixture")
 """Each is a file in conf/real; all but the first are easy-VQA's."""

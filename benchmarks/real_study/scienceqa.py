@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-TRAIN, VAL, TEST = 260, 80, 234
+TRAIN, VAL, TEST = 200, 60, 234
 """Questions; of the sample of 834, others are left over, which bounds the time of a run."""
 
 
