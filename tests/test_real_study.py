@@ -131,7 +131,7 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
     assert found["mixture"]["mean"] is None and found["mixture"]["reason"] == pages.NOT_RUN
     assert pages.methods_table(rows, "text").count("| 2 |") == len(plan.METHODS)
     assert pages.methods_table(rows, "mixture").count(pages.NOT_RUN) == len(plan.METHODS)
-    assert f"0.001: {pages.NOT_RUN}" in pages.rates_table(rows, "mixture")
+    assert f"0.0003: {pages.NOT_RUN}" in pages.rates_table(rows, "mixture")
     assert "0.50 (" in pages.premise_table(rows)
 
 

@@ -37,15 +37,15 @@ class Method(NamedTuple):
     rates: Sequence[float]
 
 
-NANO_RATES, LORA_RATES = (0.001, 0.003, 0.01), (0.0003, 0.001, 0.003)
+RATES = (0.0003, 0.001, 0.003)
 METHODS = {
     FROZEN: Method(CENTRALIZED, ()),
-    CENTRALIZED: Method(CENTRALIZED, NANO_RATES),
-    LORA: Method(CENTRALIZED, LORA_RATES),
-    "fedavg-exact": Method("fedavg-exact", NANO_RATES),
-    "fedavg": Method("fedavg", NANO_RATES),
-    "fednano-ef": Method("fednano-ef", NANO_RATES),
-    "locft": Method("locft", NANO_RATES),
+    CENTRALIZED: Method(CENTRALIZED, RATES),
+    LORA: Method(CENTRALIZED, RATES),
+    "fedavg-exact": Method("fedavg-exact", RATES),
+    "fedavg": Method("fedavg", RATES),
+    "fednano-ef": Method("fednano-ef", RATES),
+    "locft": Method("locft", RATES),
 }
 STAGES = ((FROZEN, CENTRALIZED, LORA), tuple(METHODS)[3:])
 """What a task's share needs comes first, then the federations."""
