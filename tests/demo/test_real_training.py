@@ -1,0 +1,140 @@
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from fednano_demo.real import pretrain, smollm2
+from fednano_demo.real.easy import (
+    ANSWERS,
+    COLOURS,
+    KINDS,
+    SHAPES,
+    by_picture,
+    read_pictures,
+    read_questions,
+)
+from fednano_demo.real.learning import Captions, Pictures, Writer, answer_losses, open_pictures
+from fednano_demo.real.network import build_model, load_trained, trained_state
+from fednano_demo.real.processor import IMAGE, IMAGE_TOKENS, build_processor
+from fednano_demo.real.sheets import Asked, collate, lay_out
+from fednano_flwr.data.images import open_image
+from fednano_flwr.data.prompts import conversation
+from tests.demo.real_parts import tiny_llm
+
+TINY = pretrain.Recipe(
+    picture_steps=2,
+    picture_batch=4,
+    answer_steps=2,
+    pictures=2,
+    questions=2,
+    held_out=3990,
+    validated=2,
+    validate_every=1,
+    tested=3,
+)
+
+
+def test_answers_side_by_side_have_the_loss_that_each_has_alone():
+    llm, tokenizer = tiny_llm()
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    model = build_model(llm, image)
+    features = torch.randn(2, IMAGE_TOKENS, 24)
+    opening = [5, 6, *[image] * IMAGE_TOKENS]
+    first = [Asked([7, 8, 9], [[10, 11, 2], [12, 2]]), Asked([13, 14], [[15, 2]])]
+    second = [Asked([9, 20], [[21, 22, 23, 2]])]
+    batch = collate([lay_out(opening, first), lay_out(opening, second)])
+    together = answer_losses(model, image, features, batch)
+
+    alone = []
+    for seen, asked in zip(features, (first, second), strict=True):
+        for question in asked:
+            for answer in question.answers:
+                ids = torch.tensor([[*opening, *question.ids, *answer]])
+                embeddings = model.get_input_embeddings()(ids)
+                embeddings[0, 2 : 2 + IMAGE_TOKENS] = seen
+                logits = llm(inputs_embeds=embeddings).logits[0, -len(answer) - 1 : -1]
+                alone.append(cross_entropy(logits, torch.tensor(answer), reduction="sum"))
+    torch.testing.assert_close(together, torch.stack(alone))
+
+
+def test_a_sheet_has_the_tokens_that_the_processor_makes_of_each_question():
+    processor = build_processor(tiny_llm()[1])
+    number, own = next(iter(by_picture(read_questions("train")).items()))
+    picture = read_pictures("train")[number]
+    for listed in (False, True):
+        sheet = Writer(processor).sheet([(own[0], listed)], every=False)
+        sample = own[0].sample(picture, listed)
+        prompt = processor.apply_chat_template(conversation(sample), add_generation_prompt=True)
+        whole = processor(images=[open_image(sample.images[0])], text=prompt)["input_ids"][0]
+        answer = processor.tokenizer.encode(own[0].answer)
+        assert sheet.ids.tolist() == [*whole, *answer]
+        assert sheet.targets.tolist() == [*answer, processor.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_questions_never_tell_two_things_of_one_picture(split: str) -> None:
+    unlabelled = 0
+    pictures = by_picture(read_questions(split))
+    for own in pictures.values():
+        told = set().union(*(question.told for question in own))
+        assert len(told & set(SHAPES)) <= 1 and len(told & set(COLOURS)) <= 1
+        unlabelled += len(told) < 2
+    assert unlabelled / len(pictures) < 0.15  # these teach nothing of what they show
+
+
+def test_each_question_has_a_kind_and_one_of_the_answers():
+    questions = read_questions("train")
+    assert len(questions) == 38575 and {question.answer for question in questions} == set(ANSWERS)
+    kinds = Counter(question.kind for question in questions)
+    assert set(kinds) == set(KINDS)
+    assert kinds[KINDS[2]] + kinds[KINDS[3]] == 28407
+
+
+def test_patches_are_labelled_by_what_they_show():
+    questions, files = by_picture(read_questions("train")), read_pictures("train")
+    numbers = [1, 3, 6]  # a blue triangle, a brown rectangle, a red circle
+    pictures = open_pictures([files[n] for n in numbers], [questions[n] for n in numbers])
+    shown = pictures.shown.sum(1)
+    assert (shown > 0).all() and (shown < IMAGE_TOKENS).all()
+    told = [(SHAPES[s], COLOURS[c]) for s, c in zip(pictures.shapes, pictures.colours, strict=True)]
+    assert told == [("triangle", "blue"), ("rectangle", "brown"), ("circle", "red")]
+
+
+def test_a_caption_is_nearest_to_its_own_picture():
+    number = defaultdict(lambda: len(number))
+    words = SimpleNamespace(encode=lambda text: [number[w] for w in re.findall(r"\w+|\W", text)])
+    captions = Captions(torch.randn(40, 24, generator=torch.Generator().manual_seed(0)), words)
+    pictures = Pictures(
+        torch.empty(3), torch.tensor([0, 2, -100]), torch.tensor([1, 7, 3]), torch.empty(3)
+    )
+    right = captions.table[[1, 23, 3]]
+    picks = torch.arange(3)
+    assert captions.loss(right, pictures, picks) < 1e-3
+    wrong = captions.table[[1, 22, 3]]
+    assert captions.loss(wrong, pictures, picks) > captions.loss(right, pictures, picks) + 1
+    untold = torch.cat([right[:2], torch.zeros_like(right[:1])])
+    assert captions.loss(untold, pictures, picks) == captions.loss(right, pictures, picks)
+
+
+def test_pretraining_writes_weights_that_can_be_built_and_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smollm2, "read_llm", lambda wheel: tiny_llm())
+    facts = pretrain.pretrain(Path("none"), tmp_path, 0, TINY)
+    assert sum(facts.asked.values()) == sum(len(own) for own in _first_test_pictures(3))
+    assert [step for step, *_ in facts.validation] == [0, 1, 2]
+    llm, tokenizer = tiny_llm()
+    model = build_model(llm, tokenizer.convert_tokens_to_ids(IMAGE))
+    before = {name: weight.clone() for name, weight in trained_state(model).items()}
+    load_trained(model, load_file(tmp_path / "model.safetensors"))
+    assert any(not torch.equal(before[n], w) for n, w in trained_state(model).items())
+    assert "| is it not there |" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def _first_test_pictures(count: int) -> list[list]:
+    return [own for _, own in sorted(by_picture(read_questions("test")).items())][:count]
