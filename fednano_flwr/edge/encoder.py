@@ -42,6 +42,8 @@ TEXT_TENSORS = {
 }
 KINDS = {"image": Picture.noun, "audio": Sound.noun}
 GEOMETRY = {"image_grid_thw"}
+NOT_FINITE = "what the processor makes of its pictures or sounds is not finite"
+TOO_SHORT = "a sound is too short for the model to hear"
 
 
 class QuestionEncoder:
@@ -105,6 +107,8 @@ class QuestionEncoder:
             prompt = self.prompting.write(sample)
             self._check_places(sample, prompt)
             tensors = self.tensors(sample, prompt)
+            if any(one.is_floating_point() and not one.isfinite().all() for one in tensors.values()):
+                raise SampleError(NOT_FINITE)
             if by_letter(sample):
                 options = self._letter_ids(prompt)[: sample.num_options]
             else:
@@ -173,6 +177,8 @@ class QuestionEncoder:
         """
         for site, (token, *_) in self.placeholders.items():
             count, files = tokens.count(token), len(sample.media.get(site, ()))
+            if site == "audio" and files and not count:
+                raise SampleError(TOO_SHORT)
             if count < files or (count and not files):
                 raise SampleError(f"its tokens hold {count} places for its {files} {KINDS[site]}s")
 
@@ -196,15 +202,17 @@ class QuestionEncoder:
         """(n,) samples, at the processor's rate.
 
         Raises:
-            SampleError: it is longer than the model hears.
+            SampleError: it is longer than the model hears, or too short to be heard.
         """
         rate: int = self.processor.feature_extractor.sampling_rate
         samples, longest = open_sound(sound, rate), self._family.longest_sound(self.processor)
         if len(samples) > longest * rate:
             raise SampleError(
                 f"a sound is longer than the {longest:g} s that the model hears",
-                f"{sound} is {len(samples) / rate:.1f} s long; the model hears {longest:g} s",
+                f"{sound} is {len(samples) / rate:.6g} s long; the model hears {longest:g} s",
             )
+        if not len(samples):
+            raise SampleError(TOO_SHORT, f"{sound} has no sample at {rate} a second")
         return samples
 
     def _letter_ids(self, prompt: str) -> tuple[int, ...]:

@@ -24,9 +24,15 @@ from fednano_flwr.config import Adapter, RunConfig
 from fednano_flwr.data.defects import MISSING_PICTURE
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.media import UNDECODABLE_PICTURE
-from fednano_flwr.data.sample import Picture, Place, Sample, Turn
+from fednano_flwr.data.sample import Picture, Place, Sample, Sound, Turn
 from fednano_flwr.edge.client import EXCHANGES, Client
-from fednano_flwr.edge.encoder import QuestionEncoder, encode_all, load_encoder
+from fednano_flwr.edge.encoder import (
+    NOT_FINITE,
+    TOO_SHORT,
+    QuestionEncoder,
+    encode_all,
+    load_encoder,
+)
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Limits, Question, next_token_labels, teacher_forced
 from fednano_flwr.edge.shard import ClientSpec, EncodedShard
@@ -34,10 +40,12 @@ from fednano_flwr.edge.training import batches
 from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
 from tests.families import every
 from tests.models.test_families import for_family, picture
+from tests.sounds import as_file, tone
 
 Config = Callable[..., dict[str, Any]]
 PLAIN = Sample("plain", "w20 w21", "g", "s", ("w22", "w23"), answer=1)
@@ -178,6 +186,20 @@ def test_what_cannot_be_used_is_left_out_with_its_id_and_a_reason(
     ((uid, why),) = left_out
     assert uid == "odd" and reason in why
     why.encode()
+
+
+@pytest.mark.parametrize("family", ["qwen2_audio", "voxtral", "gemma4"])
+def test_a_sound_that_is_too_short_or_enormous_leaves_its_question_out(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    hearing = load_encoder(ModelCheckpoint(str(family_folder(family))))
+    enormous = as_file(tone(440, loud=1e38), subtype="FLOAT")
+    channels = as_file(np.full((8000, 2), 3e38, "f4"), subtype="FLOAT")  # their sum is infinite
+    sounds = {"e": enormous, "c": channels, "s": as_file(tone(440)[:1], 48_000)}
+    samples = [replace(PLAIN, uid=u, sounds=(Sound(data=d),)) for u, d in sounds.items()]
+    questions, left_out = encode_all(hearing, samples)
+    assert not questions
+    assert left_out == [("e", NOT_FINITE), ("c", NOT_FINITE), ("s", TOO_SHORT)]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGBA"])
