@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.sample import MediaFile, Sound
 
+WHOLE = 0.99
+"""The least share of what a file says it has: of an MP3 that may be an estimate."""
+ENDLESS = 0x7FFFF000
+"""Bytes from here on are said of a file whose length was not known when it was begun."""
+_DATA = re.compile(r"(?:data|SSND|Data Size) +: (\d+) \(should be (\d+)\)")
+"""libsndfile's words of a file with fewer bytes of samples than its header says."""
 INSTALL = 'pip install "fednano-flwr[audio]"'
 
 
@@ -30,7 +37,7 @@ def read_sound(sound: MediaFile) -> tuple[np.ndarray, int]:
 
     Raises:
         FileNotFoundError: the file is gone.
-        DataError: it is no sound, is damaged, or has no samples or infinite ones.
+        DataError: it is no sound, is damaged or cut off, or has no samples or infinite ones.
     """
     import soundfile
 
@@ -38,7 +45,11 @@ def read_sound(sound: MediaFile) -> tuple[np.ndarray, int]:
     if sound.path is not None and not sound.path.exists():
         raise FileNotFoundError(2, "no such file", str(sound.path))
     try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(source) as file:
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            lengths = [(file.frames, len(samples)), *_DATA.findall(file.extra_info)]
+        if any(int(there) < WHOLE * int(said) < WHOLE * ENDLESS for said, there in lengths):
+            raise ValueError("the file is cut off")
         if not len(samples) or not np.isfinite(samples).all():
             raise ValueError("it has no samples, or some that are not finite")
     except (ValueError, TypeError, RuntimeError, OSError) as error:  # libsndfile's, and soundfile's

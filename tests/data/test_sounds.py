@@ -60,6 +60,21 @@ def test_files_of_several_kinds_hold_the_same_tone(kind: str) -> None:
     assert np.abs(np.fft.rfft(found)).argmax() / len(found) * 16_000 == pytest.approx(440, abs=4)
 
 
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "FLAC", "MP3"])
+def test_a_file_that_is_cut_off_is_not_read_up_to_there(kind: str) -> None:
+    whole = as_file(noise(1, seconds=20), kind=kind)
+    assert len(open_sound(Sound(data=whole), 16_000)) == 320_000
+    with pytest.raises(DataError, match="cannot be decoded"):
+        open_sound(Sound(data=whole[: len(whole) // 2]), 16_000)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
+def test_a_file_that_was_written_before_its_length_was_known_is_read(size: int) -> None:
+    whole = bytearray(as_file(tone(440)))
+    whole[40:44] = size.to_bytes(4, "little")
+    assert len(open_sound(Sound(data=bytes(whole)), 16_000)) == 8000
+
+
 def test_what_is_no_sound_is_named_with_a_reason(tmp_path: Path) -> None:
     infinite = as_file(np.array([0, np.inf], dtype="f4"), subtype="FLOAT")
     for broken in (b"no sound", png(), as_file(tone(1, seconds=0)), infinite):
