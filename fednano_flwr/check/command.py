@@ -18,6 +18,7 @@ from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import AUTO
 from fednano_flwr.models.size import FLOAT32, count
 from fednano_flwr.models.weights import INDEX, SINGLE
+from fednano_flwr.preflight import check_writable
 
 SPARE = 2**30
 """Bytes for activations and what is imported."""
@@ -45,10 +46,11 @@ def check(model: Model, say: Callable[[str], None]) -> Checked:
         say: takes lines for people, of what is being done.
 
     Raises:
-        ConfigError: there is no such model, or it cannot be used or cut.
+        ConfigError: there is no such model, it cannot be used or cut, or a pass cannot be kept.
         HalvesError: the model or its halves do not run.
     """
     checkpoint = open_whole(model.name, model.revision, model.family)
+    check_writable("FEDNANO_CACHE", passed.folder())
     shrunk = _why_shrunk(checkpoint)
     key = passed.architecture(checkpoint) if shrunk else checkpoint.fingerprint
     try:

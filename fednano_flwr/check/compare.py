@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import chain
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from fednano_flwr.config import ALL_SITES, Adapter, ConfigError
 from fednano_flwr.data.errors import SampleError
 from fednano_flwr.data.sample import Picture, Sample
 from fednano_flwr.data.sounds import noise
-from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
+from fednano_flwr.edge.encoder import KINDS, QuestionEncoder, load_encoder
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.source import model_sites
@@ -60,13 +59,13 @@ class Comparison:
     """What was found.
 
     Attributes:
-        picture_tokens: of each picture of the questions.
+        file_tokens: of each picture, and of each sound, of a question.
         left_out: questions that this model does not take, and why.
     """
 
     differences: tuple[Difference, ...]
     costs: tuple[Cost, ...]
-    picture_tokens: tuple[int, ...]
+    file_tokens: dict[str, tuple[int, ...]]
     left_out: tuple[str, ...]
 
     @property
@@ -93,12 +92,18 @@ def compare(checkpoint: ModelCheckpoint) -> Comparison:
     with _running("the two halves"):
         found, costs = halves(checkpoint, encoder, questions, adapters)
         differences = _differences(found, expected)
-    places = torch.tensor([*chain.from_iterable(encoder.placeholders.values())])
-    shown = [(q, sum(map(len, q.sample.media.values()))) for q in questions]
+    tokens = {
+        KINDS[site]: tuple(
+            int(torch.isin(question.ids, torch.tensor(places)).sum()) // len(files)
+            for question in questions
+            if (files := question.sample.media.get(site))
+        )
+        for site, places in encoder.placeholders.items()
+    }
     return Comparison(
         differences,
         (alone, *costs),
-        tuple(int(torch.isin(q.ids, places).sum()) // files for q, files in shown if files),
+        tokens,
         left_out,
     )
 
@@ -163,12 +168,13 @@ def _questions(encoder: QuestionEncoder) -> tuple[list[Question], tuple[str, ...
             sample = replace(sample, images=tuple(_picture(*size) for size in pictures))
         if "audio" in encoder.placeholders:
             sample = replace(sample, sounds=tuple(noise(20 * h, seed=w) for w, h in pictures))
+        files = f"{len(pictures)} {' and '.join(KINDS[s] for s in encoder.placeholders)}"
         try:
             taken.append(encoder.encode(sample))
         except SampleError as error:
             if len(pictures) < 2:
-                raise HalvesError(f"a question with {len(pictures)} pictures: {error}") from error
-            left_out.append(f"a question with {len(pictures)} pictures: {error}")
+                raise HalvesError(f"a question with {files}s: {error}") from error
+            left_out.append(f"a question with {files}s: {error}")
     return taken, tuple(left_out)
 
 

@@ -59,7 +59,6 @@ class Unsplit:
             max_new_tokens=tokens,
             do_sample=False,
             pad_token_id=0,
-            eos_token_id=-1,
             output_logits=True,
             return_dict_in_generate=True,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +70,6 @@ def shown(checked: Checked) -> str:
         for one in found.differences
     ]
     costs = [(one.name, human_bytes(one.nbytes), f"{one.seconds:.2f} s") for one in found.costs]
-    fewest, most = min(found.picture_tokens), max(found.picture_tokens)
     which = (
         "a small random model of its architecture" if checked.shrunk else "the checkpoint itself"
     )
@@ -77,7 +77,7 @@ def shown(checked: Checked) -> str:
         f"family {checked.family}, {checked.architecture}; compared was {which}",
         table("largest differences", ("", "found", "limit", ""), differences),
         table("in float32", ("", "memory", "a step"), costs),
-        f"tokens of a picture: {fewest}" + (f" to {most}" if most > fewest else ""),
+        *(_tokens(kind, counts) for kind, counts in found.file_tokens.items()),
         *(f"left out: {reason}" for reason in found.left_out),
     ]
     if found.passed and checked.shrunk:
@@ -85,3 +85,8 @@ def shown(checked: Checked) -> str:
     elif found.passed:
         lines.append("passed")
     return "\n".join(lines)
+
+
+def _tokens(kind: str, counts: Collection[int]) -> str:
+    fewest, most = min(counts), max(counts)
+    return f"tokens of a {kind}: {fewest}" + (f" to {most}" if most > fewest else "")

@@ -62,10 +62,15 @@ def require_pass(model: Model) -> str:
     )
 
 
+def folder() -> Path:
+    """Where passes are kept."""
+    return cache_folder() / "checks"
+
+
 def _versions() -> list[str]:
     return [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
 
 
 def _file(key: str) -> Path:
     versions = "-".join(_versions()).replace(" ", "-")
-    return cache_folder() / "checks" / f"{key}-{versions}.json"
+    return folder() / f"{key}-{versions}.json"

@@ -21,6 +21,7 @@ from fednano_flwr.check.shrink import shorten, write_shrunk
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError, Model, RunConfig
 from fednano_flwr.config.machine import Memory
+from fednano_flwr.edge.encoder import KINDS
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.models import families, passed
 from fednano_flwr.models.checkpoint import ModelCheckpoint
@@ -80,7 +81,10 @@ def test_the_halves_of_a_listed_family_are_the_whole_model(
     assert result.output.rstrip().endswith("passed")
     found = differences(result)
     assert len(found) == 6 and all(value < 1e-5 for value in found.values())
-    assert "tokens of a picture" in result.output and "server's half" in result.output
+    checkpoint = ModelCheckpoint(str(family_folder(family)))
+    for site in checkpoint.family.modalities_of(checkpoint.config):
+        assert f"tokens of a {KINDS[site]}: " in result.output
+    assert "server's half" in result.output
 
 
 @pytest.mark.parametrize("family", every())
@@ -249,6 +253,16 @@ def test_a_client_with_a_bundle_needs_no_check(
         adapters.append(load_file(run.path / "adapters" / "last" / "adapter_model.safetensors"))
     whole, bundled = adapters
     assert whole and all(torch.equal(whole[name], bundled[name]) for name in whole)
+
+
+def test_where_a_pass_cannot_be_kept_nothing_is_compared(
+    family_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FEDNANO_CACHE", str(tmp_path / "file"))
+    result = check(family_folder("llava"))
+    assert result.exit_code == 2, result.output
+    assert "FEDNANO_CACHE" in result.output and "largest differences" not in result.output
 
 
 def test_a_check_that_fails_takes_an_earlier_pass_back(hidden: Folder) -> None:
