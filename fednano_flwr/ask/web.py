@@ -146,10 +146,10 @@ def given(image: Mapping[str, Any] | None, folder: Path) -> str | None:
 
 
 def spread(questions: Questions, count: int) -> list[Sample]:
-    """At most so many questions, evenly spread, each with at most one picture."""
+    """At most so many, evenly spread, that the page can ask: no sound, one turn and picture."""
     step = max(1, len(questions) // max(1, count))
     found = (questions[index] for index in range(0, len(questions), step))
-    return [sample for sample in found if len(sample.pictures) < 2][:count]
+    return [s for s in found if max(len(s.pictures), len(s.turns)) < 2 and not s.sounds][:count]
 
 
 def _offered(samples: Sequence[Sample], folder: Path) -> list[tuple[str | None, ...]]:

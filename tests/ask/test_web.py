@@ -18,7 +18,7 @@ from fednano_flwr.ask.opening import open_asker, shared_questions
 from fednano_flwr.ask.terminal import as_table
 from fednano_flwr.ask.web import _offered, both, given, page, showing, spread
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.sample import Picture, Sample
+from fednano_flwr.data.sample import Picture, Sample, Sound, Turn
 from fednano_flwr.data.table import in_memory
 from tests.ask.conftest import CHOICES, QUESTION, Asked
 from tests.browser import chromium
@@ -58,7 +58,7 @@ def test_only_pictures_that_the_page_was_given_are_opened(tmp_path: Path) -> Non
             given({"path": str(path)}, folder)
 
 
-def test_offered_questions_are_spread_over_the_test_split_and_have_one_picture_at_most(
+def test_offered_questions_are_spread_and_have_no_more_than_the_page_can_ask(
     tmp_path: Path,
 ) -> None:
     samples = [Sample(str(n), "?", "g", "s", free_answer="x") for n in range(24)]
@@ -70,6 +70,9 @@ def test_offered_questions_are_spread_over_the_test_split_and_have_one_picture_a
     one, gone = Picture(path=good), Picture(path=tmp_path / "gone.png")
     for pictures in ({"images": (one, one)}, {"choice_images": (one, one)}):
         assert not spread(in_memory([Sample("0", "?", "g", "s", answer=0, **pictures)]), 6)
+    system = (Turn("system", ("Be brief.",)), Turn("user", ("?",)))
+    for more in ({"sounds": (Sound(data=b"w"),)}, {"turns": system}):
+        assert not spread(in_memory([Sample("0", "?", "g", "s", free_answer="x", **more)]), 6)
     samples = [
         Sample("1", "?", "g", "s", ("a", "b"), answer=1, images=(picture,))
         for picture in (gone, one)
