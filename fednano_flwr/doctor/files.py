@@ -122,8 +122,13 @@ def _folder(key: str, folder: Path, named: bool) -> list[Finding]:
 
 
 def check_pictures(data_path: str, config: RunConfig | None) -> list[Finding]:
-    """Whether pictures of a client's own data can be decoded, of up to `DECODED` a split."""
+    """Whether a client's own pictures and sounds can be decoded, of up to `DECODED` a split.
+
+    Raises:
+        ConfigError: what reads sounds is not installed.
+    """
     from fednano_flwr.data.media import first_defect
+    from fednano_flwr.data.sounds import missing_libraries
 
     if (shard := own_data(data_path, config)) is None:
         return []
@@ -132,13 +137,15 @@ def check_pictures(data_path: str, config: RunConfig | None) -> list[Finding]:
         for split in (shard.train, shard.test)
         for place in range(0, len(split), max(1, -(-len(split) // DECODED)))
     ]
+    if any(sample.sounds for sample in tried) and (missing := missing_libraries()):
+        raise ConfigError(f"data-path = {data_path!r}: {missing}")
     broken = [sample.uid for sample in tried if first_defect(sample)]
     if not broken:
         return []
     return [
         warning(
-            f"data-path = {data_path!r}: pictures of {len(broken)} of {len(tried)} questions that "
-            f"were tried cannot be decoded, {broken[0]} for one",
+            f"data-path = {data_path!r}: pictures or sounds of {len(broken)} of {len(tried)} "
+            f"questions that were tried cannot be decoded, {broken[0]} for one",
             "the run leaves such questions out, up to the share of dataset.max-skipped; repair "
             "them, those of a shard where it was made, and write that again",
         )

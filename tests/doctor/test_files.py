@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,19 @@ def test_a_picture_that_came_broken_is_a_warning(shard_folder: Path) -> None:
     (shard_folder / "manifest.json").write_text(json.dumps(manifest))
     found = only(files.check_pictures(str(shard_folder), None), "warning")
     assert "of 1 of" in found.what and "dataset.max-skipped" in found.do
+
+
+def test_a_machine_that_cannot_read_its_sounds_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Configured
+) -> None:
+    (tmp_path / "a.wav").write_bytes(b"no sound")
+    row = {"audio": "a.wav", "question": "w20", "answer": "w21"}
+    (tmp_path / "own.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
+    asked = (str(tmp_path / "own.jsonl"), config(dataset__name="table", dataset__test_fraction=0.5))
+    assert "sounds of 2 of 2" in only(files.check_pictures(*asked), "warning").what
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ConfigError, match=r"fednano-flwr\[audio\]"):
+        files.check_pictures(*asked)
 
 
 def test_a_bundle_has_the_tokens_of_its_own_shard(
