@@ -44,7 +44,7 @@ def card(
 
     Args:
         family: of the model; None where it is not at hand, then no question is shown. Code is shown
-            for models that take pictures.
+            for models that take pictures, with adapters on these and on text.
         license: of the model.
         merged: what was written with --format merged.
     """
@@ -53,7 +53,8 @@ def card(
     hub_id = str(result.model.get("hub_id") or "")
     here = next(record for record in run.rounds if record["round"] == result.round)
     same_clients = comparable.scorers(run.rounds[0]) == comparable.scorers(here)
-    hears = "audio" in result.adapters and "image" not in result.adapters
+    modalities = family.modalities if family else result.adapters
+    hears = "audio" in modalities and "image" not in modalities
     task = "audio-text-to-text" if hears else "image-text-to-text"
     head = ModelCardData(
         library_name="transformers" if merged else "peft",
@@ -81,7 +82,7 @@ def card(
     text = templates.get_template("card.md.j2").render(
         head=head.to_yaml(),
         result=result,
-        hears=hears,
+        no_code=hears or ("audio" in result.adapters and not merged),
         base=hub_id or label(run.config.model.name),
         hub_id=hub_id,
         family=family,

@@ -151,6 +151,24 @@ def test_the_cards_code_asks_every_family_as_the_run_did_and_gets_its_logits(
     assert close(out, expected)
 
 
+@pytest.mark.parametrize(
+    ("family", "sites"),
+    [("gemma4", ("image", "text", "audio")), ("qwen2_audio", ("text",))],
+)
+def test_a_card_has_no_code_that_would_leave_sounds_out(
+    family: str,
+    sites: tuple[str, ...],
+    run_config: Config,
+    family_folder: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    flat = run_config(model__name=str(family_folder(family)), adapter__sites=",".join(sites))
+    run = write_run(flat, 0.5, 0.75, sites=sites)[0]
+    assert export(run, tmp_path / "out", form="peft").exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "```python" not in card and "`fednano ask RUN" in card
+
+
 def test_peft_loads_exported_adapters_as_it_loads_the_runs(exported: Exported) -> None:
     folder = exported.folders["peft"]
     loaded = PeftModel.from_pretrained(AdapterSites(48, None), folder)  # type: ignore[arg-type]
