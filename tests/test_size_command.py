@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fednano_flwr.cli.app import cli
 from fednano_flwr.models.configs import shipped
 from tests.conftest import REPOSITORY
-from tests.families import every, write
+from tests.families import TINY, every, write
 from tests.tiny import write_checkpoint
 
 DEMO = "package:fednano_demo/model"
@@ -97,6 +97,8 @@ def test_every_family_has_its_tables(family: str, tmp_path: Path) -> None:
     folder = write(family, tmp_path / "model")
     result = size(str(folder), "--rank", "4")
     assert result.exit_code == 0, result.output
+    alone = "image" not in TINY[family].family.modalities
+    assert f"of a {'sound' if alone else 'picture'} and 128 of text" in result.output
     assert ("depend" in result.output) == (as_json(str(folder))["parts"]["picture_tokens"] is None)
 
 

@@ -193,6 +193,7 @@ def _sent(upload: Upload, sizes: Sizes) -> tuple[str, str, str]:
 
 def _step(options: SizeOptions, sizes: Sizes) -> str:
     setting, pictures = sizes.setting, sizes.parts.picture_tokens
+    kind = "picture" if "image" in sizes.parts.sites else "sound"
     plain, low = sizes.embeddings_step(), sizes.lowrank_step()
     once = human_bytes(low.once) if low.once else "its features"
     rows = [
@@ -201,13 +202,13 @@ def _step(options: SizeOptions, sizes: Sizes) -> str:
     ]
     consists = f"T = {setting.tokens} tokens a sample"
     if options.tokens is None:
-        consists += f": {pictures or PICTURE_TOKENS} of a picture and {TEXT_TOKENS} of text"
+        consists += f": {pictures or PICTURE_TOKENS} of a {kind} and {TEXT_TOKENS} of text"
         consists += " (--tokens changes it)"
         if pictures is None:
-            consists += ";\nthe picture's are LLaVA-1.5's, as this family's depend on the picture"
+            consists += f";\nas many as a picture of LLaVA-1.5 has: here it depends on the {kind}"
     if deep := sizes.parts.deep_layers:
         consists += f".\nA picture's tokens have features for {deep} deeper layers as well"
-    columns = ("exchange", "up", "down", "both", "once a picture")
+    columns = ("exchange", "up", "down", "both", f"once a {kind}")
     return (
         table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows)
         + f"\n{consists}.\nWith lowrank, B and dB are counted in shares of a step's batch, "
