@@ -107,7 +107,7 @@ class QuestionEncoder:
             prompt = self.prompting.write(sample)
             self._check_places(sample, prompt)
             tensors = self.tensors(sample, prompt)
-            if any(one.is_floating_point() and not one.isfinite().all() for one in tensors.values()):
+            if not all(one.isfinite().all() for one in tensors.values()):
                 raise SampleError(NOT_FINITE)
             if by_letter(sample):
                 options = self._letter_ids(prompt)[: sample.num_options]
