@@ -13,7 +13,14 @@ import pytest
 
 from benchmarks.models import SHAPES, write_llava
 from benchmarks.real_study import command, pages, plan
-from benchmarks.real_study.plan import ROOT, SCIENCEQA, Places, chosen_rates, tuning_cells
+from benchmarks.real_study.plan import (
+    GERMAN,
+    ROOT,
+    SCIENCEQA,
+    Places,
+    chosen_rates,
+    tuning_cells,
+)
 from benchmarks.real_study.rows import Cell, Row, add_row, packed, read_rows, unpacked
 from benchmarks.real_study.share import NO_GAIN, Scores, share_of_gain
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
@@ -88,7 +95,7 @@ def test_there_is_no_interval_where_loras_gain_may_be_chance() -> None:
 def test_a_rows_questions_come_back(tmp_path: Path) -> None:
     right, losses = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0], [0.25 * k for k in range(9)]
     bits, each = packed(right, losses)
-    cell = Cell("text", LORA, 0.0003, 1, "test")
+    cell = Cell(GERMAN, LORA, 0.0003, 1, "test")
     row = replace(a_row(cell), questions=9, right=bits, losses=each)
     add_row(tmp_path / "runs.csv", row)
     (read,) = read_rows(tmp_path / "runs.csv")
@@ -100,7 +107,7 @@ def test_a_rows_questions_come_back(tmp_path: Path) -> None:
 
 def test_a_row_takes_the_place_of_its_cells_earlier_one(tmp_path: Path) -> None:
     file = tmp_path / "runs.csv"
-    one, other = (Cell("text", "locft", 0.001, seed, "test") for seed in (0, 1))
+    one, other = (Cell(GERMAN, "locft", 0.001, seed, "test") for seed in (0, 1))
     for row in (a_row(one), a_row(other), a_row(one, digest="new")):
         add_row(file, row)
     assert [(row.seed, row.digest) for row in read_rows(file)] == [(1, "d"), (0, "new")]
@@ -110,10 +117,10 @@ def test_a_row_takes_the_place_of_its_cells_earlier_one(tmp_path: Path) -> None:
 
 
 def test_the_rate_with_the_lowest_validation_loss_is_chosen_once_all_were_tried() -> None:
-    cells = [cell for cell in tuning_cells("text") if cell.method == "fedavg"]
+    cells = [cell for cell in tuning_cells(GERMAN) if cell.method == "fedavg"]
     rows = [a_row(cell, loss=loss) for cell, loss in zip(cells, (0.7, 0.5, 0.6), strict=True)]
-    assert chosen_rates("text", rows) == {"fedavg": cells[1].rate}
-    assert chosen_rates("text", rows[1:]) == {}
+    assert chosen_rates(GERMAN, rows) == {"fedavg": cells[1].rate}
+    assert chosen_rates(GERMAN, rows[1:]) == {}
 
 
 def rows_of(task: str, seeds: tuple[int, ...]) -> list[Row]:
@@ -125,20 +132,20 @@ def rows_of(task: str, seeds: tuple[int, ...]) -> list[Row]:
 
 
 def test_premise_and_tables_say_what_has_not_been_run() -> None:
-    rows = rows_of("text", (0, 2))
+    rows = rows_of(GERMAN, (0, 2))
     found = pages.premise(rows)["share_of_lora_gain"]
-    assert found["text"]["mean"] == pytest.approx(0.5) and found["text"]["seeds"] == [0, 2]
-    assert found["mixture"]["mean"] is None and found["mixture"]["reason"] == pages.NOT_RUN
-    assert pages.methods_table(rows, "text").count("| 2 |") == len(plan.METHODS)
-    assert pages.methods_table(rows, "mixture").count(pages.NOT_RUN) == len(plan.METHODS)
-    assert f"0.0003: {pages.NOT_RUN}" in pages.rates_table(rows, "mixture")
+    assert found[GERMAN]["mean"] == pytest.approx(0.5) and found[GERMAN]["seeds"] == [0, 2]
+    assert found[SCIENCEQA]["mean"] is None and found[SCIENCEQA]["reason"] == pages.NOT_RUN
+    assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.METHODS)
+    assert pages.methods_table(rows, SCIENCEQA).count(pages.NOT_RUN) == len(plan.METHODS)
+    assert f"0.0003: {pages.NOT_RUN}" in pages.rates_table(rows, SCIENCEQA)
     assert "0.50 (" in pages.premise_table(rows)
 
 
 def test_the_page_and_premise_show_the_committed_rows() -> None:
     rows = read_rows(ROWS)
     page = pages.PAGE.read_text("utf-8")
-    assert len(pages.MARK.findall(page)) == page.count("<!-- real-study:") == 8
+    assert len(pages.MARK.findall(page)) == page.count("<!-- real-study:") == 6
     assert pages.with_tables(page, rows) == page
     committed = json.loads(ROWS.with_name("premise.json").read_text("utf-8"))
     assert committed == json.loads(json.dumps(pages.premise(rows)))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from benchmarks.real_study.rows import Cell, Row
 from benchmarks.real_study.scienceqa import write_text_only
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
+from fednano_demo.real.german import write_german
 from fednano_flwr.analysis.config_digest import digest_of
 from fednano_flwr.analysis.experiments.plan import CompareOptions, PlannedRun, make_plan
 from fednano_flwr.base.files import write_once
@@ -49,9 +50,9 @@ METHODS = {
 }
 STAGES = ((FROZEN, CENTRALIZED, LORA), tuple(METHODS)[3:])
 """What a task's share needs comes first, then the federations."""
-SCIENCEQA = "scienceqa"
-TASKS = (SCIENCEQA, "text", "mixture")
-"""Each is a file in conf/real; all but the first are easy-VQA's."""
+SCIENCEQA, GERMAN = "scienceqa", "german"
+TASKS = (SCIENCEQA, GERMAN)
+"""Each is a file in conf/real."""
 
 
 def tuning_cells(task: str) -> list[Cell]:
@@ -132,27 +133,23 @@ class Places:
         parts = (
             digest_of(elsewhere, CLIENTS),
             folder_digest(self.data(cell.task, cell.seed)),
-            self._model(text_only=cell.task == SCIENCEQA),
+            self._model(),
         )
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def data(self, task: str, seed: int) -> Path:
         """Folder of a task's questions; they are written where they are not there."""
-        write: Callable[[Path], None] = partial(write_text_only, source=self.scienceqa, seed=seed)
-        if task != SCIENCEQA:
-            from fednano_demo.real.tasks import write_task
-
-            write = partial(write_task, task=task, seed=seed)
+        write: Callable[[Path], None] = partial(write_german, seed=seed)
+        if task == SCIENCEQA:
+            write = partial(write_text_only, source=self.scienceqa, seed=seed)
         folder = self.out / "data" / f"{task}-seed{seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_once(folder, write)
         return folder
 
-    def _model(self, text_only: bool) -> str:
-        """Digest of the model, or of its language model and tokenizer alone."""
+    def _model(self) -> str:
+        """Digest of language model, tokenizer and prompt: no task has pictures."""
         fingerprint = ModelCheckpoint(str(self.model)).fingerprint
-        if not text_only:
-            return fingerprint
         files = [(self.model / name).read_bytes() for name in PROMPT]
         return f"{fingerprint.rpartition('-')[2]} {hashlib.sha256(b''.join(files)).hexdigest()}"
 
