@@ -15,14 +15,13 @@ from pathlib import Path
 
 from benchmarks.real_study.command import plan_lines, study
 from benchmarks.real_study.plan import ROOT, TASKS, Places
+from fednano_demo.real.build import default_folder
 from fednano_flwr.base.signals import interrupts
 from fednano_flwr.config.machine import cpus
 
 
 def main() -> None:
     """The command line."""
-    from fednano_demo.real.build import default_folder
-
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.real_study",
         description="How much of LoRA's gain do NanoAdapters get, in front of a real LLM?",
