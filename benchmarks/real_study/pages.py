@@ -96,13 +96,15 @@ def premise_table(rows: Sequence[Row]) -> str:
     found = premise(rows)
     lines = []
     for task in TASKS:
+        shares = [found[field][task] for field in SHARES]
+        seeds = shares[0]["seeds"]  # those that all three models have
         accuracy = [
-            spread([row.accuracy for row in tested(rows, task, name)])
+            spread([row.accuracy for row in tested(rows, task, name) if row.seed in seeds])
             for name in (FROZEN, CENTRALIZED, LORA)
         ]
-        shares = [_share(found[field][task]) for field in SHARES]
-        lines.append([f"`{task}`", *map(_spread, accuracy), *shares])
-    heads = ["task", "frozen, %", "NanoAdapters, %", "LoRA, %"]
+        cells = [*map(_spread, accuracy), *map(_share, shares)]
+        lines.append([f"`{task}`", str(len(seeds)), *cells])
+    heads = ["task", "seeds", "frozen, %", "NanoAdapters, %", "LoRA, %"]
     return table([*heads, *(f"share of LoRA's gain in {what}" for what in SHARES.values())], lines)
 
 
