@@ -6,7 +6,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 CHUNK = 65536
@@ -30,17 +30,19 @@ class Proxy:
         self._upward: set[socket.socket] = set()
         self._held: set[socket.socket] = set()
         self._open, self._hanging, self._ended = True, False, False
+        self._due: tuple[int, Callable[[], None], threading.Event] | None = None
         self.accepted = self.forwarded = 0
         self._listener = self._listen(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run, name="proxy")
         self._thread.start()
 
-    def after(self, count: int) -> None:
-        """Wait until so many more bytes came from clients."""
+    def after(self, count: int, what: Callable[[], None]) -> threading.Event:
+        """Do it as soon as so many more bytes came from clients, before another is forwarded."""
+        done = threading.Event()
         with self._lock:
-            until = self.forwarded + count
-            assert self._lock.wait_for(lambda: self.forwarded >= until, timeout=60)
+            self._due = (self.forwarded + count, what, done)
+        return done
 
     def refuse(self) -> None:
         """Reset all connections and refuse new ones, as where nobody listens."""
@@ -119,6 +121,10 @@ class Proxy:
             return
         if source in self._upward:
             self.forwarded += len(data)
+        if self._due and self.forwarded >= self._due[0]:
+            (_, what, done), self._due = self._due, None
+            what()
+            done.set()
 
     def _drop(self, sockets: list[socket.socket]) -> None:
         for one in sockets:

@@ -43,16 +43,16 @@ def disturb(
     """Cut the connection for some seconds in client 1's training, which ends not before."""
     healthy = client_app.Client.train
 
-    def cut_and_restore() -> None:
-        between.after(STEPS_BYTES)
-        cut(between)
+    def restore(after: threading.Event) -> None:
+        assert after.wait(60)
         time.sleep(seconds)
         between.restore()
 
     def train(self: client_app.Client, *args: Any) -> Any:
         if self.partition != 1:
             return healthy(self, *args)
-        thread = threading.Thread(target=cut_and_restore)
+        cut_off = between.after(STEPS_BYTES, lambda: cut(between))
+        thread = threading.Thread(target=restore, args=(cut_off,))
         thread.start()
         try:
             return healthy(self, *args)

@@ -15,6 +15,7 @@ from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from flwr.supercore.task_identity import TaskIdentity
 
 from fednano_flwr.rounds.compat import replace_dead_workers
+from tests.ray_start import second_chance
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayBackend]:
     monkeypatch.setenv("RAY_ADDRESS", "local")  # as the launcher does: never one that is up
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"num_cpus": 2, "logging_level": "ERROR", "log_to_driver": False}
-    made = RayBackend({"init_args": quiet, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    config = {"init_args": quiet, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    made = second_chance(lambda: RayBackend(config))
     yield made
     made.terminate()
 

@@ -36,6 +36,7 @@ from fednano_flwr.llm.host import HostMemoryError
 from fednano_flwr.llm.replica_actor import ray_session, send_tensors_beside
 from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
 from tests.llm import fakes
+from tests.ray_start import second_chance
 
 A = torch.ones(2)
 TENSORS = {
@@ -61,11 +62,7 @@ def ray_here() -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    try:
-        start()
-    except Exception:  # its own time limit is short for a busy machine
-        ray.shutdown()
-        start()
+    second_chance(start)
     yield
     ray.shutdown()
 
