@@ -51,15 +51,23 @@ def require_pass(model: Model) -> str:
     if find(checkpoint.config.model_type):
         return ""
     family = f"model {model.name}: its family {checkpoint.config.model_type}"
-    if _file(checkpoint.fingerprint).exists():
+    if _kept(checkpoint.fingerprint):
         return f"{family} has passed fednano check with this checkpoint"
-    if _file(architecture(checkpoint)).exists():
+    if _kept(architecture(checkpoint)):
         return f"{family} has passed fednano check with a small random model of its architecture"
     revision = f" --revision {model.revision}" if model.revision else ""
     raise ConfigError(
         f"{family} is not listed, and no check of it has passed on this machine with "
         f"{' and '.join(_versions())}; run: fednano check {model.name}{revision} --family {AUTO}"
     )
+
+
+def _kept(key: str) -> bool:
+    """Whether there is a pass; a file that is damaged is none."""
+    try:
+        return isinstance(json.loads(_file(key).read_text("utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def folder() -> Path:

@@ -255,6 +255,17 @@ def test_a_client_with_a_bundle_needs_no_check(
     assert whole and all(torch.equal(whole[name], bundled[name]) for name in whole)
 
 
+@pytest.mark.parametrize("damaged", ["", '{"logits": 1e-', "\0" * 9])
+def test_a_pass_whose_file_is_damaged_is_none(unlisted: Folder, damaged: str) -> None:
+    model = Model(str(unlisted("aria")), family="auto")
+    passed.remember(ModelCheckpoint(model.name, family="auto").fingerprint, {})
+    assert passed.require_pass(model)
+    (file,) = passed.folder().iterdir()
+    file.write_text(damaged)
+    with pytest.raises(ConfigError, match="no check of it has passed"):
+        passed.require_pass(model)
+
+
 def test_where_a_pass_cannot_be_kept_nothing_is_compared(
     family_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
