@@ -187,7 +187,7 @@ class QuestionEncoder:
         Raises:
             SampleError: the tokenizer has a token that the model does not have.
         """
-        if (largest := max(tokens)) >= self._vocabulary:
+        if (largest := max(tokens, default=0)) >= self._vocabulary:
             written = self.processor.tokenizer.convert_ids_to_tokens(largest)
             raise SampleError(
                 f"its token {largest} ({written}) is not among the model's {self._vocabulary}"

@@ -188,6 +188,15 @@ def test_what_cannot_be_used_is_left_out_with_its_id_and_a_reason(
     why.encode()
 
 
+def test_a_picture_alone_can_be_used_though_its_prompt_has_no_other_token(
+    encoder: QuestionEncoder,
+) -> None:
+    alone = replace(FREE, images=PICTURED.images, turns=(Turn("user", (Place.PICTURE,)),))
+    questions, left_out = encode_all(encoder, [alone, PLAIN])
+    assert len(questions) == 2 and not left_out
+    assert set(questions[0].ids.tolist()) == set(encoder.placeholders["image"])
+
+
 @pytest.mark.parametrize("family", ["qwen2_audio", "voxtral", "gemma4"])
 def test_a_sound_that_is_too_short_or_enormous_leaves_its_question_out(
     family: str, family_folder: Callable[[str], Path]
