@@ -38,7 +38,8 @@ class WholeModel:
 
     def edge(self, adapters: PeftModel, encoder: QuestionEncoder) -> NanoEdge:
         """NanoEdge on this model's own encoder and token embeddings; features stay in memory."""
-        tokens = cast(TokenTable, self.model.get_input_embeddings())
+        layer = self.model.get_input_embeddings()
+        tokens = TokenTable(layer, layer.weight.detach())
         return NanoEdge(cast(EdgeHalf, self), tokens, adapters, encoder)
 
     @torch.no_grad()

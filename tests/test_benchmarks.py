@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from benchmarks.whole import WholeModel
 from fednano_demo.generate import write_dataset
 from fednano_flwr.adapters.site import build_adapters, named_trainable
 from fednano_flwr.config import Adapter
+from fednano_flwr.data.sample import Sample
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.scoring import score_questions
@@ -170,6 +172,8 @@ def test_the_unsplit_model_trains_and_scores_as_a_split_client_does(place: Path)
     far = NanoEdge(half, half.token_table(), build_adapters(64, SETTINGS, seed=0), encoder)
     questions = full_model_client.read_questions(place / "data", encoder)
     assert {bool(question.sample.pictures) for question in questions} == {True, False}
+    free = Sample("", "what color is it?", "all", "all", free_answer="red")
+    questions += [encoder.encode(free), encoder.encode(replace(free, free_answer="blue"))]
     plan = TrainingPlan(2, 4, 0.01, 0.0, 1.0)
     ours = train(near, whole, questions, plan, seed=1)
     theirs = train(far, LowRankExchange(host), questions, plan, seed=1)

@@ -50,22 +50,22 @@ def carry_out(run: PlannedRun, scratch: Path) -> Outcome:
     Path("/proc/self/clear_refs").write_text("5")  # begin the peak of memory anew
     notes_of(run).unlink(missing_ok=True)
     notes: dict[str, Any] = {}
-    if run.experiment in (FROZEN, LORA):
-        started, error = time.perf_counter(), None
-        try:
+    started = time.perf_counter()
+    try:
+        if run.experiment in (FROZEN, LORA):
             notes = lora(run) if run.experiment == LORA else {"scores": frozen(run)}
-        except Exception as failure:
-            traceback.print_exc()
-            error = f"{type(failure).__name__}: {failure}"
-        outcome = Outcome(time.perf_counter() - started, error)
-    else:
-        outcome = outcome_of(run, scratch)
-    notes |= {"seconds": outcome.seconds, "peak_mb": memory("VmHWM") / 1e6}
-    if outcome.error is None:
+        elif (outcome := outcome_of(run, scratch)).error:
+            return outcome
+        seconds = time.perf_counter() - started
+        notes |= {"seconds": seconds, "peak_mb": memory("VmHWM") / 1e6}
         if run.experiment == CENTRALIZED:
             notes["scores"] = frozen(run, load_run(run.folder).adapters("last"))
         notes_of(run).write_text(json.dumps(notes))
-    return outcome
+    except Exception as failure:
+        traceback.print_exc()
+        error = f"{type(failure).__name__}: {failure}"
+        return Outcome(time.perf_counter() - started, error)
+    return Outcome(seconds)
 
 
 def frozen(run: PlannedRun, state: Any = None) -> list[list[Score]]:
