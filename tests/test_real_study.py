@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from benchmarks.models import SHAPES, write_llava
 from benchmarks.real_study import command, pages, plan
 from benchmarks.real_study.plan import (
     GERMAN,
+    MIXTURE,
     ROOT,
     SCIENCEQA,
     Places,
@@ -145,7 +147,7 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
 def test_the_page_and_premise_show_the_committed_rows() -> None:
     rows = read_rows(ROWS)
     page = pages.PAGE.read_text("utf-8")
-    assert len(pages.MARK.findall(page)) == page.count("<!-- real-study:") == 6
+    assert len(pages.MARK.findall(page)) == page.count("<!-- real-study:") == 8
     assert pages.with_tables(page, rows) == page
     committed = json.loads(ROWS.with_name("premise.json").read_text("utf-8"))
     assert committed == json.loads(json.dumps(pages.premise(rows)))
@@ -205,6 +207,20 @@ def test_a_row_of_another_model_counts_as_not_run(tiny: Places, tmp_path: Path) 
     tokenizer = tiny.model / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     assert command.valid_rows(tiny, [cell], file) == []
+
+
+def test_vision_weights_count_where_there_are_pictures(tiny: Places) -> None:
+    pytest.importorskip("easy_vqa")
+    cells = [Cell(task, FROZEN, None, 0, "test") for task in (GERMAN, MIXTURE)]
+    before = [tiny.digest(cell) for cell in cells]
+    file = tiny.model / "model.safetensors"
+    weights = load_file(file)
+    for name in weights:
+        if "vision" in name:
+            weights[name] += 1
+    save_file(weights, file, {"format": "pt"})
+    after = [tiny.digest(cell) for cell in cells]
+    assert before[0] == after[0] and before[1] != after[1]
 
 
 def test_a_run_that_fails_has_no_row_and_the_others_have(

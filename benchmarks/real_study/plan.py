@@ -14,6 +14,7 @@ from benchmarks.real_study.rows import Cell, Row
 from benchmarks.real_study.scienceqa import write_text_only
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
 from fednano_demo.real.german import write_german
+from fednano_demo.real.mixture import write_mixture
 from fednano_flwr.analysis.config_digest import digest_of
 from fednano_flwr.analysis.experiments.plan import CompareOptions, PlannedRun, make_plan
 from fednano_flwr.base.files import write_once
@@ -24,6 +25,8 @@ SEEDS, TUNING_SEED = (0, 1, 2), 10
 CLIENTS = 3
 PROMPT = ("tokenizer.json", "chat_template.jinja")
 """Of a model's folder, what decides a prompt's tokens."""
+PIXELS = ("processor_config.json",)
+"""What decides a picture's pixels."""
 
 
 class Method(NamedTuple):
@@ -50,9 +53,8 @@ METHODS = {
 }
 STAGES = ((FROZEN, CENTRALIZED, LORA), tuple(METHODS)[3:])
 """What a task's share needs comes first, then the federations."""
-SCIENCEQA, GERMAN = "scienceqa", "german"
-TASKS = (SCIENCEQA, GERMAN)
-"""Each is a file in conf/real."""
+SCIENCEQA, GERMAN, MIXTURE = TASKS = ("scienceqa", "german", "mixture")
+"""Each is a file in conf/real; the last one has pictures."""
 
 
 def tuning_cells(task: str) -> list[Cell]:
@@ -133,25 +135,29 @@ class Places:
         parts = (
             digest_of(elsewhere, CLIENTS),
             folder_digest(self.data(cell.task, cell.seed)),
-            self._model(),
+            self._model(pictures=cell.task == MIXTURE),
         )
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def data(self, task: str, seed: int) -> Path:
         """Folder of a task's questions; they are written where they are not there."""
-        write: Callable[[Path], None] = partial(write_german, seed=seed)
-        if task == SCIENCEQA:
-            write = partial(write_text_only, source=self.scienceqa, seed=seed)
+        write: Callable[[Path], None] = {
+            SCIENCEQA: partial(write_text_only, source=self.scienceqa, seed=seed),
+            GERMAN: partial(write_german, seed=seed),
+            MIXTURE: partial(write_mixture, seed=seed),
+        }[task]
         folder = self.out / "data" / f"{task}-seed{seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_once(folder, write)
         return folder
 
-    def _model(self) -> str:
-        """Digest of language model, tokenizer and prompt: no task has pictures."""
+    def _model(self, pictures: bool) -> str:
+        """Digest of what a task uses: language model and prompt, or all."""
         fingerprint = ModelCheckpoint(str(self.model)).fingerprint
-        files = [(self.model / name).read_bytes() for name in PROMPT]
-        return f"{fingerprint.rpartition('-')[2]} {hashlib.sha256(b''.join(files)).hexdigest()}"
+        used = fingerprint if pictures else fingerprint.rpartition("-")[2]
+        names = (*PROMPT, *PIXELS) if pictures else PROMPT
+        files = [(self.model / name).read_bytes() for name in names]
+        return f"{used} {hashlib.sha256(b''.join(files)).hexdigest()}"
 
 
 @cache
