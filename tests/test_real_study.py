@@ -120,7 +120,7 @@ def test_a_row_takes_the_place_of_its_cells_earlier_one(tmp_path: Path) -> None:
 
 def test_the_rate_with_the_lowest_validation_loss_is_chosen_once_all_were_tried() -> None:
     cells = [cell for cell in tuning_cells(GERMAN) if cell.method == "fedavg"]
-    rows = [a_row(cell, loss=loss) for cell, loss in zip(cells, (0.7, 0.5, 0.6), strict=True)]
+    rows = [a_row(cell, loss=loss) for cell, loss in zip(cells, (0.7, 0.5, 0.6, 0.8), strict=True)]
     assert chosen_rates(GERMAN, rows) == {"fedavg": cells[1].rate}
     assert chosen_rates(GERMAN, rows[1:]) == {}
 

@@ -121,7 +121,7 @@ def rates_table(rows: Sequence[Row], task: str) -> str:
             cells.append(f"{cell.rate:g}: {bold}{text}{bold}")
         if method.rates:
             lines.append([f"`{name}`", *cells])
-    return table(["", "low", "middle", "high"], lines)
+    return table(["", "lowest", "second", "third", "highest"], lines)
 
 
 def methods_table(rows: Sequence[Row], task: str) -> str:

@@ -41,11 +41,13 @@ class Method(NamedTuple):
     rates: Sequence[float]
 
 
-RATES = (0.0003, 0.001, 0.003)
+RATES = (0.0003, 0.001, 0.003, 0.01)
+LORA_RATES = (0.0001, 0.0003, 0.001, 0.003)
+"""As many, and lower, since LoRA is trained in all layers."""
 METHODS = {
     FROZEN: Method(CENTRALIZED, ()),
     CENTRALIZED: Method(CENTRALIZED, RATES),
-    LORA: Method(CENTRALIZED, RATES),
+    LORA: Method(CENTRALIZED, LORA_RATES),
     "fedavg-exact": Method("fedavg-exact", RATES),
     "fedavg": Method("fedavg", RATES),
     "fednano-ef": Method("fednano-ef", RATES),
