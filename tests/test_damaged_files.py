@@ -18,6 +18,7 @@ from fednano_flwr.data.shard_folder import TRAIN_FILE, load_shard, write_shard
 from fednano_flwr.data.table import in_memory, read_table, write_table
 from fednano_flwr.models.bundle import MANIFEST, EdgeBundle
 from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.families import AUTO
 from fednano_flwr.models.processor import load_processor
 from fednano_flwr.models.split import write_bundle
 from fednano_flwr.models.weights import INDEX
@@ -48,11 +49,12 @@ def test_weights_that_are_no_safetensors_are_named(model: Path) -> None:
         list(checkpoint.read(checkpoint.files))
 
 
+@pytest.mark.parametrize("family", ["", AUTO])
 @pytest.mark.parametrize("text", NO_OBJECTS)
-def test_a_config_that_is_none_is_named(model: Path, text: str) -> None:
+def test_a_config_that_is_none_is_named(model: Path, text: str, family: str) -> None:
     (model / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is no config|its family is none"):
-        ModelCheckpoint(str(model))
+        ModelCheckpoint(str(model), family=family)
 
 
 @pytest.mark.parametrize("kind", [["llava"], {"a": 1}])

@@ -238,6 +238,9 @@ def test_a_folder_is_continued_by_its_path(stopped: dict[str, Any], tmp_path: Pa
         run({**stopped, "resume": str(tmp_path / "nowhere")}, run_id=3)
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         run({**stopped, "resume": stopped["dataset.path"]}, run_id=3)
+    (folder.path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="holds no JSON object"):
+        run({**stopped, "resume": str(folder.path)}, run_id=3)
 
 
 def test_a_finished_run_is_only_shown_again(

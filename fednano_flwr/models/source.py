@@ -141,7 +141,9 @@ def read_config(name: str, place: Path, family: str = "") -> PretrainedConfig:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise refused(f"{file} is no config that can be read: {error}") from error
-    kind = str(written.get("model_type", "none")) if isinstance(written, dict) else "none"
+    if not isinstance(written, dict):
+        raise refused(f"{file} is no config: it holds no JSON object")
+    kind = str(written.get("model_type", "none"))
     listed = find(kind)
     if listed is None and (family != AUTO or kind in REFUSED):
         other = (

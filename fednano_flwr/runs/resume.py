@@ -95,13 +95,15 @@ def _check_agrees(config: RunConfig, folder: Path) -> None:
     if _names(folder) <= {"config.partial"}:
         return  # the run was stopped while it made its folder
     try:
-        earlier = _fixed(json.loads(file.read_text(encoding="utf-8")))
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(earlier, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"resume = {config.resume!r}: {file} cannot be read ({error}); is {folder} a run's "
             "folder?"
         ) from None
-    now = _fixed(config.flat())
+    earlier, now = _fixed(earlier), _fixed(config.flat())
     differing = [
         f"{key} was {_shown(earlier, key)} and is {_shown(now, key)}"
         for key in sorted(earlier.keys() | now.keys())

@@ -34,13 +34,15 @@ class Tally:
     def run(self, kind: str, examples: int, check: Check) -> None:
         """Have `examples` draws checked; a failure names the one to look at."""
         ends, began = self.ends.setdefault(kind, Counter()), time.perf_counter()
-        for number in range(examples):
-            try:
-                ends.update(check(random.Random(f"{self.start} {kind} {number}")))
-            except Exception as error:
-                error.add_note(f"{kind}, draw {number} of FEDNANO_FUZZ_SEED={self.start}")
-                raise
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+        try:
+            for number in range(examples):
+                try:
+                    ends.update(check(random.Random(f"{self.start} {kind} {number}")))
+                except Exception as error:
+                    error.add_note(f"{kind}, draw {number} of FEDNANO_FUZZ_SEED={self.start}")
+                    raise
+        finally:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
 
     @property
     def inputs(self) -> int:
