@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.models import SHAPES, write_llava
@@ -27,6 +29,9 @@ from benchmarks.real_study.rows import Cell, Row, add_row, packed, read_rows, un
 from benchmarks.real_study.share import NO_GAIN, Scores, share_of_gain
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
 from fednano_demo.generate import write_dataset
+from fednano_flwr.analysis.experiments.plan import PlannedRun
+from fednano_flwr.analysis.experiments.store import clear
+from fednano_flwr.analysis.experiments.worker import Outcome
 
 ROWS = ROOT / "results" / "real" / "runs.csv"
 
@@ -165,9 +170,25 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     few = {name: method._replace(rates=method.rates[:1]) for name, method in few.items()}
     for module in (plan, command, pages):
         monkeypatch.setattr(module, "METHODS", few)
+    monkeypatch.setattr(command, "run_all", here)
     monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
     return Places(tmp_path / "model", tmp_path / "demo" / "scienceqa", tmp_path / "out")
+
+
+def here(
+    runs: list[PlannedRun],
+    workers: int,
+    scratch: Path,
+    on_end: Callable[[PlannedRun, Outcome], None],
+    carry_out: Callable[[PlannedRun, Path], Outcome],
+) -> None:
+    """As `run_all`, in this process."""
+    threads = torch.get_num_threads()
+    for run in runs:
+        clear(run)
+        on_end(run, carry_out(run, scratch))
+    torch.set_num_threads(threads)
 
 
 def copy(source: Path, folder: Path) -> None:

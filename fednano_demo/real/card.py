@@ -36,18 +36,20 @@ model that others trained and of weights that this project trained:
   shape on a light ground, 13 possible answers. The vision tower knows nothing else.
 
 ## Training
-`python -m fednano_demo.real.pretrain --seed {seed} --steps {answer_steps} --threads {threads}`:
+`python -m fednano_demo.real.pretrain --seed {seed} --threads {threads}`:
 {seconds:,.0f} s on a machine of {cores} CPU cores, scoring included, and {memory_gb:.1f} GB of
 memory at most. The language model was frozen.
 
-1. {picture_steps} steps of {picture_batch} pictures, without the language model. The tower learns
-   to name what each patch shows. The connector learns a caption: token embeddings of words.
-2. {answer_steps} steps of {pictures} pictures with up to {questions} questions each, through the
-   language model. The loss is that of the right answer. {listed_percent:.0f} % of the questions
-   list the 13 possible answers.
+1. {word_steps} steps through the language model teach which features it answers by, for each
+   shape and colour. The loss is that of the right answers to all questions of {pictures} pictures.
+2. {picture_steps} steps of {picture_batch} pictures, without the language model. The tower learns
+   to name what each patch shows, and tower and connector learn to give the features of 1.
+3. {answer_steps} steps through the language model train tower and connector for the answers.
+   {listed_percent:.0f} % of the questions list the 13 possible answers.
 
 {held_out} of the 4,000 training pictures were held out. Every {validate_every} steps the questions
-of {validated} of them were answered. The best weights were kept:
+of {validated} of them were answered. In 1, without answers listed: {by_words}. In 3, where the best
+weights were kept:
 
 | step | accuracy, answers listed | not listed |
 |---|---|---|
@@ -73,6 +75,7 @@ class TrainingFacts:
         parameters: of each part.
         seconds: in all.
         memory_gb: the most that the process had, in 10⁹ bytes.
+        words: step, and accuracy by the features that were learned first.
         validation: step, and accuracy with and without options listed.
         right: questions answered rightly by kind, "listed" and "unlisted".
         asked: questions by kind.
@@ -84,6 +87,7 @@ class TrainingFacts:
     seconds: float
     threads: int
     memory_gb: float
+    words: list[tuple[int, float]]
     validation: list[tuple[int, float, float]]
     right: dict[str, dict[str, int]]
     asked: dict[str, int]
@@ -109,5 +113,6 @@ def card(facts: TrainingFacts) -> str:
     steps = [f"| {step} | {100 * a:.1f} % | {100 * b:.1f} % |" for step, a, b in facts.validation]
     values = asdict(facts) | facts.recipe | facts.parameters
     values |= {"image_tokens": IMAGE_TOKENS, "listed_percent": 100 * facts.recipe["listed_share"]}
+    values["by_words"] = ", ".join(f"{100 * a:.1f} % at step {step}" for step, a in facts.words)
     values |= {"asked": asked, "table": "\n".join(shares), "validation": "\n".join(steps)}
     return _CARD.format(**values)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from fednano_demo.real.answers import Writer, answer_losses
 from fednano_demo.real.easy import ANSWERS, Question
-from fednano_demo.real.learning import Writer, answer_losses, encode_pictures
 from fednano_demo.real.sheets import collate
 
 
@@ -35,7 +35,7 @@ class Accuracy(NamedTuple):
 def accuracy(
     model: LlavaForConditionalGeneration,
     writer: Writer,
-    pixels: Tensor,
+    features: Tensor,
     questions: Sequence[Sequence[Question]],
     options: bool,
     batch: int = 8,
@@ -43,7 +43,7 @@ def accuracy(
     """Score the questions of each picture.
 
     Args:
-        pixels: (n, 3, 64, 64).
+        features: (n, 16, d), of pictures.
         questions: of each of the n pictures.
         options: whether the prompt lists the 13 words.
         batch: pictures in a pass.
@@ -54,8 +54,8 @@ def accuracy(
     for start in range(0, len(questions), batch):
         part = questions[start : start + batch]
         sheets = [writer.sheet([(q, options) for q in own], every=True) for own in part]
-        features = encode_pictures(model, pixels[start : start + batch])[1]
-        losses = answer_losses(model, writer.image_token, features, collate(sheets))
+        own_features = features[start : start + batch]
+        losses = answer_losses(model, writer.image_token, own_features, collate(sheets))
         flat = [question for own in part for question in own]
         for question, row in zip(flat, losses.view(-1, len(ANSWERS)), strict=True):
             answer = ANSWERS.index(question.answer)

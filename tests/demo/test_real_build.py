@@ -13,9 +13,10 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from fednano_demo.real import build, smollm2
+from fednano_demo.real.answers import Writer, encode_pictures
 from fednano_demo.real.easy import by_picture, read_pictures, read_questions
-from fednano_demo.real.learning import Writer, open_pictures
 from fednano_demo.real.network import build_model, trained_state
+from fednano_demo.real.pictures import open_pictures
 from fednano_demo.real.processor import IMAGE
 from fednano_demo.real.scoring import accuracy
 from fednano_flwr.adapters.site import build_adapters
@@ -115,7 +116,9 @@ def test_the_real_models_two_halves_answer_as_pretraining_scored(real: Path) -> 
     model = LlavaForConditionalGeneration.from_pretrained(real, dtype=torch.bfloat16)
     writer = Writer(AutoProcessor.from_pretrained(real))
     pixels = open_pictures([file], [own]).pixels.to(torch.bfloat16)
-    found = accuracy(model, writer, pixels, [own], options=True)
+    with torch.no_grad():
+        features = encode_pictures(model, pixels)[1]
+    found = accuracy(model, writer, features, [own], options=True)
     assert sum(score.value for score in scores) == sum(found.right.values())
     assert found.loss == pytest.approx(sum(one.loss for one in scores) / len(scores), rel=0.05)
 

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from fednano_demo.real import pretrain, smollm2
+from fednano_demo.real.answers import Writer, answer_losses
+from fednano_demo.real.descriptions import Descriptions
 from fednano_demo.real.easy import (
     ANSWERS,
     COLOURS,
@@ -18,20 +20,21 @@ from fednano_demo.real.easy import (
     read_pictures,
     read_questions,
 )
-from fednano_demo.real.learning import Captions, Pictures, Writer, answer_losses, open_pictures
 from fednano_demo.real.network import build_model, load_trained, trained_state
+from fednano_demo.real.pictures import Pictures, open_pictures
 from fednano_demo.real.processor import IMAGE, IMAGE_TOKENS, build_processor
 from fednano_demo.real.sheets import Asked, collate, lay_out
+from fednano_demo.real.training import Recipe
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.prompts import conversation
 from tests.demo.real_parts import tiny_llm
 
-TINY = pretrain.Recipe(
+TINY = Recipe(
+    word_steps=2,
     picture_steps=2,
     picture_batch=4,
     answer_steps=2,
     pictures=2,
-    questions=2,
     held_out=3990,
     validated=2,
     validate_every=1,
@@ -105,20 +108,24 @@ def test_patches_are_labelled_by_what_they_show():
     assert told == [("triangle", "blue"), ("rectangle", "brown"), ("circle", "red")]
 
 
-def test_a_caption_is_nearest_to_its_own_picture():
+def test_features_are_nearest_to_those_of_their_own_picture():
     number = defaultdict(lambda: len(number))
-    words = SimpleNamespace(encode=lambda text: [number[w] for w in re.findall(r"\w+|\W", text)])
-    captions = Captions(torch.randn(40, 24, generator=torch.Generator().manual_seed(0)), words)
+    tokens = SimpleNamespace(encode=lambda text: [number[w] for w in re.findall(r"\w+|\W", text)])
+    embeddings = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
+    words = Descriptions(embeddings, tokens)
+    table = words().detach()
+    assert table.shape == (24, IMAGE_TOKENS, 24)
+    assert table[0, 0].allclose(embeddings[number["The"]])
     pictures = Pictures(
         torch.empty(3), torch.tensor([0, 2, -100]), torch.tensor([1, 7, 3]), torch.empty(3)
     )
-    right = captions.table[[1, 23, 3]]
-    picks = torch.arange(3)
-    assert captions.loss(right, pictures, picks) < 1e-3
-    wrong = captions.table[[1, 22, 3]]
-    assert captions.loss(wrong, pictures, picks) > captions.loss(right, pictures, picks) + 1
+    assert pictures.named.tolist() == [1, 23, -100]
+    right, picks = table[[1, 23, 3]], torch.arange(3)
+    assert words.loss(right, pictures, picks) < 0.1
+    wrong = table[[1, 22, 3]]
+    assert words.loss(wrong, pictures, picks) > words.loss(right, pictures, picks) + 1
     untold = torch.cat([right[:2], torch.zeros_like(right[:1])])
-    assert captions.loss(untold, pictures, picks) == captions.loss(right, pictures, picks)
+    assert words.loss(untold, pictures, picks) == words.loss(right, pictures, picks)
 
 
 def test_pretraining_writes_weights_that_can_be_built_and_a_card(
@@ -127,7 +134,7 @@ def test_pretraining_writes_weights_that_can_be_built_and_a_card(
     monkeypatch.setattr(smollm2, "read_llm", lambda wheel: tiny_llm())
     facts = pretrain.pretrain(Path("none"), tmp_path, 0, TINY)
     assert sum(facts.asked.values()) == sum(len(own) for own in _first_test_pictures(3))
-    assert [step for step, *_ in facts.validation] == [0, 1, 2]
+    assert [step for step, *_ in facts.validation] == [step for step, _ in facts.words] == [0, 1, 2]
     llm, tokenizer = tiny_llm()
     model = build_model(llm, tokenizer.convert_tokens_to_ids(IMAGE))
     before = {name: weight.clone() for name, weight in trained_state(model).items()}
