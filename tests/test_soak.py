@@ -6,9 +6,7 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -82,25 +80,16 @@ def test_growth_and_slope_of_known_lines() -> None:
     assert growth([1.0, 1.0, 2.0, 9.0, 9.0]) == 8.0
 
 
-def settled_census() -> dict[str, Any]:
-    """A census once what earlier tests and their threads have left behind is freed."""
-    before, after = census(), census()
-    for _ in range(20):
-        if abs(after["own_mb"] - before["own_mb"]) < 10:
-            break
-        time.sleep(0.2)
-        before, after = after, census()
-    return after
-
-
 def test_a_census_sees_memory_and_files_that_are_kept(tmp_path: Path) -> None:
-    before = settled_census()
-    kept = [bytes(range(250)) * 1_600_000]  # far more than what is freed meanwhile
+    before = census()
+    kept = [bytes(range(250)) * 1_600_000]  # far more than what other tests' threads use meanwhile
     files = [(tmp_path / str(number)).open("w") for number in range(3)]
     after = census()
     for file in files:
         file.close()
-    assert after["own_mb"] - before["own_mb"] > 0.5 * sum(map(len, kept)) / MB
+    size = sum(map(len, kept)) / MB
+    kept.clear()
+    assert after["own_mb"] - census()["own_mb"] > 0.5 * size
     assert after["files_open"] == before["files_open"] + 3
 
 

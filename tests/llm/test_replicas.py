@@ -154,6 +154,7 @@ def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Fe
     return inputs, labels, [Feature(b"picture", torch.randn(4, size, generator=made))]
 
 
+@pytest.mark.slow
 def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path) -> None:
     host = fakes.frozen(str(tiny_model))
     size = host.describe().hidden_size
