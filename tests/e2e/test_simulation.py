@@ -60,13 +60,14 @@ def in_one_process(config: dict[str, Any], clients: int, folder: Path) -> RunFol
 def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_same(
     tmp_path: Path,
 ) -> None:
-    result = fednano("-c", "num-server-rounds=1", "-c", "run.name=demo", cwd=tmp_path)
+    short = ("-c", "num-server-rounds=1", "-c", "local-epochs=1")
+    result = fednano(*short, "-c", "run.name=demo", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "runs" / "demo"
     records = rounds(folder)
     assert [record["round"] for record in records] == [0, 1]
     assert 0.4 < records[0]["accuracy"] < 0.75
-    assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.10
+    assert records[-1]["accuracy"] >= records[0]["accuracy"] + 0.05
     assert records[-1]["test_loss"] < records[0]["test_loss"]
     for key in ("round_bytes_up", "round_bytes_down", "step_bytes_up", "step_bytes_down"):
         assert records[1][key] > 0
