@@ -38,6 +38,7 @@ from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
 from tests.llm import fakes
 from tests.ray_start import second_chance
 
+pytestmark = pytest.mark.slow  # Ray's start alone takes half a minute beside other tests
 A = torch.ones(2)
 TENSORS = {
     "bfloat16": torch.tensor([[1.5, -2.0, 3e38]], dtype=torch.bfloat16),
@@ -154,7 +155,6 @@ def low_rank(seed: int, size: int) -> tuple[LowRankInputs, torch.Tensor, list[Fe
     return inputs, labels, [Feature(b"picture", torch.randn(4, size, generator=made))]
 
 
-@pytest.mark.slow
 def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path) -> None:
     host = fakes.frozen(str(tiny_model))
     size = host.describe().hidden_size
@@ -266,7 +266,6 @@ def test_a_graph_is_gone_with_its_replica(pair: Replicas) -> None:
 
 
 @pytest.mark.parametrize("how", ["its calls do not end", "its process is stopped"])
-@pytest.mark.slow
 def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
     pair: Replicas, folder: Path, said: list[str], how: str
 ) -> None:
@@ -281,7 +280,6 @@ def test_a_hung_replica_is_replaced_and_its_calls_are_answered(
     assert eventually(lambda: both_up(pair), 60.0) and not alive(victim)
 
 
-@pytest.mark.slow
 def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
     pair: Replicas, said: list[str]
 ) -> None:
@@ -291,7 +289,6 @@ def test_a_call_that_breaks_every_replica_is_refused_and_the_others_go_on(
     assert sum("device-side assert" in line for line in said) == 3
 
 
-@pytest.mark.slow
 def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     def say(line: str) -> None:
         raise BrokenPipeError
@@ -303,7 +300,6 @@ def test_replicas_that_cannot_start_end_with_the_reason(tmp_path: Path) -> None:
     assert not (tmp_path / "starts").exists()
 
 
-@pytest.mark.slow
 def test_calls_wait_for_the_only_replica_and_fail_with_the_reason_when_it_cannot_start(
     tmp_path: Path, said: list[str]
 ) -> None:
@@ -319,7 +315,6 @@ def test_calls_wait_for_the_only_replica_and_fail_with_the_reason_when_it_cannot
     assert "cannot be started" in said[-1]
 
 
-@pytest.mark.slow
 def test_a_replica_that_comes_back_with_another_model_is_not_taken(
     tmp_path: Path, said: list[str]
 ) -> None:
@@ -362,7 +357,6 @@ print(ray.is_initialized(), len(processes()))
 """
 
 
-@pytest.mark.slow
 def test_where_nobody_has_started_ray_it_is_started_and_ended(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWN_RAY, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
