@@ -34,10 +34,10 @@ class Recipe:
 
     word_steps: int = 600  # that teach which features the language model answers by
     word_rate: float = 1e-2
-    picture_steps: int = 2000  # that teach to give these features, without the language model
+    picture_steps: int = 6000  # that teach to give these features, without the language model
     picture_batch: int = 64
     picture_rate: float = 2e-3
-    answer_steps: int = 200  # of both together
+    answer_steps: int = 400  # of both together
     answer_rate: float = 2e-4
     listed_share: float = 0.25  # then, of questions that list the 13 answers
     pictures: int = 3  # a step through the language model, each with all its questions
