@@ -29,6 +29,18 @@ KINDS = ("which shape", "which colour", "is it there", "is it not there")
 TRAIN, TEST = 600, 200
 
 
+def is_negated(text: str) -> bool:
+    """Whether a question asks for what is not there."""
+    return not {"no", "not"}.isdisjoint(text.split())
+
+
+def kind_number(text: str, answer: str) -> int:
+    """Index into `KINDS` of a question with this answer."""
+    if answer in SHAPES:
+        return 0
+    return 1 if answer in COLOURS else 2 + is_negated(text)
+
+
 class Question(NamedTuple):
     """One of easy-VQA's questions, and the number of its picture."""
 
@@ -38,14 +50,12 @@ class Question(NamedTuple):
 
     @property
     def negated(self) -> bool:
-        return not {"no", "not"}.isdisjoint(self.text.split())
+        return is_negated(self.text)
 
     @property
     def kind(self) -> str:
         """One of `KINDS`."""
-        if self.answer in SHAPES:
-            return KINDS[0]
-        return KINDS[1] if self.answer in COLOURS else KINDS[2 + self.negated]
+        return KINDS[kind_number(self.text, self.answer)]
 
     @property
     def told(self) -> set[str]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import easy_vqa
 
+from fednano_demo.real.easy import kind_number
+
 TRAIN, VAL, TEST = 200, 48, 120
 """Questions."""
 KINDS = ("shape", "colour", "there", "not there")
@@ -57,10 +59,7 @@ class Question(NamedTuple):
     @property
     def kind(self) -> str:
         """One of `KINDS`."""
-        if self.answer in SHAPES:
-            return KINDS[0]
-        negated = not {"no", "not"}.isdisjoint(self.text.split())
-        return KINDS[1] if self.answer in COLOURS else KINDS[2 + negated]
+        return KINDS[kind_number(self.text, self.answer)]
 
 
 def german(text: str) -> str:
