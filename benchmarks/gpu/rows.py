@@ -78,7 +78,7 @@ SMALL = Sizes(
     batches=(1, 2),
     matmul=256,
     products=1,
-    crowd="--clients 2 --processes 1 --repeats 1 --seconds 1 --warm-up 0.1",
+    crowd="--clients 2 --processes 1 --repeats 1 --seconds 0.5 --warm-up 0.1",
 )
 
 

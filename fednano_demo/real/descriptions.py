@@ -17,6 +17,7 @@ CAPTION = "The only {colour} shape is a {shape}. Answer yes or no:\n"
 """What features say at first. After other sentences the model hardly tells whether a question's
 word was in the sentence."""
 _SHARPNESS = 4.0  # of the distances between features of different pictures
+_NEARNESS = 20.0  # weight of the mean distance: telling pictures apart does not make it small
 
 
 class Descriptions(nn.Module):
@@ -43,19 +44,17 @@ class Descriptions(nn.Module):
         """(3 · 8, 16, d) float32, of each shape in each colour."""
         return self.scale * (self.common + self.shapes[:, None] + self.colours).flatten(0, 1)
 
-    def loss(self, features: Tensor, pictures: Pictures, picks: Tensor) -> Tensor:
+    def loss(self, features: Tensor, pictures: Pictures) -> Tensor:
         """Pull features towards those of their shape and colour, more than towards all others.
 
         Their mean squared distance, and a cross-entropy over all shapes and colours by distance.
 
         Args:
-            features: (b, 16, d), the connector's output.
-            picks: (b,) which of the pictures they are of.
+            features: (n, 16, d), the connector's output.
         """
-        named = pictures.named[picks]
-        known = named >= 0
-        table = self().detach()
+        known = pictures.named >= 0
+        named, table = pictures.named[known], self().detach()
         apart = torch.cdist(features[known].flatten(1), table.flatten(1)).square()
         apart = apart / (self.scale**2 * table.shape[-1])
-        near = apart.gather(1, named[known][:, None]).mean() / IMAGE_TOKENS
-        return near + cross_entropy(-_SHARPNESS * apart, named[known])
+        near = apart.gather(1, named[:, None]).mean() / IMAGE_TOKENS
+        return _NEARNESS * near + cross_entropy(-_SHARPNESS * apart, named)

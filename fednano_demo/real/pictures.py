@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,20 @@ class Pictures:
         known = (self.shapes >= 0) & (self.colours >= 0)
         return torch.where(known, self.shapes * len(COLOURS) + self.colours, UNKNOWN)
 
+    def of(self, picks: Tensor) -> Pictures:
+        """Some of them."""
+        return Pictures(*(of_all[picks] for of_all in vars(self).values()))
+
+    def turned(self, way: int) -> Pictures:
+        """Mirrored and turned in one of 8 ways; what they show stays the same."""
+        side = round(self.shown.shape[1] ** 0.5)
+        axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if way & bit]
+        pixels, shown = (
+            one.flip(axes).transpose(-1, -2) if way & 4 else one.flip(axes)
+            for one in (self.pixels, self.shown.unflatten(1, (side, side)))
+        )
+        return replace(self, pixels=pixels, shown=shown.flatten(1))
+
 
 def open_pictures(files: Sequence[Path], questions: Sequence[Sequence[Question]]) -> Pictures:
     """Read pictures; what they show is what the questions of each tell."""
@@ -68,17 +82,15 @@ class PatchHead(nn.Module):
         super().__init__()
         self.names = nn.Linear(width, len(SHAPES) + 1 + len(COLOURS))
 
-    def loss(self, patches: Tensor, pictures: Pictures, picks: Tensor) -> Tensor:
+    def loss(self, patches: Tensor, pictures: Pictures) -> Tensor:
         """Σ of two cross-entropies: which shape or none, and which colour.
 
         Args:
-            patches: (b, 16, width), the vision tower's output.
-            picks: (b,) which of the pictures they are of.
+            patches: (n, 16, width), the vision tower's output.
         """
         shape, colour = self.names(patches).flatten(0, 1).split([len(SHAPES) + 1, len(COLOURS)], -1)
-        shown = pictures.shown[picks]
-        shapes = torch.where(shown, pictures.shapes[picks][:, None], EMPTY)
-        colours = torch.where(shown, pictures.colours[picks][:, None], UNKNOWN)
+        shapes = torch.where(pictures.shown, pictures.shapes[:, None], EMPTY)
+        colours = torch.where(pictures.shown, pictures.colours[:, None], UNKNOWN)
         pairs = ((shape, shapes), (colour, colours))
         each = [cross_entropy(a, b.flatten(), ignore_index=UNKNOWN) for a, b in pairs]
         return torch.stack(each).sum()

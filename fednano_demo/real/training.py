@@ -96,9 +96,9 @@ class Pretraining:
     def teach_pictures(self, share: float) -> float:
         """Teach the tower to name patches, and both to give a picture's features; its loss."""
         picks = torch.from_numpy(self.rng.choice(self.train, self.recipe.picture_batch))
-        patches, features = encode_pictures(self.model, self.pictures.pixels[picks])
-        named = self.head.loss(patches, self.pictures, picks)
-        told = self.words.loss(features, self.pictures, picks)
+        pictures = self.pictures.of(picks).turned(int(self.rng.integers(8)))
+        patches, features = encode_pictures(self.model, pictures.pixels)
+        named, told = self.head.loss(patches, pictures), self.words.loss(features, pictures)
         _descend(named + told, self.by_pictures, self.recipe.picture_rate * share)
         return float((named + told).detach())
 

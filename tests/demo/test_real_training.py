@@ -108,6 +108,18 @@ def test_patches_are_labelled_by_what_they_show():
     assert told == [("triangle", "blue"), ("rectangle", "brown"), ("circle", "red")]
 
 
+def test_a_turned_picture_shows_the_same_where_it_has_gone():
+    shown = torch.rand(5, IMAGE_TOKENS, generator=torch.Generator().manual_seed(0)) > 0.5
+    pixels = shown.view(5, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3).float()
+    pictures = Pictures(pixels, torch.arange(5), torch.arange(5), shown)
+    turned = [pictures.turned(way) for way in range(8)]
+    assert all(
+        torch.equal(one.pixels[:, 0, 8::16, 8::16].flatten(1) > 0, one.shown) for one in turned
+    )
+    assert len({tuple(one.shown.flatten().tolist()) for one in turned}) == 8
+    assert turned[0].of(torch.tensor([3, 1])).shapes.tolist() == [3, 1]
+
+
 def test_features_are_nearest_to_those_of_their_own_picture():
     number = defaultdict(lambda: len(number))
     tokens = SimpleNamespace(encode=lambda text: [number[w] for w in re.findall(r"\w+|\W", text)])
@@ -120,12 +132,12 @@ def test_features_are_nearest_to_those_of_their_own_picture():
         torch.empty(3), torch.tensor([0, 2, -100]), torch.tensor([1, 7, 3]), torch.empty(3)
     )
     assert pictures.named.tolist() == [1, 23, -100]
-    right, picks = table[[1, 23, 3]], torch.arange(3)
-    assert words.loss(right, pictures, picks) < 0.1
+    right = table[[1, 23, 3]]
+    assert words.loss(right, pictures) < 0.1
     wrong = table[[1, 22, 3]]
-    assert words.loss(wrong, pictures, picks) > words.loss(right, pictures, picks) + 1
+    assert words.loss(wrong, pictures) > words.loss(right, pictures) + 1
     untold = torch.cat([right[:2], torch.zeros_like(right[:1])])
-    assert words.loss(untold, pictures, picks) == words.loss(right, pictures, picks)
+    assert words.loss(untold, pictures) == words.loss(right, pictures)
 
 
 def test_pretraining_writes_weights_that_can_be_built_and_a_card(
