@@ -45,7 +45,7 @@ class Pictures:
 
     def of(self, picks: Tensor) -> Pictures:
         """Some of them."""
-        return Pictures(*(of_all[picks] for of_all in vars(self).values()))
+        return Pictures(*(column[picks] for column in vars(self).values()))
 
     def turned(self, way: int) -> Pictures:
         """Mirrored and turned in one of 8 ways; what they show stays the same."""
