@@ -60,7 +60,7 @@ def in_one_process(config: dict[str, Any], clients: int, folder: Path) -> RunFol
 def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_same(
     tmp_path: Path,
 ) -> None:
-    changes = ("num-server-rounds=1", "local-epochs=1", "dataset.test-split=val", "run.name=demo")
+    changes = ("num-server-rounds=1", "dataset.test-split=val", "run.name=demo")
     result = fednano(*(part for change in changes for part in ("-c", change)), cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "runs" / "demo"
