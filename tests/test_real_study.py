@@ -143,7 +143,7 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
     found = pages.premise(rows)["share_of_lora_gain"]
     assert found[GERMAN]["mean"] == pytest.approx(0.5) and found[GERMAN]["seeds"] == [0, 2]
     assert found[SCIENCEQA]["mean"] is None and found[SCIENCEQA]["reason"] == pages.NOT_RUN
-    assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.METHODS)
+    assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.methods_of(GERMAN))
     assert pages.methods_table(rows, SCIENCEQA).count(pages.NOT_RUN) == len(plan.METHODS)
     assert f"0.0003: {pages.NOT_RUN}" in pages.rates_table(rows, SCIENCEQA)
     assert "0.50 (" in pages.premise_table(rows)
@@ -168,8 +168,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
         monkeypatch.setattr(module, "SEEDS", (0,))
     few = {name: plan.METHODS[name] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)}
     few = {name: method._replace(rates=method.rates[:1]) for name, method in few.items()}
-    for module in (plan, command, pages):
-        monkeypatch.setattr(module, "METHODS", few)
+    monkeypatch.setattr(plan, "METHODS", few)
     monkeypatch.setattr(command, "run_all", here)
     monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
@@ -252,3 +251,18 @@ def test_a_run_that_fails_has_no_row_and_the_others_have(
     (tiny.model / "model.safetensors").unlink()
     (reason,) = command.study(tiny, [SCIENCEQA], file, 1, lambda line: None)
     assert FROZEN in reason and read_rows(file) == []
+
+
+def test_methods_of_one_task_change_what_they_are_named_after(tiny: Places) -> None:
+    pytest.importorskip("easy_vqa")
+
+    def adapter(task: str, method: str) -> Any:
+        return tiny.planned(Cell(task, method, 0.001, 0, "test")).config.adapter
+
+    assert adapter(GERMAN, CENTRALIZED).rank == 16
+    assert [adapter(GERMAN, f"rank-{rank}").rank for rank in (4, 64)] == [4, 64]
+    sites = [adapter(MIXTURE, f"{site}-only").sites for site in ("image", "text")]
+    assert sites == ["image", "text"]
+    for task, more in plan.MORE.items():
+        assert {cell.method for cell in tuning_cells(task)} >= set(more)
+        assert not {cell.method for cell in tuning_cells(SCIENCEQA)} & set(more)

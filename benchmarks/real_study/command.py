@@ -11,11 +11,11 @@ from typing import Any
 
 from benchmarks.real_study.pages import write_page, write_premise
 from benchmarks.real_study.plan import (
-    METHODS,
     SEEDS,
     STAGES,
     Places,
     chosen_rates,
+    methods_of,
     test_cells,
     tuning_cells,
 )
@@ -164,7 +164,7 @@ def plan_lines(places: Places, tasks: Sequence[str], file: Path, workers: int) -
     unknown = False
     for task in tasks:
         rates = chosen_rates(task, rows)
-        for name, method in METHODS.items():
+        for name, method in methods_of(task).items():
             tuning = [cell for cell in tuning_cells(task) if cell.method == name]
             tested = [cell for cell in test_cells(task, rates) if cell.method == name]
             done = len(valid_rows(places, [*tuning, *tested], file))

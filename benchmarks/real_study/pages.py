@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_study.plan import (
-    METHODS,
     ROOT,
     SEEDS,
     TASKS,
     chosen_rates,
+    methods_of,
     tuning_cells,
 )
 from benchmarks.real_study.rows import Row, unpacked
@@ -112,7 +112,7 @@ def rates_table(rows: Sequence[Row], task: str) -> str:
     """Validation loss and accuracy at each rate; the chosen ones in bold."""
     found, chosen = {row.cell: row for row in rows}, chosen_rates(task, rows)
     lines = []
-    for name, method in METHODS.items():
+    for name, method in methods_of(task).items():
         cells = []
         for cell in (cell for cell in tuning_cells(task) if cell.method == name):
             row = found.get(cell)
@@ -128,7 +128,7 @@ def methods_table(rows: Sequence[Row], task: str) -> str:
     """All methods on test questions."""
     frozen = {row.seed: row.accuracy for row in tested(rows, task, FROZEN)}
     lines = []
-    for name in METHODS:
+    for name in methods_of(task):
         mine = tested(rows, task, name)
         if not mine:
             lines.append([f"`{name}`", NOT_RUN, *[""] * 8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,10 +36,12 @@ class Method(NamedTuple):
     Attributes:
         strategy: file of conf/ without its ending.
         rates: of learning, from which validation questions choose one.
+        changes: `KEY=VALUE` beside the strategy's.
     """
 
     strategy: str
     rates: Sequence[float]
+    changes: Sequence[str] = ()
 
 
 RATES = (0.0003, 0.001, 0.003, 0.01)
@@ -53,17 +56,38 @@ METHODS = {
     "fednano-ef": Method("fednano-ef", RATES),
     "locft": Method("locft", RATES),
 }
-STAGES = ((FROZEN, CENTRALIZED, LORA), tuple(METHODS)[3:])
-"""What a task's share needs comes first, then the federations."""
 SCIENCEQA, GERMAN, MIXTURE = TASKS = ("scienceqa", "german", "mixture")
 """Each is a file in conf/real; the last one has pictures."""
+MORE = {
+    GERMAN: {
+        "fednano": Method("fednano", RATES),
+        "rank-4": Method(CENTRALIZED, RATES, ("adapter.rank=4",)),
+        "rank-64": Method(CENTRALIZED, RATES, ("adapter.rank=64",)),
+    },
+    MIXTURE: {
+        "image-only": Method(CENTRALIZED, RATES, ("adapter.sites=image",)),
+        "text-only": Method(CENTRALIZED, RATES, ("adapter.sites=text",)),
+    },
+}
+"""Run on one task each."""
+STAGES = (
+    (FROZEN, CENTRALIZED, LORA),
+    tuple(METHODS)[3:],
+    tuple(itertools.chain.from_iterable(MORE.values())),
+)
+"""What a task's share needs comes first, then the federations, then `MORE`."""
+
+
+def methods_of(task: str) -> dict[str, Method]:
+    """All methods of a task, in the order of its tables."""
+    return METHODS | MORE.get(task, {})
 
 
 def tuning_cells(task: str) -> list[Cell]:
     """Runs that choose each method's rate, scored on validation questions of another seed."""
     return [
         Cell(task, name, rate, TUNING_SEED, "val")
-        for name, method in METHODS.items()
+        for name, method in methods_of(task).items()
         for rate in method.rates
     ]
 
@@ -72,7 +96,7 @@ def chosen_rates(task: str, rows: Sequence[Row]) -> dict[str, float]:
     """Of each method whose rates have all been tried, the one with the lowest validation loss."""
     found = {row.cell: row.loss for row in rows}
     chosen = {}
-    for name in METHODS:
+    for name in methods_of(task):
         cells = [cell for cell in tuning_cells(task) if cell.method == name]
         if cells and all(cell in found for cell in cells):
             chosen[name] = min(cells, key=found.__getitem__).rate or 0.0
@@ -84,7 +108,7 @@ def test_cells(task: str, rates: dict[str, float]) -> list[Cell]:
     return [
         Cell(task, name, rates.get(name), seed, "test")
         for seed in SEEDS
-        for name, method in METHODS.items()
+        for name, method in methods_of(task).items()
         if name in rates or not method.rates
     ]
 
@@ -109,14 +133,16 @@ class Places:
         Raises:
             ConfigError: its config cannot be used.
         """
+        method = methods_of(cell.task)[cell.method]
         changes = [
             str(ROOT / "conf" / "real" / f"{cell.task}.toml"),
             f"model.name={self.model}",
             f"dataset.path={self.data(cell.task, cell.seed)}",
             f"dataset.test-split={cell.split}",
             *([] if cell.rate is None else [f"learning-rate={cell.rate}"]),
+            *method.changes,
         ]
-        file = ROOT / "conf" / f"{METHODS[cell.method].strategy}.toml"
+        file = ROOT / "conf" / f"{method.strategy}.toml"
         options = CompareOptions(
             [file], str(cell.seed), [], changes, CLIENTS, None, self.out, "study"
         )
