@@ -22,6 +22,7 @@ from fednano_flwr.config.lineage import PreviousRun, to_config
 from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.load import commit_of
 from fednano_flwr.data.metrics import metric_label
+from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.models.source import sites_of
 from fednano_flwr.preflight import (
     check_all,
@@ -196,7 +197,7 @@ class Server:
 
     def train(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
         """Have clients train from `arrays`; their replies, checked and unpacked."""
-        config, work = self.config, self.work
+        config, work = self.config, local_work_of(self.strategy, server_round)
         one = trains_one(self.strategy)
 
         def check(reply: Message) -> None:
@@ -208,17 +209,19 @@ class Server:
                 bounds=config.bounds,
                 norm_bit=config.privacy.dp == "client-adaptive",
                 clip_norm=self._clip_norm,
+                factor=work.factor,
             )
 
         chosen = self._trainers(server_round, one)
-        task = ConfigRecord(self._task())
+        task = ConfigRecord(self._task(work))
         messages = self.strategy.configure_train(server_round, arrays, task, cast(Grid, chosen))
         return self._ask(server_round, MessageType.TRAIN, messages, check, 1 if one else None)
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
         """Have clients score `arrays` on their own test questions; their replies, checked."""
         scorers = self._scorers(server_round)
-        task, least = ConfigRecord(self._task()), min(self.config.min_replies, len(scorers))
+        task = ConfigRecord(self._task(self.work))
+        least = min(self.config.min_replies, len(scorers))
         messages = self.strategy.configure_evaluate(server_round, arrays, task, cast(Grid, scorers))
         return self._ask(server_round, MessageType.EVALUATE, messages, check_evaluation, least)
 
@@ -271,11 +274,11 @@ class Server:
         self.federation.ask_partitions()
         return to_arrays(found.theta)
 
-    def _task(self) -> dict[str, Any]:
+    def _task(self, work: LocalWork) -> dict[str, Any]:
         """What each message says beside the adapters."""
         where = {"llm-address": self.service.address, "llm-tls": self.service.tls}
         previous: list[PreviousRun] = self.folder.earlier
-        return {**where, **self.work.to_config(), **to_config(previous)}
+        return {**where, **work.to_config(), **to_config(previous)}
 
     def _ask(
         self,

@@ -109,6 +109,10 @@ def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str,
     }
 
 
+KEEPING = ("locft", "feddpa-f", "fednano-ef", "rolora")
+"""Those of the runs below whose clients keep adapters or what rounding left."""
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -124,6 +128,11 @@ def kept_in_last_round(flat: dict[str, Any], run_id: int) -> dict[str, dict[str,
         pytest.param(
             {"strategy__name": "feddpa-f", "strategy__local_rank": 2}, marks=pytest.mark.slow
         ),
+        pytest.param(
+            {"strategy__name": "rolora", "upload__adapters": "int8"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"strategy__name": "fedsvd"}, marks=pytest.mark.slow),
+        pytest.param({"strategy__name": "fedrot-lora"}, marks=pytest.mark.slow),
         {"strategy__name": "fednano-ef", "upload__adapters": "int4", "fraction_train": 0.67},
     ],
     ids=lambda settings: settings["strategy__name"],
@@ -144,7 +153,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(
     assert set(kept) == set(wanted)
     for file, tensors in wanted.items():
         assert_same(kept[file], tensors)
-    assert bool(wanted) == (settings["strategy__name"] in ("locft", "feddpa-f", "fednano-ef"))
+    assert bool(wanted) == (settings["strategy__name"] in KEEPING)
     starts = json.loads((found.path / "environment.json").read_text())["resumed"]
     assert [start["after_round"] for start in starts] == [1, 1, 1, 2]
     assert half_written(found.path, Path(flat["edge.state-dir"])) == []

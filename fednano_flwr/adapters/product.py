@@ -60,6 +60,16 @@ def _named(adapters: Mapping[str, Factors]) -> Iterator[tuple[str, Tensor]]:
         yield name + UP, factors.b.float().contiguous()
 
 
+def trained_part(theta: Mapping[str, Tensor], factor: str) -> dict[str, Tensor]:
+    """The parameters of a state that are the factor "A" or "B"; all of them with "both"."""
+    return {name: value for name, value in theta.items() if is_part(name, factor)}
+
+
+def is_part(name: str, factor: str) -> bool:
+    """Whether a parameter is of the factor "A" or "B"; of "both" all are."""
+    return factor == "both" or f".lora_{factor}." in name
+
+
 def mean_product(adapters: Sequence[Factors], weights: Sequence[float]) -> Spectrum:
     """Spectrum of Σ_k w_k B_k A_k / Σ_k w_k, exact to float64.
 

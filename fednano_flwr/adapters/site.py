@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor, nn
 
+from fednano_flwr.adapters.product import is_part
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import SITES, Adapter
 
@@ -138,6 +139,13 @@ def named_trainable(adapters: PeftModel) -> dict[str, nn.Parameter]:
         if parameter.requires_grad
     }
     return dict(sorted(trainable.items()))
+
+
+def train_only(adapters: PeftModel, factor: str) -> None:
+    """Have only the factor "A" or "B" of all adapters trained, or "both"."""
+    for name, parameter in adapters.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(is_part(name, factor))
 
 
 def randomize(adapters: PeftModel, scale: float, seed: int) -> PeftModel:

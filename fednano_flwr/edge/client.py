@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fednano_flwr.adapters.product import FACTORIZATIONS, cut_state
-from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.adapters.product import FACTORIZATIONS, cut_state, trained_part
+from fednano_flwr.adapters.site import adapter_state, build_adapters, train_only
 from fednano_flwr.base.seeds import Purpose, derive_seed
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
@@ -131,6 +131,7 @@ class Client:
         if not questions:
             raise ValueError(f"partition {self.partition} has no usable training question")
         self._start(theta, work, server_round)
+        train_only(self.edge.adapters, work.factor)
         llm = exchange_of(config, service)
         plan = TrainingPlan.of(config, server_round, self.limits, work.proximal_mu)
         own = (config.seed, server_round, self.partition)
@@ -144,7 +145,8 @@ class Client:
                 self.edge, llm, questions, config.batch_size, drawn_with, self.limits
             )
         save_adapters(self.edge.adapters, work, self.local_state(server_round))
-        sent = adapter_state(self.edge.adapters) if work.uploads else {}
+        state = adapter_state(self.edge.adapters)
+        sent = trained_part(state, work.factor) if work.uploads else {}
         if fisher is not None:
             fisher = {name: fisher[name] for name in sent}
         return Trained(sent, fisher, result.loss, len(questions))

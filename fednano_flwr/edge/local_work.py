@@ -12,6 +12,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "fisher": ("none", *FISHER_ESTIMATES),
     "adapters": ("global", "own", "both"),
     "data": ("own", "all"),
+    "factor": ("both", "A", "B"),
 }
 
 
@@ -29,6 +30,7 @@ class LocalWork:
             them a local one of its own ("both").
         local_rank: of that local one; 0 is the server's rank.
         data: what it trains on: its own questions, or those of all clients ("all").
+        factor: of W = B A, what it trains and sends: "both", or one, the other staying as it came.
 
     Raises:
         ValueError: a value is not among these.
@@ -39,6 +41,7 @@ class LocalWork:
     adapters: str = "global"
     local_rank: int = 0
     data: str = "own"
+    factor: str = "both"
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 
@@ -15,7 +15,8 @@ MODS = {"client-fixed": fixedclipping_mod, "client-adaptive": adaptiveclipping_m
 def clip_as_asked(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Scale the reply's update down to the norm that came with the message.
 
-    An update of zero stays as it is; Flower's mods would divide by its norm.
+    An update of zero stays as it is; Flower's mods would divide by its norm. They also want a reply
+    to have all arrays of its message; one that has a part is compared with that part.
 
     Raises:
         ConfigError: the run config does not say whether to.
@@ -26,6 +27,8 @@ def clip_as_asked(message: Message, context: Context, call_next: ClientAppCallab
     kind = RunConfig.parse(context.run_config).privacy.dp
     if kind not in MODS:
         return reply
+    sent, got = message.content.array_records["arrays"], reply.content.array_records["arrays"]
+    message.content["arrays"] = ArrayRecord({key: sent[key] for key in got})
     if _is_zero(message, reply):
         if kind == "client-adaptive":
             reply.content.metric_records["metrics"][KEY_NORM_BIT] = 0

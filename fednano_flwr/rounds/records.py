@@ -84,7 +84,7 @@ def to_upload(
 
     Args:
         theta, fisher: of training; no `theta` where nothing is to be sent.
-        sent: adapters that training started from.
+        sent: adapters that training started from; those that are not in `theta` are not sent back.
         own: keeps the residual for error feedback; None for none.
 
     Raises:
@@ -101,11 +101,12 @@ def to_upload(
     if upload.adapters == "float32":
         return ArrayRecord({**to_arrays(theta, plain_fisher), **packed})
     keeps = own if upload.error_feedback else None
-    residual = keeps.load(RESIDUAL) if keeps else None
-    adapters = pack_adapters(theta, sent, upload.adapters, residual)
+    kept = (keeps.load(RESIDUAL) if keeps else None) or {}
+    start, residual = ({name: s[name] for name in theta if name in s} for s in (sent, kept))
+    adapters = pack_adapters(theta, start, upload.adapters, residual or None)
     packed[PACKED + THETA + upload.adapters] = Array(adapters.data.numpy())
     if keeps:
-        keeps.save(RESIDUAL, adapters.residual)
+        keeps.save(RESIDUAL, {**kept, **adapters.residual})
     return ArrayRecord({**to_arrays({}, plain_fisher), **packed})
 
 

@@ -16,7 +16,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fednano_flwr.adapters.packing import State, shapes_of
-from fednano_flwr.adapters.product import DOWN, shapes_at
+from fednano_flwr.adapters.product import DOWN, shapes_at, trained_part
 from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL, LONGEST_KIND, MOST_KINDS
 from fednano_flwr.rounds.bounds import check_clipped, check_norms, clipped
@@ -75,6 +75,7 @@ def receive_update(
     bounds: Bounds = NO_BOUNDS,
     norm_bit: bool = False,
     clip_norm: float = 0.0,
+    factor: str = "both",
 ) -> None:
     """Refuse a train reply that would spoil the merge, and unpack it in place.
 
@@ -86,6 +87,7 @@ def receive_update(
         bounds: on the norms of update and Fisher diagonal; an update may be scaled down in place.
         norm_bit: the client says whether it has clipped its update.
         clip_norm: to which the client has scaled its update down; 0 where it has not.
+        factor: which one of each adapter was trained and is here; the other is as it was sent.
 
     Raises:
         ValueError: a record, an array or a metric is missing, unknown or cannot be read; adapters
@@ -98,20 +100,21 @@ def receive_update(
     if metric(reply, "num-examples") < 1:
         raise ValueError("no question was trained on")
     arrays, start = reply.content.array_records["arrays"], from_arrays(sent)
+    trained = trained_part(start, factor)
     for key in arrays:
         if not key.startswith(PARTS):
             raise ValueError(f"{key} is no part of an update")
-    theta = adapters_in(arrays, start)
-    _check_adapters(theta, start, lower_ranks)
+    theta = adapters_in(arrays, trained)
+    _check_adapters(theta, trained, lower_ranks)
     diagonals = fishers_in(arrays, theta)
     _check_fishers(diagonals, theta, fisher != "none")
-    check_norms(theta, diagonals, start, bounds)
+    check_norms(theta, diagonals, trained, bounds)
     if clip_norm:
-        check_clipped(theta, start, clip_norm)
+        check_clipped(theta, trained, clip_norm)
     if theta and bounds.clip_update_norm:
-        theta = clipped(theta, start, bounds.clip_update_norm)
+        theta = clipped(theta, trained, bounds.clip_update_norm)
     reply.content["arrays"] = to_arrays(
-        {name: theta[name] for name in start},
+        {name: theta.get(name, start[name]) for name in start},
         {name: diagonals[name] for name in start if name in diagonals},
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -15,6 +15,7 @@ from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.config import Strategy
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.rounds.records import from_arrays, to_arrays, to_update
+from fednano_flwr.strategies.merge import weighted_mean
 
 
 class AdapterStrategy(FedAvg):
@@ -47,18 +48,23 @@ class AdapterStrategy(FedAvg):
         if self.fisher != "none" and config.fisher_estimate != "auto":
             self.fisher = config.fisher_estimate
         self.notes: dict[str, float] = {}
+        self.round = 0
         self.sent: State = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask all nodes of the grid, and remember the adapters that they start from."""
-        self.sent = from_arrays(arrays)
+        """Ask all nodes of the grid, and remember the round and what they start from."""
+        self.round, self.sent = server_round, from_arrays(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def local_work(self) -> LocalWork:
         """What the clients are to do."""
         return LocalWork(fisher=self.fisher)
+
+    def factor(self, server_round: int) -> str:
+        """Which factor of W = B A the clients train in a round: "both", or "A" or "B" alone."""
+        return "both"
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -78,6 +84,14 @@ class AdapterStrategy(FedAvg):
         """The new adapters, from one update a client."""
         raise NotImplementedError
 
+    def mean(self, updates: Sequence[Update]) -> State:
+        """The weighted mean of every parameter."""
+        weights = self.weights(updates)
+        return {
+            name: weighted_mean([update.theta[name] for update in updates], weights)
+            for name in updates[0].theta
+        }
+
     def weights(self, updates: Sequence[Update]) -> list[float]:
         """One weight a client: its number of questions, or 1 where `strategy.weight-by` says so."""
         if self.config.weight_by == "equal":
@@ -85,9 +99,15 @@ class AdapterStrategy(FedAvg):
         return [float(update.num_examples) for update in updates]
 
 
-def local_work_of(strategy: FlowerStrategy) -> LocalWork:
-    """What a strategy asks of the clients; Flower's ask for trained adapters and no more."""
-    return strategy.local_work() if isinstance(strategy, AdapterStrategy) else LocalWork()
+def local_work_of(strategy: FlowerStrategy, server_round: int = 1) -> LocalWork:
+    """What a strategy asks of the clients in a round; Flower's ask for trained adapters, no more.
+
+    Of one within differential privacy, what the named strategy asks.
+    """
+    strategy = getattr(strategy, "named", strategy)
+    if not isinstance(strategy, AdapterStrategy):
+        return LocalWork()
+    return replace(strategy.local_work(), factor=strategy.factor(server_round))
 
 
 def trains_one(strategy: FlowerStrategy) -> bool:

@@ -8,7 +8,6 @@ from typing import ClassVar
 from fednano_flwr.adapters.product import rebalanced
 from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.strategies.base import AdapterStrategy
-from fednano_flwr.strategies.merge import weighted_mean
 
 
 class AdapterFedAvg(AdapterStrategy):
@@ -22,9 +21,5 @@ class AdapterFedAvg(AdapterStrategy):
     reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors")
 
     def merge(self, updates: Sequence[Update]) -> State:
-        weights = self.weights(updates)
-        mean = {
-            name: weighted_mean([update.theta[name] for update in updates], weights)
-            for name in updates[0].theta
-        }
+        mean = self.mean(updates)
         return rebalanced(mean) if self.config.factors == "balanced" else mean

@@ -1,4 +1,4 @@
-"""FedAvg of the products B A, cut back to the adapters' rank."""
+"""FedAvg of the products B A: FlexLoRA's mean of products (Bai et al., NeurIPS 2024)."""
 
 from __future__ import annotations
 

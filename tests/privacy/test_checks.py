@@ -20,7 +20,7 @@ from fednano_flwr.strategies.registry import (
 )
 
 ROOT = Path(__file__).parents[2]
-UNIFORM = ("fedavg", "fedprox", "feddpa-f")
+UNIFORM = ("fedavg", "fedprox", "feddpa-f", "ffa-lora", "fedsvd", "rolora")
 Config = Callable[..., dict[str, Any]]
 GOOD = {
     "privacy.dp": "client-fixed",

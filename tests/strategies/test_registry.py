@@ -173,6 +173,7 @@ def test_a_strategy_reads_what_it_says(config: Made, name: str) -> None:
     made = make_strategy(watched)
     assert isinstance(made, AdapterStrategy)
     theta = {f"x.lora_{k}.weight": torch.ones(shape) for k, shape in (("A", (1, 2)), ("B", (2, 1)))}
+    made.sent = theta
     if made.local_work().uploads:
         made.merge([Update(0, theta, theta, 1), Update(1, theta, theta, 2)])
     in_vain = {"fisher_scale"} if name == "fisher-product" else set()
