@@ -22,6 +22,7 @@ from fednano_flwr.exchange.protocol import (
     Embedded,
     FeaturesMissingError,
     Gradient,
+    HostMap,
     Inputs,
     Layout,
     LLMInfo,
@@ -47,6 +48,7 @@ class LowRankInputs(Inputs):
         keys: of the questions' features, in order.
         z: (n, R) of each site that has an adapter.
         b: (d, R) likewise.
+        map: of the host, which sets it itself.
     """
 
     FIELD: ClassVar[str] = "low_rank"
@@ -56,6 +58,7 @@ class LowRankInputs(Inputs):
     z: dict[str, Tensor]
     b: dict[str, Tensor]
     layout: Layout
+    map: HostMap | None = None
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:
@@ -116,13 +119,16 @@ class LowRankInputs(Inputs):
             _check_factors(site, z[site], b[site], (rows[site], info.hidden_size))
         return cls(tokens, sites, tuple(sent.features), z, b, layout)
 
+    def through(self, map: HostMap) -> LowRankInputs:
+        return replace(self, map=map)
+
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
     ) -> Embedded:
         hidden, layout = self._frozen(table, features)
         leaf = self._with(lambda v: v.detach().to(hidden.device).requires_grad_(trains))
         with torch.set_grad_enabled(trains):  # the caller may be inside another graph's forward
-            whole = adapted(hidden, self.sites.to(hidden.device), leaf.z, leaf.b)
+            whole = adapted(hidden, self.sites.to(hidden.device), leaf.z, leaf.b, self.map)
 
         def gradient(rows: Tensor) -> Gradient:
             found = torch.autograd.grad(whole, leaf.leaves, rows) if leaf.leaves else ()
@@ -162,7 +168,7 @@ class LowRankInputs(Inputs):
 
     def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
         b = self.b.get(TEXT)
-        return partial(_embed_tokens, table, None if b is None else b.to(table.device))
+        return partial(_embed_tokens, table, None if b is None else b.to(table.device), self.map)
 
 
 class LowRankExchange(Exchange):
@@ -172,18 +178,21 @@ class LowRankExchange(Exchange):
 
 
 @torch.no_grad()
-def _embed_tokens(table: TokenTable, b: Tensor | None, tokens: NewTokens) -> Tensor:
+def _embed_tokens(
+    table: TokenTable, b: Tensor | None, map: HostMap | None, tokens: NewTokens
+) -> Tensor:
     hidden, z = table.embed(tokens.ids.to(table.device)), tokens.rows
     if (z is None) != (b is None):
         raise ValueError("the prompt was low-rank, so each token has to be, at the same sites")
+    text = torch.full((len(hidden),), SITES.index(TEXT), device=hidden.device)
     if z is None or b is None:
-        return hidden
+        return adapted(hidden, text, {}, {}, map)
     if z.shape[1] != b.shape[1] or z.dtype != b.dtype:
         raise ValueError(
             f"z of shape {tuple(z.shape)} in {z.dtype}; the prompt's B has rank {b.shape[1]}, in "
             f"{b.dtype}"
         )
-    return (hidden.to(z.dtype) + z.to(table.device) @ b.T).to(table.dtype)
+    return adapted(hidden, text, {TEXT: z.to(table.device)}, {TEXT: b}, map)
 
 
 def _check_factors(site: str, z: Tensor, b: Tensor, rows: tuple[int, int]) -> None:

@@ -7,10 +7,11 @@ process, several replicas of it, or a host over gRPC.
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -135,17 +136,56 @@ class AdaptedBatch(FrozenBatch):
         return adapted(self.hidden, self.sites, self.z, self.b)
 
 
-def adapted(
-    hidden: Tensor, sites: Tensor, z: Mapping[str, Tensor], b: Mapping[str, Tensor]
-) -> Tensor:
-    """h + z Bᵀ at the rows of each site, (N, d) in the dtype of `hidden`.
+@dataclass(frozen=True, eq=False)
+class HostMap:
+    """What the merged model has beside the adapters: a frozen linear map of each site, at the host.
 
-    The sum is made in the dtype of z, as PEFT does.
+    h' = h + M h + z Bᵀ, M = P Q. No client gets it or sends it. A call carries the map of the phase
+    that its token is for, however late it is computed.
+
+    Attributes:
+        factors: of each site, Q (R, d) and P (d, R), which holds the scale s; float32.
+        name: of these factors and no others.
+    """
+
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    name: int = field(default_factory=lambda: secrets.randbits(63))
+    _placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def change(self, site: str, hidden: Tensor) -> Tensor | None:
+        """M h (n, d) in float32 of frozen embeddings (n, d); None where the site has no map."""
+        if site not in self.factors:
+            return None
+        place = site, hidden.device
+        if place not in self._placed:  # a device gets it once
+            down, up = self.factors[site]
+            self._placed[place] = down.to(hidden.device), up.to(hidden.device)
+        down, up = self._placed[place]
+        return hidden.to(down.dtype) @ down.T @ up.T
+
+
+def adapted(
+    hidden: Tensor,
+    sites: Tensor,
+    z: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    map: HostMap | None = None,
+) -> Tensor:
+    """h + z Bᵀ at the rows of each site, with a map h + M h + z Bᵀ; (N, d) as `hidden` is.
+
+    The sum is made in the dtype of z, as PEFT does; with a map in float32 at least.
     """
     result = hidden.clone()
-    for site in z:
+    for site in dict.fromkeys((*z, *(map.factors if map else ()))):
         places = at_site(sites, site).nonzero().squeeze(1)
-        changed = hidden[places].to(z[site].dtype) + z[site] @ b[site].T
+        changed = hidden[places]
+        change = map.change(site, changed) if map else None
+        if site in z:
+            changed = changed.to(z[site].dtype) + z[site] @ b[site].T
+        if change is not None:
+            changed = changed + change
         result.index_copy_(0, places, changed.to(hidden.dtype))
     return result
 
@@ -192,10 +232,12 @@ class Inputs(ABC):
 
     Attributes:
         FIELD: of `Inputs` in fednano.proto.
+        map: that the host embeds the batch with; not sent.
     """
 
     FIELD: ClassVar[str]
     layout: Layout
+    map: HostMap | None = None
 
     # At the client:
 
@@ -234,6 +276,17 @@ class Inputs(ABC):
         """
 
     # At the host:
+
+    def through(self, map: HostMap) -> Self:
+        """The same batch, to be embedded with a map of the host's.
+
+        Raises:
+            RefusalError: the host never has h in this exchange.
+        """
+        raise RefusalError(
+            "a part of this run's model is a map at the host, which is applied to frozen "
+            'embeddings, and this batch has none: use exchange.kind = "lowrank"'
+        )
 
     @abstractmethod
     def embed(

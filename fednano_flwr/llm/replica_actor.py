@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import ray
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import LLMInfo, LLMService
+from fednano_flwr.exchange.protocol import HostMap, Inputs, LLMInfo, LLMService
 
 CONCURRENT_CALLS = 64
 """Inside one replica; its service queues them."""
@@ -26,6 +27,34 @@ POLL_SECONDS = 0.1
 
 class OtherModelError(RuntimeError):
     """A replica was started again with another model than the first one."""
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """Where Ray keeps the factors of a `HostMap`; takes its place in a batch for a replica.
+
+    Attributes:
+        name: the map's.
+    """
+
+    name: int
+    factors: Any
+
+
+_map: HostMap | None = None
+"""The latest that this replica was given: Ray is asked for each once."""
+
+
+def with_its_map(argument: Any) -> Any:
+    """At a replica: an argument of a call, the map of its batch fetched."""
+    global _map
+    stored: Any = argument.map if isinstance(argument, Inputs) else None
+    if stored is None:
+        return argument
+    latest = _map
+    if latest is None or latest.name != stored.name:
+        _map = latest = HostMap(ray.get(stored.factors), stored.name)
+    return argument.through(latest)
 
 
 @contextmanager
@@ -93,7 +122,9 @@ def start_replica(make: Callable[[], LLMService], num_gpus: float, folder: str) 
                 from fednano_flwr.llm.replica_actor import OtherModelError
 
                 raise OtherModelError(f"it is another model than the first one: {own}, not {info}")
-            return getattr(self.service, name)(*arguments)
+            from fednano_flwr.llm.replica_actor import with_its_map
+
+            return getattr(self.service, name)(*[with_its_map(one) for one in arguments])
 
         def close(self) -> None:
             getattr(self.service, "close", bool)()

@@ -26,9 +26,10 @@ from ray.exceptions import (
     UnserializableException,
 )
 
-from fednano_flwr.exchange.protocol import LLMInfo, LLMService
+from fednano_flwr.exchange.protocol import Inputs, LLMInfo, LLMService
 from fednano_flwr.llm.replica_actor import (
     OtherModelError,
+    StoredMap,
     ray_session,
     send_tensors_beside,
     start_replica,
@@ -117,6 +118,7 @@ class Replicas(LLMService):
         self._lock = threading.RLock()
         self._owners: dict[bytes, int] = {}  # in the order of their first calls
         self._info: LLMInfo | None = None
+        self._map: StoredMap | None = None
         self._closed = False
         self.replicas: list[_Replica] = []
         with ExitStack() as stack:
@@ -178,6 +180,7 @@ class Replicas(LLMService):
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         """Answer a call by the owner's replica, or by another if that is lost."""
+        arguments = tuple(self._with_stored_map(one) for one in arguments)
         for _ in range(LOSSES_OF_A_CALL):
             try:
                 return self._ask(self._replica_of(owner), method, *arguments, owner)
@@ -187,6 +190,16 @@ class Replicas(LLMService):
             f"{LOSSES_OF_A_CALL} LLM replicas were lost over one call ({method}), the last one: "
             f"{reason}"
         )
+
+    def _with_stored_map(self, argument: Any) -> Any:
+        """An argument of a call, the map of its batch given to Ray, once for all replicas."""
+        map = argument.map if isinstance(argument, Inputs) else None
+        if map is None:
+            return argument
+        with self._lock:
+            if self._map is None or self._map.name != map.name:
+                self._map = StoredMap(map.name, ray.put(map.factors))
+            return argument.through(self._map)
 
     def _replica_of(self, owner: bytes) -> _Replica:
         """The owner's replica, or another that is up; one is waited for where none is."""

@@ -138,9 +138,9 @@ def test_tokens_differ_by_node_round_phase_and_run_and_from_process_to_process()
     assert len(made) == 18 and {len(token) for token in made} == {64}
     here, there = Tokens(RUN), Tokens(RUN)
     with here.open(1, "train") as token, there.open(1, "train"):
-        assert here.owner(caller(token).metadata()) == b"5/7"
+        assert here.admit(caller(token).metadata()).owner == b"5/7"
         with pytest.raises(TokenError):
-            there.owner(caller(token).metadata())
+            there.admit(caller(token).metadata())
 
 
 def test_a_fixed_token_lets_in_whoever_has_it_as_one_node(service: StandIn) -> None:

@@ -29,6 +29,7 @@ from fednano_flwr.exchange.protocol import (
     Feature,
     FeaturesMissingError,
     GraphGoneError,
+    HostMap,
     Layout,
     NewTokens,
 )
@@ -159,6 +160,8 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
     host = fakes.frozen(str(tiny_model))
     size = host.describe().hidden_size
     owners = [b"run/%d" % i for i in range(5)]
+    one, other = (HostMap({"text": (torch.eye(size)[:3], x * torch.ones(size, 3))}) for x in (1, 2))
+    maps = [one, other, one]
 
     def work(service: Any, owner: bytes) -> list[Any]:
         seed = owners.index(owner)
@@ -173,13 +176,16 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
         where = torch.tensor([4, 7])
         scored = service.score(inputs, where, torch.tensor([1, 5, 9]), owner)
         losses = service.token_losses(pictured, where, where, owner)
+        mapped = [service.token_losses(pictured.through(m), where, where, owner) for m in maps]
+        assert not torch.equal(mapped[0], mapped[1]) and torch.equal(mapped[0], mapped[2])
         begun = service.prefill(service.reserve(40, owner).cache, pictured, owner)
         first = torch.tensor([0])
         token = NewTokens(first, begun.tokens, torch.ones(1, 2))
         then = service.decode(begun.cache, token, owner)
         service.release(then.cache, owner)
         gradient += 0  # may be written
-        return [loss, again, gradient, *factors, scored, losses, begun.tokens, then.tokens]
+        made = [loss, again, gradient, *factors, scored, losses, *mapped]
+        return [*made, begun.tokens, then.tokens]
 
     with Replicas(partial(fakes.frozen, str(tiny_model)), 2) as service:
         assert service.describe() == host.describe()

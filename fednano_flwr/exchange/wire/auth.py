@@ -18,9 +18,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fednano_flwr.config import ConfigError
+from fednano_flwr.exchange.protocol import HostMap
 
 KEY = "authorization"
 SCHEME = "Bearer "
@@ -36,11 +37,23 @@ class TokenError(PermissionError):
     """The caller may not use the service; the text says why and holds no token."""
 
 
+class Admission(NamedTuple):
+    """Whom a call is from, and what it is to be computed with.
+
+    Attributes:
+        owner: None where it is who the call says.
+        map: of the phase that the token is for.
+    """
+
+    owner: bytes | None = None
+    map: HostMap | None = None
+
+
 class Access(Protocol):
     """Decides whether a caller may use the service."""
 
-    def owner(self, metadata: Metadata) -> bytes:
-        """The owner that a stream's token belongs to; raises `TokenError` without a good one."""
+    def admit(self, metadata: Metadata) -> Admission:
+        """Whom a stream's token belongs to; raises `TokenError` without a good one."""
         ...
 
 
@@ -68,23 +81,26 @@ class Tokens:
     def __init__(self, run: int) -> None:
         self._run = run
         self._secret = secrets.token_bytes(SECRET_BYTES)
-        self._open: tuple[int, str] | None = None
+        self._open: tuple[int, str, HostMap | None] | None = None
 
     @contextmanager
-    def open(self, server_round: int, phase: str) -> Iterator[Callable[[int], str]]:
+    def open(
+        self, server_round: int, phase: str, map: HostMap | None = None
+    ) -> Iterator[Callable[[int], str]]:
         """Let nodes in while the block runs; yields what makes a node's token.
 
         Args:
             phase: what nodes are asked to do, "train" or "evaluate".
+            map: what all calls of this phase are computed with.
         """
-        self._open = (server_round, phase)
+        self._open = (server_round, phase, map)
         try:
             yield lambda node: self._token(_claim(self._run, node, server_round, phase))
         finally:
             self._open = None
 
-    def owner(self, metadata: Metadata) -> bytes:
-        """See `Access.owner`: the run and node of the token.
+    def admit(self, metadata: Metadata) -> Admission:
+        """See `Access.admit`: the run and node of the token, the map of its phase.
 
         Raises:
             TokenError: there is no token, it is not genuine, or its time is over.
@@ -97,9 +113,10 @@ class Tokens:
         if not hmac.compare_digest(self._token(claim).encode(), token.encode()):
             raise TokenError("the token is not the one of this node, run, round and phase")
         run, node, server_round, phase = claim.split(".")
-        if (int(server_round), phase) != self._open:
+        open = self._open  # read once: the next phase may begin in another thread
+        if open is None or open[:2] != (int(server_round), phase):
             raise TokenError(f"the token was good for round {server_round}, {phase}; that is over")
-        return owner(int(run), int(node))
+        return Admission(owner(int(run), int(node)), open[2])
 
     def _token(self, claim: str) -> str:
         return hmac.digest(self._secret, claim.encode(), "sha256").hex()
@@ -115,13 +132,13 @@ class FixedToken:
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
-    def owner(self, metadata: Metadata) -> bytes:
-        """See `Access.owner`."""
+    def admit(self, metadata: Metadata) -> Admission:
+        """See `Access.admit`."""
         where = "the file that the service was started with (--token-file)"
         _, token = _bearer(metadata, f"this LLM service asks for the token in {where}")
         if not hmac.compare_digest(self._token, token.encode()):
             raise TokenError(f"the token is not this LLM service's: take {where}")
-        return FIXED_OWNER
+        return Admission(FIXED_OWNER)
 
 
 def make_token(file: Path) -> bool:

@@ -11,6 +11,8 @@ from fednano_flwr.exchange.protocol import (
     FeaturesMissingError,
     GoneError,
     HostBusyError,
+    HostMap,
+    Inputs,
     LLMService,
     RefusalError,
 )
@@ -43,11 +45,14 @@ class Dispatcher:
         self._info = service.describe()
         self._meter, self._activity, self._metrics = meter, activity, metrics
 
-    def answer(self, message: bytes, owner: bytes | None = None) -> pb.Answer:
+    def answer(
+        self, message: bytes, owner: bytes | None = None, map: HostMap | None = None
+    ) -> pb.Answer:
         """The answer to a serialized call; never raises, so that one bad call ends no session.
 
         Args:
             owner: who asks, where a token proves it; otherwise it is who the call says.
+            map: what the call's batch is computed with.
         """
         answer, kind, failed = pb.Answer(), NO_CALL, None
         try:
@@ -55,7 +60,7 @@ class Dispatcher:
                 self._meter.request(owner)
             call = _parsed(message)
             kind = call.WhichOneof("what") or NO_CALL
-            self._carry_out(kind, call, owner, answer)
+            self._carry_out(kind, call, owner, map, answer)
         except Exception as error:
             failed = error
         self._metrics.answered(kind, failed)
@@ -75,12 +80,16 @@ class Dispatcher:
                 answer.refused = f"the host failed: {type(failed).__name__}: {failed}"
         return answer
 
-    def _carry_out(self, kind: str, call: pb.Call, owner: bytes | None, answer: pb.Answer) -> None:
+    def _carry_out(
+        self, kind: str, call: pb.Call, owner: bytes | None, map: HostMap | None, answer: pb.Answer
+    ) -> None:
         if kind == NO_CALL:
             raise RefusalError("an empty call")
         request, reply, method = getattr(call, kind), getattr(answer, kind), METHODS[kind]
         check_protocol(request.header)
         arguments = method.read(request, self._info)
+        if map is not None:
+            arguments = tuple(a.through(map) if isinstance(a, Inputs) else a for a in arguments)
         who = owner or owner_of(request.header.run, request.header.node)
         if kind in ("describe", "register"):
             result = self._info

@@ -16,7 +16,7 @@ import grpc
 from fednano_flwr.config import is_loopback
 from fednano_flwr.exchange.protocol import STILL_WANTED, HostBusyError, LLMService
 from fednano_flwr.exchange.wire import methods
-from fednano_flwr.exchange.wire.auth import Access, TokenError
+from fednano_flwr.exchange.wire.auth import Access, Admission, TokenError
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.exchange.wire.metrics import (
     NO_CALL,
@@ -57,26 +57,26 @@ class Servicer:
     def session(self, calls: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answers calls one by one, each only while the token is good; else it is not parsed."""
         STILL_WANTED.set(context.is_active)  # for this thread, until its next session
-        owner = self._owner(context)
+        owner = self._admit(context).owner
         try:
             with ExitStack() as stack:
                 if owner is not None:
                     stack.enter_context(self._meter.session(owner))
                 stack.enter_context(self._metrics.stream())
                 for call in calls:
-                    owner = self._owner(context)
-                    reply = self._dispatcher.answer(call, owner).SerializeToString()
+                    admission = self._admit(context)
+                    reply = self._dispatcher.answer(call, *admission).SerializeToString()
                     self._metrics.transferred(len(call), len(reply))
                     yield reply
         except HostBusyError as error:
             self._metrics.answered(SESSION, error)
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
-    def _owner(self, context: grpc.ServicerContext) -> bytes | None:
+    def _admit(self, context: grpc.ServicerContext) -> Admission:
         if self._tokens is None:
-            return None
+            return Admission()
         try:
-            return self._tokens.owner(context.invocation_metadata())
+            return self._tokens.admit(context.invocation_metadata())
         except TokenError as error:
             self._metrics.answered(NO_CALL, error)
             context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
