@@ -19,15 +19,17 @@ from benchmarks.real_study import command, pages, plan
 from benchmarks.real_study.plan import (
     GERMAN,
     MIXTURE,
-    ROOT,
     SCIENCEQA,
     Places,
     chosen_rates,
     tuning_cells,
 )
-from benchmarks.real_study.rows import Cell, Row, add_row, packed, read_rows, unpacked
+from benchmarks.real_study.rows import Cell, Row, packed, unpacked
 from benchmarks.real_study.share import NO_GAIN, Scores, share_of_gain
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
+from benchmarks.study import marks, missing
+from benchmarks.study.plan import ROOT
+from benchmarks.study.rows import add_row, read_rows
 from fednano_demo.generate import write_dataset
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.analysis.experiments.store import clear
@@ -105,7 +107,7 @@ def test_a_rows_questions_come_back(tmp_path: Path) -> None:
     cell = Cell(GERMAN, LORA, 0.0003, 1, "test")
     row = replace(a_row(cell), questions=9, right=bits, losses=each)
     add_row(tmp_path / "runs.csv", row)
-    (read,) = read_rows(tmp_path / "runs.csv")
+    (read,) = read_rows(tmp_path / "runs.csv", Row)
     assert read == row and read.cell == cell
     assert [list(values) for values in unpacked(read)] == [right, losses]
     with pytest.raises(ValueError, match="part"):
@@ -117,10 +119,10 @@ def test_a_row_takes_the_place_of_its_cells_earlier_one(tmp_path: Path) -> None:
     one, other = (Cell(GERMAN, "locft", 0.001, seed, "test") for seed in (0, 1))
     for row in (a_row(one), a_row(other), a_row(one, digest="new")):
         add_row(file, row)
-    assert [(row.seed, row.digest) for row in read_rows(file)] == [(1, "d"), (0, "new")]
+    assert [(row.seed, row.digest) for row in read_rows(file, Row)] == [(1, "d"), (0, "new")]
     file.write_text(file.read_text().replace("locft,0.001", "locft,much"))
     with pytest.raises(ValueError, match="line 2"):
-        read_rows(file)
+        read_rows(file, Row)
 
 
 def test_the_rate_with_the_lowest_validation_loss_is_chosen_once_all_were_tried() -> None:
@@ -150,9 +152,9 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
 
 
 def test_the_page_and_premise_show_the_committed_rows() -> None:
-    rows = read_rows(ROWS)
+    rows = read_rows(ROWS, Row)
     page = pages.PAGE.read_text("utf-8")
-    assert len(pages.MARK.findall(page)) == page.count("<!-- real-study:") == 8
+    assert len(marks.mark("real-study").findall(page)) == page.count("<!-- real-study:") == 8
     assert pages.with_tables(page, rows) == page
     committed = json.loads(ROWS.with_name("premise.json").read_text("utf-8"))
     assert committed == json.loads(json.dumps(pages.premise(rows)))
@@ -169,7 +171,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     few = {name: plan.METHODS[name] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)}
     few = {name: method._replace(rates=method.rates[:1]) for name, method in few.items()}
     monkeypatch.setattr(plan, "METHODS", few)
-    monkeypatch.setattr(command, "run_all", here)
+    monkeypatch.setattr(missing, "run_all", here)
     monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
     return Places(tmp_path / "model", tmp_path / "demo" / "scienceqa", tmp_path / "out")
@@ -197,7 +199,7 @@ def copy(source: Path, folder: Path) -> None:
 def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path: Path) -> None:
     file, said = tmp_path / "runs.csv", list[str]()
     assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 7
-    rows = {(row.method, row.split): row for row in read_rows(file)}
+    rows = {(row.method, row.split): row for row in read_rows(file, Row)}
     assert len(rows) == 7
     frozen, federated, near, lora = (
         rows[name, "test"] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)
@@ -211,10 +213,10 @@ def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path:
     assert "fedavg" in pages.PAGE.read_text() and (tmp_path / "premise.json").is_file()
     # Again: nothing is missing. Without a row: that run alone, with the same result.
     assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 7
-    lines, last = file.read_text().splitlines(keepends=True), read_rows(file)[-1]
+    lines, last = file.read_text().splitlines(keepends=True), read_rows(file, Row)[-1]
     file.write_text("".join(lines[:-1]))
     command.study(tiny, [SCIENCEQA], file, 1, said.append)
-    again = read_rows(file)[-1]
+    again = read_rows(file, Row)[-1]
     assert len(said) == 8 and again.accuracy == last.accuracy and again.losses == last.losses
     assert "0 to do" in command.plan_lines(tiny, [SCIENCEQA], file, 1)[0]
 
@@ -250,7 +252,7 @@ def test_a_run_that_fails_has_no_row_and_the_others_have(
     file = tmp_path / "runs.csv"
     (tiny.model / "model.safetensors").unlink()
     (reason,) = command.study(tiny, [SCIENCEQA], file, 1, lambda line: None)
-    assert FROZEN in reason and read_rows(file) == []
+    assert FROZEN in reason and read_rows(file, Row) == []
 
 
 def test_methods_of_one_task_change_what_they_are_named_after(tiny: Places) -> None:

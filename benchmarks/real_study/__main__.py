@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.real_study.command import plan_lines, study
-from benchmarks.real_study.plan import ROOT, TASKS, Places
+from benchmarks.real_study.plan import TASKS, Places
+from benchmarks.study.plan import ROOT
 from fednano_demo.real.build import default_folder
 from fednano_flwr.base.signals import interrupts
 from fednano_flwr.config.machine import cpus

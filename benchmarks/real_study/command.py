@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,15 @@ from benchmarks.real_study.plan import (
     test_cells,
     tuning_cells,
 )
-from benchmarks.real_study.rows import Cell, Row, add_row, packed, read_rows
+from benchmarks.real_study.rows import Cell, Row, packed
 from benchmarks.real_study.whole import FROZEN, carry_out, notes_of
+from benchmarks.study.missing import Say, do_runs
+from benchmarks.study.rows import add_row, read_rows
 from fednano_flwr.analysis.experiments.plan import PlannedRun
-from fednano_flwr.analysis.experiments.pool import run_all
 from fednano_flwr.analysis.experiments.progress import duration
 from fednano_flwr.analysis.experiments.results import run_row
 from fednano_flwr.analysis.experiments.store import lacking, locked, read_ended
 from fednano_flwr.analysis.experiments.worker import Outcome
-from fednano_flwr.base.version import commit_of
-from fednano_flwr.config.project import PACKAGE
-
-Say = Callable[[str], None]
 
 
 def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: Say) -> list[str]:
@@ -59,7 +56,7 @@ def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: S
 
 def write_all(file: Path) -> None:
     """Make premise.json and the page's tables of all rows."""
-    rows = read_rows(file)
+    rows = read_rows(file, Row)
     write_premise(file.with_name("premise.json"), rows)
     write_page(rows)
 
@@ -69,7 +66,7 @@ def valid_rows(places: Places, cells: Iterable[Cell], file: Path) -> list[Row]:
     asked = set(cells)
     return [
         row
-        for row in read_rows(file)
+        for row in read_rows(file, Row)
         if row.cell in asked and row.digest == places.digest(row.cell)
     ]
 
@@ -80,25 +77,13 @@ def do_missing(
     """Do the runs of these cells that have no row; returns those that failed, with reasons."""
     done = {row.cell for row in valid_rows(places, cells, file)}
     runs = {places.planned(cell): cell for cell in cells if cell not in done}
-    commit = commit_of(PACKAGE) or ""
-    failed: list[str] = []
 
-    def on_end(run: PlannedRun, outcome: Outcome) -> None:
-        cell = runs[run]
-        try:
-            if outcome.error:
-                raise ValueError(outcome.error)
-            row = row_of(cell, run, places.digest(cell), commit)
-        except (OSError, ValueError) as error:
-            failed.append(f"{' '.join(map(str, cell))}: {error} (log: {run.log})")
-            say(f"failed  {failed[-1]}")
-        else:
-            add_row(file, row)
-            say(line_of(row))
+    def keep(cell: Cell, run: PlannedRun, outcome: Outcome, commit: str) -> str:
+        row = row_of(cell, run, places.digest(cell), commit)
+        add_row(file, row)
+        return line_of(row)
 
-    if runs:
-        run_all(list(runs), workers, places.out, on_end, carry_out=carry_out)
-    return failed
+    return do_runs(runs, workers, places.out, keep, say, carry_out)
 
 
 def row_of(cell: Cell, run: PlannedRun, digest: str, commit: str) -> Row:
@@ -160,7 +145,7 @@ def line_of(row: Row) -> str:
 
 def plan_lines(places: Places, tasks: Sequence[str], file: Path, workers: int) -> list[str]:
     """Runs that are left × the mean seconds of the same method's runs, task by task."""
-    rows, total, lines = read_rows(file), 0.0, []
+    rows, total, lines = read_rows(file, Row), 0.0, []
     unknown = False
     for task in tasks:
         rates = chosen_rates(task, rows)

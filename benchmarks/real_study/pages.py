@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.real_study.plan import (
-    ROOT,
     SEEDS,
     TASKS,
     chosen_rates,
@@ -21,12 +19,13 @@ from benchmarks.real_study.rows import Row, unpacked
 from benchmarks.real_study.share import Scores, share_of_gain
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
 from benchmarks.report import table
+from benchmarks.study import marks
+from benchmarks.study.plan import ROOT
 from fednano_flwr.analysis.experiments.tables import difference, points
 from fednano_flwr.analysis.statistics import Spread, paired, spread
 from fednano_flwr.base.files import replace_file
 
 PAGE = ROOT / "docs" / "real-model.md"
-MARK = re.compile(r"<!-- real-study: (\w+)(?: (\w+))? -->\n.*?<!-- end -->", re.DOTALL)
 NOT_RUN = "not run"
 SHARES = {"share_of_lora_gain": "accuracy", "share_of_lora_loss_reduction": "answer loss"}
 """Fields of premise.json, and what each is a share of."""
@@ -61,19 +60,13 @@ def write_page(rows: Sequence[Row]) -> None:
 
 def with_tables(page: str, rows: Sequence[Row]) -> str:
     """The page with each table between `<!-- real-study: KIND TASK -->` and `<!-- end -->`."""
-    kinds: Mapping[str, Callable[[Sequence[Row], str], str]] = {
-        "premise": lambda rows, task: premise_table(rows),
-        "rates": rates_table,
-        "methods": methods_table,
-        "checks": lambda rows, task: checks(rows),
+    kinds: Mapping[str, Callable[[str], str]] = {
+        "premise": lambda _: premise_table(rows),
+        "rates": lambda task: rates_table(rows, task),
+        "methods": lambda task: methods_table(rows, task),
+        "checks": lambda _: checks(rows),
     }
-
-    def made(found: re.Match[str]) -> str:
-        kind, task = found[1], found[2] or ""
-        head = " ".join(part for part in (kind, task) if part)
-        return f"<!-- real-study: {head} -->\n{kinds[kind](rows, task)}\n<!-- end -->"
-
-    return MARK.sub(made, page)
+    return marks.with_tables(page, "real-study", kinds)
 
 
 def tested(rows: Sequence[Row], task: str, method: str = "") -> list[Row]:

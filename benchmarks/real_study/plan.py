@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.real_study.rows import Cell, Row
 from benchmarks.real_study.scienceqa import write_text_only
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
+from benchmarks.study.plan import (
+    ROOT,
+    data_folder,
+    digest_of_parts,
+    folder_digest,
+    least,
+    model_digest,
+    placeless,
+    planned_run,
+)
 from fednano_demo.real.german import write_german
 from fednano_demo.real.mixture import write_mixture
 from fednano_flwr.analysis.config_digest import digest_of
-from fednano_flwr.analysis.experiments.plan import CompareOptions, PlannedRun, make_plan
-from fednano_flwr.base.files import write_once
-from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.analysis.experiments.plan import PlannedRun
 
-ROOT = Path(__file__).parents[2]
 SEEDS, TUNING_SEED = (0, 1, 2), 10
 CLIENTS = 3
-PROMPT = ("tokenizer.json", "chat_template.jinja")
-"""Of a model's folder, what decides a prompt's tokens."""
-PIXELS = ("processor_config.json",)
-"""What decides a picture's pixels."""
 
 
 class Method(NamedTuple):
@@ -96,10 +97,10 @@ def chosen_rates(task: str, rows: Sequence[Row]) -> dict[str, float]:
     """Of each method whose rates have all been tried, the one with the lowest validation loss."""
     found = {row.cell: row.loss for row in rows}
     chosen = {}
-    for name in methods_of(task):
-        cells = [cell for cell in tuning_cells(task) if cell.method == name]
-        if cells and all(cell in found for cell in cells):
-            chosen[name] = min(cells, key=found.__getitem__).rate or 0.0
+    for name, method in methods_of(task).items():
+        tried = {rate: [Cell(task, name, rate, TUNING_SEED, "val")] for rate in method.rates}
+        if (rate := least(tried, found)) is not None:
+            chosen[name] = rate
     return chosen
 
 
@@ -143,29 +144,15 @@ class Places:
             *method.changes,
         ]
         file = ROOT / "conf" / f"{method.strategy}.toml"
-        options = CompareOptions(
-            [file], str(cell.seed), [], changes, CLIENTS, None, self.out, "study"
-        )
-        (run,) = make_plan(ROOT, options, ROOT).runs
-        own = f"{cell.method}-{run.config.run.name}"  # others may have the same config
-        place = dataclasses.replace(run.config.run, name=own)
-        config = dataclasses.replace(run.config, run=place)
-        return dataclasses.replace(run, experiment=cell.method, config=config)
+        return planned_run(cell.method, file, changes, cell.seed, CLIENTS, self.out)
 
     def digest(self, cell: Cell) -> str:
         """Of what decides a cell's result: config, questions, and the parts of the model in use."""
-        config = self.planned(cell).config
-        elsewhere = dataclasses.replace(
-            config,
-            model=dataclasses.replace(config.model, name=""),
-            dataset=dataclasses.replace(config.dataset, path=""),
-        )
-        parts = (
-            digest_of(elsewhere, CLIENTS),
+        return digest_of_parts(
+            digest_of(placeless(self.planned(cell).config), CLIENTS),
             folder_digest(self.data(cell.task, cell.seed)),
-            self._model(pictures=cell.task == MIXTURE),
+            model_digest(self.model, pictures=cell.task == MIXTURE),
         )
-        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def data(self, task: str, seed: int) -> Path:
         """Folder of a task's questions; they are written where they are not there."""
@@ -174,24 +161,4 @@ class Places:
             GERMAN: partial(write_german, seed=seed),
             MIXTURE: partial(write_mixture, seed=seed),
         }[task]
-        folder = self.out / "data" / f"{task}-seed{seed}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_once(folder, write)
-        return folder
-
-    def _model(self, pictures: bool) -> str:
-        """Digest of what a task uses: language model and prompt, or all."""
-        fingerprint = ModelCheckpoint(str(self.model)).fingerprint
-        used = fingerprint if pictures else fingerprint.rpartition("-")[2]
-        names = (*PROMPT, *PIXELS) if pictures else PROMPT
-        files = [(self.model / name).read_bytes() for name in names]
-        return f"{used} {hashlib.sha256(b''.join(files)).hexdigest()}"
-
-
-@cache
-def folder_digest(folder: Path) -> str:
-    """Of the names and contents of all files."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+        return data_folder(self.out / "data" / f"{task}-seed{seed}", write)

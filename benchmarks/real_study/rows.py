@@ -1,19 +1,14 @@
-"""results/real/runs.csv: a line a finished run, which is what a run need not be done again for."""
+"""results/real/runs.csv: what a finished run has found."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from fednano_flwr.base.files import replace_file
 
 
 class Cell(NamedTuple):
@@ -73,42 +68,6 @@ class Row:
         return Cell(self.task, self.method, self.rate, self.seed, self.split)
 
 
-def read_rows(file: Path) -> list[Row]:
-    """All rows; none where there is no file.
-
-    Raises:
-        ValueError: a line is not one of a row; the message names it.
-    """
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as opened:
-        lines = list(csv.DictReader(opened))
-    found = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            parsed = {one.name: _parsed(str(one.type), line[one.name]) for one in fields(Row)}
-            found.append(Row(**parsed))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}, line {number} is no run of the study: {error!r}") from None
-    return found
-
-
-def add_row(file: Path, row: Row) -> None:
-    """Append a row; one of the same cell, of another config, data or model, is replaced."""
-    kept = [one for one in read_rows(file) if one.cell != row.cell]
-    write_rows(file, [*kept, row])
-
-
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Write all rows, as a whole or not at all."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [one.name for one in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, out.getvalue().encode())
-
-
 def packed(right: Sequence[float], losses: Sequence[float]) -> tuple[str, str]:
     """Right or wrong of each question as bits in hex, and its loss in float16, in base64.
 
@@ -127,9 +86,3 @@ def unpacked(row: Row) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     right = np.unpackbits(bits, count=row.questions).astype(float)
     losses = np.frombuffer(base64.b64decode(row.losses), dtype="<f2").astype(float)
     return right, losses
-
-
-def _parsed(kind: str, text: str) -> Any:
-    if kind.endswith("None") and not text:
-        return None
-    return {"str": str, "int": int, "float": float}[kind.split(" ")[0]](text)
