@@ -294,7 +294,7 @@ def check_strategy(config: RunConfig) -> str:
     from fednano_flwr.exchange.registry import check_exchange
     from fednano_flwr.privacy.checks import check_privacy
     from fednano_flwr.strategies.base import local_work_of
-    from fednano_flwr.strategies.registry import check_ranks, make_strategy
+    from fednano_flwr.strategies.registry import check_host_map, check_ranks, make_strategy
 
     strategy = make_strategy(config.strategy)
     if local_work_of(strategy).data == "all" and config.edge.vocabulary == "shard":
@@ -306,6 +306,7 @@ def check_strategy(config: RunConfig) -> str:
     check_ranks(config)
     check_privacy(config)
     exchange = check_exchange(config.exchange.kind)
+    check_host_map(config)
     return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}, {exchange}"
 
 

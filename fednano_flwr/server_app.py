@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fednano_flwr.adapters.site import adapter_state, build_adapters
+from fednano_flwr.adapters.update import State
 from fednano_flwr.base.console import ALL_DONE, say
 from fednano_flwr.base.seeds import Purpose
 from fednano_flwr.config import ConfigError, RunConfig
@@ -23,6 +24,7 @@ from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.load import commit_of
 from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.exchange.protocol import HostMap
 from fednano_flwr.models.source import sites_of
 from fednano_flwr.preflight import (
     check_all,
@@ -44,7 +46,7 @@ from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
-from fednano_flwr.rounds.service import RunService, open_service
+from fednano_flwr.rounds.service import RunService, host_map, open_service
 from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
@@ -56,7 +58,7 @@ from fednano_flwr.runs.summary import (
     round_line,
     traffic_line,
 )
-from fednano_flwr.strategies.base import local_work_of, trains_one
+from fednano_flwr.strategies.base import AdapterStrategy, local_work_of, trains_one
 from fednano_flwr.strategies.memory import remember, restore
 from fednano_flwr.strategies.registry import check_replies, described, make_strategy
 from fednano_flwr.trackers.registry import open_trackers
@@ -123,7 +125,7 @@ def federate(grid: Grid, run_id: int, config: RunConfig, screen: Path | None = N
         if folder.finished:
             say("all rounds of this run are there already")
         else:
-            strategy = make_strategy(config.strategy)
+            strategy = make_strategy(config.strategy, config.seed)
             if config.privacy.dp != "none":
                 left = config.num_server_rounds + 1 - max(1, len(folder.rounds))
                 strategy = with_privacy(strategy, config.privacy, folder.path, left, say)
@@ -167,6 +169,7 @@ class Server:
         self.service = service
         self.progress = progress
         self.work = local_work_of(strategy)
+        self.host_map: HostMap | None = None
         timeouts = ReplyTimeout(
             self.config.round_timeout,
             self.config.round_limit,
@@ -192,7 +195,7 @@ class Server:
                 for line in [*data_lines(scored.replies), *unused_metric(self.config, record)]:
                     say(line)
             hidden_size, memory = self.service.info.hidden_size, remember(self.strategy)
-            self.folder.append(record, from_arrays(arrays), hidden_size, memory)
+            self.folder.append(record, from_arrays(arrays), hidden_size, memory, self._map)
             yield record
 
     def train(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
@@ -242,6 +245,7 @@ class Server:
             made = from_arrays(merged or ArrayRecord())
             theta = {name: value.float() for name, value in made.items()} if uploads else {}
             check_merge(theta, from_arrays(sent), remember(self.strategy))
+            self.host_map = host_map(self._map, config.adapter.scale)
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             raise MergeError(
@@ -271,6 +275,9 @@ class Server:
             return to_arrays(theta)
         say(f"resumed  after round {found.round}")
         restore(self.strategy, found.memory)
+        if found.map:
+            cast(AdapterStrategy, self.strategy).map = found.map
+            self.host_map = host_map(found.map, config.adapter.scale)
         self.federation.ask_partitions()
         return to_arrays(found.theta)
 
@@ -291,7 +298,7 @@ class Server:
         """The clients' replies; each may use the LLM service for this, and until all are in."""
         what = f"round {server_round}, {PHASES[phase]}"
         self.progress.start_phase(server_round, PHASES[phase])
-        with self.service.tokens.open(server_round, phase) as token:
+        with self.service.tokens.open(server_round, phase, self.host_map) as token:
             return self.federation.ask(with_tokens(messages, token), what, check, least)
 
     def _trainers(self, server_round: int, one: bool) -> NodeView:
@@ -308,6 +315,11 @@ class Server:
         if fraction == 1 or server_round in (0, last):
             return self.federation.all_nodes()
         return self.federation.sample(fraction, self.config.seed, server_round, Purpose.SCORERS)
+
+    @property
+    def _map(self) -> State:
+        """What the strategy keeps at the host."""
+        return getattr(self.strategy, "map", {})
 
     @property
     def _merges_ranks(self) -> bool:

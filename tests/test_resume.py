@@ -133,6 +133,8 @@ KEEPING = ("locft", "feddpa-f", "fednano-ef", "rolora")
         ),
         pytest.param({"strategy__name": "fedsvd"}, marks=pytest.mark.slow),
         pytest.param({"strategy__name": "fedrot-lora"}, marks=pytest.mark.slow),
+        pytest.param({"strategy__name": "fedex"}, marks=pytest.mark.slow),
+        {"strategy__name": "accumulate"},
         {"strategy__name": "fednano-ef", "upload__adapters": "int4", "fraction_train": 0.67},
     ],
     ids=lambda settings: settings["strategy__name"],

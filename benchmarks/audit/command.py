@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.audit.results import AuditOptions, Subject, audit_one, times_sent
 from benchmarks.audit.tables import console_table
+from fednano_flwr.adapters.host_map import rank_of
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.base.files import replace_file
 from fednano_flwr.config import ConfigError
@@ -77,13 +78,18 @@ def from_folder(folder: Path, say: Callable[[str], None] = lambda line: None) ->
     run = load_run(folder)
     for note in run.notes:
         say(note)
-    records = run.rounds
+    records, theta = run.rounds, run.adapters("last")
     if not records:
         raise ConfigError(f"{folder}: metrics.jsonl has no round")
+    if rank_of(theta) > run.config.adapter.rank:
+        raise ConfigError(
+            f"{folder}: strategy {run.config.strategy.name} kept a part of the model at the host, "
+            "and the audit's host has none: audit a run of another strategy"
+        )
     return Subject(
         name=folder.resolve().name,
         config=replace(run.config, model=run.model()),
-        theta=run.adapters("last"),
+        theta=theta,
         clients=_clients(records[0]),
         after_round=records[-1]["round"],
         accuracy=records[-1]["accuracy"],

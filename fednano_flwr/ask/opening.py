@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fednano_flwr.adapters.host_map import rank_of
 from fednano_flwr.adapters.site import build_adapters, load_adapter_state
 from fednano_flwr.ask import MAX_TOKENS
 from fednano_flwr.ask.asker import Asker
@@ -235,8 +236,8 @@ def _edges(
     """The client's half with these adapters, and with adapters that change nothing."""
     table, encoder, features = half.token_table(), load_encoder(half.checkpoint), LastFeatures()
     tuned, frozen = (
-        build_adapters(half.hidden_size, config.adapter, config.seed, sites=half.sites)
-        for _ in range(2)
+        build_adapters(half.hidden_size, adapter, config.seed, sites=half.sites)
+        for adapter in (config.adapter.at(rank_of(state)), config.adapter)
     )
     try:
         load_adapter_state(tuned, state)

@@ -176,11 +176,16 @@ class Adapter(Section):
         """The rank of one client's adapters."""
         return self.clients_ranks[partition % len(self.clients_ranks)]
 
+    @property
+    def scale(self) -> float:
+        """s, at every rank."""
+        return self.alpha / self.rank
+
     def at(self, rank: int) -> Adapter:
         """The same adapters, scale s included, at one rank for all."""
         if rank == self.rank:
             return dataclasses.replace(self, ranks="")
-        alpha = self.alpha / self.rank * rank
+        alpha = self.scale * rank
         return dataclasses.replace(self, rank=rank, alpha=alpha, ranks="")
 
 

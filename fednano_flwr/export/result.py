@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fednano_flwr.adapters.product import Factors, adapters_of
+from fednano_flwr.adapters.host_map import by_site
+from fednano_flwr.adapters.product import Factors
 from fednano_flwr.config import SITES, ConfigError
 from fednano_flwr.runs.results import Run, load_run
 
@@ -47,12 +48,8 @@ class RunResult:
     @property
     def adapters(self) -> dict[str, Factors]:
         """By site: A (r, d), and s·B (d, r) in float64."""
-        found = adapters_of(self.state)
-        return {
-            site: Factors(pair.a, self.scale * pair.b.double())
-            for site in SITES
-            if (pair := found.get(f"base_model.model.{site}_adapter"))
-        }
+        pairs = by_site(self.state).items()
+        return {site: Factors(pair.a, self.scale * pair.b.double()) for site, pair in pairs}
 
     @property
     def width(self) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fednano_flwr.adapters.host_map import by_site
+from fednano_flwr.adapters.update import State
 from fednano_flwr.config import RunConfig
-from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.exchange.protocol import HostMap, LLMInfo
 from fednano_flwr.exchange.wire.auth import Tokens, owner
 from fednano_flwr.exchange.wire.nodes import Activity, NodeLimits
 from fednano_flwr.exchange.wire.server import serve
@@ -38,6 +40,21 @@ class RunService:
     def last_seen(self, node: int) -> float | None:
         """When a node was last served, by `time.monotonic`; None if it never was."""
         return self.activity.last_seen(owner(self.run_id, node))
+
+
+def host_map(state: State, scale: float) -> HostMap | None:
+    """A strategy's map as calls carry it to the host; None where there is none.
+
+    Args:
+        scale: s of the adapters, which is the map's too.
+
+    Raises:
+        ValueError: a number of it is not finite.
+    """
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError("the map at the host has values that are infinite or not a number")
+    sites = by_site(state).items()
+    return HostMap({site: (f.a, scale * f.b) for site, f in sites}) if state else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 round-00003/adapters.safetensors   the server's adapters after round 3
 round-00003/best.safetensors       those of the best round so far, where that is another
+round-00003/map.safetensors        the part of the merged model that is at the host, where one is
 round-00003/strategy.safetensors   what the strategy remembers
 round-00003/state.json             the rest, and the SHA-256 of the files above
 """
@@ -22,12 +23,14 @@ import safetensors.torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fednano_flwr.adapters.host_map import joined
 from fednano_flwr.base.files import inside, sync_folder, write_synced
 from fednano_flwr.config.lineage import PreviousRun
 
-ADAPTERS, BEST, STRATEGY, STATE = (
+ADAPTERS, BEST, MAP, STRATEGY, STATE = (
     "adapters.safetensors",
     "best.safetensors",
+    "map.safetensors",
     "strategy.safetensors",
     "state.json",
 )
@@ -57,7 +60,8 @@ class Checkpoint:
     Attributes:
         round: the last finished one.
         theta: the server's adapters, in the order of the messages.
-        best_round, best: the best round so far and its adapters.
+        best_round, best: the best round so far and its adapters, joined with its map.
+        map: what the merged model has beside the adapters (adapters/host_map.py).
         memory: the strategy's.
         runs: the runs that led here, each with its last round that counts.
         config: digest of the run config.
@@ -73,6 +77,12 @@ class Checkpoint:
     config: str
     packages: dict[str, Any]
     memory: Memory = field(default_factory=Memory)
+    map: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> dict[str, Tensor]:
+        """The adapters joined with the map."""
+        return joined(self.theta, self.map)
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -150,10 +160,12 @@ def read(place: Path) -> Checkpoint:
             if hashlib.sha256(data[name]).hexdigest() != digest:
                 raise CheckpointError(f"the checkpoint {place} is damaged ({name} has changed)")
         theta = _ordered(safetensors.torch.load(data[ADAPTERS]), state["order"])
-        best = theta
+        map = safetensors.torch.load(data[MAP]) if MAP in data else {}
+        best = joined(theta, map)
         if BEST in data:
             best = _ordered(safetensors.torch.load(data[BEST]), state["order"])
-        if not all(value.isfinite().all() for value in (*theta.values(), *best.values())):
+        numbers = (*theta.values(), *best.values(), *map.values())
+        if not all(value.isfinite().all() for value in numbers):
             raise CheckpointError(f"the checkpoint {place} has adapters that are not finite")
         return Checkpoint(
             round=state["round"],
@@ -165,6 +177,7 @@ def read(place: Path) -> Checkpoint:
             config=state["config"],
             packages=state["packages"],
             memory=Memory(safetensors.numpy.load(data[STRATEGY]), state["strategy"]),
+            map=map,
         )
     except CheckpointError:
         raise
@@ -187,6 +200,8 @@ def _parts(checkpoint: Checkpoint) -> dict[str, bytes]:
     }
     if checkpoint.best_round != checkpoint.round:
         parts[BEST] = _saved(checkpoint.best)
+    if checkpoint.map:
+        parts[MAP] = _saved(checkpoint.map)
     return parts
 
 

@@ -4,7 +4,8 @@ config.json        the run config as resolved
 environment.json   versions, hardware, commit, which model, and the hub's commits of model and data
                    set; of a resumed run also those of each start since
 metrics.jsonl      one object a round, from round 0 (the frozen model) on
-adapters/last      adapters after the last round, in PEFT's format
+adapters/last      adapters after the last round, in PEFT's format; joined with them, as one of a
+                   higher rank, is what of the merged model was at the host
 adapters/best      those of the round with the best mean accuracy (`RunFolder.best`)
 state.json         which rounds these are
 checkpoints/       what a stopped run is resumed from (checkpoint.py)
@@ -24,6 +25,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fednano_flwr.adapters.host_map import joined, rank_of
 from fednano_flwr.adapters.site import build_adapters, load_adapter_state, sites_in
 from fednano_flwr.base.console import say
 from fednano_flwr.base.files import append_synced, replace_file
@@ -156,18 +158,20 @@ class RunFolder:
         theta: Mapping[str, Tensor],
         hidden_size: int,
         memory: Memory | None = None,
+        map: dict[str, Tensor] | None = None,
     ) -> None:
         """Write a round: its adapters, its line of metrics, then its checkpoint.
 
         Args:
             theta: the server's adapters after it, in the order of the messages.
             memory: the strategy's.
+            map: what the merged model has beside them, at the host.
 
         Raises:
             CheckpointError: the disk is full, or cannot be written to.
         """
         try:
-            self._append(record, theta, hidden_size, memory or Memory())
+            self._append(record, dict(theta), hidden_size, memory or Memory(), map or {})
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"round {record['round']} could not be written to {self.path} ({error}). What was "
@@ -176,7 +180,12 @@ class RunFolder:
             ) from error
 
     def _append(
-        self, record: dict[str, Any], theta: Mapping[str, Tensor], hidden_size: int, memory: Memory
+        self,
+        record: dict[str, Any],
+        theta: dict[str, Tensor],
+        hidden_size: int,
+        memory: Memory,
+        map: dict[str, Tensor],
     ) -> None:
         if not self.rounds:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -189,15 +198,16 @@ class RunFolder:
             _write_json(self.path / ENVIRONMENT, self._environment | noted)
         line = json.dumps(record, allow_nan=False)
         self.rounds.append(record)
-        self._save_adapters("last", theta, hidden_size)
+        whole = joined(theta, map)
+        self._save_adapters("last", whole, hidden_size)
         if self.best is record:
-            self._best = dict(theta)
-            self._save_adapters("best", theta, hidden_size)
+            self._best = whole
+            self._save_adapters("best", whole, hidden_size)
         append_synced(self.path / "metrics.jsonl", (line + "\n").encode())
         self._write_state()
         checkpoint = Checkpoint(
             round=record["round"],
-            theta=dict(theta),
+            theta=theta,
             best_round=self.best["round"],
             best=self._best,
             hidden_size=hidden_size,
@@ -205,6 +215,7 @@ class RunFolder:
             config=digest_of(self.config),
             packages=self._environment["packages"],
             memory=memory,
+            map=map,
         )
         keep = self.config.run.keep_checkpoints
         checkpoints.write(self.path / "checkpoints", checkpoint, keep)
@@ -226,7 +237,7 @@ class RunFolder:
         self.resumed, self._best = found, found.best
         self.earlier = [*self._lost_starts(found), *found.runs]
         self.rounds = self._cut_metrics(found.round)
-        self._save_adapters("last", found.theta, found.hidden_size)
+        self._save_adapters("last", found.whole, found.hidden_size)
         self._save_adapters("best", found.best, found.hidden_size)
         self._write_state()
         keep = self.config.run.keep_checkpoints
@@ -281,11 +292,10 @@ class RunFolder:
         state = {"round": self.rounds[-1]["round"], "best_round": self.best["round"]}
         _write_json(self.path / "state.json", {**state, "seed": self.config.seed})
 
-    def _save_adapters(self, name: str, theta: Mapping[str, Tensor], hidden_size: int) -> None:
-        config = self.config
-        adapters = build_adapters(
-            hidden_size, config.adapter, config.seed, config.model.name, sites_in(theta)
-        )
+    def _save_adapters(self, name: str, theta: dict[str, Tensor], hidden_size: int) -> None:
+        config, sites = self.config, sites_in(theta)
+        adapter = config.adapter.at(rank_of(theta))
+        adapters = build_adapters(hidden_size, adapter, config.seed, config.model.name, sites)
         load_adapter_state(adapters, theta)
         folder = self.path / "adapters" / name
         fresh, old = folder.with_name(f"{name}.new"), folder.with_name(f"{name}.old")

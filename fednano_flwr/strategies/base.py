@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+from fednano_flwr.adapters.product import Factors, state_of
 from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.config import Strategy
 from fednano_flwr.edge.local_work import LocalWork
@@ -26,6 +27,8 @@ class AdapterStrategy(FedAvg):
     Attributes:
         fisher: "none", or the estimate it needs, as `strategy.fisher-estimate` names them.
         notes: figures of the last merge, by name; written to metrics.jsonl.
+        seed: the run's, for what a merge draws.
+        map: what the merged model has beside the adapters, at the host (adapters/host_map.py).
     """
 
     fisher: str = "none"
@@ -33,6 +36,10 @@ class AdapterStrategy(FedAvg):
     """Who trains in a round: the clients that are "sampled", or "one" on behalf of all."""
     merges_ranks: ClassVar[bool] = False
     """Whether clients may send adapters of a lower rank than they were sent."""
+    keeps_map: ClassVar[bool] = False
+    """Whether a part of the merged model is `map`."""
+    begins_anew: ClassVar[bool] = False
+    """Whether a merge's factors have nothing to do with those before it."""
     remembers: ClassVar[tuple[str, ...]] = ()
     """Attributes that last between rounds: arrays and numbers, saved in checkpoints."""
     reads: ClassVar[tuple[str, ...]] = tuple(field.name for field in fields(Strategy))
@@ -48,8 +55,9 @@ class AdapterStrategy(FedAvg):
         if self.fisher != "none" and config.fisher_estimate != "auto":
             self.fisher = config.fisher_estimate
         self.notes: dict[str, float] = {}
-        self.round = 0
+        self.round = self.seed = 0
         self.sent: State = {}
+        self.map: State = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -83,6 +91,11 @@ class AdapterStrategy(FedAvg):
     def merge(self, updates: Sequence[Update]) -> State:
         """The new adapters, from one update a client."""
         raise NotImplementedError
+
+    def keep(self, map: Mapping[str, Factors]) -> None:
+        """Set the map, and note its rank at each site."""
+        self.map = state_of(map)
+        self.notes |= {f"rank of map {name}": len(factors.a) for name, factors in map.items()}
 
     def mean(self, updates: Sequence[Update]) -> State:
         """The weighted mean of every parameter."""

@@ -73,8 +73,11 @@ def own_class(name: str) -> type[AdapterStrategy] | None:
     return class_defined_in(f"{__package__}.{name.replace('-', '_')}", AdapterStrategy)
 
 
-def make_strategy(config: Strategy) -> FlowerStrategy:
+def make_strategy(config: Strategy, seed: int = 0) -> FlowerStrategy:
     """The strategy that the run config names.
+
+    Args:
+        seed: the run's.
 
     Raises:
         ConfigError: there is none of that name, or it does not take the arguments; says which
@@ -86,7 +89,9 @@ def make_strategy(config: Strategy) -> FlowerStrategy:
             raise ConfigError(f"strategy.args = {args!r}: {name} takes none; they are for Flower's")
         if not _merges(own):
             raise ConfigError(f"strategy.name = {name!r}: its class has no method `merge`")
-        return own(config)
+        made = own(config)
+        made.seed = seed
+        return made
     if name in INSTEAD:
         raise ConfigError(
             f"strategy.name = {name!r}: Flower's leaves its part of the training to the client; "
@@ -213,6 +218,34 @@ def _check_lower_ranks(config: RunConfig, key: str, value: str) -> None:
         raise ConfigError(
             f"{key} = {value}, strategy.server-rate = {strategy.server_rate:g}: what a client of a "
             "lower rank cannot hold would count as its change; use strategy.server-rate = 1"
+        )
+
+
+def check_host_map(config: RunConfig) -> None:
+    """Refuse a strategy that keeps a part of the model at the host where that cannot work.
+
+    Raises:
+        ConfigError: with the reason, and what to set.
+    """
+    own = own_class(config.strategy.name)
+    if own is None or not own.keeps_map:
+        return
+    from fednano_flwr.exchange.protocol import Inputs
+    from fednano_flwr.exchange.registry import EXCHANGES
+
+    kind, upload = config.exchange.kind, config.upload
+    able = [name for name, one in EXCHANGES.items() if one.inputs.through is not Inputs.through]
+    if kind not in able:
+        raise ConfigError(
+            f"strategy.name = {config.strategy.name!r}, exchange.kind = {kind!r}: a part of the "
+            "merged model is a map at the host, which is applied to frozen embeddings, and in this "
+            f"exchange the host never has them; use exchange.kind = {' or '.join(map(repr, able))}"
+        )
+    if own.begins_anew and upload.adapters != "float32" and upload.error_feedback:
+        raise ConfigError(
+            f"strategy.name = {config.strategy.name!r}, upload.adapters = {upload.adapters!r}: "
+            "each round has new factors, to which what rounding left out of the last ones must not "
+            "be added; use upload.error-feedback = false"
         )
 
 

@@ -72,17 +72,18 @@ def test_no_order_in_which_replies_arrive_changes_a_bit(config: Made, name: str)
     for order in (0, 1, 2):
         made, grid = make_strategy(config(name)), LocalGrid(app, {}, clients, order)
         federation = Federation(
-            grid, ReplyTimeout(5, 5), clients, print, Progress(1, lambda: 0, print, None)
+            grid, ReplyTimeout(60, 60), clients, print, Progress(1, lambda: 0, print, None)
         )
         sent = made.configure_train(
             1, to_arrays(numbers(100)), ConfigRecord(), cast(Grid, federation.all_nodes())
         )
         merged, _ = made.aggregate_train(1, federation.ask(sent, "training").replies)
         assert merged is not None
-        found.append((from_arrays(merged), getattr(made, "notes", {})))
+        kept = {f"map {name}": value for name, value in getattr(made, "map", {}).items()}
+        found.append(({**from_arrays(merged), **kept}, getattr(made, "notes", {})))
     for theta, notes in found[1:]:
         assert notes == found[0][1]
-        assert all(torch.equal(theta[key], found[0][0][key]) for key in shapes)
+        assert all(torch.equal(theta[key], expected) for key, expected in found[0][0].items())
 
 
 def test_own_strategies_say_which_fisher_they_need(config: Made) -> None:
@@ -189,7 +190,7 @@ def test_a_strategy_reads_what_it_says(config: Made, name: str) -> None:
         ("fedavg", "proximal-mu", 0.1, "fedprox"),
         ("fednano", "local-rank", 4, "feddpa-f"),
         ("locft", "factors", "balanced", "centralized, fedavg, fedavg-exact"),
-        ("FedAdam", "weight-by", "equal", "centralized, fedavg, fedavg-exact"),
+        ("FedAdam", "weight-by", "equal", "accumulate, centralized, fedavg, fedavg-exact"),
     ],
 )
 def test_a_value_that_would_change_nothing_is_refused_with_the_strategies_that_use_it(
