@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.models import SHAPES, write_llava
@@ -31,9 +29,7 @@ from benchmarks.study import marks, missing
 from benchmarks.study.plan import ROOT
 from benchmarks.study.rows import add_row, read_rows
 from fednano_demo.generate import write_dataset
-from fednano_flwr.analysis.experiments.plan import PlannedRun
-from fednano_flwr.analysis.experiments.store import clear
-from fednano_flwr.analysis.experiments.worker import Outcome
+from tests.studies import here
 
 ROWS = ROOT / "results" / "real" / "runs.csv"
 
@@ -175,21 +171,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
     return Places(tmp_path / "model", tmp_path / "demo" / "scienceqa", tmp_path / "out")
-
-
-def here(
-    runs: list[PlannedRun],
-    workers: int,
-    scratch: Path,
-    on_end: Callable[[PlannedRun, Outcome], None],
-    carry_out: Callable[[PlannedRun, Path], Outcome],
-) -> None:
-    """As `run_all`, in this process."""
-    threads = torch.get_num_threads()
-    for run in runs:
-        clear(run)
-        on_end(run, carry_out(run, scratch))
-    torch.set_num_threads(threads)
 
 
 def copy(source: Path, folder: Path) -> None:

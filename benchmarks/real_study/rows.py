@@ -25,6 +25,9 @@ class Cell(NamedTuple):
     seed: int
     split: str
 
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
+
 
 @dataclass(frozen=True)
 class Row:

@@ -12,7 +12,7 @@ from fednano_flwr.analysis.experiments.worker import CarryOut, Outcome, outcome_
 from fednano_flwr.base.version import commit_of
 from fednano_flwr.config.project import PACKAGE
 
-C = TypeVar("C", bound=tuple[object, ...])
+C = TypeVar("C")
 Keep = Callable[[C, PlannedRun, Outcome, str], str]
 """Adds the row of a cell whose run has ended with the commit's code; returns a line about it."""
 Say = Callable[[str], None]
@@ -44,7 +44,7 @@ def do_runs(
                 raise ValueError(outcome.error)
             line = keep(cell, run, outcome, commit)
         except (OSError, ValueError) as error:
-            failed.append(f"{' '.join(map(str, cell))}: {error} (log: {run.log})")
+            failed.append(f"{cell}: {error} (log: {run.log})")
             line = f"failed  {failed[-1]}"
         say(line)
 

@@ -17,7 +17,8 @@ class Spread:
     Attributes:
         mean: None without values.
         stdev: sample standard deviation (n − 1); None with fewer than two values.
-        low, high: Student's 95 % interval of the mean (n − 1 degrees of freedom); None likewise.
+        low, high: Student's interval of the mean (n − 1 degrees of freedom), of 95 % unless another
+            level is asked for; None likewise.
     """
 
     mean: float | None = None
@@ -31,8 +32,8 @@ class Spread:
         return f"{self.mean:.1f}" + ("" if self.stdev is None else f" ± {self.stdev:.1f}")
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, sample standard deviation and mean ± t(0.975, n − 1) · s / √n."""
+def spread(values: Sequence[float], level: float = LEVEL) -> Spread:
+    """Mean, sample standard deviation and mean ± t((1 + level) / 2, n − 1) · s / √n."""
     if not values:
         return Spread()
     mean = statistics.fmean(values)
@@ -41,7 +42,7 @@ def spread(values: Sequence[float]) -> Spread:
     from scipy.stats import t  # takes seconds
 
     deviation = statistics.stdev(values)
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * deviation / math.sqrt(len(values))
     return Spread(mean, deviation, mean - half, mean + half)
 
 
