@@ -25,7 +25,7 @@ from fednano_flwr.models.edge_half import TokenTable, load_edge_half
 from fednano_flwr.strategies.base import local_work_of
 from fednano_flwr.strategies.registry import make_strategy
 
-PASSES = {"pass": 1, "pass-model": 2}
+PASSES = {"pass": 1, "pass-model": 2, "pass-samples": 1}
 """How often a Fisher estimate sends each question, beside training."""
 
 

@@ -136,14 +136,14 @@ class Client:
         plan = TrainingPlan.of(config, server_round, self.limits, work.proximal_mu)
         own = (config.seed, server_round, self.partition)
         seed = derive_seed(Purpose.TRAINING, *own)
-        result = train(self.edge, llm, questions, plan, seed, work.fisher == "running")
+        running, last = work.fisher.startswith("running"), work.fisher == "running-last"
+        result = train(self.edge, llm, questions, plan, seed, running, last)
         fisher = result.fisher
-        if work.fisher in ("pass", "pass-model"):
+        if work.fisher.startswith("pass"):
             drawing = derive_seed(Purpose.DRAWN_ANSWERS, *own)
-            drawn_with = None if work.fisher == "pass" else drawing
-            fisher = fisher_diagonal(
-                self.edge, llm, questions, config.batch_size, drawn_with, self.limits
-            )
+            drawn_with = drawing if work.fisher == "pass-model" else None
+            size = 1 if work.fisher == "pass-samples" else config.batch_size
+            fisher = fisher_diagonal(self.edge, llm, questions, size, drawn_with, self.limits)
         save_adapters(self.edge.adapters, work, self.local_state(server_round))
         state = adapter_state(self.edge.adapters)
         sent = trained_part(state, work.factor) if work.uploads else {}

@@ -22,8 +22,9 @@ class LocalWork:
 
     Attributes:
         fisher: which Fisher diagonal it estimates: none, by a pass after training ("pass"; at
-            answers drawn from the model: "pass-model"), or from the squared gradients that
-            training meets ("running").
+            answers drawn from the model: "pass-model"; question by question: "pass-samples"),
+            or from the squared gradients that training meets ("running"; in its last epoch alone:
+            "running-last").
         proximal_mu: μ ≥ 0 of the proximal term that holds training to the round's start.
         adapters: what it trains and scores: the server's ("global"); its own, which start from
             the server's, stay on its disk and are never sent ("own"); or the server's and beside

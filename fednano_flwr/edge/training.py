@@ -81,6 +81,7 @@ def train(
     plan: TrainingPlan,
     seed: int,
     running_fisher: bool = False,
+    last_epoch_only: bool = False,
 ) -> TrainingResult:
     """Train the adapters on the client's questions with AdamW.
 
@@ -88,6 +89,7 @@ def train(
         plan: with `proximal_mu` above 0, parameters are held to where they are now.
         running_fisher: keep the mean of the squared gradients of the cross-entropy met on the way
             (before clipping): a Fisher diagonal that costs no extra pass.
+        last_epoch_only: of the last epoch's, nearer to the trained adapters.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
@@ -99,21 +101,23 @@ def train(
     anchors = [parameter.detach().clone() for parameter in parameters.values()]
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     shuffle = torch.Generator().manual_seed(derive_seed(Purpose.ORDER, seed))
-    total, steps = 0.0, 0
+    total, seen, squared = 0.0, 0, 0
+    first = (plan.local_epochs - 1) * len(questions) if last_epoch_only else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(Purpose.DROPOUT, seed))
         edge.adapters.train()
         for batch, frozen in embedded(edge, _shuffled(questions, plan, shuffle)):
             optimizer.zero_grad(set_to_none=True)
             total += backward(edge, llm, batch, frozen) * len(batch)
-            steps += 1
-            if running_fisher:
+            if running_fisher and seen >= first:
                 add_squared_gradients(squares, parameters)
+                squared += 1
+            seen += len(batch)
             if plan.proximal_mu:
                 proximal_term(parameters.values(), anchors, plan.proximal_mu).backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
             optimizer.step()
-    fisher = {name: square / steps for name, square in squares.items()} if running_fisher else None
+    fisher = {name: square / squared for name, square in squares.items()} if squared else None
     return TrainingResult(total / (plan.local_epochs * len(questions)), fisher)
 
 

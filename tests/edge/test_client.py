@@ -32,6 +32,41 @@ def test_the_data_are_dealt_once_for_all_clients_of_a_process(
     assert all(uids) and not uids[0] & uids[1] and not uids[1] & uids[2]
 
 
+@pytest.mark.parametrize(
+    ("estimate", "asked"),
+    [
+        ("pass", ["training", "pass by 4"]),
+        ("pass-samples", ["training", "pass by 1"]),
+        ("running", ["training, squares"]),
+        ("running-last", ["training, squares of the last epoch"]),
+    ],
+)
+def test_a_fisher_estimate_says_what_a_client_does_for_it(
+    run_config: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    estimate: str,
+    asked: list[str],
+) -> None:
+    done: list[str] = []
+    train, pass_over = module.train, module.fisher_diagonal
+
+    def note_training(*a: Any) -> Any:
+        squares, last = a[-2:]
+        done.append("training" + ", squares" * squares + " of the last epoch" * last)
+        return train(*a)
+
+    def note_pass(*a: Any) -> Any:
+        done.append(f"pass by {a[3]}")
+        return pass_over(*a)
+
+    monkeypatch.setattr(module, "train", note_training)
+    monkeypatch.setattr(module, "fisher_diagonal", note_pass)
+    strategy = {"strategy__name": "fednano", "strategy__fisher_estimate": estimate}
+    flat = run_config(num_server_rounds=1, local_epochs=1, batch_size=4, **strategy)
+    run_in_process(RunConfig.parse(flat), 2)
+    assert done == 2 * asked
+
+
 @pytest.mark.parametrize(("system", "peak"), [("linux", 3 * 2**10), ("darwin", 3 * 2**20)])
 def test_peak_memory_is_in_mib_whatever_unit_the_system_has(
     monkeypatch: pytest.MonkeyPatch, system: str, peak: int

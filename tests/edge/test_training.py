@@ -93,6 +93,22 @@ def test_running_fisher_is_the_mean_of_the_squares_met_in_training(
         assert torch.allclose(running[name], expected, rtol=1e-4, atol=1e-6 * expected.max()), name
 
 
+def test_running_fisher_of_the_last_epoch_leaves_out_the_others(
+    edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
+) -> None:
+    still = TrainingPlan(3, 4, 1e-30, 0.0, 1e-3)
+    train(edge, llm, questions, PLAN, seed=1)
+    drawn = torch.Generator().manual_seed(derive_seed(Purpose.ORDER, 7))
+    *_, order = [torch.randperm(12, generator=drawn).tolist() for _ in range(3)]
+    passed = fisher_diagonal(edge, llm, [questions[i] for i in order], batch_size=4)
+    last = train(edge, llm, questions, still, 7, True, last_epoch_only=True).fisher
+    whole = train(edge, llm, questions, still, 7, True).fisher
+    assert last is not None and whole is not None
+    for name, expected in passed.items():
+        assert torch.allclose(last[name], expected, rtol=1e-4, atol=1e-6 * expected.max()), name
+        assert not torch.allclose(last[name], whole[name], rtol=1e-2), name
+
+
 def test_while_b_is_zero_the_fisher_of_a_is_zero(
     edge: NanoEdge, llm: EmbeddingsExchange, questions: list[Question]
 ) -> None:
