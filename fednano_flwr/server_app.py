@@ -298,8 +298,19 @@ class Server:
         """The clients' replies; each may use the LLM service for this, and until all are in."""
         what = f"round {server_round}, {PHASES[phase]}"
         self.progress.start_phase(server_round, PHASES[phase])
+        began = time.monotonic()
+
+        def check_served(reply: Message) -> None:
+            seen = self.service.last_seen(reply.metadata.src_node_id)
+            if self.host_map and (seen is None or seen < began):
+                raise ValueError(
+                    "the LLM host that served it is not this ServerApp's, and a part of the model "
+                    "is there alone: let clients reach it (llm.address)"
+                )
+            check(reply)
+
         with self.service.tokens.open(server_round, phase, self.host_map) as token:
-            return self.federation.ask(with_tokens(messages, token), what, check, least)
+            return self.federation.ask(with_tokens(messages, token), what, check_served, least)
 
     def _trainers(self, server_round: int, one: bool) -> NodeView:
         """A fraction of the clients, `min-replies` at least, or one on behalf of all."""

@@ -553,8 +553,8 @@ def test_a_run_says_where_it_is_and_counts_what_its_metrics_say(
     introductions: list[str] = []
     answered = Dispatcher.answer
 
-    def answer(self: Dispatcher, message: bytes, owner: bytes | None = None) -> pb.Answer:
-        found = answered(self, message, owner)
+    def answer(self: Dispatcher, *arguments: Any) -> pb.Answer:
+        found = answered(self, *arguments)
         if (kind := found.WhichOneof("what")) in ("describe", "register"):
             introductions.append(str(kind))
         return found

@@ -40,6 +40,8 @@ class Run:
     def adapters(self, which: str = "last") -> dict[str, Tensor]:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
 
+        What of the merged model was at the host is in them, as a higher rank.
+
         Raises:
             ConfigError: they are missing, cannot be read, or are not finite; strategy locft has
                 none at the server.

@@ -18,8 +18,12 @@ from fednano_flwr.adapters.site import AdapterSites, adapter_state
 from fednano_flwr.adapters.update import State, Update
 from fednano_flwr.ask.opening import open_asker
 from fednano_flwr.config import ConfigError, RunConfig
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.export.command import export
+from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.preflight import check_strategy
+from fednano_flwr.rounds.federation import TooFewClientsError
 from fednano_flwr.runs.checkpoint import newest
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.base import AdapterStrategy
@@ -181,6 +185,15 @@ def test_exports_and_answers_are_those_of_the_run(
         assert found == pytest.approx(plain.answer(question, choices=choices).probabilities)
         frozen = asked.answer(question, choices=choices, frozen=True).probabilities
         assert found != pytest.approx(frozen, rel=1e-3)
+
+
+def test_clients_that_another_host_serves_are_refused_once_there_is_a_map(
+    run_config: Config, llm_half: LLMHalf
+) -> None:
+    with serve(FrozenLLM(llm_half)) as elsewhere:
+        flat = run_config(strategy__name="fedex", llm__address=elsewhere)
+        with pytest.raises(TooFewClientsError, match=r"round 1, evaluation.*\(llm\.address\)"):
+            run(flat)
 
 
 @NAMES
