@@ -212,11 +212,15 @@ def test_a_row_of_other_questions_counts_as_not_run(tiny: Places, tmp_path: Path
     cell = plan.PARTS["tiny"].tuning_cells([FEDAVG])[0]
     file, run = tmp_path / "runs.csv", tiny.planned(cell, cell.seed)
     add_row(file, a_row(cell, digest=tiny.digest(run)))
-    assert [row.cell for row in command.valid_rows(tiny, file)] == [cell]
+    add_row(file, a_row(replace(cell, options="no-such-key=1")))
+    elsewhere = replace(cell, task=plan.EASY, clients=20)  # its model is not here
+    add_row(file, a_row(elsewhere))
+    assert [row.cell for row in command.valid_rows(tiny, file)] == [cell, elsewhere]
     problems = Path(run.config.dataset.path) / "problems.json"
     problems.write_text(problems.read_text() + "\n")
-    places.folder_digest.cache_clear()
-    assert command.valid_rows(tiny, file) == []
+    for cached in (places.folder_digest, places.is_valid):
+        cached.cache_clear()
+    assert [row.cell for row in command.valid_rows(tiny, file)] == [elsewhere]
 
 
 def test_a_strategys_digest_leaves_out_keys_that_it_does_not_read(tiny: Places) -> None:

@@ -1,7 +1,7 @@
 """Tables in README and docs are those of the results that are kept beside them.
 
 A table under a line `<!-- results/NAME.json -->` has an experiment a row; a column's heading is a
-quantity, a setting (`α = 0.1`), or both joined by a comma.
+quantity, a setting (`α = 0.1`, `clients = 20, α = 0.1`), or both joined by a comma.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def tables(text: str) -> Iterator[Table]:
 
 def expected(results: dict[str, Any], experiment: str, heading: str) -> str:
     """A cell as it has to be."""
-    quantity, _, setting = heading.rpartition(", ") if "α" in heading else (heading, "", "")
-    quantity, label = quantity or "accuracy", setting.replace("α", "alpha").replace(" ", "")
+    parts = heading.replace("α", "alpha").split(", ")
+    label = ",".join(part.replace(" ", "") for part in parts if "=" in part)
+    quantity = next((part for part in parts if "=" not in part), "accuracy")
     rows = [r for r in results["rows"] if (r["experiment"], r["setting"]) == (experiment, label)]
     assert len(rows) == 1, (experiment, label)
     if quantity.startswith("against "):
@@ -73,8 +74,11 @@ def test_a_pages_tables_show_what_their_results_hold(page: str) -> None:
 
 def test_the_main_table_compares_the_default_with_fedavg() -> None:
     results = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
-    pair = results["paired"]["default-vs-fedavg@alpha=0.1"]
-    assert pair["low"] < pair["mean"] < pair["high"] and pair["seeds"] == [0, 1, 2, 3, 4]
+    labels = {setting["label"] for setting in results["settings"]}
+    for label in labels:
+        pair = results["paired"][f"default-vs-fedavg@{label}"]
+        assert pair["low"] < pair["mean"] < pair["high"] and len(set(pair["seeds"])) == 5
     assert len({row["experiment"] for row in results["rows"]}) >= 7
-    assert {row["setting"] for row in results["rows"]} == {"alpha=0.1", "alpha=1"}
-    assert all(row["seeds"] == [0, 1, 2, 3, 4] for row in results["rows"])
+    assert {label.rpartition("alpha=")[2] for label in labels} == {"0.1", "1"}
+    assert {row["setting"] for row in results["rows"]} == labels
+    assert all(len(set(row["seeds"])) == 5 for row in results["rows"])

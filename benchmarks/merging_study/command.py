@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.merging_study.demo import write_demo
 from benchmarks.merging_study.pictures import write_pictures
-from benchmarks.merging_study.places import Places, conf_of
+from benchmarks.merging_study.places import Places, conf_of, is_valid
 from benchmarks.merging_study.plan import FEDAVG, Part, part_of
 from benchmarks.merging_study.rows import Cell, Row, row_of
 from benchmarks.merging_study.tables import write_page
@@ -30,8 +30,8 @@ NO_DROPOUTS = (
 def study(places: Places, parts: Sequence[str], file: Path, workers: int, say: Say) -> list[str]:
     """Do the runs of these parts that have no row; returns what failed or is lacking, with reasons.
 
-    Rates are chosen before the runs that use them; rows, tables and pictures are written as far as
-    it came.
+    Rates are chosen before the runs that use them. Tables and pictures are made of the valid rows,
+    as far as it came.
 
     Args:
         file: runs.csv.
@@ -49,7 +49,7 @@ def study(places: Places, parts: Sequence[str], file: Path, workers: int, say: S
                 cells = part.test_cells(methods, valid_rows(places, file))
                 failed += do_missing(places, cells, file, workers, say)
     finally:
-        rows = read_rows(file, Row)
+        rows = valid_rows(places, file)
         write_page(rows)
         write_pictures(rows)
         write_demo(rows)
@@ -71,7 +71,7 @@ def ready(name: str, part: Part) -> tuple[list[str], list[str]]:
 
 def valid_rows(places: Places, file: Path) -> list[Row]:
     """Rows of today's config, questions and model."""
-    return [row for row in read_rows(file, Row) if places.is_valid(row)]
+    return [row for row in read_rows(file, Row) if is_valid(places, row)]
 
 
 def do_missing(

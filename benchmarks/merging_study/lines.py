@@ -34,7 +34,7 @@ class Line:
     @property
     def difference(self) -> Spread:
         """Its interval holds for all comparisons of the table together, by Bonferroni."""
-        return spread(self.apart, 1 - (1 - LEVEL) / self.comparisons)
+        return spread(self.apart, 1 - (1 - LEVEL) / self.comparisons) if self.apart else Spread()
 
     def spread(self, key: str) -> Spread:
         """Over seeds, of a field of the rows."""

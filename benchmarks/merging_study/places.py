@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from fednano_demo.skills import IMAGE_SKILLS, TEXT_SKILLS
 from fednano_flwr.analysis.config_digest import matters
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.base.resources import resolve
+from fednano_flwr.config import ConfigError
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.strategies.registry import reads
@@ -63,10 +64,10 @@ class Places:
         """A cell as a run of a comparison, dealt by a seed.
 
         Raises:
-            ConfigError: its config cannot be used.
+            ConfigError: its method has no file, or its config cannot be used.
         """
-        file = conf_of(cell.method)
-        assert file is not None, f"conf/ has no {cell.method}.toml"
+        if (file := conf_of(cell.method)) is None:
+            raise ConfigError(f"there is no conf/{cell.method}.toml")
         task = {
             DEMO: [f"num-server-rounds={ROUNDS}"],
             EASY: [str(ROOT / "conf" / "real.toml"), f"model.name={self.model}"],
@@ -87,12 +88,6 @@ class Places:
         runs = (self.planned(cell, seed) for seed in itertools.count(cell.seed, STEP))
         return next(filter(_can_be_dealt, runs))
 
-    def is_valid(self, row: Row) -> bool:
-        """Whether a row is of today's config, questions and model."""
-        return bool(conf_of(row.method)) and row.digest == self.digest(
-            self.planned(row.cell, row.dealt_seed)
-        )
-
     def digest(self, run: PlannedRun) -> str:
         """Of what decides a run's result: config, questions and model.
 
@@ -106,7 +101,7 @@ class Places:
             for key, value in config.flat().items()
             if matters(key) and (not key.startswith("strategy.") or key.replace("-", "_") in used)
         }
-        model = model_digest(resolve("model.name", run.config.model.name))
+        model = _model(resolve("model.name", run.config.model.name))
         data = folder_digest(Path(run.config.dataset.path))
         return digest_of_parts(str(sorted(flat.items())), str(run.clients), data, model)
 
@@ -117,6 +112,23 @@ class Places:
         write = partial(write_questions, sizes=sizes) if cell.task == DEMO else write_easy
         name = f"{cell.task}-{sizes[0]}" if cell.task == DEMO else cell.task
         return data_folder(self.out / "data" / f"{name}-seed{seed}", partial(write, seed=seed))
+
+
+_model = cache(model_digest)
+
+
+@cache
+def is_valid(places: Places, row: Row) -> bool:
+    """Whether a row is of today's config, questions and model, which stay so in this process.
+
+    One of the real LLM is taken to be where that is not here, as none is run then.
+    """
+    if row.task == EASY and not places.model.exists():
+        return True
+    try:
+        return row.digest == places.digest(places.planned(row.cell, row.dealt_seed))
+    except ConfigError:  # a key or a value is gone
+        return False
 
 
 def _can_be_dealt(run: PlannedRun) -> bool:

@@ -102,7 +102,9 @@ def row_of(cell: Cell, run: PlannedRun, digest: str, commit: str, seconds: float
             raise ValueError(f"round {number} lacks a client's accuracy")
     known, last = run_row(run, ended), ended.rounds[-1]
     asked = [last["test_questions_per_client"][who] for who in last["accuracy_per_client"]]
-    right = (round(share * n) for share, n in zip(shares[-1], asked, strict=True))
+    right = [share * n for share, n in zip(shares[-1], asked, strict=True)]
+    if any(abs(count - round(count)) > 1e-6 for count in right):
+        raise ValueError("a question is answered in part, so that right answers cannot be counted")
     lowest = sorted(shares[-1])[: run.clients // 10 if run.clients >= MANY else 1]
     return Row(
         **asdict(cell),
@@ -113,7 +115,7 @@ def row_of(cell: Cell, run: PlannedRun, digest: str, commit: str, seconds: float
         together=known["all"],
         worst_client=100 * statistics.fmean(lowest),
         by_round=" ".join(f"{100 * statistics.fmean(each):.4f}" for each in shares),
-        by_client=" ".join(f"{hits}/{n}" for hits, n in zip(right, asked, strict=True)),
+        by_client=" ".join(f"{hits:.0f}/{n}" for hits, n in zip(right, asked, strict=True)),
         upload_kb_a_round=known["upload_kb_a_round"],
         step_mb_a_round=known["step_mb_a_round"],
         epsilon=last["merge"].get("epsilon"),
