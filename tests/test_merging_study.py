@@ -21,7 +21,9 @@ from benchmarks.models import SHAPES, write_llava
 from benchmarks.study import missing
 from benchmarks.study.plan import ROOT
 from benchmarks.study.rows import add_row, read_rows
-from fednano_flwr.data import shard
+from fednano_flwr.config import ConfigError
+from fednano_flwr.privacy.checks import check_privacy
+from fednano_flwr.strategies.registry import make_strategy
 from tests.studies import here
 
 ROWS = ROOT / "results" / "merging" / "runs.csv"
@@ -93,6 +95,18 @@ def test_all_methods_of_a_part_have_the_same_budget_and_no_more_than_is_allowed(
         if name not in (CORE, "others", plan.REAL):
             assert len(rows) <= 60
     assert sum(cell.seed in (10, 11) for cell in rows_of(CORE, accuracy)) == 7 * 3 * 4 * 2
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_method_of_a_part_can_be_run_with_the_parts_options(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Places, "data", lambda self, cell, seed: tmp_path)
+    part = plan.part_of(name, [])
+    for cell in part.tuning_cells(part.methods)[:: len(part.tuning_seeds)]:
+        config = Places(tmp_path, tmp_path).planned(cell, cell.seed).config
+        make_strategy(config.strategy)
+        check_privacy(config)
 
 
 def test_an_interval_holds_for_all_comparisons_of_its_table(core: list[Row]) -> None:
@@ -241,12 +255,12 @@ def test_another_seed_takes_the_place_of_one_that_cannot_be_dealt(
 ) -> None:
     cell = plan.PARTS["tiny"].tuning_cells([FEDAVG])[0]
     assert tiny.dealt(cell).seed == cell.seed
-    impossible = replace(cell, options=f"{cell.options} dataset.min-partition-size=11")
-    with pytest.raises(ValueError, match="min-partition-size"):
-        shard.read_shards(tiny.planned(impossible, 0).config.dataset, 0, 2)
-    can = places._can_be_dealt
-    monkeypatch.setattr(places, "_can_be_dealt", lambda run: run.seed > 100 and can(run))
+    why = places.why_not_dealt
+    monkeypatch.setattr(places, "why_not_dealt", lambda d, seed, n: seed < 100 or why(d, seed, n))
     assert tiny.dealt(cell).seed == cell.seed + STEP
+    impossible = replace(cell, options=f"{cell.options} dataset.min-partition-size=11")
+    with pytest.raises(ConfigError, match="min-partition-size"):
+        tiny.dealt(impossible)
 
 
 def test_a_method_without_a_file_is_said_and_a_run_that_fails_has_no_row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,7 +27,7 @@ from fednano_demo.skills import IMAGE_SKILLS, TEXT_SKILLS
 from fednano_flwr.analysis.config_digest import matters
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.base.resources import resolve
-from fednano_flwr.config import ConfigError
+from fednano_flwr.config import ConfigError, Dataset
 from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.shard import read_shards
 from fednano_flwr.strategies.registry import reads
@@ -38,8 +37,8 @@ SIZES = {5: (TRAIN, VAL, TEST), 20: (TRAIN, VAL, TEST), 50: (5000, 1000, 2500)}
 """By number of clients: the demo's training, validation and test questions."""
 EASY_VAL = 100
 """Validation questions of easy-VQA."""
-STEP = 100
-"""From a seed that cannot be dealt to the one that takes its place."""
+STEP, TRIES = 100, 5
+"""From a seed that cannot be dealt to the one that takes its place, and how many are tried."""
 
 
 def conf_of(method: str) -> Path | None:
@@ -84,9 +83,16 @@ class Places:
 
     def dealt(self, cell: Cell) -> PlannedRun:
         """The cell as a run with its seed, or with the first of those `STEP` apart by which every
-        client is dealt training questions and questions to be scored on."""
-        runs = (self.planned(cell, seed) for seed in itertools.count(cell.seed, STEP))
-        return next(filter(_can_be_dealt, runs))
+        client is dealt training questions and questions to be scored on.
+
+        Raises:
+            ConfigError: it cannot be run with any of `TRIES` seeds.
+        """
+        for seed in range(cell.seed, cell.seed + TRIES * STEP, STEP):
+            run = self.planned(cell, seed)
+            if not (reason := why_not_dealt(run.config.dataset, seed, cell.clients)):
+                return run
+        raise ConfigError(f"none of {TRIES} seeds can be dealt: {reason}")
 
     def digest(self, run: PlannedRun) -> str:
         """Of what decides a run's result: config, questions and model.
@@ -131,12 +137,14 @@ def is_valid(places: Places, row: Row) -> bool:
         return False
 
 
-def _can_be_dealt(run: PlannedRun) -> bool:
+@cache  # methods share it
+def why_not_dealt(dataset: Dataset, seed: int, clients: int) -> str:
+    """Why a seed cannot be dealt; "" if it can."""
     try:
-        shards = read_shards(run.config.dataset, run.seed, run.clients)
-    except DataError:
-        return False
-    return all(len(shard.test) for shard in shards)
+        shards = read_shards(dataset, seed, clients)
+    except DataError as error:
+        return str(error)
+    return "" if all(len(shard.test) for shard in shards) else "a client would not be scored"
 
 
 def write_questions(folder: Path, sizes: tuple[int, int, int], seed: int) -> None:

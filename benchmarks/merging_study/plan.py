@@ -146,7 +146,7 @@ PARTS = {
         {50: (0.002, 0.01)},
         common="fraction-train=0.3 privacy.dp=server-fixed strategy.weight-by=equal",
         shown=tuple(f"privacy.noise-multiplier={z}" for z in (0.5, 0.25, 1.0)),
-        tuned=tuple(f"privacy.clip-norm={norm}" for norm in (0.1, 0.3)),
+        tuned=tuple(f"privacy.clip-norm={norm}" for norm in (0.3, 1.0)),
         seeds=(0, 1, 2, 3),
     ),
     REAL: Part(
