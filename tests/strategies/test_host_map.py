@@ -187,6 +187,17 @@ def test_exports_and_answers_are_those_of_the_run(
         assert found != pytest.approx(frozen, rel=1e-3)
 
 
+def test_clients_of_different_ranks_accumulate_one_map(run_config: Config) -> None:
+    ranks = run_config(strategy__name="accumulate", adapter__ranks="2,4,1", learning_rate=0.02)
+    folder = run(ranks)
+    assert folder.rounds[2]["train_loss"] < folder.rounds[1]["train_loss"]
+    assert not any(record["failures"]["train"] for record in folder.rounds)
+    kept = [
+        record["merge"].get("rank of map base_model.model.text_adapter") for record in folder.rounds
+    ]
+    assert kept == [None, 7, 14]  # 2 + 4 + 1 a round: nothing is cut
+
+
 def test_clients_that_another_host_serves_are_refused_once_there_is_a_map(
     run_config: Config, llm_half: LLMHalf
 ) -> None:

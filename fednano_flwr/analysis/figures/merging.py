@@ -11,6 +11,7 @@ KINDS = {
     "fisher": ("Mean Fisher value of a tensor", "loss per squared unit"),
     "residual": ("Left out by the merged rank", "share of the product"),
     "missed by factors": ("Missed by a mean of factors", "share of the mean"),
+    "rank of map": ("Rank of the map at the host", "directions"),
     "server rate": ("How far the server went", "× the mean change"),
     "clip norm": ("Clip norm", "norm of an update"),
     "noise stddev": ("Noise on the mean", "standard deviation"),
