@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable
@@ -261,6 +262,31 @@ def test_another_seed_takes_the_place_of_one_that_cannot_be_dealt(
     impossible = replace(cell, options=f"{cell.options} dataset.min-partition-size=11")
     with pytest.raises(ConfigError, match="min-partition-size"):
         tiny.dealt(impossible)
+
+
+def test_a_private_run_in_which_not_all_clients_train_is_a_row_with_its_budget(
+    tiny: Places, tmp_path: Path
+) -> None:
+    pytest.importorskip("dp_accounting")
+    cell, file = plan.PARTS["tiny"].tuning_cells([FEDAVG])[0], tmp_path / "runs.csv"
+    options = f"{cell.options} {PARTS[plan.PRIVACY].common} {PARTS[plan.PRIVACY].shown[0]}"
+    said = list[str]()
+    assert not command.do_missing(tiny, [replace(cell, options=options)], file, 1, said.append)
+    (row,) = read_rows(file, Row)
+    assert row.options == options and row.epsilon and "(" in said[0]
+
+
+def test_easy_vqas_validation_questions_are_no_training_questions(tmp_path: Path) -> None:
+    pytest.importorskip("easy_vqa")
+    places.write_easy(tmp_path, seed=0)
+    train, val, test = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open(encoding="utf-8")]
+        for name in ("train", "val", "test")
+    )
+    assert (len(train), len(val), len(test)) == (600, 100, 200)
+    pairs = [{(row["image"], row["question"]) for row in split} for split in (train, val)]
+    assert not pairs[0] & pairs[1]
+    assert all((tmp_path / row["image"]).is_file() for row in (*train, *val, *test))
 
 
 def test_a_method_without_a_file_is_said_and_a_run_that_fails_has_no_row(

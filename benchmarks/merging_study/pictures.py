@@ -9,6 +9,7 @@ from benchmarks.merging_study.plan import CORE, PARTS, PRIVACY, Setting
 from benchmarks.merging_study.rows import Row
 from benchmarks.study.plan import ROOT
 from fednano_flwr.analysis import canvas
+from fednano_flwr.analysis.figures.comparison import DASHES
 from fednano_flwr.analysis.picture import Picture
 from fednano_flwr.base.files import replace_file
 
@@ -72,8 +73,8 @@ def drawn(name: str, panels: Mapping[str, Curves], across: str) -> Picture:
     for axis, (head, each) in zip(axes, panels.items(), strict=True):
         for method, points in each.items():
             place = names.index(method)
-            marker = f"-{canvas.mark(place)}"
-            axis.plot(*zip(*points, strict=True), marker, color=canvas.shade(place), label=method)
+            looks = canvas.mark(place) + DASHES[place // len(canvas.PALETTE) % len(DASHES)]
+            axis.plot(*zip(*points, strict=True), looks, color=canvas.shade(place), label=method)
             words.append(f"{head}, {method}: {points[-1][1]:.1f} % at {points[-1][0]:.3g}")
         axis.set(title=head, xlabel=across, ylabel=up if axis is axes[0] else "")
     canvas.key_below(figure, axes, 4)

@@ -57,12 +57,12 @@ def _cells(line: Line) -> list[str]:
     if not line.rows:
         return [label, rate, NOT_RUN]
     found, epsilon = line.difference, line.rows[0].epsilon
-    costs = (line.spread(key).mean for key in ("upload_kb_a_round", "step_mb_a_round"))
+    costs = (line.spread(key).mean or 0.0 for key in ("upload_kb_a_round", "step_mb_a_round"))
     return [
         *(label, rate, str(len(line.rows)), str(line.spread("accuracy"))),
         "–" if found.low is None else difference(dataclasses.asdict(found)),
         str(line.spread("worst_client")),
-        *(f"{cost:.3g}" for cost in costs),
+        *(f"{cost:.0f}" if cost >= 100 else f"{cost:.1f}" for cost in costs),
         *([] if epsilon is None else [f"{epsilon:.2f}"]),
     ]
 
