@@ -4,4 +4,5 @@ rows.py     rows of a committed CSV file
 plan.py     a cell as a run of `fednano compare`; its digest; which candidate a tuning chose
 missing.py  runs side by side, each kept as a row once it has ended
 marks.py    tables between the marks of a page
+main.py     the command line
 """
