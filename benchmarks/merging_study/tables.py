@@ -71,8 +71,8 @@ def remarks(part: Part, setting: Setting, lines: Sequence[Line]) -> list[str]:
     """What a reader has to know to read a table right."""
     found = [
         "- In brackets: Student's interval of the difference seed by seed. It holds for all "
-        f"{part.comparisons} comparisons of this table together with {LEVEL:.0%} (Bonferroni). A "
-        "seed draws questions, shards, first adapters and order."
+        f"{part.comparisons} comparisons of this table together with {100 * LEVEL:.0f} % "
+        "(Bonferroni). A seed draws questions, shards, first adapters and order."
     ]
     ends = min(part.rates[setting.clients]), max(part.rates[setting.clients])
     edge = [f"`{line.method}`" for line in lines if line.choice and line.choice.rate in ends]
