@@ -26,6 +26,7 @@ from benchmarks.real_study.rows import Cell, Row, packed, unpacked
 from benchmarks.real_study.share import NO_GAIN, Scores, share_of_gain
 from benchmarks.real_study.whole import CENTRALIZED, FROZEN, LORA
 from benchmarks.study import marks, missing
+from benchmarks.study.main import carry_out, parse, parser_of
 from benchmarks.study.plan import ROOT
 from benchmarks.study.rows import add_row, read_rows
 from fednano_demo.generate import write_dataset
@@ -121,6 +122,17 @@ def test_a_row_takes_the_place_of_its_cells_earlier_one(tmp_path: Path) -> None:
         read_rows(file, Row)
 
 
+@pytest.mark.parametrize("change", ["cut", "twice"])
+def test_a_damaged_line_or_a_run_with_two_lines_is_no_row(tmp_path: Path, change: str) -> None:
+    file = tmp_path / "runs.csv"
+    add_row(file, a_row(Cell(GERMAN, "locft", 0.001, 0, "test")))
+    head, line = file.read_text().splitlines()
+    after = {"cut": line.rpartition(",")[0], "twice": f"{line}\n{line}"}[change]
+    file.write_text(f"{head}\n{after}\n")
+    with pytest.raises(ValueError, match={"cut": "line 2", "twice": "locft"}[change]):
+        read_rows(file, Row)
+
+
 def test_the_rate_with_the_lowest_validation_loss_is_chosen_once_all_were_tried() -> None:
     cells = [cell for cell in tuning_cells(GERMAN) if cell.method == "fedavg"]
     rows = [a_row(cell, loss=loss) for cell, loss in zip(cells, (0.7, 0.5, 0.6, 0.8), strict=True)]
@@ -142,6 +154,8 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
     assert found[GERMAN]["mean"] == pytest.approx(0.5) and found[GERMAN]["seeds"] == [0, 2]
     assert found[SCIENCEQA]["mean"] is None and found[SCIENCEQA]["reason"] == pages.NOT_RUN
     assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.methods_of(GERMAN))
+    others = [replace(row, seed=plan.TUNING_SEED) for row in rows if row.split == "test"]
+    assert pages.methods_table([*rows, *others], GERMAN) == pages.methods_table(rows, GERMAN)
     assert pages.methods_table(rows, SCIENCEQA).count(pages.NOT_RUN) == len(plan.METHODS)
     assert f"0.0003: {pages.NOT_RUN}" in pages.rates_table(rows, SCIENCEQA)
     assert "0.50 (" in pages.premise_table(rows)
@@ -169,6 +183,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     monkeypatch.setattr(plan, "METHODS", few)
     monkeypatch.setattr(missing, "run_all", here)
     monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs.csv")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
     return Places(tmp_path / "model", tmp_path / "demo" / "scienceqa", tmp_path / "out")
 
@@ -200,6 +215,25 @@ def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path:
     again = read_rows(file, Row)[-1]
     assert len(said) == 8 and again.accuracy == last.accuracy and again.losses == last.losses
     assert "0 to do" in command.plan_lines(tiny, [SCIENCEQA], file, 1)[0]
+
+
+def test_what_a_study_lacks_is_said_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*said: Any) -> list[str]:
+        raise FileNotFoundError("problems.json")
+
+    for dry_run in (True, False):
+        with pytest.raises(SystemExit, match="problems"):
+            carry_out(dry_run, lacking, lacking)
+    monkeypatch.setattr("sys.argv", ["study", "--workers", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        parse(parser_of("real", "", [GERMAN]), [GERMAN])
+
+
+def test_rows_elsewhere_leave_the_page_alone(tiny: Places, tmp_path: Path) -> None:
+    before, file = pages.PAGE.read_text(), tmp_path / "trial" / "runs.csv"
+    add_row(file, a_row(Cell(SCIENCEQA, FROZEN, None, 0, "test")))
+    command.write_all(file)
+    assert pages.PAGE.read_text() == before and file.with_name("premise.json").is_file()
 
 
 def test_a_row_of_another_model_counts_as_not_run(tiny: Places, tmp_path: Path) -> None:

@@ -67,6 +67,12 @@ def test_what_is_not_installed_is_named_with_its_key(value: str) -> None:
         resolve("dataset.path", value)
 
 
+def test_a_package_that_a_module_needs_is_named(package: Path) -> None:
+    (package / "needy.py").write_text("import no_such\n")
+    with pytest.raises(ResourceError, match=r"dataset\.path.*needy.*no_such"):
+        resolve("dataset.path", f"module:{package.name}.needy")
+
+
 def test_a_module_that_writes_no_dataset_is_refused(package: Path) -> None:
     with pytest.raises(ResourceError, match="no function write_dataset"):
         resolve("dataset.path", "module:made_for_test/x")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real_study.pages import write_page, write_premise
+from benchmarks.real_study.pages import RUNS, write_page, write_premise
 from benchmarks.real_study.plan import (
     SEEDS,
     STAGES,
@@ -55,10 +55,11 @@ def study(places: Places, tasks: Sequence[str], file: Path, workers: int, say: S
 
 
 def write_all(file: Path) -> None:
-    """Make premise.json and the page's tables of all rows."""
+    """Make premise.json of all rows, and the page's tables where the rows are the page's."""
     rows = read_rows(file, Row)
     write_premise(file.with_name("premise.json"), rows)
-    write_page(rows)
+    if file == RUNS:
+        write_page(rows)
 
 
 def valid_rows(places: Places, cells: Iterable[Cell], file: Path) -> list[Row]:

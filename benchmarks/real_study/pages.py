@@ -26,6 +26,8 @@ from fednano_flwr.analysis.statistics import Spread, paired, spread
 from fednano_flwr.base.files import replace_file
 
 PAGE = ROOT / "docs" / "real-model.md"
+RUNS = ROOT / "results" / "real" / "runs.csv"
+"""The rows that the page shows."""
 NOT_RUN = "not run"
 SHARES = {"share_of_lora_gain": "accuracy", "share_of_lora_loss_reduction": "answer loss"}
 """Fields of premise.json, and what each is a share of."""
@@ -77,6 +79,7 @@ def tested(rows: Sequence[Row], task: str, method: str = "") -> list[Row]:
             row
             for row in rows
             if (row.task, row.split) == (task, "test")
+            and row.seed in SEEDS
             and row.rate == rates.get(row.method)
             and method in ("", row.method)
         ),

@@ -35,12 +35,15 @@ def parser_of(name: str, description: str, parts: Collection[str]) -> argparse.A
 
 
 def parse(parser: argparse.ArgumentParser, parts: Collection[str]) -> argparse.Namespace:
-    """The options; all parts where none is named. Folders are absolute."""
+    """The options; all parts where none is named. Paths are absolute."""
     options = parser.parse_args()
     if unknown := set(options.parts) - set(parts):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(parts)}")
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: at least 1")
     options.parts = options.parts or list(parts)
-    options.model, options.out = options.model.resolve(), options.out.resolve()
+    for name in ("model", "out", "csv"):
+        setattr(options, name, getattr(options, name).resolve())
     return options
 
 
@@ -48,12 +51,14 @@ def carry_out(
     dry_run: bool, plan_lines: Callable[[], list[str]], study: Callable[[Say], list[str]]
 ) -> None:
     """Say what is left, or do it; exits with 1 and the reasons where something failed."""
-    if dry_run:
-        print("\n".join(plan_lines()))
-        return
     try:
+        if dry_run:
+            print("\n".join(plan_lines()))
+            return
         with interrupts():
             failed = study(partial(print, flush=True))
     except KeyboardInterrupt:
         sys.exit(130)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     sys.exit("\n".join(failed) if failed else 0)

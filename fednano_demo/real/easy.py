@@ -12,13 +12,16 @@ import argparse
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import easy_vqa
 import numpy as np
 
+from fednano_flwr.base.files import write_once
 from fednano_flwr.data.sample import Picture, Sample
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -104,9 +107,15 @@ def renamed(text: str) -> str:
 
 
 def write_dataset(folder: Path, train: int = TRAIN, test: int = TEST, seed: int = 0) -> None:
-    """Write questions that are drawn by a seed, with renamed shapes, as <split>.jsonl."""
+    """Write questions that are drawn by a seed, with renamed shapes, as <split>.jsonl.
+
+    Raises:
+        ValueError: easy-VQA has not so many questions, or no question is asked for.
+    """
     for split, count in (("train", train), ("test", test)):
         questions, pictures = read_questions(split), read_pictures(split)
+        if not 1 <= count <= len(questions):
+            raise ValueError(f"{split}: from 1 to {len(questions):,} questions, not {count:,}")
         drawn = np.random.default_rng(seed).permutation(len(questions))[:count]
         (folder / split).mkdir(parents=True)
         with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
@@ -131,7 +140,13 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=TEST, help="questions; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of which questions are drawn")
     options = parser.parse_args()
-    write_dataset(options.out, options.train, options.test, options.seed)
+    if options.out.exists():
+        parser.error(f"{options.out} exists: name another folder")
+    sizes = {"train": options.train, "test": options.test, "seed": options.seed}
+    try:
+        write_once(options.out, partial(write_dataset, **sizes))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{parser.prog}: {error}")
     print(f"{options.out} written")
 
 

@@ -79,7 +79,12 @@ def _written_dataset(key: str, name: str, source: Path, write: bool) -> Path:
     target = cache_folder() / "datasets" / f"{name}-{digest.hexdigest()[:12]}"
     if target.exists() or not write:
         return target
-    write_dataset = getattr(importlib.import_module(name), "write_dataset", None)
+    try:
+        write_dataset = getattr(importlib.import_module(name), "write_dataset", None)
+    except ModuleNotFoundError as error:
+        raise ResourceError(
+            f"{key}: {name} needs package {error.name}, which is not here"
+        ) from None
     if write_dataset is None:
         raise ResourceError(f"{key}: module {name} has no function write_dataset(folder)")
     try:

