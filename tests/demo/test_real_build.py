@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -84,7 +85,8 @@ def test_an_earlier_model_goes_only_once_another_is_there(
 
 
 @pytest.mark.parametrize(
-    ("failure", "status"), [(KeyboardInterrupt(), 130), (ImportError("gguf"), "gguf")]
+    ("failure", "status"),
+    [(KeyboardInterrupt(), 130), (ImportError("gguf"), "gguf"), (SafetensorError("room"), "room")],
 )
 def test_the_command_ends_without_a_traceback_and_leaves_nothing(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException, status: int | str
