@@ -164,7 +164,7 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
 def test_the_page_and_premise_show_the_committed_rows() -> None:
     rows = read_rows(ROWS, Row)
     page = pages.PAGE.read_text("utf-8")
-    assert len(marks.mark("real-study").findall(page)) == page.count("<!-- real-study:") == 8
+    assert len(marks.mark("real-study").findall(page)) == page.count("<!-- real-study:") == 9
     assert pages.with_tables(page, rows) == page
     committed = json.loads(ROWS.with_name("premise.json").read_text("utf-8"))
     assert committed == json.loads(json.dumps(pages.premise(rows)))
@@ -283,3 +283,19 @@ def test_methods_of_one_task_change_what_they_are_named_after(tiny: Places) -> N
     for task, more in plan.MORE.items():
         assert {cell.method for cell in tuning_cells(task)} >= set(more)
         assert not {cell.method for cell in tuning_cells(SCIENCEQA)} & set(more)
+
+
+def test_merging_is_compared_with_fedavg_seed_by_seed() -> None:
+    rows = rows_of(GERMAN, (0, 1, 2))
+    rows = [
+        replace(row, accuracy=row.accuracy + 2.0 + row.seed, loss=row.loss - 0.25)
+        if row.method == "locft" and row.split == "test"
+        else row
+        for row in rows
+    ]
+    table = pages.against_table(rows)
+    (line,) = (line for line in table.splitlines() if "locft" in line and GERMAN in line)
+    # Differences of 2, 3 and 4 points: 3 ± 4.303 · 1 / √3.
+    assert "+3.0 (+0.5 to +5.5)" in line and "-0.250 (-0.250 to -0.250)" in line
+    assert "`fedavg`" not in table and CENTRALIZED not in table
+    assert table.count(pages.NOT_RUN) == 2 * 3 * 2  # three methods of the two other tasks

@@ -29,6 +29,7 @@ PAGE = ROOT / "docs" / "real-model.md"
 RUNS = ROOT / "results" / "real" / "runs.csv"
 """The rows that the page shows."""
 NOT_RUN = "not run"
+FEDAVG = "fedavg"
 SHARES = {"share_of_lora_gain": "accuracy", "share_of_lora_loss_reduction": "answer loss"}
 """Fields of premise.json, and what each is a share of."""
 
@@ -66,6 +67,7 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "premise": lambda _: premise_table(rows),
         "rates": lambda task: rates_table(rows, task),
         "methods": lambda task: methods_table(rows, task),
+        "against": lambda _: against_table(rows),
         "checks": lambda _: checks(rows),
     }
     return marks.with_tables(page, "real-study", kinds)
@@ -148,6 +150,20 @@ def methods_table(rows: Sequence[Row], task: str) -> str:
     return table(heads, lines)
 
 
+def against_table(rows: Sequence[Row]) -> str:
+    """What other merging, or none, changes against `fedavg`, seed by seed."""
+    lines = []
+    for task in TASKS:
+        base = {row.seed: row for row in tested(rows, task, FEDAVG)}
+        for name, method in methods_of(task).items():
+            if method.strategy in (CENTRALIZED, FEDAVG):
+                continue
+            mine = {row.seed: row for row in tested(rows, task, name)}
+            cells = [_apart(mine, base, *key) for key in (("accuracy", 1), ("loss", 3))]
+            lines.append([f"`{task}`", f"`{name}`", *cells])
+    return table(["task", "", "accuracy, points", "answer loss"], lines)
+
+
 def checks(rows: Sequence[Row]) -> str:
     """How far the split and the unsplit model are apart, and which code made the rows."""
     shown = [row for task in TASKS for row in tested(rows, task)]
@@ -189,6 +205,16 @@ def _gain(found: Spread) -> str:
     if found.mean is None:
         return "–"
     return points(found.mean) if found.low is None else difference(dataclasses.asdict(found))
+
+
+def _apart(mine: Mapping[int, Row], base: Mapping[int, Row], key: str, digits: int) -> str:
+    """The mean difference of a number over the seeds that both have, with its interval."""
+    values = ({seed: getattr(row, key) for seed, row in one.items()} for one in (mine, base))
+    found = spread(list(paired(*values).values()))
+    if found.mean is None or found.low is None or found.high is None:
+        return NOT_RUN
+    mean, low, high = (f"{x:+.{digits}f}" for x in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
 
 
 def _share(found: Mapping[str, Any]) -> str:
