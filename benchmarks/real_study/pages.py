@@ -90,14 +90,20 @@ def tested(rows: Sequence[Row], task: str, method: str = "") -> list[Row]:
 
 
 def premise_table(rows: Sequence[Row]) -> str:
-    """What share of LoRA's gain the adapters get, task by task."""
+    """What share of LoRA's gain the adapters get, task by task; all three in the unsplit model."""
     found = premise(rows)
     lines = []
     for task in TASKS:
         shares = [found[field][task] for field in SHARES]
         seeds = shares[0]["seeds"]  # those that all three models have
         accuracy = [
-            spread([row.accuracy for row in tested(rows, task, name) if row.seed in seeds])
+            spread(
+                [
+                    100 * float(unpacked(row)[0].mean())
+                    for row in tested(rows, task, name)
+                    if row.seed in seeds
+                ]
+            )
             for name in (FROZEN, CENTRALIZED, LORA)
         ]
         cells = [*map(_spread, accuracy), *map(_share, shares)]
