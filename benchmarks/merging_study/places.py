@@ -20,7 +20,7 @@ from benchmarks.study.plan import (
     placeless,
     planned_run,
 )
-from fednano_demo.generate import TEST, TRAIN, VAL, draw_splits
+from fednano_demo.generate import TEST, TRAIN, draw_splits
 from fednano_demo.layouts import write_scienceqa
 from fednano_demo.questions import DOWNSTREAM
 from fednano_demo.skills import IMAGE_SKILLS, TEXT_SKILLS
@@ -33,8 +33,9 @@ from fednano_flwr.data.shard import read_shards
 from fednano_flwr.strategies.registry import reads
 
 ROUNDS = 6
-SIZES = {5: (TRAIN, VAL, TEST), 20: (TRAIN, VAL, TEST), 50: (5000, 1000, 2500)}
-"""By number of clients: the demo's training, validation and test questions."""
+SIZES = {5: (TRAIN, 1000, TEST), 20: (TRAIN, 1000, TEST), 50: (5000, 1000, 2500)}
+"""By number of clients: the demo's training, validation and test questions, more to validate on:
+of its 300, some of 20 clients would have one."""
 EASY_VAL = 100
 """Validation questions of easy-VQA."""
 STEP, TRIES = 100, 5
@@ -116,7 +117,7 @@ class Places:
         sizes = SIZES[cell.clients]
         write: Callable[..., None]
         write = partial(write_questions, sizes=sizes) if cell.task == DEMO else write_easy
-        name = f"{cell.task}-{sizes[0]}" if cell.task == DEMO else cell.task
+        name = f"{cell.task}-{'-'.join(map(str, sizes))}" if cell.task == DEMO else cell.task
         return data_folder(self.out / "data" / f"{name}-seed{seed}", partial(write, seed=seed))
 
 
