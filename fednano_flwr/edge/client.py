@@ -145,8 +145,7 @@ class Client:
             size = 1 if work.fisher == "pass-samples" else config.batch_size
             fisher = fisher_diagonal(self.edge, llm, questions, size, drawn_with, self.limits)
         save_adapters(self.edge.adapters, work, self.local_state(server_round))
-        state = adapter_state(self.edge.adapters)
-        sent = trained_part(state, work.factor) if work.uploads else {}
+        sent = trained_part(adapter_state(self.edge.adapters), work.factor) if work.uploads else {}
         if fisher is not None:
             fisher = {name: fisher[name] for name in sent}
         return Trained(sent, fisher, result.loss, len(questions))

@@ -35,8 +35,7 @@ class Accumulate(AdapterStrategy):
     reads: ClassVar[tuple[str, ...]] = ("weight_by",)
 
     def merge(self, updates: Sequence[Update]) -> State:
-        weights = self.weights(updates)
-        shares = [weight / sum(weights) for weight in weights]
+        shares = self.shares(updates)
         clients, before = [adapters_of(update.theta) for update in updates], adapters_of(self.map)
         drawn = torch.Generator().manual_seed(
             derive_seed(Purpose.ROUND_ADAPTERS, self.seed, self.round)

@@ -111,6 +111,11 @@ class AdapterStrategy(FedAvg):
             return [1.0] * len(updates)
         return [float(update.num_examples) for update in updates]
 
+    def shares(self, updates: Sequence[Update]) -> list[float]:
+        """The weights p_k = w_k / Σ w, of sum 1."""
+        weights = self.weights(updates)
+        return [weight / sum(weights) for weight in weights]
+
 
 def local_work_of(strategy: FlowerStrategy, server_round: int = 1) -> LocalWork:
     """What a strategy asks of the clients in a round; Flower's ask for trained adapters, no more.

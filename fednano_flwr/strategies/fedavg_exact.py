@@ -38,8 +38,7 @@ class FedAvgExact(AdapterStrategy):
     reads: ClassVar[tuple[str, ...]] = ("weight_by", "factors", "server_rate")
 
     def merge(self, updates: Sequence[Update]) -> State:
-        weights = self.weights(updates)
-        shares = [weight / sum(weights) for weight in weights]
+        weights, shares = self.weights(updates), self.shares(updates)
         clients = [adapters_of(update.theta) for update in updates]
         sent = adapters_of(self.sent)
         rate = self.config.server_rate or self._rate(clients, sent, shares)

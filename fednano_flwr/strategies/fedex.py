@@ -28,8 +28,7 @@ class FedEx(AdapterStrategy):
     reads: ClassVar[tuple[str, ...]] = ("weight_by",)
 
     def merge(self, updates: Sequence[Update]) -> State:
-        weights = self.weights(updates)
-        shares = [weight / sum(weights) for weight in weights]
+        shares = self.shares(updates)
         clients, before = [adapters_of(update.theta) for update in updates], adapters_of(self.map)
         merged = self.mean(updates)
         after: dict[str, Factors] = {}

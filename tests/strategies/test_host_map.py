@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.host_map import by_site, joined
@@ -29,6 +28,7 @@ from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.strategies.base import AdapterStrategy
 from fednano_flwr.strategies.registry import make_strategy
 from tests.local_grid import LocalGrid
+from tests.strategies.factors import drawn, product
 
 Config = Callable[..., dict[str, Any]]
 NAMES = pytest.mark.parametrize("name", ["fedex", "accumulate"])
@@ -48,16 +48,6 @@ def merged(strategy: AdapterStrategy, sent: State, *thetas: State) -> State:
 
 def pair(a: list[list[float]], b: list[list[float]]) -> State:
     return {f"x{DOWN}": torch.tensor(a), f"x{UP}": torch.tensor(b)}
-
-
-def drawn(seed: int, rank: int = 3, d: int = 7) -> State:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {f"x{DOWN}": (rank, d), f"x{UP}": (d, rank)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def product(theta: State) -> Tensor:
-    return theta[f"x{UP}"].double() @ theta[f"x{DOWN}"].double()
 
 
 def test_fedex_by_hand(defaults: dict[str, Any]) -> None:

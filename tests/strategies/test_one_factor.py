@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from torch import Tensor
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.product import DOWN, UP, Factors, trained_part
@@ -26,6 +25,7 @@ from fednano_flwr.strategies.fedrot_lora import turned
 from fednano_flwr.strategies.registry import make_strategy
 from tests.local_grid import LocalGrid
 from tests.replies import train_reply
+from tests.strategies.factors import drawn, product
 
 Config = Callable[..., dict[str, Any]]
 HALVES = ("rolora", "ffa-lora", "fedsvd")
@@ -37,16 +37,6 @@ def made(defaults: dict[str, Any], name: str, server_round: int, sent: State) ->
     assert isinstance(strategy, AdapterStrategy)
     strategy.round, strategy.sent = server_round, sent
     return strategy
-
-
-def drawn(seed: int, rank: int = 3, d: int = 7) -> State:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {f"x{DOWN}": (rank, d), f"x{UP}": (d, rank)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def product(theta: State) -> Tensor:
-    return theta[f"x{UP}"].double() @ theta[f"x{DOWN}"].double()
 
 
 def updates(*thetas: State) -> list[Update]:
