@@ -27,7 +27,7 @@ from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.preflight import check_all, client_checks, preferred, spec_of
 from fednano_flwr.privacy.mods import clip_as_asked
-from fednano_flwr.rounds.records import failed, from_arrays, to_upload
+from fednano_flwr.rounds.records import SESSION, failed, from_arrays, to_upload
 
 gc.enable()
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ def _train(client: Client, message: Message, llm: RemoteLLM) -> RecordDict:
     server_round = _round(task)
     result = client.train(theta, llm, server_round, LocalWork.from_config(task))
     metrics: Metrics = {"num-examples": result.num_examples, "train-loss": result.loss}
+    if result.session:
+        metrics[SESSION] = result.session
     own = client.local_state(server_round)
     arrays = to_upload(result.theta, result.fisher, theta, client.config.upload, own)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})

@@ -294,6 +294,7 @@ def check_strategy(config: RunConfig) -> str:
     from fednano_flwr.exchange.registry import check_exchange
     from fednano_flwr.privacy.checks import check_privacy
     from fednano_flwr.strategies.base import local_work_of
+    from fednano_flwr.strategies.llm_site import check_llm_site
     from fednano_flwr.strategies.registry import check_host_map, check_ranks, make_strategy
 
     strategy = make_strategy(config.strategy)
@@ -307,6 +308,7 @@ def check_strategy(config: RunConfig) -> str:
     check_privacy(config)
     exchange = check_exchange(config.exchange.kind)
     check_host_map(config)
+    check_llm_site(config)
     return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}, {exchange}"
 
 
@@ -335,7 +337,16 @@ def _host(config: RunConfig) -> str:
 def _sites(config: RunConfig) -> str:
     from fednano_flwr.models.source import sites_of
 
-    return f"adapters on {' and '.join(config.adapter.sites_on(sites_of(config.model)))}"
+    adapter, model = config.adapter, config.model
+    found = list(adapter.sites_on(sites_of(model)))
+    if adapter.at_llm:
+        from fednano_flwr.models.bundle import open_whole
+        from fednano_flwr.models.lora import fresh_lora
+
+        checkpoint = open_whole(model.name, model.revision, model.family)
+        layers = len(fresh_lora(checkpoint, adapter, config.seed)) // 2
+        found.append(f"{layers} layers of the language model")
+    return f"adapters on {' and '.join(found)}"
 
 
 def _resume(config: RunConfig) -> str:

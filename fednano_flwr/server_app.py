@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from fednano_flwr.adapters.llm_part import at_llm
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.adapters.update import State
 from fednano_flwr.base.console import ALL_DONE, say
@@ -24,7 +26,9 @@ from fednano_flwr.config.proxies import spare_this_machine
 from fednano_flwr.data.load import commit_of
 from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.edge.local_work import LocalWork
-from fednano_flwr.exchange.protocol import HostMap
+from fednano_flwr.exchange.at_host import AtHost, HostLora, HostMap, LoraPlan
+from fednano_flwr.models.bundle import open_whole
+from fednano_flwr.models.lora import fresh_lora
 from fednano_flwr.models.source import sites_of
 from fednano_flwr.preflight import (
     check_all,
@@ -46,7 +50,7 @@ from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
-from fednano_flwr.rounds.service import RunService, host_map, open_service
+from fednano_flwr.rounds.service import RunService, host_map, lora_plan, open_service
 from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
@@ -213,12 +217,20 @@ class Server:
                 norm_bit=config.privacy.dp == "client-adaptive",
                 clip_norm=self._clip_norm,
                 factor=work.factor,
+                result_of=partial(self.service.result_of, reply.metadata.src_node_id)
+                if config.adapter.at_llm
+                else None,
             )
 
         chosen = self._trainers(server_round, one)
         task = ConfigRecord(self._task(work))
         messages = self.strategy.configure_train(server_round, arrays, task, cast(Grid, chosen))
-        return self._ask(server_round, MessageType.TRAIN, messages, check, 1 if one else None)
+        part = self._at_host(arrays, lora_plan(config, server_round, work))
+        least = 1 if one else None
+        replies = self._ask(server_round, MessageType.TRAIN, messages, check, least, part)
+        if part.lora is not None:
+            self.service.finished.forget_sessions()
+        return replies
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> RoundReplies:
         """Have clients score `arrays` on their own test questions; their replies, checked."""
@@ -226,7 +238,10 @@ class Server:
         task = ConfigRecord(self._task(self.work))
         least = min(self.config.min_replies, len(scorers))
         messages = self.strategy.configure_evaluate(server_round, arrays, task, cast(Grid, scorers))
-        return self._ask(server_round, MessageType.EVALUATE, messages, check_evaluation, least)
+        part = self._at_host(arrays)
+        return self._ask(
+            server_round, MessageType.EVALUATE, messages, check_evaluation, least, part
+        )
 
     def merge(self, server_round: int, trained: RoundReplies, sent: ArrayRecord) -> ArrayRecord:
         """The next adapters: what the strategy merges, or `sent` where it merges none.
@@ -267,6 +282,10 @@ class Server:
         sites = sites_of(config.model)
         adapters = build_adapters(info.hidden_size, config.adapter, config.seed, sites=sites)
         theta = adapter_state(adapters)
+        if config.adapter.at_llm:
+            model = config.model
+            whole = open_whole(model.name, model.revision, model.family)
+            theta |= fresh_lora(whole, config.adapter, config.seed)
         for line in setup_lines(config, info, theta, self.service.address, self.work):
             say(line)
         self.federation.wait_for_nodes(config.min_available_nodes, "min-available-nodes")
@@ -294,6 +313,7 @@ class Server:
         messages: Iterable[Message],
         check: Callable[[Message], None],
         least: int | None,
+        part: AtHost,
     ) -> RoundReplies:
         """The clients' replies; each may use the LLM service for this, and until all are in."""
         what = f"round {server_round}, {PHASES[phase]}"
@@ -302,15 +322,24 @@ class Server:
 
         def check_served(reply: Message) -> None:
             seen = self.service.last_seen(reply.metadata.src_node_id)
-            if self.host_map and (seen is None or seen < began):
+            if (part.map or part.lora) and (seen is None or seen < began):
                 raise ValueError(
                     "the LLM host that served it is not this ServerApp's, and a part of the model "
                     "is there alone: let clients reach it (llm.address)"
                 )
             check(reply)
 
-        with self.service.tokens.open(server_round, phase, self.host_map) as token:
+        with self.service.tokens.open(server_round, phase, part) as token:
             return self.federation.ask(with_tokens(messages, token), what, check_served, least)
+
+    def _at_host(self, arrays: ArrayRecord, plan: LoraPlan | None = None) -> AtHost:
+        """The parts of a merged model that are at the host.
+
+        Args:
+            plan: how sessions train the LoRA inside; None where they do not.
+        """
+        lora = at_llm(from_arrays(arrays))
+        return AtHost(self.host_map, HostLora(lora, plan) if lora else None)
 
     def _trainers(self, server_round: int, one: bool) -> NodeView:
         """A fraction of the clients, `min-replies` at least, or one on behalf of all."""

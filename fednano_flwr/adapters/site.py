@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 
 from fednano_flwr.adapters.product import is_part
@@ -70,6 +71,7 @@ def build_adapters(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(Purpose.ADAPTERS, seed))
         place = AdapterSites(hidden_size, model)
+        # None where the only site is inside the language model, which is the host's.
         return get_peft_model(place, _lora(config, config.sites_on(sites)))  # type: ignore[arg-type]
 
 
@@ -95,7 +97,7 @@ def _lora(config: Adapter, sites: Sequence[str]) -> LoraConfig:
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT divides by it; a float is fine
         lora_dropout=config.dropout,
-        target_modules=[_at(site) for site in sites],
+        target_modules=[_at(site) for site in sites] or DUMMY_TARGET_MODULES,
     )
 
 

@@ -19,6 +19,7 @@ class Purpose(StrEnum):
     TRAINERS = "clients that train in a round"
     SCORERS = "clients that are scored in a round"
     ADAPTERS = "A of the first adapters"
+    LLM_ADAPTERS = "A of the first LoRA inside the language model"
     ROUND_ADAPTERS = "A of the adapters that a merge begins anew"
     LOCAL_ADAPTER = "A of a client's local adapter"
     UNUSED_DIRECTIONS = "rows of A that a merged product does not use"

@@ -17,6 +17,8 @@ from fednano_flwr.config.keys import ConfigError, Section, check_device, key
 SITES = ("image", "text", "audio")
 """Of adapters, of the rows of a batch, and of gradients in their order."""
 ALL_SITES = "all"
+LLM_SITE = "llm"
+"""A LoRA inside the language model, trained at the host."""
 DTYPES = ("float32", "bfloat16", "float16")
 EXCHANGE_DTYPES = ("auto", *DTYPES, "int8")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -126,9 +128,16 @@ class Adapter(Section):
     dropout: float = key("share of an adapter's inputs dropped in training", least=0, below=1)
     sites: str = key(
         "`all` that the model has; or some of `image` and `audio` (the connector's output) and "
-        "`text` (token embeddings), joined by commas"
+        "`text` (token embeddings), joined by commas; and `llm`, a LoRA inside the language model"
     )
     ranks: str = key("clients' own ranks in turn, as `4,8,16`; empty: `adapter.rank`", default="")
+    llm_rank: int = key(
+        "of the LoRA inside the language model", default=16, least=1, most=MOST_RANK
+    )
+    llm_targets: str = key(
+        "its linear layers, as PEFT's `target_modules`; empty: those of the attention", default=""
+    )
+    llm_learning_rate: float = key("for it; 0: `learning-rate`", default=0.0, least=0)
 
     def check(self) -> None:
         self.require(
@@ -136,16 +145,19 @@ class Adapter(Section):
             "ranks",
             f"empty, or whole numbers from 1 to adapter.rank = {self.rank}, joined by commas",
         )
-        names = self._sites
+        names = [name for name in self._sites if name != LLM_SITE]
         self.require(
             names == [ALL_SITES]
-            or (bool(names) and set(names) <= set(SITES) and len(set(names)) == len(names)),
+            or (
+                (bool(self._sites) and set(names) <= set(SITES))
+                and len(set(self._sites)) == len(self._sites)
+            ),
             "sites",
-            '"all", or some of "image", "text" and "audio", joined by commas',
+            '"all", or some of "image", "text" and "audio"; "llm" may be added; joined by commas',
         )
 
     def sites_on(self, model: Sequence[str]) -> tuple[str, ...]:
-        """The sites that have an adapter, in the order in which the model has them.
+        """The sites at the clients that have an adapter, in the order in which the model has them.
 
         Args:
             model: the sites of a model.
@@ -153,11 +165,21 @@ class Adapter(Section):
         Raises:
             ConfigError: it lacks one that is named.
         """
-        named = model if self._sites == [ALL_SITES] else self._sites
+        named = model if ALL_SITES in self._sites else set(self._sites) - {LLM_SITE}
         self.require(
             set(named) <= set(model), "sites", f"all, or some of this model's: {', '.join(model)}"
         )
         return tuple(site for site in model if site in named)
+
+    @property
+    def at_llm(self) -> bool:
+        """Whether the language model has a LoRA, which the host trains."""
+        return LLM_SITE in self._sites
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether clients have NanoAdapters."""
+        return any(name != LLM_SITE for name in self._sites)
 
     @property
     def _sites(self) -> list[str]:
@@ -309,6 +331,11 @@ class LLMConfig(Section):
         "most tokens in a pass over several clients' samples; 0: no batching", least=0
     )
     max_clients: int = key("clients that may be connected at once", resumable=True, least=1)
+    session_memory_mb: int = key(
+        "MB of the clients' training under way inside the language model (site `llm`)",
+        resumable=True,
+        least=1,
+    )
     node_requests_per_second: float = key(
         "requests a second that one node may make; 0: no limit", resumable=True, least=0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,19 +27,33 @@ from fednano_flwr.edge.scoring import ALL, Tally, score_questions, tally
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.exchange import Exchange
-from fednano_flwr.exchange.protocol import LLMInfo, LLMService
+from fednano_flwr.exchange.protocol import (
+    HostRefusedError,
+    LLMInfo,
+    LLMService,
+    SessionGoneError,
+)
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.models.device import threads
+
+log = logging.getLogger(__name__)
+TRIES = 4
+"""Of a round's training, where the host loses its session."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of local training: what is sent of adapters and Fisher diagonals; loss, questions."""
+    """Result of local training: what is sent of adapters and Fisher diagonals; loss, questions.
+
+    Attributes:
+        session: number of the host's, whose result is at the server; 0 where there was none.
+    """
 
     theta: dict[str, Tensor]
     fisher: dict[str, Tensor] | None
     loss: float
     num_examples: int
+    session: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,16 @@ class Client:
             DataError: more questions are left out than `dataset.max-skipped` allows.
         """
         with threads(self.config.edge.threads):
-            return self._train(theta, service, server_round, work)
+            for _ in range(TRIES):
+                try:
+                    return self._train(theta, service, server_round, work)
+                except SessionGoneError as error:
+                    log.warning(
+                        "client %d begins round %d anew: %s", self.partition, server_round, error
+                    )
+        raise HostRefusedError(
+            f"the LLM host lost this client's session {TRIES} times in one round"
+        )
 
     def _train(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork
@@ -137,18 +161,22 @@ class Client:
         own = (config.seed, server_round, self.partition)
         seed = derive_seed(Purpose.TRAINING, *own)
         running, last = work.fisher.startswith("running"), work.fisher == "running-last"
-        result = train(self.edge, llm, questions, plan, seed, running, last)
+        turns = llm.begin() if config.adapter.at_llm else None
+        result = train(self.edge, llm, questions, plan, seed, running, last, turns)
         fisher = result.fisher
         if work.fisher.startswith("pass"):
             drawing = derive_seed(Purpose.DRAWN_ANSWERS, *own)
             drawn_with = drawing if work.fisher == "pass-model" else None
             size = 1 if work.fisher == "pass-samples" else config.batch_size
-            fisher = fisher_diagonal(self.edge, llm, questions, size, drawn_with, self.limits)
+            fisher = fisher_diagonal(
+                self.edge, llm, questions, size, drawn_with, self.limits, turns
+            )
+        session = llm.end() if turns else 0
         save_adapters(self.edge.adapters, work, self.local_state(server_round))
         sent = trained_part(adapter_state(self.edge.adapters), work.factor) if work.uploads else {}
         if fisher is not None:
             fisher = {name: fisher[name] for name in sent}
-        return Trained(sent, fisher, result.loss, len(questions))
+        return Trained(sent, fisher, result.loss, len(questions), session)
 
     def evaluate(
         self, theta: Mapping[str, Tensor], service: LLMService, server_round: int, work: LocalWork

@@ -25,7 +25,11 @@ from fednano_flwr.edge.questions import (
     next_token_labels,
     teacher_forced,
 )
+from fednano_flwr.exchange.exchange import Turns
 from fednano_flwr.exchange.protocol import IGNORE, LLM, FrozenBatch
+
+CLIP_EPSILON = 1e-6
+"""That of `torch.nn.utils.clip_grad_norm_`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ def train(
     seed: int,
     running_fisher: bool = False,
     last_epoch_only: bool = False,
+    session: Turns | None = None,
 ) -> TrainingResult:
     """Train the adapters on the client's questions with AdamW.
 
@@ -90,13 +95,16 @@ def train(
         running_fisher: keep the mean of the squared gradients of the cross-entropy met on the way
             (before clipping): a Fisher diagonal that costs no extra pass.
         last_epoch_only: of the last epoch's, nearer to the trained adapters.
+        session: of the LLM, where it trains a LoRA of its own in the same steps.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite.
     """
     parameters = named_trainable(edge.adapters)
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+    rate, decay = plan.learning_rate, plan.weight_decay
+    # Nothing is trained here where the only site is inside the language model.
+    optimizer = (
+        torch.optim.AdamW(parameters.values(), rate, weight_decay=decay) if parameters else None
     )
     anchors = [parameter.detach().clone() for parameter in parameters.values()]
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
@@ -107,28 +115,46 @@ def train(
         torch.manual_seed(derive_seed(Purpose.DROPOUT, seed))
         edge.adapters.train()
         for batch, frozen in embedded(edge, _shuffled(questions, plan, shuffle)):
-            optimizer.zero_grad(set_to_none=True)
+            edge.adapters.zero_grad(set_to_none=True)
+            if session is not None:
+                session.measures = running_fisher and seen >= first
             total += backward(edge, llm, batch, frozen) * len(batch)
             if running_fisher and seen >= first:
                 add_squared_gradients(squares, parameters)
                 squared += 1
             seen += len(batch)
-            if plan.proximal_mu:
+            if plan.proximal_mu and parameters:
                 proximal_term(parameters.values(), anchors, plan.proximal_mu).backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), plan.max_grad_norm)
-            optimizer.step()
+            clip(parameters.values(), plan.max_grad_norm, session)
+            if optimizer is not None:
+                optimizer.step()
     fisher = {name: square / squared for name, square in squares.items()} if squared else None
     return TrainingResult(total / (plan.local_epochs * len(questions)), fisher)
 
 
-def learning_rate(config: RunConfig, server_round: int) -> float:
+def clip(parameters: Iterable[nn.Parameter], most: float, session: Turns | None) -> None:
+    """Scale all gradients of a step down to the norm `most`, those at the host included."""
+    if session is None:
+        torch.nn.utils.clip_grad_norm_(parameters, most)
+        return
+    own = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = session.squares + sum(float(one.double().square().sum()) for one in own)
+    session.factor = min(1.0, most / (math.sqrt(squares) + CLIP_EPSILON))
+    for one in own:
+        one.mul_(session.factor)
+
+
+def learning_rate(config: RunConfig, server_round: int, full: float = 0.0) -> float:
     """The learning rate of all steps in round `server_round` = 1 … R.
 
     After w rounds of warm-up, at k / (w + 1) of the full rate in round k, it is the full rate in
     round w + 1 and the share e of it in round R. Between them, with t from 0 to 1:
     linear 1 − (1 − e) t; cosine e + (1 − e) (1 + cos π t) / 2     (Loshchilov & Hutter, ICLR 2017)
+
+    Args:
+        full: the full rate; 0 for `learning-rate`.
     """
-    full, warm_up = config.learning_rate, config.warm_up_rounds
+    full, warm_up = full or config.learning_rate, config.warm_up_rounds
     if server_round <= warm_up:
         return full * server_round / (warm_up + 1)
     if config.learning_rate_schedule == "constant":
@@ -158,6 +184,7 @@ def fisher_diagonal(
     batch_size: int,
     drawn_with: int | None = None,
     limits: Limits = NO_LIMITS,
+    session: Turns | None = None,
 ) -> dict[str, Tensor]:
     """Fisher diagonal: F = mean over batches of (∂ loss / ∂ θ)².
 
@@ -168,6 +195,7 @@ def fisher_diagonal(
         drawn_with: None for the true answers; else a seed, and the answers are drawn from the
             model's own distribution over each question's options.
         limits: of the host.
+        session: as in `train`; the host estimates the diagonal of its own LoRA.
 
     Raises:
         ValueError: answers are to be drawn for a question without options.
@@ -177,6 +205,8 @@ def fisher_diagonal(
     squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
     generator = None if drawn_with is None else torch.Generator().manual_seed(drawn_with)
     edge.adapters.eval()
+    if session is not None:
+        session.updates, session.measures = False, True
     steps = 0
     for batch, frozen in embedded(edge, batches(questions, batch_size, limits)):
         edge.adapters.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fednano_flwr.exchange.at_host import AtHost, Turn
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -34,6 +35,8 @@ class EmbeddingInputs(Inputs):
     FIELD: ClassVar[str] = "embeddings"
     embeds: Tensor
     layout: Layout
+    at_host: AtHost | None = None
+    turn: Turn | None = None
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> EmbeddingInputs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     AdaptedBatch,
@@ -38,11 +40,41 @@ PAUSE, LONGEST_PAUSE = 0.01, 1.0
 """Seconds between two questions whether there is room, for each client whose turn has to come."""
 
 
+@dataclass
+class Turns:
+    """A session as its client counts it, from step to step.
+
+    Attributes:
+        session: its number at the host.
+        updates, measures: of the steps to come, as in `Turn`.
+        squares: squared norm of the latest step's gradient at the host.
+        factor: by which the client has scaled that step's gradients down.
+        number: of that step.
+    """
+
+    session: int
+    updates: bool = True
+    measures: bool = False
+    squares: float = 0.0
+    factor: float = 1.0
+    number: int = 0
+
+    def next(self) -> Turn:
+        """That of the next step."""
+        self.number += 1
+        turn = Turn(self.session, self.number, self.factor, self.updates, self.measures)
+        self.factor = 1.0
+        return turn
+
+
 class Exchange:
     """An `LLM`; a subclass says what it sends of a batch.
 
     Args:
         labels_at: "server" or "client".
+
+    Attributes:
+        turns: of the session that each loss is a step of, between `begin` and `end`.
     """
 
     inputs: ClassVar[type[Inputs]]
@@ -51,12 +83,34 @@ class Exchange:
         self.service = service
         self._labels_at = labels_at
         self._step = service.step if labels_at == "server" else partial(step_in_two, service)
+        self.turns: Turns | None = None
+
+    def begin(self) -> Turns:
+        """Begin a session: from now on each loss is a step of it.
+
+        A step raises SessionGoneError where the host no longer has it.
+        """
+        self.turns = Turns(self.service.begin(None))
+        return self.turns
+
+    def end(self) -> int:
+        """End the session; returns its number, by which the server knows its result."""
+        assert self.turns is not None, "no session has begun"
+        self.service.end(self.turns.next())
+        session, self.turns = self.turns.session, None
+        return session
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
-        inputs = self.inputs.of(batch)
+        inputs, turns = self.inputs.of(batch), self.turns
+        if turns is not None:
+            inputs = inputs.with_(turn=turns.next())
 
         def step() -> tuple[float, Gradient]:
-            return self._answer(batch, inputs, lambda sent: self._step(sent, labels))
+            loss, found = self._answer(batch, inputs, lambda sent: self._step(sent, labels))
+            if turns is not None:
+                *gradient, squares = found
+                found, turns.squares = tuple(gradient), float(squares)
+            return loss, found
 
         if not inputs.leaves:  # nothing to train takes part in this batch
             return torch.tensor(step()[0])

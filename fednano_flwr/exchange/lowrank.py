@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.config import SITES
+from fednano_flwr.exchange.at_host import AtHost, HostMap, Turn
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
     Embedded,
     FeaturesMissingError,
     Gradient,
-    HostMap,
     Inputs,
     Layout,
     LLMInfo,
@@ -48,17 +48,18 @@ class LowRankInputs(Inputs):
         keys: of the questions' features, in order.
         z: (n, R) of each site that has an adapter.
         b: (d, R) likewise.
-        map: of the host, which sets it itself.
     """
 
     FIELD: ClassVar[str] = "low_rank"
+    HAS_HIDDEN: ClassVar[bool] = True
     token_ids: Tensor
     sites: Tensor
     keys: tuple[bytes, ...]
     z: dict[str, Tensor]
     b: dict[str, Tensor]
     layout: Layout
-    map: HostMap | None = None
+    at_host: AtHost | None = None
+    turn: Turn | None = None
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:
@@ -119,8 +120,9 @@ class LowRankInputs(Inputs):
             _check_factors(site, z[site], b[site], (rows[site], info.hidden_size))
         return cls(tokens, sites, tuple(sent.features), z, b, layout)
 
-    def through(self, map: HostMap) -> LowRankInputs:
-        return replace(self, map=map)
+    @property
+    def _map(self) -> HostMap | None:
+        return self.at_host.map if self.at_host else None
 
     def embed(
         self, table: TokenTable, features: Callable[[bytes], Tensor | None], trains: bool
@@ -128,7 +130,7 @@ class LowRankInputs(Inputs):
         hidden, layout = self._frozen(table, features)
         leaf = self._with(lambda v: v.detach().to(hidden.device).requires_grad_(trains))
         with torch.set_grad_enabled(trains):  # the caller may be inside another graph's forward
-            whole = adapted(hidden, self.sites.to(hidden.device), leaf.z, leaf.b, self.map)
+            whole = adapted(hidden, self.sites.to(hidden.device), leaf.z, leaf.b, self._map)
 
         def gradient(rows: Tensor) -> Gradient:
             found = torch.autograd.grad(whole, leaf.leaves, rows) if leaf.leaves else ()
@@ -168,7 +170,7 @@ class LowRankInputs(Inputs):
 
     def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
         b = self.b.get(TEXT)
-        return partial(_embed_tokens, table, None if b is None else b.to(table.device), self.map)
+        return partial(_embed_tokens, table, None if b is None else b.to(table.device), self._map)
 
 
 class LowRankExchange(Exchange):

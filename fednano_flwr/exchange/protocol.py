@@ -7,22 +7,22 @@ process, several replicas of it, or a host over gRPC.
 
 from __future__ import annotations
 
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from fednano_flwr.config import SITES
+from fednano_flwr.exchange.at_host import AtHost, HostMap, SessionResult, Turn
 
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 IGNORE = -100
 NOT_FINITE_ADVICE = (
     'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
@@ -136,36 +136,6 @@ class AdaptedBatch(FrozenBatch):
         return adapted(self.hidden, self.sites, self.z, self.b)
 
 
-@dataclass(frozen=True, eq=False)
-class HostMap:
-    """What the merged model has beside the adapters: a frozen linear map of each site, at the host.
-
-    h' = h + M h + z Bᵀ, M = P Q. No client gets it or sends it. A call carries the map of the phase
-    that its token is for, however late it is computed.
-
-    Attributes:
-        factors: of each site, Q (R, d) and P (d, R), which holds the scale s; float32.
-        name: of these factors and no others.
-    """
-
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    name: int = field(default_factory=lambda: secrets.randbits(63))
-    _placed: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
-    )
-
-    def change(self, site: str, hidden: Tensor) -> Tensor | None:
-        """M h (n, d) in float32 of frozen embeddings (n, d); None where the site has no map."""
-        if site not in self.factors:
-            return None
-        place = site, hidden.device
-        if place not in self._placed:  # a device gets it once
-            down, up = self.factors[site]
-            self._placed[place] = down.to(hidden.device), up.to(hidden.device)
-        down, up = self._placed[place]
-        return hidden.to(down.dtype) @ down.T @ up.T
-
-
 def adapted(
     hidden: Tensor,
     sites: Tensor,
@@ -191,7 +161,10 @@ def adapted(
 
 
 Gradient = tuple[Tensor, ...]
-"""Of a loss, with respect to the tensors of `Inputs.leaves` and in their order."""
+"""Of a loss, with respect to the tensors of `Inputs.leaves` and in their order.
+
+Of a session's step, last comes the squared norm of the gradient at the host, () float64.
+"""
 
 
 class TokenTable(Protocol):
@@ -232,12 +205,16 @@ class Inputs(ABC):
 
     Attributes:
         FIELD: of `Inputs` in fednano.proto.
-        map: that the host embeds the batch with; not sent.
+        HAS_HIDDEN: whether the host has the frozen embeddings h.
+        at_host: that the host computes the batch with; not sent.
+        turn: of a session, where the batch trains a LoRA at the host.
     """
 
     FIELD: ClassVar[str]
+    HAS_HIDDEN: ClassVar[bool] = False
     layout: Layout
-    map: HostMap | None = None
+    at_host: AtHost | None = None
+    turn: Turn | None = None
 
     # At the client:
 
@@ -277,16 +254,22 @@ class Inputs(ABC):
 
     # At the host:
 
-    def through(self, map: HostMap) -> Self:
-        """The same batch, to be embedded with a map of the host's.
+    def through(self, part: AtHost) -> Self:
+        """The same batch, to be computed with a part of the model that is at the host.
 
         Raises:
-            RefusalError: the host never has h in this exchange.
+            RefusalError: it has a map, and the host never has h in this exchange.
         """
-        raise RefusalError(
-            "a part of this run's model is a map at the host, which is applied to frozen "
-            'embeddings, and this batch has none: use exchange.kind = "lowrank"'
-        )
+        if part.map is not None and not self.HAS_HIDDEN:
+            raise RefusalError(
+                "a part of this run's model is a map at the host, which is applied to frozen "
+                'embeddings, and this batch has none: use exchange.kind = "lowrank"'
+            )
+        return self.with_(at_host=part)
+
+    def with_(self, **changes: Any) -> Self:
+        """The same batch, some attributes changed."""
+        return replace(self, **changes)  # type: ignore[type-var]  # subclasses are dataclasses
 
     @abstractmethod
     def embed(
@@ -410,6 +393,10 @@ class CacheGoneError(GoneError):
     """The host no longer has this room, or what was read into it; begin again with all tokens."""
 
 
+class SessionGoneError(GoneError):
+    """The host no longer has this client's training; begin the round anew."""
+
+
 class RefusalError(ValueError):
     """The host will not serve this request; the text goes back to the client."""
 
@@ -447,8 +434,39 @@ class LLMService:
         """What runs here."""
         raise NotImplementedError
 
+    def begin(self, part: AtHost | None, owner: bytes = b"") -> int:
+        """A session: training of the LoRA inside the language model, for one round.
+
+        Args:
+            part: of the phase; the host sets it itself.
+
+        Returns:
+            Its number, for the `turn` of each batch.
+
+        Raises:
+            HostBusyError: there is no room for it now.
+        """
+        return self._call("begin", owner, part)
+
+    def end(self, turn: Turn, owner: bytes = b"") -> SessionResult | None:
+        """End a session; what it has led to stays at the server.
+
+        Args:
+            turn: the one that would be next.
+
+        Raises:
+            SessionGoneError: the host no longer has it.
+        """
+        return self._call("end", owner, turn)
+
+    def forget_sessions(self) -> None:
+        """Forget all sessions: their round is over."""
+        raise NotImplementedError
+
     def step(self, inputs: Inputs, labels: Tensor, owner: bytes = b"") -> tuple[float, Gradient]:
         """Loss of a batch and its gradient.
+
+        A batch that has a `turn` is a step of a session. Repeating it changes nothing.
 
         Args:
             inputs: N tokens.
@@ -456,6 +474,9 @@ class LLMService:
 
         Returns:
             Mean cross-entropy over the labelled positions, and its gradient.
+
+        Raises:
+            SessionGoneError: the host no longer has the session.
         """
         return self._call("step", owner, inputs, labels)
 

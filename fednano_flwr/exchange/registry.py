@@ -10,7 +10,7 @@ from fednano_flwr.base.defined import class_defined_in
 from fednano_flwr.config import ConfigError
 from fednano_flwr.exchange.exchange import Exchange
 
-SUPPORT = {"exchange", "protocol", "registry", "wire"}
+SUPPORT = {"at_host", "exchange", "protocol", "registry", "wire"}
 
 
 EXCHANGES: Mapping[str, type[Exchange]] = {

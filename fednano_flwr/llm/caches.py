@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from fednano_flwr.exchange.at_host import HostLora
 from fednano_flwr.exchange.protocol import CacheGoneError, NewTokens, Room
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ class Answers:
         pads: (B,) positions on the left of each sequence that are padding.
         width: positions that have been read, padding included.
         embedder: of the prompts' exchange; makes the input embeddings (k, d) of further tokens.
+        lora: inside the language model, that the prompts were read with.
     """
 
     cache: Cache
     pads: Tensor
     width: int
     embedder: Callable[[NewTokens], Tensor]
+    lora: HostLora | None = None
 
     def go_on_with(self, sequences: Tensor) -> None:
         """Forget all sequences but these (k,).

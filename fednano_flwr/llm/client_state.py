@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.protocol import Embedded, GraphGoneError, HostBusyError
 
 LIMIT = 16
@@ -28,11 +30,15 @@ class Graph:
         embedded: the batch.
         rows: (N, d) its rows as the leaf of the graph.
         logits: (P, vocabulary).
+        turn: of the session that the pass is a step of.
+        trained: parameters whose gradient the session needs.
     """
 
     embedded: Embedded
     rows: Tensor
     logits: Tensor
+    turn: Turn | None = None
+    trained: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)

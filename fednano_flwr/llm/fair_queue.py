@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
-from fednano_flwr.llm.jobs import Job, Request, Sample, Task
+from fednano_flwr.llm.jobs import Job, KindOfPass, Request, Sample, Task
 
 PADDING = 4
 """At most one in so many tokens of a pass may be padding."""
@@ -117,7 +117,7 @@ class FairQueue:
             self._took(owner, taken[-1].length)
         return taken
 
-    def _kind(self, owner: bytes) -> tuple[bool, int, bool] | None:
+    def _kind(self, owner: bytes) -> KindOfPass | None:
         """Kind of pass of an owner's next samples; None if a task is next."""
         work = self._waiting[owner][0].work
         return work.kind_of_pass if isinstance(work, Job) else None

@@ -1,4 +1,4 @@
-"""The frozen language model: loss and input gradients for clients, without training anything."""
+"""The frozen language model: losses and gradients for clients; beside it, their sessions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fednano_flwr.exchange.at_host import AtHost, HostLora, SessionResult, Turn
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
     CacheGoneError,
@@ -24,12 +25,14 @@ from fednano_flwr.exchange.protocol import (
     LLMInfo,
     LLMService,
     NewTokens,
+    RefusalError,
     Room,
 )
 from fednano_flwr.llm.caches import Answers, Caches, Place
 from fednano_flwr.llm.client_state import Graph, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob
+from fednano_flwr.llm.sessions import Session, Sessions
 from fednano_flwr.models.llm_half import LLMHalf
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,8 @@ class FrozenLLM(LLMService):
         features: kept for low-rank batches.
         graphs: kept between `forward` and `backward`.
         caches: room for answers under way.
+        sessions: clients' training of the LoRA inside; None where there is none.
+        lora: that is computed with where a call brings none.
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class FrozenLLM(LLMService):
         features: FeatureStore | None = None,
         graphs: Graphs | None = None,
         caches: Caches | None = None,
+        sessions: Sessions | None = None,
+        lora: HostLora | None = None,
     ) -> None:
         self._half = half
         self._max_tokens = max_tokens
@@ -78,6 +85,8 @@ class FrozenLLM(LLMService):
         self.features = FeatureStore(2**30) if features is None else features
         self.graphs = Graphs() if graphs is None else graphs
         self.caches = Caches(max_tokens=max_tokens) if caches is None else caches
+        self.sessions = sessions
+        self._lora = lora
 
     def describe(self) -> LLMInfo:
         return LLMInfo(
@@ -93,6 +102,30 @@ class FrozenLLM(LLMService):
             deep_size=self._half.deep_size,
         )
 
+    def begin(self, part: AtHost | None, owner: bytes = b"") -> int:
+        """See `LLMService.begin`."""
+        if part is None or part.lora is None:
+            raise RefusalError("no LoRA inside the language model is trained now (adapter.sites)")
+        with self._lock:
+            return self._sessions.begin(owner, part.lora)
+
+    def end(self, turn: Turn, owner: bytes = b"") -> SessionResult:
+        """See `LLMService.end`."""
+        with self._lock:
+            return self._sessions.end(owner, turn)
+
+    def forget_sessions(self) -> None:
+        """See `LLMService.forget_sessions`."""
+        with self._lock:
+            if self.sessions is not None:
+                self.sessions.clear()
+
+    @property
+    def _sessions(self) -> Sessions:
+        if self.sessions is None:
+            raise RefusalError("this LLM host trains no LoRA (adapter.sites)")
+        return self.sessions
+
     def forward(self, inputs: Inputs, positions: Tensor, owner: bytes = b"") -> tuple[int, Tensor]:
         """See `LLMService.forward`."""
         with self._lock:
@@ -101,6 +134,7 @@ class FrozenLLM(LLMService):
             job.embedded = embedded = self._embed(inputs, owner, trains=True)
             samples = job.samples()
             rows = embedded.rows.requires_grad_()
+            session = self._prepare(inputs, owner, trains=True)
             try:
                 with torch.enable_grad():
                     logits = self._logits([sample.rows(rows) for sample in samples], samples)
@@ -109,7 +143,9 @@ class FrozenLLM(LLMService):
             except torch.OutOfMemoryError as error:
                 what = f"a graph of {inputs.layout.tokens} tokens: use a smaller batch-size"
                 raise HostMemoryError(what, error) from error
-            number = self.graphs.keep(owner, Graph(embedded, rows, logits))
+            trained = list(session.trained.values()) if session else ()
+            graph = Graph(embedded, rows, logits, inputs.turn if session else None, trained)
+            number = self.graphs.keep(owner, graph)
         return number, logits.detach().cpu()
 
     def backward(self, graph: int, gradient: Tensor, owner: bytes = b"") -> Gradient:
@@ -121,8 +157,14 @@ class FrozenLLM(LLMService):
                     f"a gradient of shape {tuple(gradient.shape)} for logits of shape "
                     f"{tuple(kept.logits.shape)}"
                 )
-            (rows,) = torch.autograd.grad(kept.logits, kept.rows, gradient.to(kept.logits))
-            return kept.embedded.gradient(rows)
+            session = self._sessions.turn(owner, kept.turn) if kept.turn else None
+            rows, *of_session = _gradients(
+                kept.logits, [kept.rows, *kept.trained], gradient.to(kept.logits)
+            )
+            found = kept.embedded.gradient(rows)
+            if session is None or kept.turn is None:
+                return found
+            return (*found, session.computed(kept.turn, of_session))
 
     def reserve(self, tokens: int, owner: bytes = b"") -> Room:
         """See `LLMService.reserve`; waits for no pass."""
@@ -137,7 +179,8 @@ class FrozenLLM(LLMService):
                 width = int(lengths.max())
                 place.check(len(lengths), width)
                 embedder = inputs.token_embedder(self._half)
-                answers = Answers(self._half.new_cache(), width - lengths, 0, embedder)
+                lora = self._use(inputs)
+                answers = Answers(self._half.new_cache(), width - lengths, 0, embedder, lora)
                 parts = list(embedded.rows.split(inputs.layout.lengths))
                 embeds = pad_sequence(parts, batch_first=True, padding_side="left")
                 beside = self._beside(embedded.layout.split(), "left")
@@ -161,6 +204,7 @@ class FrozenLLM(LLMService):
                 self._half.check_ids(ids)
                 layout = Layout((1,) * len(tokens.ids), tokens.position_ids, token_ids=ids)
                 embeds = answers.embedder(tokens)[:, None]
+                self._use_lora(answers.lora)
                 beside = self._beside(layout.split(), "left")
                 found = self._read(place, answers, embeds, beside)
             return Generated(place.number, found)
@@ -241,12 +285,33 @@ class FrozenLLM(LLMService):
 
     def _is_ready(self, job: Job[Any]) -> bool:
         """Whether the request has its embeddings and has not failed."""
-        if job.embedded is None and not job.future.done():
-            try:
+        try:
+            if job.embedded is None and not job.future.done():
                 job.embedded = self._embed(job.inputs, job.owner, job.trains)
-            except Exception as error:
-                job.fail(error)
+            if not job.future.done():
+                job.session = self._prepare(job.inputs, job.owner, job.trains)
+        except Exception as error:
+            job.fail(error)
         return not job.future.done()
+
+    def _prepare(self, inputs: Inputs, owner: bytes, trains: bool) -> Session | None:
+        """Have the language model compute with the LoRA of a batch; returns its session, if any."""
+        if inputs.turn is not None and trains:
+            return self._sessions.turn(owner, inputs.turn)
+        self._use(inputs)
+        return None
+
+    def _use(self, inputs: Inputs) -> HostLora | None:
+        """Compute with the LoRA that a batch brings, or with the host's own."""
+        lora = inputs.at_host.lora if inputs.at_host else None
+        return self._use_lora(lora or self._lora)
+
+    def _use_lora(self, lora: HostLora | None) -> HostLora | None:
+        if lora is not None:
+            self._sessions.use(lora)
+        elif self.sessions is not None:
+            raise RefusalError("this call brings no LoRA, and the language model needs one")
+        return lora
 
     def _serve_within_memory(self, samples: Sequence[Sample]) -> None:
         try:
@@ -309,10 +374,14 @@ class FrozenLLM(LLMService):
             assert isinstance(job, StepJob)
             own = torch.cat([logits[i] for i in indices])
             losses[job] = job.loss([samples[i] for i in indices], own)
-        gradients = torch.autograd.grad(list(losses.values()), list(rows))
+        session = samples[0].job.session  # a pass with one has no other request
+        trained = list(session.trained.values()) if session else []
+        gradients = _gradients(list(losses.values()), [*rows, *trained])
+        of_session = gradients[len(rows) :]
         for job, loss in losses.items():
             indices = of_jobs[job]
-            job.take([samples[i] for i in indices], loss.item(), [gradients[i] for i in indices])
+            of_rows = [gradients[i] for i in indices]
+            job.take([samples[i] for i in indices], loss.item(), of_rows, of_session)
 
     def _logits(self, rows: Sequence[Tensor], samples: Sequence[Sample]) -> Tensor:
         """Logits (Σp, vocabulary), at least in float32, at the samples' positions in order."""
@@ -342,6 +411,13 @@ class FrozenLLM(LLMService):
         if deep := [one.deep for one in layouts if one.deep is not None]:
             found["deep"] = torch.cat(deep).to(self._half.device, self._half.dtype)
         return found
+
+
+def _gradients(
+    outputs: Tensor | Sequence[Tensor], inputs: Sequence[Tensor], given: Tensor | None = None
+) -> Sequence[Tensor]:
+    """Of outputs, with respect to inputs; zero where one takes no part."""
+    return torch.autograd.grad(outputs, inputs, given, materialize_grads=True)
 
 
 def _rows(sample: Sample) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,10 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     Layout,
 )
+from fednano_flwr.llm.sessions import Session
 
 Result = TypeVar("Result")
+KindOfPass = tuple[bool, int, bool, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,7 @@ class Job(Request[Result]):
         trains: whether their rows need a gradient.
         positions: (P,) rows of the request's tokens whose logits are asked for.
         embedded: its rows, once its first sample is served.
+        session: that it is a step of, once its first sample is served.
     """
 
     trains = False
@@ -122,15 +125,18 @@ class Job(Request[Result]):
         self.inputs = inputs
         self.positions = positions.cpu()
         self.embedded: Embedded | None = None
+        self.session: Session | None = None
         self._unserved = len(inputs.layout.lengths)
 
     @property
-    def kind_of_pass(self) -> tuple[bool, int, bool]:
+    def kind_of_pass(self) -> KindOfPass:
         """Samples of unlike kinds cannot share a pass."""
         layout, axes = self.inputs.layout, 0
         if layout.position_ids is not None:
             axes = len(layout.position_ids)
-        return self.trains, axes, layout.token_type_ids is not None
+        part, turn = self.inputs.at_host, self.inputs.turn
+        lora = turn.session if turn else id(part.lora if part else None)
+        return self.trains, axes, layout.token_type_ids is not None, lora
 
     @cached_property
     def layouts(self) -> list[Layout]:
@@ -231,6 +237,7 @@ class StepJob(Job[tuple[float, Gradient]]):
         self._labels = labels
         self._losses: list[float] = []
         self._gradients: dict[int, Tensor] = {}
+        self._of_session: list[Tensor] = []
 
     def loss(self, samples: list[Sample], logits: Tensor) -> Tensor:
         """What these samples, with logits (p, vocabulary), add to the request's mean."""
@@ -241,15 +248,33 @@ class StepJob(Job[tuple[float, Gradient]]):
         share = len(labels) / len(self.positions)
         return mean if share == 1 else mean * share
 
-    def take(self, samples: list[Sample], loss: float, gradients: list[Tensor]) -> None:
-        """Keep the loss of some samples and the gradients (T, d) of their rows."""
+    def take(
+        self,
+        samples: list[Sample],
+        loss: float,
+        gradients: list[Tensor],
+        of_session: Sequence[Tensor] = (),
+    ) -> None:
+        """Keep the loss of some samples and the gradients (T, d) of their rows.
+
+        Args:
+            of_session: their gradient of the parameters that the session trains.
+        """
         self._losses.append(loss)
         self._gradients |= {s.index: g for s, g in zip(samples, gradients, strict=True)}
+        if self._of_session:
+            pairs = zip(self._of_session, of_session, strict=True)
+            self._of_session = [before + one for before, one in pairs]
+        else:
+            self._of_session = list(of_session)
 
     def result(self) -> tuple[float, Gradient]:
         assert self.embedded is not None
         rows = torch.cat([self._gradients[i] for i in sorted(self._gradients)])
-        return math.fsum(self._losses), self.embedded.gradient(rows)
+        gradient = self.embedded.gradient(rows)
+        if self.session is not None and self.inputs.turn is not None:
+            gradient = (*gradient, self.session.computed(self.inputs.turn, self._of_session))
+        return math.fsum(self._losses), gradient
 
 
 JOBS: Mapping[str, Callable[..., Job[Any]]] = {

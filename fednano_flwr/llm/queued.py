@@ -108,11 +108,15 @@ class QueuedLLM(LLMService):
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)
 
+    def forget_sessions(self) -> None:
+        """See `LLMService.forget_sessions`."""
+        self._ask(Task(self._host.forget_sessions, 0, b""))
+
     def gauges(self) -> dict[str, float]:
         """What waits and what is kept now; does not wait for a pass to end."""
         with self._changed:
             requests, tokens = len(self._queue), self._queue.tokens
-        features, caches = self._host.features, self._host.caches
+        features, caches, sessions = self._host.features, self._host.caches, self._host.sessions
         return {
             "waiting_requests": requests,
             "waiting_tokens": tokens,
@@ -122,6 +126,8 @@ class QueuedLLM(LLMService):
             "kept_caches": len(caches),
             "kept_cache_tokens": caches.tokens,
             "waiting_for_room": caches.waiting,
+            "sessions": len(sessions) if sessions is not None else 0,
+            "session_bytes": sessions.nbytes if sessions is not None else 0,
             "worker_errors": self._errors,
         }
 

@@ -18,7 +18,8 @@ import ray
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import HostMap, Inputs, LLMInfo, LLMService
+from fednano_flwr.exchange.at_host import AtHost
+from fednano_flwr.exchange.protocol import Inputs, LLMInfo, LLMService
 
 CONCURRENT_CALLS = 64
 """Inside one replica; its service queues them."""
@@ -30,31 +31,31 @@ class OtherModelError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class StoredMap:
-    """Where Ray keeps the factors of a `HostMap`; takes its place in a batch for a replica.
+class StoredPart:
+    """Where Ray keeps an `AtHost`; takes its place in a call to a replica.
 
     Attributes:
-        name: the map's.
+        name: of the `AtHost`.
     """
 
     name: int
-    factors: Any
+    reference: Any
 
 
-_map: HostMap | None = None
+_part: AtHost | None = None
 """The latest that this replica was given: Ray is asked for each once."""
 
 
-def with_its_map(argument: Any) -> Any:
-    """At a replica: an argument of a call, the map of its batch fetched."""
-    global _map
-    stored: Any = argument.map if isinstance(argument, Inputs) else None
-    if stored is None:
+def with_its_part(argument: Any) -> Any:
+    """At a replica: an argument of a call, what it is computed with fetched."""
+    stored = argument.at_host if isinstance(argument, Inputs) else argument
+    if not isinstance(stored, StoredPart):
         return argument
-    latest = _map
+    global _part
+    latest = _part
     if latest is None or latest.name != stored.name:
-        _map = latest = HostMap(ray.get(stored.factors), stored.name)
-    return argument.through(latest)
+        _part = latest = ray.get(stored.reference)
+    return argument.with_(at_host=latest) if isinstance(argument, Inputs) else latest
 
 
 @contextmanager
@@ -122,9 +123,9 @@ def start_replica(make: Callable[[], LLMService], num_gpus: float, folder: str) 
                 from fednano_flwr.llm.replica_actor import OtherModelError
 
                 raise OtherModelError(f"it is another model than the first one: {own}, not {info}")
-            from fednano_flwr.llm.replica_actor import with_its_map
+            from fednano_flwr.llm.replica_actor import with_its_part
 
-            return getattr(self.service, name)(*[with_its_map(one) for one in arguments])
+            return getattr(self.service, name)(*[with_its_part(one) for one in arguments])
 
         def close(self) -> None:
             getattr(self.service, "close", bool)()

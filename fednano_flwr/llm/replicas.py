@@ -26,10 +26,11 @@ from ray.exceptions import (
     UnserializableException,
 )
 
+from fednano_flwr.exchange.at_host import AtHost
 from fednano_flwr.exchange.protocol import Inputs, LLMInfo, LLMService
 from fednano_flwr.llm.replica_actor import (
     OtherModelError,
-    StoredMap,
+    StoredPart,
     ray_session,
     send_tensors_beside,
     start_replica,
@@ -118,7 +119,7 @@ class Replicas(LLMService):
         self._lock = threading.RLock()
         self._owners: dict[bytes, int] = {}  # in the order of their first calls
         self._info: LLMInfo | None = None
-        self._map: StoredMap | None = None
+        self._stored: StoredPart | None = None
         self._closed = False
         self.replicas: list[_Replica] = []
         with ExitStack() as stack:
@@ -170,6 +171,14 @@ class Replicas(LLMService):
         assert self._info is not None, "the block has not begun"
         return self._info
 
+    def forget_sessions(self) -> None:
+        """See `LLMService.forget_sessions`; a replica that is lost has none left."""
+        with self._lock:
+            up = [replica for replica in self.replicas if replica.up]
+        for replica in up:
+            with suppress(_LostError):
+                self._ask(replica, "forget_sessions")
+
     def gauges(self) -> dict[str, float]:
         """How many replicas take calls, and how many calls they are answering."""
         with self._lock:
@@ -180,7 +189,7 @@ class Replicas(LLMService):
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         """Answer a call by the owner's replica, or by another if that is lost."""
-        arguments = tuple(self._with_stored_map(one) for one in arguments)
+        arguments = tuple(self._with_stored_part(one) for one in arguments)
         for _ in range(LOSSES_OF_A_CALL):
             try:
                 return self._ask(self._replica_of(owner), method, *arguments, owner)
@@ -191,15 +200,16 @@ class Replicas(LLMService):
             f"{reason}"
         )
 
-    def _with_stored_map(self, argument: Any) -> Any:
-        """An argument of a call, the map of its batch given to Ray, once for all replicas."""
-        map = argument.map if isinstance(argument, Inputs) else None
-        if map is None:
+    def _with_stored_part(self, argument: Any) -> Any:
+        """An argument of a call, what it is computed with given to Ray, once for all replicas."""
+        part = argument.at_host if isinstance(argument, Inputs) else argument
+        if not isinstance(part, AtHost):
             return argument
         with self._lock:
-            if self._map is None or self._map.name != map.name:
-                self._map = StoredMap(map.name, ray.put(map.factors))
-            return argument.through(self._map)
+            if self._stored is None or self._stored.name != part.name:
+                self._stored = StoredPart(part.name, ray.put(part))
+            stored = self._stored
+        return argument.with_(at_host=stored) if isinstance(argument, Inputs) else stored
 
     def _replica_of(self, owner: bytes) -> _Replica:
         """The owner's replica, or another that is up; one is waited for where none is."""

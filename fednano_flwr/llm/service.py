@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from fednano_flwr.config import LLMConfig, Model
+from fednano_flwr.config import Adapter, LLMConfig, Model
+from fednano_flwr.exchange.at_host import HostLora
 from fednano_flwr.exchange.protocol import LLMService
 from fednano_flwr.exchange.wire.metrics import NO_METRICS, ServiceMetrics
 from fednano_flwr.llm.caches import Caches
@@ -14,6 +15,7 @@ from fednano_flwr.llm.client_state import Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
+from fednano_flwr.llm.sessions import MB, Sessions
 from fednano_flwr.models.device import threads
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -31,6 +33,8 @@ def load_host(
     revision: str = "",
     waiting_of_owner: int = 8,
     family: str = "",
+    lora: Adapter | None = None,
+    merged: HostLora | None = None,
 ) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
@@ -40,6 +44,8 @@ def load_host(
         revision: branch, tag or commit of a model on the hub.
         waiting_of_owner: requests of one client that may wait; 0 for no limit.
         family: `model.family`.
+        lora: rank, scale and targets of a LoRA inside; None for none.
+        merged: its values where a call brings none.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
@@ -55,6 +61,7 @@ def load_host(
             config.device_map,
             revision,
             family,
+            lora,
         )
         features = FeatureStore(
             config.feature_memory_mb * 2**20,
@@ -63,7 +70,10 @@ def load_host(
             config.max_tokens * (half.hidden_size + half.deep_size) * half.dtype.itemsize,
         )
         caches = Caches(config.max_tokens, of_owner=batches_of_owner)
-        host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches)
+        sessions = None
+        if half.lora is not None:
+            sessions = Sessions(half.lora, config.max_clients, config.session_memory_mb * MB)
+        host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches, sessions, merged)
         return QueuedLLM(
             host,
             config.batch_tokens,
@@ -80,6 +90,7 @@ def open_host(
     in_simulation: bool,
     say: Callable[[str], None],
     metrics: ServiceMetrics = NO_METRICS,
+    lora: Adapter | None = None,
 ) -> Iterator[LLMService]:
     """The service, closed after the block: the model in this process, or replicas in their own.
 
@@ -87,8 +98,11 @@ def open_host(
         in_simulation: Flower starts Ray in this process, and replicas join it.
         say: takes lines for people.
         metrics: of the service; of replicas, what is known in this process.
+        lora: rank, scale and targets of a LoRA inside; None for none.
     """
-    load = partial(load_host, model.name, config, revision=model.revision, family=model.family)
+    load = partial(
+        load_host, model.name, config, revision=model.revision, family=model.family, lora=lora
+    )
     if config.replicas == 1:
         with load(metrics=metrics) as host:
             yield host

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from fednano_flwr.config import Adapter
 from fednano_flwr.models import layers, skeleton
 from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.lora import LoraPlaces
 from fednano_flwr.models.quantize import Quantizer, check_quantization
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -40,6 +42,7 @@ class LLMHalf(nn.Module):
         checkpointing: each decoder layer keeps its input only, and is computed again for the
             backward pass.
         device_map: "" (all on `device`), or as `layers.place` takes it.
+        lora: rank, scale and targets of a LoRA inside; None for none.
 
     Attributes:
         device: where embeddings go in and logits come out.
@@ -48,6 +51,7 @@ class LLMHalf(nn.Module):
         ids: how many token ids its layers look up in tables of their own; 0 in most families.
         reads_ids: whether they do.
         longest: most tokens in a sample, where positions have a learned table; else 0.
+        lora: places of the LoRA; its parameters have to be set before the first call.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class LLMHalf(nn.Module):
         quantization: str = "none",
         checkpointing: bool = False,
         device_map: str | Mapping[str, str] = "",
+        lora: Adapter | None = None,
     ) -> None:
         super().__init__()
         text = checkpoint.config.get_text_config()
@@ -94,6 +99,10 @@ class LLMHalf(nn.Module):
             quantizer.keep_gradients()
         if tied:
             host.lm_head.weight = host.get_input_embeddings().weight
+        self.lora: LoraPlaces | None = None
+        if lora is not None:
+            wide = torch.promote_types(dtype, torch.float32)
+            self.lora = LoraPlaces(host, self.family.host, lora, wide, quantization)
         self._embeddings = host.get_input_embeddings()
         self._head = host.lm_head = HeadAtRows(host.lm_head)
         self._host = host
@@ -257,6 +266,7 @@ def load_llm_half(
     device_map: str | Mapping[str, str] = "",
     revision: str = "",
     family: str = "",
+    lora: Adapter | None = None,
 ) -> LLMHalf:
     """Read the server's half of `name` and nothing of the vision encoder; arguments as above.
 
@@ -271,6 +281,7 @@ def load_llm_half(
         quantization,
         checkpointing,
         device_map,
+        lora,
     )
 
 

@@ -23,13 +23,17 @@ from fednano_flwr.adapters.packing import BITS, State, pack_adapters, shapes_of,
 from fednano_flwr.adapters.update import Update
 from fednano_flwr.config import Upload
 from fednano_flwr.edge.local_state import LocalState
+from fednano_flwr.models.lora import PREFIX
 
 THETA, FISHER, PACKED = "theta.", "fisher.", "packed."
+AT_LLM = THETA + PREFIX
 RESIDUAL = "upload-residual"
 """A client's local state: the part of its updates that rounding has left out so far."""
 SCORE, TEST_LOSS = ("score", "num-examples"), ("test-loss", "test-tokens")
 """Metrics of an evaluate reply: a sum over test questions, or over the tokens of their right
 answers, and what it is divided by for the mean."""
+SESSION = "llm-session"
+"""Metric of a train reply: number of the session whose result the host has."""
 CLIENT_FAILED = 100  # code of an error reply whose reason is written for people
 
 
@@ -212,13 +216,17 @@ def failure_of(reply: Message) -> tuple[int | None, str]:
 
 
 def with_tokens(messages: Iterable[Message], token: Callable[[int], str]) -> list[Message]:
-    """Messages to nodes, each with that node's own token; what they hold is not copied.
+    """Messages to nodes, each with that node's own token and without what is not for clients.
 
-    Flower's strategies give all nodes one content, so each message gets one of its own.
+    Flower's strategies give all nodes one content, so each message gets one of its own; arrays are
+    not copied.
     """
     sent = list(messages)
     for message in sent:
         records = dict(message.content)
+        arrays = message.content.array_records["arrays"]
+        if (own := {key: arrays[key] for key in arrays if not key.startswith(AT_LLM)}) != arrays:
+            records["arrays"] = ArrayRecord(own)
         task = {**message.content.config_records["config"]}
         task["llm-token"] = token(message.metadata.dst_node_id)
         message.content = RecordDict({**records, "config": ConfigRecord(task)})

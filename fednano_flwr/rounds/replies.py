@@ -8,22 +8,25 @@ sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
+from fednano_flwr.adapters.llm_part import at_clients, at_llm
 from fednano_flwr.adapters.packing import State, shapes_of
 from fednano_flwr.adapters.product import DOWN, shapes_at, trained_part
 from fednano_flwr.config import Bounds
 from fednano_flwr.edge.scoring import ALL, LONGEST_KIND, MOST_KINDS
+from fednano_flwr.exchange.at_host import SessionResult
 from fednano_flwr.rounds.bounds import check_clipped, check_norms, clipped
 from fednano_flwr.rounds.compat import KEY_NORM_BIT
 from fednano_flwr.rounds.records import (
     FISHER,
     PACKED,
+    SESSION,
     THETA,
     adapters_in,
     fishers_in,
@@ -76,6 +79,7 @@ def receive_update(
     norm_bit: bool = False,
     clip_norm: float = 0.0,
     factor: str = "both",
+    result_of: Callable[[int], SessionResult] | None = None,
 ) -> None:
     """Refuse a train reply that would spoil the merge, and unpack it in place.
 
@@ -88,6 +92,8 @@ def receive_update(
         norm_bit: the client says whether it has clipped its update.
         clip_norm: to which the client has scaled its update down; 0 where it has not.
         factor: which one of each adapter was trained and is here; the other is as it was sent.
+        result_of: by a session's number, what it has led to inside the language model, which
+            becomes a part of the update; None where nothing is trained there.
 
     Raises:
         ValueError: a record, an array or a metric is missing, unknown or cannot be read; adapters
@@ -96,11 +102,14 @@ def receive_update(
             on.
     """
     _check_records(reply, {"arrays": ArrayRecord, "metrics": MetricRecord})
-    _check_metrics(reply, {**TRAIN_METRICS, **({KEY_NORM_BIT: int} if norm_bit else {})})
+    more = {KEY_NORM_BIT: int} if norm_bit else {}
+    if result_of is not None:
+        more[SESSION] = int
+    _check_metrics(reply, {**TRAIN_METRICS, **more})
     if metric(reply, "num-examples") < 1:
         raise ValueError("no question was trained on")
     arrays, start = reply.content.array_records["arrays"], from_arrays(sent)
-    trained = trained_part(start, factor)
+    trained = trained_part(at_clients(start), factor)
     for key in arrays:
         if not key.startswith(PARTS):
             raise ValueError(f"{key} is no part of an update")
@@ -108,6 +117,13 @@ def receive_update(
     _check_adapters(theta, trained, lower_ranks)
     diagonals = fishers_in(arrays, theta)
     _check_fishers(diagonals, theta, fisher != "none")
+    if result_of is not None:
+        inside = result_of(int(metric(reply, SESSION)))
+        of_llm, trained = trained_part(inside.theta, factor), trained_part(start, factor)
+        own = inside.fisher or {}
+        _check_adapters(of_llm, at_llm(trained), lower_ranks=False)
+        _check_fishers(own, of_llm, fisher != "none")
+        theta, diagonals = {**theta, **of_llm}, {**diagonals, **own}
     check_norms(theta, diagonals, trained, bounds)
     if clip_norm:
         check_clipped(theta, trained, clip_norm)
@@ -235,7 +251,7 @@ def _check_adapters(theta: State, sent: State, lower_ranks: bool) -> None:
 
 
 def _check_fishers(diagonals: State, theta: State, asked_for: bool) -> None:
-    if asked_for and not diagonals:
+    if asked_for and theta and not diagonals:
         raise ValueError("the Fisher diagonals are missing")
     if not asked_for and diagonals:
         raise ValueError("there are Fisher diagonals, which nobody asked for")

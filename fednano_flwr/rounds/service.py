@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from fednano_flwr.adapters.host_map import by_site
 from fednano_flwr.adapters.update import State
 from fednano_flwr.config import RunConfig
-from fednano_flwr.exchange.protocol import HostMap, LLMInfo
+from fednano_flwr.edge.local_work import LocalWork
+from fednano_flwr.edge.training import learning_rate
+from fednano_flwr.exchange.at_host import HostMap, LoraPlan, SessionResult
+from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.wire.auth import Tokens, owner
 from fednano_flwr.exchange.wire.nodes import Activity, NodeLimits
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import read_identity
+from fednano_flwr.llm.finished import FinishedSessions
 from fednano_flwr.llm.metrics import open_metrics
 from fednano_flwr.llm.service import open_host
 
@@ -28,6 +32,7 @@ class RunService:
         tls: whether it speaks TLS.
         tokens: of the phase that is under way.
         activity: when each client was last served.
+        finished: the clients' sessions that have ended in this round.
     """
 
     run_id: int
@@ -36,10 +41,19 @@ class RunService:
     tls: bool
     tokens: Tokens
     activity: Activity
+    finished: FinishedSessions
 
     def last_seen(self, node: int) -> float | None:
         """When a node was last served, by `time.monotonic`; None if it never was."""
         return self.activity.last_seen(owner(self.run_id, node))
+
+    def result_of(self, node: int, session: int) -> SessionResult:
+        """What a node's session has led to.
+
+        Raises:
+            ValueError: it has ended none of this number.
+        """
+        return self.finished.result(owner(self.run_id, node), session)
 
 
 def host_map(state: State, scale: float) -> HostMap | None:
@@ -57,6 +71,12 @@ def host_map(state: State, scale: float) -> HostMap | None:
     return HostMap({site: (f.a, scale * f.b) for site, f in sites}) if state else None
 
 
+def lora_plan(config: RunConfig, server_round: int, work: LocalWork) -> LoraPlan:
+    """How sessions of a round train the LoRA inside the language model."""
+    rate = learning_rate(config, server_round, config.adapter.llm_learning_rate)
+    return LoraPlan(rate, config.weight_decay, work.proximal_mu, work.factor, work.fisher != "none")
+
+
 @contextmanager
 def open_service(
     config: RunConfig, run_id: int, simulated: bool, say: Callable[[str], None]
@@ -67,13 +87,15 @@ def open_service(
         ConfigError: the model or a value of `llm.*` cannot be used.
         OSError: the port is taken.
     """
-    llm = config.llm
+    llm, adapter = config.llm, config.adapter
     identity, tokens, activity = read_identity(llm), Tokens(run_id), Activity()
     with (
         open_metrics(llm.metrics, say) as metrics,
-        open_host(config.model, llm, simulated, say, metrics) as host,
+        open_host(
+            config.model, llm, simulated, say, metrics, adapter if adapter.at_llm else None
+        ) as host,
         serve(
-            host,
+            finished := FinishedSessions(host),
             llm.bind,
             llm.port,
             llm.max_clients,
@@ -85,4 +107,5 @@ def open_service(
         ) as bound,
     ):
         address = llm.address or bound
-        yield RunService(run_id, host.describe(), address, identity is not None, tokens, activity)
+        tls = identity is not None
+        yield RunService(run_id, host.describe(), address, tls, tokens, activity, finished)

@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fednano_flwr.adapters.host_map import joined, rank_of
+from fednano_flwr.adapters.llm_part import at_clients, at_llm
 from fednano_flwr.adapters.site import build_adapters, load_adapter_state, sites_in
 from fednano_flwr.base.console import say
 from fednano_flwr.base.files import append_synced, replace_file
@@ -33,7 +34,9 @@ from fednano_flwr.base.lock import FolderLock
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.config.lineage import PreviousRun
 from fednano_flwr.config.machine import environment
+from fednano_flwr.config.sections import LLM_SITE
 from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.models.lora import save_lora
 from fednano_flwr.runs import checkpoint as checkpoints
 from fednano_flwr.runs import comparable
 from fednano_flwr.runs.checkpoint import Checkpoint, CheckpointError, Memory
@@ -293,15 +296,19 @@ class RunFolder:
         _write_json(self.path / "state.json", {**state, "seed": self.config.seed})
 
     def _save_adapters(self, name: str, theta: dict[str, Tensor], hidden_size: int) -> None:
-        config, sites = self.config, sites_in(theta)
-        adapter = config.adapter.at(rank_of(theta))
-        adapters = build_adapters(hidden_size, adapter, config.seed, config.model.name, sites)
-        load_adapter_state(adapters, theta)
+        config, own, lora = self.config, at_clients(theta), at_llm(theta)
         folder = self.path / "adapters" / name
         fresh, old = folder.with_name(f"{name}.new"), folder.with_name(f"{name}.old")
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-        adapters.save_pretrained(str(fresh))
+        if own:
+            adapter = config.adapter.at(rank_of(own))
+            named = config.seed, config.model.name, sites_in(own)
+            adapters = build_adapters(hidden_size, adapter, *named)
+            load_adapter_state(adapters, own)
+            adapters.save_pretrained(str(fresh))
+        if lora:
+            save_lora(lora, config.adapter, config.model.name, fresh / LLM_SITE)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)

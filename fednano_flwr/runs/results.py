@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError, Model, RunConfig, key_types
+from fednano_flwr.config.sections import LLM_SITE
+from fednano_flwr.models.lora import WEIGHTS, read_lora
 from fednano_flwr.config.project import default_config
 from fednano_flwr.models.fingerprint import same_checkpoint
 
@@ -40,7 +42,8 @@ class Run:
     def adapters(self, which: str = "last") -> dict[str, Tensor]:
         """The server's adapters after the last round, or after the "best", by PEFT's names.
 
-        What of the merged model was at the host is in them, as a higher rank.
+        What of the merged model was a map at the host is in them, as a higher rank. None where the
+        only site was inside the language model.
 
         Raises:
             ConfigError: they are missing, cannot be read, or are not finite; strategy locft has
@@ -54,14 +57,19 @@ class Run:
                 f"{self.path}: strategy locft leaves each client's adapters with the client and "
                 "trains none at the server"
             )
-        file = self.path / "adapters" / which / "adapter_model.safetensors"
-        try:
-            found = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}") from None
-        if not all(value.isfinite().all() for value in found.values()):
-            raise ConfigError(f"{file}: the adapters are not finite numbers")
-        return found
+        if not self.config.adapter.at_edge:
+            return {}
+        return _read(self.path / "adapters" / which, lambda folder: load_file(folder / WEIGHTS))
+
+    def lora(self, which: str = "last") -> dict[str, Tensor]:
+        """The LoRA inside the language model, likewise; none where `adapter.sites` has no `llm`.
+
+        Raises:
+            ConfigError: as `adapters`.
+        """
+        if not self.config.adapter.at_llm:
+            return {}
+        return _read(self.path / "adapters" / which / LLM_SITE, read_lora)
 
     def model(self, elsewhere: str = "", configured: Model | None = None) -> Model:
         """The run's model, at the commit that it had.
@@ -94,6 +102,21 @@ class Run:
                 "to their rank; here they are at full rank."
             )
         return found
+
+
+def _read(folder: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Finite numbers of a folder.
+
+    Raises:
+        ConfigError: they are not, or cannot be read.
+    """
+    try:
+        found = read(folder)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    if not all(value.isfinite().all() for value in found.values()):
+        raise ConfigError(f"{folder / WEIGHTS}: the adapters are not finite numbers")
+    return found
 
 
 def other_model(environment: Mapping[str, Any], name: str, fingerprint: str, revision: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fednano_flwr.strategies.base import AdapterStrategy
 
-SUPPORT = {"base", "memory", "merge", "registry"}
+SUPPORT = {"base", "llm_site", "memory", "merge", "registry"}
 OWN = tuple(
     sorted(
         module.name.replace("_", "-")
@@ -230,11 +230,10 @@ def check_host_map(config: RunConfig) -> None:
     own = own_class(config.strategy.name)
     if own is None or not own.keeps_map:
         return
-    from fednano_flwr.exchange.protocol import Inputs
     from fednano_flwr.exchange.registry import EXCHANGES
 
     kind, upload = config.exchange.kind, config.upload
-    able = [name for name, one in EXCHANGES.items() if one.inputs.through is not Inputs.through]
+    able = [name for name, one in EXCHANGES.items() if one.inputs.HAS_HIDDEN]
     if kind not in able:
         raise ConfigError(
             f"strategy.name = {config.strategy.name!r}, exchange.kind = {kind!r}: a part of the "

@@ -16,9 +16,9 @@ from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.protocol import (
     IGNORE,
-    HostMap,
     HostRefusedError,
     LLMInfo,
     LLMService,
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_a_client_that_has_the_map(
     expected = step(EmbeddingsExchange(host), with_map_inside, questions)
     without = step(LowRankExchange(host), edge, questions)
     with serve(host, tokens=tokens) as address:
-        with tokens.open(1, "train", random_map()) as token:
+        with tokens.open(1, "train", AtHost(random_map())) as token:
             with RemoteLLM(address, caller(token)) as remote:
                 found = step(LowRankExchange(remote, labels_at), edge, questions)
     assert len(found) == len(expected) == 5
@@ -104,7 +104,7 @@ def test_a_map_costs_clients_no_byte(
     traffic = []
     with serve(host, tokens=tokens) as address:
         for number, map in enumerate((None, random_map())):
-            with tokens.open(1, "train", map) as token:
+            with tokens.open(1, "train", AtHost(map)) as token:
                 who = Caller(RUN, NODE + number, 1, "train", token(NODE + number))
                 with RemoteLLM(address, who) as remote:
                     step(LowRankExchange(remote, labels_at), edge, questions)
@@ -126,7 +126,7 @@ def test_an_answer_is_that_of_a_client_that_has_the_map(
     with mock.patch.object(edge.encoder, "ends", set()), serve(host, tokens=tokens) as address:
         expected = generate(with_map_inside, EmbeddingsExchange(host), questions[:4], 6)
         without = generate(edge, LowRankExchange(host), questions[:4], 6)
-        with tokens.open(1, "evaluate", random_map()) as token:
+        with tokens.open(1, "evaluate", AtHost(random_map())) as token:
             with RemoteLLM(address, caller(token, "evaluate")) as remote:
                 found = generate(edge, LowRankExchange(remote), questions[:4], 6)
     assert found == expected != without
@@ -135,7 +135,10 @@ def test_an_answer_is_that_of_a_client_that_has_the_map(
 def test_embeddings_are_refused_where_there_is_a_map(
     host: FrozenLLM, edge: NanoEdge, questions: list[Question], tokens: Tokens
 ) -> None:
-    with serve(host, tokens=tokens) as address, tokens.open(1, "train", random_map()) as token:
+    with (
+        serve(host, tokens=tokens) as address,
+        tokens.open(1, "train", AtHost(random_map())) as token,
+    ):
         with RemoteLLM(address, caller(token)) as remote:
             with pytest.raises(HostRefusedError, match=r'use exchange\.kind = "lowrank"'):
                 step(EmbeddingsExchange(remote), edge, questions)
@@ -166,7 +169,7 @@ def test_a_call_that_is_computed_in_the_next_phase_still_has_the_map_of_its_own(
 
     found, slow = list[float](), Slow(host)
     with serve(slow, tokens=tokens) as address:
-        with tokens.open(1, "train", random_map(1)) as token:
+        with tokens.open(1, "train", AtHost(random_map(1))) as token:
             late = RemoteLLM(address, caller(token))
             slow.go_on.set()
             expected = loss(late)
@@ -174,7 +177,7 @@ def test_a_call_that_is_computed_in_the_next_phase_still_has_the_map_of_its_own(
             thread = threading.Thread(target=lambda: found.append(loss(late)))
             thread.start()
             assert slow.arrived.wait(20)
-        with tokens.open(1, "evaluate", random_map(2)) as token:
+        with tokens.open(1, "evaluate", AtHost(random_map(2))) as token:
             slow.go_on.set()
             thread.join(20)
             with RemoteLLM(address, caller(token, "evaluate")) as remote:

@@ -24,12 +24,12 @@ import fednano_flwr
 from fednano_flwr.config import SITES
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankInputs
+from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,
     FeaturesMissingError,
     GraphGoneError,
-    HostMap,
     Layout,
     NewTokens,
 )
@@ -160,7 +160,9 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
     host = fakes.frozen(str(tiny_model))
     size = host.describe().hidden_size
     owners = [b"run/%d" % i for i in range(5)]
-    one, other = (HostMap({"text": (torch.eye(size)[:3], x * torch.ones(size, 3))}) for x in (1, 2))
+    one, other = (
+        AtHost(HostMap({"text": (torch.eye(size)[:3], x * torch.ones(size, 3))})) for x in (1, 2)
+    )
     maps = [one, other, one]
 
     def work(service: Any, owner: bytes) -> list[Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.exchange.protocol import HostMap
+from fednano_flwr.exchange.at_host import AtHost
 
 KEY = "authorization"
 SCHEME = "Bearer "
@@ -42,11 +42,11 @@ class Admission(NamedTuple):
 
     Attributes:
         owner: None where it is who the call says.
-        map: of the phase that the token is for.
+        at_host: of the phase that the token is for.
     """
 
     owner: bytes | None = None
-    map: HostMap | None = None
+    at_host: AtHost | None = None
 
 
 class Access(Protocol):
@@ -81,26 +81,26 @@ class Tokens:
     def __init__(self, run: int) -> None:
         self._run = run
         self._secret = secrets.token_bytes(SECRET_BYTES)
-        self._open: tuple[int, str, HostMap | None] | None = None
+        self._open: tuple[int, str, AtHost | None] | None = None
 
     @contextmanager
     def open(
-        self, server_round: int, phase: str, map: HostMap | None = None
+        self, server_round: int, phase: str, at_host: AtHost | None = None
     ) -> Iterator[Callable[[int], str]]:
         """Let nodes in while the block runs; yields what makes a node's token.
 
         Args:
             phase: what nodes are asked to do, "train" or "evaluate".
-            map: what all calls of this phase are computed with.
+            at_host: what all calls of this phase are computed with.
         """
-        self._open = (server_round, phase, map)
+        self._open = (server_round, phase, at_host)
         try:
             yield lambda node: self._token(_claim(self._run, node, server_round, phase))
         finally:
             self._open = None
 
     def admit(self, metadata: Metadata) -> Admission:
-        """See `Access.admit`: the run and node of the token, the map of its phase.
+        """See `Access.admit`: the run and node of the token, what its phase has at the host.
 
         Raises:
             TokenError: there is no token, it is not genuine, or its time is over.

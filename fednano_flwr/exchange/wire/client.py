@@ -22,6 +22,7 @@ from fednano_flwr.exchange.protocol import (
     Inputs,
     LLMInfo,
     LLMService,
+    SessionGoneError,
 )
 from fednano_flwr.exchange.wire import connection
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
@@ -171,6 +172,8 @@ class RemoteLLM(LLMService):
             raise HostRefusedError(f"LLM host {self.address}: {answer.refused}")
         if answer.HasField("missing"):
             raise FeaturesMissingError(tuple(answer.missing.keys))
+        if answer.HasField("session_gone"):
+            raise SessionGoneError(f"the LLM host no longer has the session of `{method}`")
         if answer.HasField("gone"):
             gone = CacheGoneError if method in ("prefill", "decode") else GraphGoneError
             raise gone(f"the LLM host no longer has what `{method}` goes on from")

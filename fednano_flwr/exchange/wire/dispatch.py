@@ -6,15 +6,16 @@ import logging
 
 from google.protobuf.message import DecodeError
 
+from fednano_flwr.exchange.at_host import AtHost
 from fednano_flwr.exchange.protocol import (
     PROTOCOL_VERSION,
     FeaturesMissingError,
     GoneError,
     HostBusyError,
-    HostMap,
     Inputs,
     LLMService,
     RefusalError,
+    SessionGoneError,
 )
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import owner as owner_of
@@ -46,13 +47,13 @@ class Dispatcher:
         self._meter, self._activity, self._metrics = meter, activity, metrics
 
     def answer(
-        self, message: bytes, owner: bytes | None = None, map: HostMap | None = None
+        self, message: bytes, owner: bytes | None = None, at_host: AtHost | None = None
     ) -> pb.Answer:
         """The answer to a serialized call; never raises, so that one bad call ends no session.
 
         Args:
             owner: who asks, where a token proves it; otherwise it is who the call says.
-            map: what the call's batch is computed with.
+            at_host: what the call is computed with.
         """
         answer, kind, failed = pb.Answer(), NO_CALL, None
         try:
@@ -60,7 +61,7 @@ class Dispatcher:
                 self._meter.request(owner)
             call = _parsed(message)
             kind = call.WhichOneof("what") or NO_CALL
-            self._carry_out(kind, call, owner, map, answer)
+            self._carry_out(kind, call, owner, at_host, answer)
         except Exception as error:
             failed = error
         self._metrics.answered(kind, failed)
@@ -69,6 +70,8 @@ class Dispatcher:
                 pass
             case FeaturesMissingError():
                 answer.missing.keys.extend(failed.keys)
+            case SessionGoneError():
+                answer.session_gone = True
             case GoneError():
                 answer.gone = True
             case HostBusyError():
@@ -81,15 +84,22 @@ class Dispatcher:
         return answer
 
     def _carry_out(
-        self, kind: str, call: pb.Call, owner: bytes | None, map: HostMap | None, answer: pb.Answer
+        self,
+        kind: str,
+        call: pb.Call,
+        owner: bytes | None,
+        at_host: AtHost | None,
+        answer: pb.Answer,
     ) -> None:
         if kind == NO_CALL:
             raise RefusalError("an empty call")
         request, reply, method = getattr(call, kind), getattr(answer, kind), METHODS[kind]
         check_protocol(request.header)
         arguments = method.read(request, self._info)
-        if map is not None:
-            arguments = tuple(a.through(map) if isinstance(a, Inputs) else a for a in arguments)
+        if method.of_phase:
+            arguments = (at_host,)
+        elif at_host is not None:
+            arguments = tuple(a.through(at_host) if isinstance(a, Inputs) else a for a in arguments)
         who = owner or owner_of(request.header.run, request.header.node)
         if kind in ("describe", "register"):
             result = self._info

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "keep_features", "reserve", "prefill", "decode", "describe", "register", "token_losses", "release")
+    __slots__ = ("step", "forward", "backward", "score", "keep_features", "reserve", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,8 @@ class Call(_message.Message):
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     step: StepRequest
     forward: ForwardRequest
     backward: BackwardRequest
@@ -31,10 +33,12 @@ class Call(_message.Message):
     register: RegisterRequest
     token_losses: TokenLossesRequest
     release: ReleaseRequest
-    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., reserve: _Optional[_Union[ReserveRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ...) -> None: ...
+    begin: BeginRequest
+    end: EndRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., reserve: _Optional[_Union[ReserveRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., begin: _Optional[_Union[BeginRequest, _Mapping]] = ..., end: _Optional[_Union[EndRequest, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "reserve", "keep_features", "refused", "busy", "missing", "gone", "prefill", "decode", "describe", "register", "token_losses", "release")
+    __slots__ = ("step", "forward", "backward", "score", "reserve", "keep_features", "refused", "busy", "missing", "gone", "session_gone", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -45,12 +49,15 @@ class Answer(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_GONE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     DECODE_FIELD_NUMBER: _ClassVar[int]
     DESCRIBE_FIELD_NUMBER: _ClassVar[int]
     REGISTER_FIELD_NUMBER: _ClassVar[int]
     TOKEN_LOSSES_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     step: StepReply
     forward: ForwardReply
     backward: BackwardReply
@@ -61,13 +68,16 @@ class Answer(_message.Message):
     busy: str
     missing: Missing
     gone: bool
+    session_gone: bool
     prefill: GeneratedReply
     decode: GeneratedReply
     describe: Description
     register: Description
     token_losses: TokenLossesReply
     release: ReleaseReply
-    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., reserve: _Optional[_Union[ReserveReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ...) -> None: ...
+    begin: BeginReply
+    end: EndReply
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., reserve: _Optional[_Union[ReserveReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., session_gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., begin: _Optional[_Union[BeginReply, _Mapping]] = ..., end: _Optional[_Union[EndReply, _Mapping]] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("keys",)
@@ -128,7 +138,7 @@ class LowRank(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., run_lengths: _Optional[_Iterable[int]] = ..., run_sites: _Optional[_Iterable[int]] = ..., features: _Optional[_Iterable[bytes]] = ..., factors: _Optional[_Iterable[_Union[Factors, _Mapping]]] = ...) -> None: ...
 
 class Inputs(_message.Message):
-    __slots__ = ("embeddings", "low_rank", "lengths", "position_ids", "token_type_ids", "token_ids", "deep")
+    __slots__ = ("embeddings", "low_rank", "lengths", "position_ids", "token_type_ids", "token_ids", "deep", "turn")
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     LOW_RANK_FIELD_NUMBER: _ClassVar[int]
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +146,7 @@ class Inputs(_message.Message):
     TOKEN_TYPE_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DEEP_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
     embeddings: Tensor
     low_rank: LowRank
     lengths: _containers.RepeatedScalarFieldContainer[int]
@@ -143,7 +154,46 @@ class Inputs(_message.Message):
     token_type_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     deep: Tensor
-    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., deep: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    turn: Turn
+    def __init__(self, embeddings: _Optional[_Union[Tensor, _Mapping]] = ..., low_rank: _Optional[_Union[LowRank, _Mapping]] = ..., lengths: _Optional[_Iterable[int]] = ..., position_ids: _Optional[_Iterable[int]] = ..., token_type_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., deep: _Optional[_Union[Tensor, _Mapping]] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ...) -> None: ...
+
+class Turn(_message.Message):
+    __slots__ = ("session", "number", "factor", "measures", "stands")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
+    STANDS_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    number: int
+    factor: float
+    measures: bool
+    stands: bool
+    def __init__(self, session: _Optional[int] = ..., number: _Optional[int] = ..., factor: _Optional[float] = ..., measures: bool = ..., stands: bool = ...) -> None: ...
+
+class BeginRequest(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
+
+class BeginReply(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: int
+    def __init__(self, session: _Optional[int] = ...) -> None: ...
+
+class EndRequest(_message.Message):
+    __slots__ = ("header", "turn")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    turn: Turn
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ...) -> None: ...
+
+class EndReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("header",)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
@@ -48,9 +49,11 @@ class Method:
 
     Attributes:
         computes: whether the language model has to compute something for it.
+        of_phase: whether its argument is what the phase has at the host.
     """
 
     computes = True
+    of_phase = False
 
     def write(self, request: Any, dtype: str, *arguments: Any, **_: Any) -> None:
         """At the client: the arguments as a request, numbers cast to `dtype`."""
@@ -291,6 +294,27 @@ class Decode(Method):
         return len(tokens.ids)
 
 
+class Begin(Method):
+    computes = False
+    of_phase = True
+
+    def fill(self, reply: Any, result: int, request: Any) -> None:
+        reply.session = result
+
+    def result(self, reply: Any, part: None) -> int:
+        return reply.session
+
+
+class End(Method):
+    computes = False
+
+    def write(self, request: Any, dtype: str, turn: Turn) -> None:
+        _write_turn(request.turn, turn)
+
+    def read(self, request: pb.EndRequest, info: LLMInfo) -> tuple[Turn]:
+        return (_read_turn(request.turn),)
+
+
 class Release(Method):
     computes = False
 
@@ -334,6 +358,8 @@ METHODS: Mapping[str, Method] = {
     "decode": Decode(),
     "release": Release(),
     "keep_features": KeepFeatures(),
+    "begin": Begin(),
+    "end": End(),
 }
 
 
@@ -356,9 +382,11 @@ def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:
         ValueError: it is not one with respect to these inputs.
     """
     shapes, leaves = [tuple(g.shape) for g in gradient], inputs.leaves
-    if shapes != [tuple(leaf.shape) for leaf in leaves]:
-        raise ValueError(f"gradients of shapes {shapes}, sent were {[(*v.shape,) for v in leaves]}")
-    return tuple(found.to(leaf) for found, leaf in zip(gradient, leaves, strict=True))
+    expected = [tuple(leaf.shape) for leaf in leaves] + [()] * (inputs.turn is not None)
+    if shapes != expected:
+        raise ValueError(f"gradients of shapes {shapes}, to be of {expected}")
+    found = tuple(one.to(leaf) for one, leaf in zip(gradient, leaves, strict=False))
+    return found + gradient[len(leaves) :]
 
 
 def _write_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
@@ -369,6 +397,8 @@ def _write_inputs(message: pb.Inputs, inputs: Inputs, dtype: str) -> None:
     message.token_ids.extend(_integers(layout.token_ids))
     if layout.deep is not None:
         codec.fill(message.deep, layout.deep, dtype)
+    if inputs.turn is not None:
+        _write_turn(message.turn, inputs.turn)
     inputs.fill(message, dtype)
 
 
@@ -401,7 +431,21 @@ def _read_inputs(message: pb.Inputs, info: LLMInfo) -> Inputs:
         ids if len(ids) else None,
         _deep(message, info),
     )
-    return INPUTS[kind].read(message, layout, info)
+    inputs = INPUTS[kind].read(message, layout, info)
+    return inputs.with_(turn=_read_turn(message.turn)) if message.HasField("turn") else inputs
+
+
+def _write_turn(message: pb.Turn, turn: Turn) -> None:
+    message.session, message.number, message.factor = turn.session, turn.number, turn.factor
+    message.measures, message.stands = turn.measures, not turn.updates
+
+
+def _read_turn(message: pb.Turn) -> Turn:
+    if not message.number or not 0 <= message.factor <= 1:
+        raise RefusalError(f"step {message.number}, its gradients scaled by {message.factor}")
+    return Turn(
+        message.session, message.number, message.factor, not message.stands, message.measures
+    )
 
 
 def _deep(message: pb.Inputs, info: LLMInfo) -> Tensor | None:
@@ -422,7 +466,7 @@ def _generated(reply: pb.GeneratedReply, count: int) -> Generated:
 
 def _fill_gradient(reply: Any, gradient: Gradient, dtype: str) -> None:
     for tensor in gradient:
-        codec.fill(reply.gradients.add(), tensor, dtype)
+        codec.fill(reply.gradients.add(), tensor, dtype if tensor.dim() else "float64")
 
 
 def _read_gradient(reply: Any) -> Gradient:
