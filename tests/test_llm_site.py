@@ -10,8 +10,7 @@ import torch
 
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.llm_part import at_clients, at_llm
-from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.preflight import check_strategy
+from fednano_flwr.config import RunConfig
 from fednano_flwr.runs.checkpoint import newest
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.runs.results import load_run

@@ -24,7 +24,7 @@ from fednano_demo.generate import TEST, TRAIN, draw_splits
 from fednano_demo.layouts import write_scienceqa
 from fednano_demo.questions import DOWNSTREAM
 from fednano_demo.skills import IMAGE_SKILLS, TEXT_SKILLS
-from fednano_flwr.analysis.config_digest import matters
+from fednano_flwr.analysis.config_digest import deciding
 from fednano_flwr.analysis.experiments.plan import PlannedRun
 from fednano_flwr.base.resources import resolve
 from fednano_flwr.config import ConfigError, Dataset
@@ -105,8 +105,8 @@ class Places:
         used = {"strategy.name", *(f"strategy.{key}" for key in reads(config.strategy.name))}
         flat = {
             key: value
-            for key, value in config.flat().items()
-            if matters(key) and (not key.startswith("strategy.") or key.replace("-", "_") in used)
+            for key, value in deciding(config).items()
+            if not key.startswith("strategy.") or key.replace("-", "_") in used
         }
         model = _model(resolve("model.name", run.config.model.name))
         data = folder_digest(Path(run.config.dataset.path))

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fednano_flwr.config import ConfigError, Model, RunConfig, key_types
-from fednano_flwr.config.sections import LLM_SITE
-from fednano_flwr.models.lora import WEIGHTS, read_lora
 from fednano_flwr.config.project import default_config
+from fednano_flwr.config.sections import LLM_SITE
 from fednano_flwr.models.fingerprint import same_checkpoint
+from fednano_flwr.models.lora import WEIGHTS, read_lora
 
 ADAPTERS = ("last", "best")
 

@@ -13,10 +13,10 @@ from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
+from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     HostRefusedError,

@@ -22,9 +22,9 @@ import torch
 
 import fednano_flwr
 from fednano_flwr.config import SITES
+from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankInputs
-from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     Feature,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fednano_flwr.adapters.site import build_adapters, named_trainable, randomize
 from fednano_flwr.base.seeds import Purpose, derive_seed
-from fednano_flwr.config import Adapter, ConfigError
+from fednano_flwr.config import Adapter
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
@@ -28,8 +28,7 @@ from fednano_flwr.llm.sessions import Sessions
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.llm_half import load_llm_half
-from fednano_flwr.models.lora import NAME, PREFIX, fresh_lora, lora_targets
-from tests import families
+from fednano_flwr.models.lora import NAME, PREFIX, fresh_lora
 from tests.models.test_families import samples_of
 from tests.models.unsplit import Unsplit, use_plain_experts
 
