@@ -57,6 +57,8 @@ GAUGES = {
     "kept_caches": "Batches of generated answers under way, each with its keys and values",
     "kept_cache_tokens": "Tokens that these have room for",
     "waiting_for_room": "Clients that wait for such room",
+    "sessions": "Clients that train inside the language model",
+    "session_bytes": "Their copies of its LoRA, with the optimizer's state",
     "worker_errors": "Errors of the thread that asks the language model",
     "replicas_up": "Replicas of the language model that take calls",
     "replica_calls": "Calls that replicas are answering",

@@ -384,7 +384,7 @@ def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:
     shapes, leaves = [tuple(g.shape) for g in gradient], inputs.leaves
     expected = [tuple(leaf.shape) for leaf in leaves] + [()] * (inputs.turn is not None)
     if shapes != expected:
-        raise ValueError(f"gradients of shapes {shapes}, to be of {expected}")
+        raise ValueError(f"gradients of shapes {shapes}, sent were {expected}")
     found = tuple(one.to(leaf) for one, leaf in zip(gradient, leaves, strict=False))
     return found + gradient[len(leaves) :]
 
