@@ -13,8 +13,10 @@ MEASURED = {"seconds", "client_seconds", "peak_memory_mb", "memory_mb", "feature
 """What a round's record says of this one execution of it, beside bytes, calls and retries."""
 
 
-def adapters(folder: Path, which: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapters" / which / "adapter_model.safetensors")
+def adapters(folder: Path, which: str = "last") -> dict[str, torch.Tensor]:
+    """NanoAdapters, and the LoRA inside the language model where there is one."""
+    files = (folder / "adapters" / which).rglob("adapter_model.safetensors")
+    return {key: value for file in sorted(files) for key, value in load_file(file).items()}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -135,6 +135,9 @@ KEEPING = ("locft", "feddpa-f", "fednano-ef", "rolora")
         pytest.param({"strategy__name": "fedrot-lora"}, marks=pytest.mark.slow),
         pytest.param({"strategy__name": "fedex"}, marks=pytest.mark.slow),
         {"strategy__name": "accumulate"},
+        pytest.param(
+            {"strategy__name": "fedavg", "adapter__sites": "text,llm"}, id="inside the LLM"
+        ),
         {"strategy__name": "fednano-ef", "upload__adapters": "int4", "fraction_train": 0.67},
     ],
     ids=lambda settings: settings["strategy__name"],
