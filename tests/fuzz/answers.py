@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
@@ -51,8 +52,8 @@ class Malicious:
             kind = self._rng.choice([field.name for field in pb.Answer.DESCRIPTOR.fields])
             if kind in ("refused", "busy"):
                 setattr(answer, kind, self._rng.choice(("", "why", "é" * 1000)))
-            elif kind == "gone":
-                answer.gone = True
+            elif kind in ("gone", "session_gone"):
+                setattr(answer, kind, True)
             else:
                 getattr(answer, kind).SetInParent()
                 fill(getattr(answer, kind), self._rng)
@@ -97,6 +98,10 @@ ASKS: dict[str, Callable[[RemoteLLM], object]] = {
             NewTokens(torch.tensor([0]), torch.tensor([3]), torch.ones(1, SIZE)),
         ).cache
     ),
+    "a session's step": lambda remote: remote.step(
+        _plain().with_(turn=Turn(remote.begin(None), 1)), LABELS
+    ),
+    "a session's end": lambda remote: remote.end(Turn(remote.begin(None), 1)),
     "what runs there": lambda remote: remote.describe(),
     "features": lambda remote: remote.keep_features([Feature(b"k", torch.ones(2, SIZE))]),
 }

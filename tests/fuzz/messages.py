@@ -47,7 +47,19 @@ def tensor(rng: random.Random, *shape: int, dtype: str = "") -> pb.Tensor:
 
 
 def inputs(rng: random.Random, size: int, vocabulary: int, keys: tuple[bytes, ...]) -> pb.Inputs:
-    """A good batch."""
+    """A good batch; some are a step of the caller's session, or of none."""
+    batch = _inputs(rng, size, vocabulary, keys)
+    if rng.random() < 0.2:
+        batch.turn.CopyFrom(turn(rng))
+    return batch
+
+
+def turn(rng: random.Random) -> pb.Turn:
+    """Of a session that there may not be."""
+    return pb.Turn(session=rng.choice((1, *WIDE)), number=rng.randint(1, 3), factor=rng.random())
+
+
+def _inputs(rng: random.Random, size: int, vocabulary: int, keys: tuple[bytes, ...]) -> pb.Inputs:
     lengths = [rng.randint(1, 4) for _ in range(rng.randint(1, 3))]
     count = sum(lengths)
     if rng.random() < 0.4:
@@ -77,7 +89,10 @@ def good(
     call = pb.Call()
     request = getattr(call, kind)
     request.header.CopyFrom(header())
-    if kind == "describe":
+    if kind in ("describe", "begin"):
+        return call
+    if kind == "end":
+        request.turn.CopyFrom(turn(rng))
         return call
     if kind == "register":
         request.model, request.fingerprint, request.hidden_size = "mine", "f", size
@@ -193,7 +208,7 @@ def _scalar(field: FieldDescriptor, rng: random.Random) -> Any:
         return rng.choice(INTEGERS)
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return rng.random() < 0.5
-    if kind == FieldDescriptor.CPPTYPE_FLOAT:
+    if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
         return rng.choice(FLOATS)
     if field.type == FieldDescriptor.TYPE_STRING:
         return rng.choice(WORDS)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.stub_half import stub_half
+from fednano_flwr.exchange.at_host import AtHost
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.protocol import Layout
 from fednano_flwr.exchange.wire import codec
@@ -16,6 +17,7 @@ from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.llm.client_state import Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
+from fednano_flwr.llm.sessions import Sessions
 from fednano_flwr.models.llm_half import LLMHalf
 from tests.fuzz.messages import VICTIMS_KEY, WIDE, calls, good, header, tensor
 
@@ -30,21 +32,25 @@ def stub() -> LLMHalf:
 class Attacked:
     """A host, what answers calls to it, and a victim's features and open graph in it."""
 
-    def __init__(self, half: LLMHalf) -> None:
+    def __init__(self, half: LLMHalf, part: AtHost | None = None) -> None:
+        self._part = part
+        sessions = Sessions(half.lora, 4, 2**30) if part and half.lora else None
         self.size, self.vocabulary = half.hidden_size, half.vocabulary
         self.features = FeatureStore(2**18, 2**18, most=100)
-        self.host = FrozenLLM(half, MAX_TOKENS, self.features, Graphs(4, 600))
+        self.host = FrozenLLM(half, MAX_TOKENS, self.features, Graphs(4, 600), sessions=sessions)
         self.dispatcher = Dispatcher(self.host)
         keep = pb.Call(keep_features=pb.KeepFeaturesRequest(header=header()))
         rows = codec.encode(torch.ones(2, self.size), "float32")
         keep.keep_features.features.add(key=VICTIMS_KEY, rows=rows)
         assert self.ask(keep, VICTIM).HasField("keep_features")
-        self.graph = self.ask(good("forward", random.Random(5), self.size, self.vocabulary), VICTIM)
+        forward = good("forward", random.Random(5), self.size, self.vocabulary)
+        forward.forward.inputs.ClearField("turn")
+        self.graph = self.ask(forward, VICTIM)
         assert self.graph.HasField("forward"), self.graph
         self.expected = self.victims_answers()
 
     def ask(self, call: pb.Call, owner: bytes) -> pb.Answer:
-        return self.dispatcher.answer(call.SerializeToString(), owner)
+        return self.dispatcher.answer(call.SerializeToString(), owner, self._part)
 
     def victims_answers(self) -> list[bytes]:
         """What a good client gets, to the last bit."""
@@ -65,6 +71,7 @@ class Attacked:
         )
         for call in (step, score):  # of nobody's features
             inputs = getattr(call, str(call.WhichOneof("what"))).inputs
+            inputs.ClearField("turn")
             assert not inputs.low_rank.features
         found = [self.ask(call, VICTIM) for call in (step, score, low)]
         assert [a.WhichOneof("what") for a in found] == ["step", "score", "token_losses"], found
@@ -81,18 +88,18 @@ class Attacked:
         cache = self.host.reserve(MAX_TOKENS // 2, ATTACKER).cache
         if rng.random() < 0.5:
             return cache
-        prompts = EmbeddingInputs(torch.ones(5, self.size), Layout((3, 2)))
+        prompts = EmbeddingInputs(torch.ones(5, self.size), Layout((3, 2)), self._part)
         return self.host.prefill(cache, prompts, ATTACKER).cache
 
     def end(self, message: bytes) -> str:
-        answer = self.dispatcher.answer(message, ATTACKER)
+        answer = self.dispatcher.answer(message, ATTACKER, self._part)
         end = answer.WhichOneof("what")
         assert end is not None, "an empty answer"
         if end == "refused":
             assert "the host failed" not in answer.refused, answer.refused
             assert len(answer.refused) < 1000
             return "refused"
-        if end in ("missing", "gone", "busy"):
+        if end in ("missing", "gone", "session_gone", "busy"):
             return end
         self._check_own(pb.Call.FromString(message))
         return "answered"
