@@ -54,6 +54,7 @@ class Asker:
         llm: as in training.
         max_tokens: most tokens of a free answer.
         instruction: what follows a free question, as in the run's data; None for the usual.
+        frozen_llm: without the run's LoRA inside; None where it has none.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Asker:
         llm: Exchange,
         max_tokens: int,
         instruction: str | None = None,
+        frozen_llm: Exchange | None = None,
     ) -> None:
         self.tuned, self.frozen, self.llm = tuned, frozen, llm
+        self.frozen_llm = frozen_llm or llm
         self.max_tokens, self.instruction = max_tokens, instruction
 
     def answer(
@@ -93,14 +96,14 @@ class Asker:
 
     def answer_sample(self, sample: Sample, frozen: bool = False) -> Answer:
         """`answer` to a question of a data set, whose right answer is not looked at."""
-        edge = self.frozen if frozen else self.tuned
+        edge, llm = self._halves(frozen)
         asked = self._encoded(sample)
         if asked.options:
-            probabilities = option_probabilities(edge, self.llm, asked)
+            probabilities = option_probabilities(edge, llm, asked)
             best = max(range(sample.num_options), key=probabilities.__getitem__)
             notes = self._notes(asked, 0, False)
             return Answer(sample.option_names[best], tuple(probabilities), notes=notes)
-        tokens = list(answer_tokens(edge, self.llm, asked, self.max_tokens))
+        tokens = list(answer_tokens(edge, llm, asked, self.max_tokens))
         return self._free(asked, tokens)
 
     def stream(
@@ -120,13 +123,17 @@ class Asker:
             ended: gets the whole answer after its last piece.
         """
         asked = self._encoded(self._sample(question, image, (), hint, sound))
-        return self._pieces(self.frozen if frozen else self.tuned, asked, ended)
+        return self._pieces(frozen, asked, ended)
+
+    def _halves(self, frozen: bool) -> tuple[NanoEdge, Exchange]:
+        return (self.frozen, self.frozen_llm) if frozen else (self.tuned, self.llm)
 
     def _pieces(
-        self, edge: NanoEdge, asked: Question, ended: Callable[[Answer], object]
+        self, frozen: bool, asked: Question, ended: Callable[[Answer], object]
     ) -> Iterator[str]:
+        edge, llm = self._halves(frozen)
         shown, tokens = "", []
-        for token in answer_tokens(edge, self.llm, asked, self.max_tokens):
+        for token in answer_tokens(edge, llm, asked, self.max_tokens):
             tokens.append(token)
             text = edge.encoder.decode(tokens)
             if text.startswith(shown) and not text.endswith(UNFINISHED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,18 +24,21 @@ from fednano_flwr.data.table import Questions
 from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.exchange.at_host import AtHost, HostLora
 from fednano_flwr.exchange.protocol import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
+    Inputs,
     LLMInfo,
     LLMService,
 )
-from fednano_flwr.exchange.wire.auth import read_token
+from fednano_flwr.exchange.wire.auth import FROZEN, read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca
 from fednano_flwr.models.device import describe_device, threads
 from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.lora import digest_of
 from fednano_flwr.runs.results import Run, load_run, other_model
 
 RETRY_SECONDS = 5.0
@@ -117,27 +121,69 @@ def open_asker(
             raise ConfigError(
                 f"{found.path}: {differs}: give the run's own model with --model, or its --bundle"
             )
-        state = found.adapters(which)
-        if not any(value.any() for key, value in state.items() if "lora_B" in key):
+        state, lora = found.adapters(which), lora_of(found, which)
+        trained = state | dict(lora.values if lora else {})
+        if not any(value.any() for key, value in trained.items() if "lora_B" in key):
             say(
                 f"the {which} round's adapters change nothing: these are the frozen model's answers"
                 + ("; --which last takes those of the last round" if which == "best" else "")
             )
         tuned, frozen = _edges(half, settings, state)
         host: LLMService
+        frozen_host: LLMService
         if service is None:
             from fednano_flwr.llm.service import load_host  # the other half stays out otherwise
 
-            loaded = load_host(at.name, settings.llm, revision=at.revision, family=at.family)
-            host = LocalService(stack.enter_context(loaded))
+            loaded = load_host(
+                at.name,
+                settings.llm,
+                revision=at.revision,
+                family=at.family,
+                lora=settings.adapter if lora else None,
+                merged=lora,
+            )
+            host = frozen_host = LocalService(stack.enter_context(loaded))
+            if lora:
+                frozen_host = LocalService(loaded, AtHost(lora=lora.frozen()))
         else:
-            host = stack.enter_context(_remote(service, settings))
-            host.register(
+            host = frozen_host = remote = stack.enter_context(_remote(service, settings))
+            info = remote.register(
                 half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
             )
-        llm = exchange_of(settings, host)
+            _check_lora(service, info, found, which, lora)
+            if lora:
+                frozen_host = stack.enter_context(_remote(service, settings, FROZEN))
+        llm, frozen_llm = exchange_of(settings, host), exchange_of(settings, frozen_host)
         longest = max_tokens or settings.max_answer_tokens
-        yield Asker(tuned, frozen, llm, longest, instruction_of(settings.dataset))
+        yield Asker(tuned, frozen, llm, longest, instruction_of(settings.dataset), frozen_llm)
+
+
+def lora_of(run: Run, which: str) -> HostLora | None:
+    """What a run has trained inside the language model; None where it has trained nothing there.
+
+    Raises:
+        ConfigError: as `Run.lora`.
+    """
+    values = run.lora(which)
+    return HostLora(values) if values else None
+
+
+def _check_lora(
+    service: Service, info: LLMInfo, run: Run, which: str, lora: HostLora | None
+) -> None:
+    """
+    Raises:
+        ConfigError: the service's language model has another LoRA inside than the run's, or one
+            where the run has none.
+    """
+    own = digest_of(lora.values if lora else {})
+    if info.lora != own:
+        theirs, ours = (f"LoRA {one}" if one else "no LoRA" for one in (info.lora, own))
+        raise ConfigError(
+            f"--llm {service.address}: the service's language model has {theirs} inside, and the "
+            f"{which} round of {run.path} has {ours}: start the service with `fednano serve --run "
+            f"{shlex.quote(str(run.path))} --which {which}`"
+        )
 
 
 def instruction_of(dataset: Dataset) -> str | None:
@@ -204,15 +250,21 @@ def shared_questions(run: Path | str, config: Sequence[str] = ()) -> Questions:
 
 
 class LocalService(LLMService):
-    """An `LLMService` in this process that refuses as one behind a wire does."""
+    """An `LLMService` in this process that refuses as one behind a wire does.
 
-    def __init__(self, service: LLMService) -> None:
-        self._service = service
+    Args:
+        part: what its calls are computed with; None for the service's own.
+    """
+
+    def __init__(self, service: LLMService, part: AtHost | None = None) -> None:
+        self._service, self._part = service, part
 
     def describe(self) -> LLMInfo:
         return self._service.describe()
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
+        if (part := self._part) is not None:
+            arguments = tuple(a.through(part) if isinstance(a, Inputs) else a for a in arguments)
         try:
             return getattr(self._service, method)(*arguments, owner)
         except HostBusyError as busy:
@@ -249,8 +301,11 @@ def _edges(
     )
 
 
-def _remote(service: Service, config: RunConfig) -> RemoteLLM:
+def _remote(service: Service, config: RunConfig, phase: str = "") -> RemoteLLM:
     """
+    Args:
+        phase: see `Caller`.
+
     Raises:
         ConfigError: token or CA cannot be read, or the token would be open to others.
     """
@@ -266,7 +321,7 @@ def _remote(service: Service, config: RunConfig) -> RemoteLLM:
         )
     return RemoteLLM(
         service.address,
-        Caller(token=read_token(service.token_file)),
+        Caller(phase=phase, token=read_token(service.token_file)),
         config.exchange.dtype,
         config.exchange.timeout,
         RETRY_SECONDS,

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.config import ConfigError, LLMConfig
+from fednano_flwr.ask.opening import lora_of
+from fednano_flwr.config import ConfigError, LLMConfig, Model
+from fednano_flwr.exchange.at_host import AtHost
 from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.exchange.wire.auth import FixedToken, make_token, read_token
 from fednano_flwr.exchange.wire.nodes import NodeLimits
@@ -17,11 +19,12 @@ from fednano_flwr.exchange.wire.tls import read_identity
 from fednano_flwr.llm.metrics import open_metrics
 from fednano_flwr.llm.service import load_host
 from fednano_flwr.preflight import config_of
+from fednano_flwr.runs.results import Run, other_model
 
 ANY = ("0.0.0.0", "::")
 
 
-TRAINING = ("step", "forward", "backward")
+TRAINING = ("step", "forward", "backward", "begin", "end", "forget_sessions")
 
 
 class AnswersOnly(LLMService):
@@ -32,6 +35,9 @@ class AnswersOnly(LLMService):
 
     def describe(self) -> LLMInfo:
         return self._service.describe()
+
+    def forget_sessions(self) -> None:
+        self._call("forget_sessions", b"")
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         if method in TRAINING:
@@ -69,30 +75,52 @@ def serving(
     say: Callable[[str], None],
     revision: str = "",
     family: str = "",
+    run: Run | None = None,
+    which: str = "best",
 ) -> Iterator[str]:
     """The service while the block runs; yields where it listens, `host:port`.
 
     Args:
-        revision: branch, tag or commit of a model on the hub.
-        family: `model.family`.
+        model: "" for that of `run`.
+        revision: branch, tag or commit of a model on the hub; with `run` it has its own.
+        family: `model.family`, likewise.
         token_file: of the token; made where it is missing.
+        run: whose LoRA, where it has trained one inside the language model, calls are computed
+            with.
+        which: that of its "best" or its "last" round.
 
     Raises:
-        ConfigError: model, device, certificate or token cannot be used.
+        ConfigError: model, run, device, certificate or token cannot be used.
         OSError: the port, or that of the metrics, is taken.
     """
     from fednano_flwr.models.device import describe_device
 
     describe_device("llm.device", config.device, "give --device cpu to use the CPU")
     identity = read_identity(config)
+    at = run.model(model) if run else Model(model, revision, family)
+    lora = lora_of(run, which) if run else None
     made = make_token(token_file)
-    tokens = FixedToken(read_token(token_file))
+    tokens = FixedToken(read_token(token_file), AtHost(lora=lora.frozen()) if lora else None)
     # All who have the token are one node, so the bounds of all nodes together are theirs.
     with (
         open_metrics(config.metrics, say) as metrics,
-        load_host(model, config, 0, metrics, revision, 0, family) as host,
+        load_host(
+            at.name,
+            config,
+            0,
+            metrics,
+            at.revision,
+            0,
+            at.family,
+            run.config.adapter if run and lora else None,
+            lora,
+        ) as host,
     ):
         info = host.describe()
+        if run and (
+            differs := other_model(run.environment, info.model, info.fingerprint, info.revision)
+        ):
+            raise ConfigError(f"{run.path}: {differs}: give the run's own model")
         limits = NodeLimits(config.node_requests_per_second, config.max_clients)
         with serve(
             AnswersOnly(host),
@@ -109,6 +137,8 @@ def serving(
                 f"model    {info.model} (fingerprint {info.fingerprint}), {info.parameters:,} "
                 f"parameters, frozen; {info.dtype}{quantized} on {config.device}"
             )
+            if run and lora:
+                say(f"lora     {info.lora}, inside it, of {run.path}'s {which} round")
             secured = "TLS" if identity else "no TLS, so this machine only"
             if not identity and config.insecure_beyond_loopback:
                 secured = "no TLS: whoever can read along sees questions and token"

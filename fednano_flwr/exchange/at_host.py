@@ -70,6 +70,10 @@ class HostLora:
     values: Mapping[str, Tensor]
     plan: LoraPlan | None = None
 
+    def frozen(self) -> HostLora:
+        """One on the same layers that changes nothing: the model before training."""
+        return HostLora({name: torch.zeros_like(value) for name, value in self.values.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class AtHost:

@@ -351,6 +351,8 @@ class LLMInfo:
         parameters: of the language model and its head, all frozen.
         revision: the model's commit on the hub, "" where it came from a folder.
         deep_size: L·d, see `Layout.deep`; 0 in most families.
+        lora: `models.lora.digest_of` the LoRA inside where it stays as it is; "" without one, and
+            in a run, whose phases bring theirs.
     """
 
     model: str
@@ -363,6 +365,7 @@ class LLMInfo:
     parameters: int = 0
     revision: str = ""
     deep_size: int = 0
+    lora: str = ""
 
     @property
     def feature_size(self) -> int:

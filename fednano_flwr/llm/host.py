@@ -34,6 +34,7 @@ from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob
 from fednano_flwr.llm.sessions import Session, Sessions
 from fednano_flwr.models.llm_half import LLMHalf
+from fednano_flwr.models.lora import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class FrozenLLM(LLMService):
         self.graphs = Graphs() if graphs is None else graphs
         self.caches = Caches(max_tokens=max_tokens) if caches is None else caches
         self.sessions = sessions
-        self._lora = lora
+        self._lora, self._digest = lora, digest_of(lora.values if lora else {})
 
     def describe(self) -> LLMInfo:
         return LLMInfo(
@@ -100,6 +101,7 @@ class FrozenLLM(LLMService):
             parameters=self._half.size,
             revision=self._half.revision,
             deep_size=self._half.deep_size,
+            lora=self._digest,
         )
 
     def begin(self, part: AtHost | None, owner: bytes = b"") -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -133,6 +134,17 @@ def read_lora(folder: Path) -> dict[str, Tensor]:
     """
     found = load_file(folder / WEIGHTS)
     return {PREFIX + name.removeprefix(OF_PEFT): value for name, value in found.items()}
+
+
+def digest_of(values: Mapping[str, Tensor]) -> str:
+    """What tells a LoRA's values (float32) from another's; "" of none."""
+    if not values:
+        return ""
+    digest = hashlib.sha256()
+    for name, value in sorted(values.items()):
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy())
+    return digest.hexdigest()[:16]
 
 
 def _layer(name: str) -> str:

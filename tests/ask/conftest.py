@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,26 @@ def endless(asker: Asker) -> Asker:
 
 @pytest.fixture(scope="package")
 def service(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`fednano serve` of the plain model."""
+    with served([str(tiny_model)], tmp_path_factory.mktemp("serve") / "token") as service:
+        yield service
+
+
+@contextmanager
+def served(arguments: Sequence[str], token: Path) -> Iterator[Service]:
     """`fednano serve` in a process of its own."""
-    token = tmp_path_factory.mktemp("serve") / "token"
-    command = [sys.executable, "-m", "fednano_flwr.cli", "serve", str(tiny_model)]
+    command = [sys.executable, "-m", "fednano_flwr.cli", "serve", *arguments]
     with subprocess.Popen(
         [*command, "--token-file", str(token)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     ) as process:
         try:
             assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(3)]
-            assert "token" in lines[2], lines
-            yield Service(lines[1].split()[1], token)
+            said = {}
+            while "token" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said[line.split()[0]] = line
+            yield Service(said["listens"].split()[1], token)
         finally:
             process.terminate()
         assert process.wait(30) == 0  # to be stopped is how it ends

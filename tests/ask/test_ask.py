@@ -21,7 +21,9 @@ from fednano_flwr.ask.opening import (
 )
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError
-from fednano_flwr.data.sample import Picture, Place, Sample, Turn
+from fednano_flwr.data.sample import Picture, Place, Sample
+from fednano_flwr.data.sample import Turn as OfDialogue
+from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.protocol import (
     CacheGoneError,
     Generated,
@@ -132,7 +134,7 @@ def test_the_prompt_is_the_one_of_training(asked: Asked, asker: Asker) -> None:
 @pytest.mark.parametrize(
     ("source", "made"),
     [
-        ("messages", {"turns": (Turn("user", (Place.PICTURE, QUESTION)),)}),
+        ("messages", {"turns": (OfDialogue("user", (Place.PICTURE, QUESTION)),)}),
         ("table", {"instruction": "w41 w42"}),
         ("table", {"question": "w41 w42", "instruction": ""}),
     ],
@@ -215,6 +217,10 @@ def test_without_the_token_the_service_answers_nobody_and_with_it_it_trains_nobo
             remote.step(*answered_at_the_end(0))
         with pytest.raises(HostRefusedError, match="no part in training"):
             remote.forward(answered_at_the_end(0)[0], torch.tensor([13]))
+        with pytest.raises(HostRefusedError, match="no part in training"):
+            remote.begin(None)
+        with pytest.raises(HostRefusedError, match="no part in training"):
+            remote.end(Turn(1, 1))
 
 
 def test_a_token_file_is_for_its_user_alone(tmp_path: Path) -> None:

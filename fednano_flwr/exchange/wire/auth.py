@@ -29,6 +29,8 @@ SECRET_BYTES = 32
 SHORTEST = 16
 """Characters of a token in a file."""
 FIXED_OWNER = b"asks"
+FROZEN = "frozen"
+"""A caller's phase: its calls are computed with the model as it was before training."""
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -127,18 +129,19 @@ class FixedToken:
 
     Args:
         token: of printable characters without a dot.
+        frozen: what the calls of phase `FROZEN` are computed with; None for the same as all others.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
+    def __init__(self, token: str, frozen: AtHost | None = None) -> None:
+        self._token, self._frozen = token.encode(), frozen
 
     def admit(self, metadata: Metadata) -> Admission:
         """See `Access.admit`."""
         where = "the file that the service was started with (--token-file)"
-        _, token = _bearer(metadata, f"this LLM service asks for the token in {where}")
+        claim, token = _bearer(metadata, f"this LLM service asks for the token in {where}")
         if not hmac.compare_digest(self._token, token.encode()):
             raise TokenError(f"the token is not this LLM service's: take {where}")
-        return Admission(FIXED_OWNER)
+        return Admission(FIXED_OWNER, self._frozen if claim.endswith(f".{FROZEN}") else None)
 
 
 def make_token(file: Path) -> bool:

@@ -41,7 +41,8 @@ class Caller:
     """Who asks: goes along with every request.
 
     Attributes:
-        phase: what the node was asked to do, "train" or "evaluate".
+        phase: what the node was asked to do, "train" or "evaluate"; of `fednano serve`, `FROZEN` or
+            "".
         token: shows that it was; "" for a service that needs none.
     """
 

@@ -202,7 +202,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision", "max_message", "deep_size")
+    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision", "max_message", "deep_size", "lora")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +215,7 @@ class Description(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DEEP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     fingerprint: str
@@ -227,7 +228,8 @@ class Description(_message.Message):
     revision: str
     max_message: int
     deep_size: int
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ..., max_message: _Optional[int] = ..., deep_size: _Optional[int] = ...) -> None: ...
+    lora: str
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ..., max_message: _Optional[int] = ..., deep_size: _Optional[int] = ..., lora: _Optional[str] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("header", "model", "fingerprint", "hidden_size", "hub_id", "revision")
