@@ -143,7 +143,7 @@ def digest_of(values: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(values.items()):
         digest.update(f"{name} {list(value.shape)}\n".encode())
-        digest.update(value.contiguous().numpy())
+        digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
