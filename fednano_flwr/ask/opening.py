@@ -121,9 +121,9 @@ def open_asker(
             raise ConfigError(
                 f"{found.path}: {differs}: give the run's own model with --model, or its --bundle"
             )
-        state, lora = found.adapters(which), lora_of(found, which)
-        trained = state | dict(lora.values if lora else {})
-        if not any(value.any() for key, value in trained.items() if "lora_B" in key):
+        state, inside = found.adapters(which), found.lora(which)
+        lora = HostLora(inside) if inside else None
+        if not any(value.any() for key, value in (state | inside).items() if "lora_B" in key):
             say(
                 f"the {which} round's adapters change nothing: these are the frozen model's answers"
                 + ("; --which last takes those of the last round" if which == "best" else "")
@@ -150,7 +150,7 @@ def open_asker(
             info = remote.register(
                 half.model, half.fingerprint, half.hidden_size, half.hub_id, half.revision
             )
-            _check_lora(service, info, found, which, lora)
+            _check_lora(service, info.lora, found, which, digest_of(inside))
             if lora:
                 frozen_host = stack.enter_context(_remote(service, settings, FROZEN))
         llm, frozen_llm = exchange_of(settings, host), exchange_of(settings, frozen_host)
@@ -158,27 +158,17 @@ def open_asker(
         yield Asker(tuned, frozen, llm, longest, instruction_of(settings.dataset), frozen_llm)
 
 
-def lora_of(run: Run, which: str) -> HostLora | None:
-    """What a run has trained inside the language model; None where it has trained nothing there.
+def _check_lora(service: Service, served: str, run: Run, which: str, own: str) -> None:
+    """
+    Args:
+        served: digest of the LoRA inside the service's language model; "" where it has none.
+        own: of the run's, likewise.
 
     Raises:
-        ConfigError: as `Run.lora`.
+        ConfigError: they differ.
     """
-    values = run.lora(which)
-    return HostLora(values) if values else None
-
-
-def _check_lora(
-    service: Service, info: LLMInfo, run: Run, which: str, lora: HostLora | None
-) -> None:
-    """
-    Raises:
-        ConfigError: the service's language model has another LoRA inside than the run's, or one
-            where the run has none.
-    """
-    own = digest_of(lora.values if lora else {})
-    if info.lora != own:
-        theirs, ours = (f"LoRA {one}" if one else "no LoRA" for one in (info.lora, own))
+    if served != own:
+        theirs, ours = (f"LoRA {one}" if one else "no LoRA" for one in (served, own))
         raise ConfigError(
             f"--llm {service.address}: the service's language model has {theirs} inside, and the "
             f"{which} round of {run.path} has {ours}: start the service with `fednano serve --run "

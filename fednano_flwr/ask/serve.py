@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fednano_flwr.ask.opening import lora_of
 from fednano_flwr.config import ConfigError, LLMConfig, Model
-from fednano_flwr.exchange.at_host import AtHost
+from fednano_flwr.exchange.at_host import AtHost, HostLora
 from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.exchange.wire.auth import FixedToken, make_token, read_token
 from fednano_flwr.exchange.wire.nodes import NodeLimits
@@ -98,7 +97,8 @@ def serving(
     describe_device("llm.device", config.device, "give --device cpu to use the CPU")
     identity = read_identity(config)
     at = run.model(model) if run else Model(model, revision, family)
-    lora = lora_of(run, which) if run else None
+    values = run.lora(which) if run else {}
+    lora = HostLora(values) if values else None
     made = make_token(token_file)
     tokens = FixedToken(read_token(token_file), AtHost(lora=lora.frozen()) if lora else None)
     # All who have the token are one node, so the bounds of all nodes together are theirs.
