@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,17 @@ def label(name: str) -> str:
     return Path(name).name if on_disk else name
 
 
+def counted(names: Iterable[str]) -> list[str]:
+    """Names of tensors or layers; those that differ in numbers alone as "28 × q_proj"."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "", name), []).append(name)
+    return [
+        first if not more else f"{1 + len(more)} × {first.removesuffix('.weight').split('.')[-1]}"
+        for first, *more in alike.values()
+    ]
+
+
 def card(
     result: RunResult, family: Family | None, license: License, merged: Merged | None = None
 ) -> str:
@@ -44,7 +56,7 @@ def card(
 
     Args:
         family: of the model; None where it is not at hand, then no question is shown. Code is shown
-            for models that take pictures, with adapters on these and on text.
+            for models that take pictures, with adapters on these and on text, or a LoRA.
         license: of the model.
         merged: what was written with --format merged.
     """
@@ -82,7 +94,7 @@ def card(
     text = templates.get_template("card.md.j2").render(
         head=head.to_yaml(),
         result=result,
-        no_code=hears or ("audio" in result.adapters and not merged),
+        no_code=hears or ("audio" in result.adapters and not merged) or not (family or result.nano),
         base=hub_id or label(run.config.model.name),
         hub_id=hub_id,
         family=family,
@@ -99,6 +111,9 @@ def card(
         clients=len(comparable.clients(run.rounds)),
         caveats=run.caveats,
         metric=metric_label(run.config),
+        parts=" and ".join(["NanoAdapters"] * bool(result.nano) + ["LoRA"] * bool(result.inside)),
+        layers=counted(result.lora),
+        changed=counted(merged.changed) if merged else [],
         places=[PLACES[site] for site in result.adapters],
         example=user_text(EXAMPLE),
         here=here["accuracy_by"],

@@ -12,10 +12,11 @@ from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.output import new_folder, require_free
 from fednano_flwr.base.resources import ResourceError, resolve
 from fednano_flwr.config import ConfigError
-from fednano_flwr.export.card import card, label
+from fednano_flwr.config.sections import LLM_SITE
+from fednano_flwr.export.card import card, counted, label
 from fednano_flwr.export.license import CARD, License, find_license
 from fednano_flwr.export.merged import write_merged
-from fednano_flwr.export.result import CONFIG, WEIGHTS, RunResult, read_run
+from fednano_flwr.export.result import CONFIG, WEIGHTS, RunResult, Saved, read_run
 from fednano_flwr.models.bundle import open_checkpoint, open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.families import Family, of
@@ -54,19 +55,30 @@ def _export_adapters(result: RunResult, out: Path, model: str, dtype: str | None
     """The adapters in PEFT's layout, without what ties them to a machine or to this project."""
     checkpoint = _open(result, model, whole=False) if model else None
     license = _license(result, checkpoint)
-    config = dict(result.adapter_config)
     base = result.model.get("hub_id") or label(result.run.config.model.name)
-    config["base_model_name_or_path"] = base
-    config["auto_mapping"] = None  # would have PEFT import this project
-    config["target_modules"] = sorted(config["target_modules"])
     family = checkpoint.family if checkpoint else _family(result)
     with new_folder(out) as folder:
-        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
-        shutil.copyfile(result.run.path / "adapters" / result.which / WEIGHTS, folder / WEIGHTS)
+        for part in result.parts:
+            place = folder if part is result.parts[0] else folder / LLM_SITE
+            _copy(part, base, place)
         (folder / CARD).write_text(card(result, family, license), encoding="utf-8")
-    numbers = sum(value.numel() for value in result.state.values())
-    return [f"{numbers:,} parameters in PEFT's layout, float32"]
+    numbers = sum(value.numel() for part in result.parts for value in part.state.values())
+    lines = [f"{numbers:,} parameters in PEFT's layout, float32"]
+    if result.inside:
+        where = f" ({out / LLM_SITE})" if result.nano else ""
+        lines.append(f"the LoRA{where} is on {', '.join(counted(result.lora))}")
+    return lines
+
+
+def _copy(part: Saved, base: str, folder: Path) -> None:
+    """A part in PEFT's layout, with another name of the base model."""
+    folder.mkdir(exist_ok=True)
+    config = {**part.config, "base_model_name_or_path": base}
+    config["auto_mapping"] = None  # would have PEFT import this project
+    config["target_modules"] = sorted(config["target_modules"])
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    shutil.copyfile(part.folder / WEIGHTS, folder / WEIGHTS)
 
 
 def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) -> list[str]:
@@ -74,14 +86,14 @@ def _export_merged(result: RunResult, out: Path, model: str, dtype: str | None) 
     license = _license(result, checkpoint)
     with new_folder(out) as folder:
         target = getattr(torch, dtype) if dtype else None
-        merged = write_merged(checkpoint, result.adapters, folder, target)
+        merged = write_merged(checkpoint, result.adapters, result.lora, folder, target)
         for text in license.texts:
             shutil.copyfile(text, folder / text.name)
         readme = card(result, checkpoint.family, license, merged)
         (folder / CARD).write_text(readme, encoding="utf-8")
     lines = [
         f"merged into {checkpoint.name}: {checkpoint.family.architecture}, "
-        f"{human_bytes(merged.nbytes)}; changed: {', '.join(merged.changed)}",
+        f"{human_bytes(merged.nbytes)}; changed: {', '.join(counted(merged.changed))}",
         f"stored as {' and '.join(sorted(merged.dtypes))}: rounding is "
         f"{merged.rounding.relative:.2g} times what the adapters change",
     ]
@@ -112,7 +124,7 @@ def _open(result: RunResult, model: str, whole: bool) -> ModelCheckpoint:
         remark = "" if model else "; --model PATH says where it is on this machine"
         raise ConfigError(f"{error}{remark}") from error
     size = checkpoint.config.get_text_config().hidden_size
-    if size != result.width:
+    if result.nano and size != result.width:
         raise ConfigError(
             f"model {at.name} has embeddings of size {size}, the adapters of {run.path} are for "
             f"size {result.width}: they were trained on another model ({run.config.model.name})"

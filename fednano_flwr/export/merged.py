@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import AutoConfig
 from fednano_flwr.adapters.product import Factors
 from fednano_flwr.base.output import require_space
 from fednano_flwr.config import ConfigError
-from fednano_flwr.export.merge_weights import Rounding, merge
+from fednano_flwr.export.merge_weights import Rounding, merge, merge_lora
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.checkpoint import HEAD, ModelCheckpoint
 from fednano_flwr.models.families import canonical
@@ -41,12 +42,16 @@ LOADED = tuple(
 """How files of processor, tokenizer and generation begin; others say how the model was made."""
 
 
+Merge = Callable[..., Tensor]
+"""`merge` or `merge_lora` with its adapter: takes the tensor, `dtype` and `rounding`."""
+
+
 @dataclass
 class Merged:
     """What was written.
 
     Attributes:
-        changed: names of the tensors that the adapters were merged into.
+        changed: names of the tensors that adapters or a LoRA were merged into.
         head: name of the head that was the table of the embeddings and now is a tensor; else "".
         dtypes: of the changed tensors.
         nbytes: of all tensors.
@@ -63,6 +68,7 @@ class Merged:
 def write_merged(
     checkpoint: ModelCheckpoint,
     adapters: Mapping[str, Factors],
+    lora: Mapping[str, Factors],
     folder: Path,
     dtype: torch.dtype | None = None,
 ) -> Merged:
@@ -70,6 +76,7 @@ def write_merged(
 
     Args:
         adapters: by site; each B holds the scale s.
+        lora: likewise, by the layer's name in the module tree.
         dtype: of all weights; None keeps the checkpoint's own.
 
     Raises:
@@ -78,7 +85,7 @@ def write_merged(
         OutputError: the disk is too small.
     """
     merged = Merged()
-    targets = _targets(checkpoint, adapters)
+    targets = _targets(checkpoint, adapters) | _layers(checkpoint, lora)
     untie = "text" in adapters and checkpoint.tied
     _check_space(checkpoint, folder, dtype, untie)
     _write_config(checkpoint, folder, dtype, untie)
@@ -97,8 +104,7 @@ def write_merged(
                     merged.head = _head_beside(key)
                     tensors[merged.head] = tensors[key]
                 if name in targets:
-                    adapter, outputs_first = targets[name]
-                    tensors[key] = merge(tensor, adapter, target, outputs_first, merged.rounding)
+                    tensors[key] = targets[name](tensor, dtype=target, rounding=merged.rounding)
                     merged.changed.append(key)
                     merged.dtypes.add(_name(target))
                 if tensors[key].dtype != tensor.dtype or name in targets:
@@ -118,18 +124,17 @@ def write_merged(
     return merged
 
 
-def _targets(
-    checkpoint: ModelCheckpoint, adapters: Mapping[str, Factors]
-) -> dict[str, tuple[Factors, bool]]:
-    """By canonical name, each tensor that changes: its adapter, and whether outputs come first."""
+def _targets(checkpoint: ModelCheckpoint, adapters: Mapping[str, Factors]) -> dict[str, Merge]:
+    """By canonical name, how each tensor changes that NanoAdapters are merged into."""
     family = checkpoint.family
     both = (family.connector, family.second_connector)
     connectors = dict(zip(family.modalities, both, strict=False))
-    found: dict[str, tuple[Factors, bool]] = {}
+    found: dict[str, Merge] = {}
     biases = set()  # some connectors have none
     for site, adapter in adapters.items():
+        merged = partial(merge, adapter=adapter)
         if site not in connectors:
-            found[checkpoint.token_embeddings] = adapter, False
+            found[checkpoint.token_embeddings] = merged
             continue
         connector = connectors[site]
         if connector.cannot:
@@ -137,11 +142,11 @@ def _targets(
                 f"model {checkpoint.name}: the adapters cannot be merged into the family "
                 f"{checkpoint.config.model_type}: {connector.cannot}; use --format peft"
             )
-        found |= dict.fromkeys(connector.rows, (adapter, False))
+        found |= dict.fromkeys(connector.rows, merged)
         if connector.linear:
             biases.add(f"{connector.linear}.bias")
-            found[f"{connector.linear}.weight"] = adapter, True
-            found[f"{connector.linear}.bias"] = adapter, False
+            found[f"{connector.linear}.weight"] = partial(merged, outputs_first=True)
+            found[f"{connector.linear}.bias"] = merged
     needed = [name for name in found if name not in biases]
     if missing := [name for name in needed if name not in checkpoint.files]:
         raise ConfigError(
@@ -149,6 +154,23 @@ def _targets(
             f"into {missing[0]}, which the checkpoint lacks; use --format peft, or mend the "
             "family's connector"
         )
+    return found
+
+
+def _layers(checkpoint: ModelCheckpoint, lora: Mapping[str, Factors]) -> dict[str, Merge]:
+    """Likewise of a LoRA's layers. Each needs a tensor that no other part of the model reads."""
+    found = {canonical(f"{name}.weight"): partial(merge_lora, lora=f) for name, f in lora.items()}
+    pairs = checkpoint.tree.all_tied_weights_keys.items()
+    tied = {canonical(name) for pair in pairs for name in pair}
+    for name in found:
+        if name in tied or name not in checkpoint.files:
+            why = (
+                "another part of the model reads it" if name in tied else "the checkpoint lacks it"
+            )
+            raise ConfigError(
+                f"model {checkpoint.name}: the LoRA cannot be merged into {name}: {why}; use "
+                "--format peft"
+            )
     return found
 
 

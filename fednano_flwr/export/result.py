@@ -11,11 +11,36 @@ from typing import Any
 from torch import Tensor
 
 from fednano_flwr.adapters.host_map import by_site
-from fednano_flwr.adapters.product import Factors
+from fednano_flwr.adapters.product import Factors, adapters_of
 from fednano_flwr.config import SITES, ConfigError
+from fednano_flwr.config.sections import LLM_SITE
+from fednano_flwr.models.lora import PREFIX
 from fednano_flwr.runs.results import Run, load_run
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A part of a result as PEFT has it in a folder.
+
+    Attributes:
+        config: PEFT's.
+        state: the parameters by name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+    @property
+    def scale(self) -> float:
+        """s."""
+        return float(self.config["lora_alpha"]) / int(self.config["r"])
+
+    def scaled(self, pairs: Mapping[str, Factors]) -> dict[str, Factors]:
+        """Of pairs A and B: A, and s·B in float64."""
+        return {name: Factors(one.a, self.scale * one.b.double()) for name, one in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -25,15 +50,15 @@ class RunResult:
     Attributes:
         which: "best" or "last".
         round: the adapters are those after it.
-        adapter_config: PEFT's.
-        state: the adapters' parameters by PEFT's names.
+        nano: the NanoAdapters; None where the only site is inside the language model.
+        inside: the LoRA inside the language model, if there is one.
     """
 
     run: Run
     which: str
     round: int
-    adapter_config: dict[str, Any]
-    state: dict[str, Tensor]
+    nano: Saved | None
+    inside: Saved | None
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -41,15 +66,22 @@ class RunResult:
         return self.run.environment.get("model", {})
 
     @property
-    def scale(self) -> float:
-        """s."""
-        return float(self.adapter_config["lora_alpha"]) / int(self.adapter_config["r"])
+    def parts(self) -> list[Saved]:
+        """What there is of the two."""
+        return [part for part in (self.nano, self.inside) if part]
 
     @property
     def adapters(self) -> dict[str, Factors]:
-        """By site: A (r, d), and s·B (d, r) in float64."""
-        pairs = by_site(self.state).items()
-        return {site: Factors(pair.a, self.scale * pair.b.double()) for site, pair in pairs}
+        """NanoAdapters by site: A (r, d), and s·B (d, r) in float64."""
+        return self.nano.scaled(by_site(self.nano.state)) if self.nano else {}
+
+    @property
+    def lora(self) -> dict[str, Factors]:
+        """The LoRA by its layers' names in the whole model: A (r, i), and s·B (o, r) in float64."""
+        if self.inside is None:
+            return {}
+        pairs = adapters_of(self.inside.state).items()
+        return self.inside.scaled({name.removeprefix(PREFIX): pair for name, pair in pairs})
 
     @property
     def width(self) -> int:
@@ -61,14 +93,19 @@ def read_run(folder: Path, which: str) -> RunResult:
     """Read a run's folder.
 
     Raises:
-        ConfigError: it is no run's, or the run has no adapters that change something.
+        ConfigError: it is no run's, or the run has nothing that changes the model.
     """
     run = load_run(folder)
     if not run.rounds:
         raise ConfigError(f"{folder}: metrics.jsonl is empty, so the adapters' accuracy is unknown")
-    place = folder / "adapters" / which
-    result = RunResult(run, which, _round(run, which), _json(place / CONFIG), run.adapters(which))
-    _check(result, place)
+    place, sites = folder / "adapters" / which, run.config.adapter
+    nano = inside = None
+    if sites.at_edge:
+        nano = Saved(place, _json(place / CONFIG), run.adapters(which))
+    if sites.at_llm:
+        inside = Saved(place / LLM_SITE, _json(place / LLM_SITE / CONFIG), run.lora(which))
+    result = RunResult(run, which, _round(run, which), nano, inside)
+    _check(result)
     return result
 
 
@@ -90,20 +127,27 @@ def _round(run: Run, which: str) -> int:
     return number
 
 
-def _check(result: RunResult, place: Path) -> None:
-    """Refuse adapters that are not NanoAdapters, or that change nothing."""
-    config = result.adapter_config
-    if config.get("peft_type") != "LORA" or config.get("use_rslora") or config.get("use_dora"):
-        raise ConfigError(f"{place}: {CONFIG} does not describe NanoAdapters (plain LoRA)")
+def _check(result: RunResult) -> None:
+    """Refuse what is no NanoAdapter and no plain LoRA, and what changes nothing."""
     known = {f"base_model.model.{site}_adapter.lora_{f}.weight" for site in SITES for f in "AB"}
-    if not result.state or not result.state.keys() <= known:
-        raise ConfigError(f"{place}: {WEIGHTS} holds {sorted(result.state)}, not NanoAdapters")
-    if not any(adapter.a.any() and adapter.b.any() for adapter in result.adapters.values()):
+    for part in result.parts:
+        config, names = part.config, part.state.keys()
+        if config.get("peft_type") != "LORA" or config.get("use_rslora") or config.get("use_dora"):
+            raise ConfigError(f"{part.folder}: {CONFIG} does not describe plain LoRA")
+        if not names or (part is result.nano and not names <= known):
+            what = "NanoAdapters" if part is result.nano else "a LoRA"
+            raise ConfigError(f"{part.folder}: {WEIGHTS} holds {sorted(names)}, not {what}")
+    try:
+        every = [*result.adapters.values(), *result.lora.values()]
+    except ValueError as error:
+        raise ConfigError(f"{result.parts[-1].folder}: {WEIGHTS} holds {error}") from None
+    if not any(one.a.any() and one.b.any() for one in every):
         remark = ""
         if result.which == "best" and result.round == 0:
             remark = "; the frozen model was the best, --which last takes the last round's"
         raise ConfigError(
-            f"{place}: the adapters of round {result.round} change nothing (B A = 0){remark}"
+            f"{result.parts[0].folder}: the adapters of round {result.round} change nothing "
+            f"(B A = 0){remark}"
         )
 
 

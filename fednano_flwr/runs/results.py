@@ -95,7 +95,7 @@ class Run:
                 "them, which stayed with the client and are not here. The run's accuracies are "
                 "with these too; that of what is here was not measured."
             )
-        ranks = self.config.adapter.ranks
+        ranks = self.config.adapter.ranks if self.config.adapter.at_edge else ""
         if ranks and self.config.strategy.name != "accumulate":  # it leaves nothing to be cut
             found.append(
                 f"Clients had adapters of ranks {ranks} and were scored with the merged ones cut "

@@ -30,15 +30,13 @@ from fednano_flwr.edge.questions import last_positions
 from fednano_flwr.export import license
 from fednano_flwr.export.card import EXAMPLE, label
 from fednano_flwr.export.license import find_license
-from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
 from fednano_flwr.models.families import FAMILIES
-from fednano_flwr.models.llm_half import load_llm_half
 from fednano_flwr.models.processor import load_processor
 from tests import families
 from tests.export.conftest import Exported, export
-from tests.export.made_up import random_adapters, write_run
+from tests.export.made_up import host_of, random_adapters, write_run
 from tests.models.test_families import picture
 
 Config = Callable[..., dict[str, Any]]
@@ -71,12 +69,13 @@ def code_of(out: Path, base: Path) -> str:
 @torch.no_grad()
 def split_run(flat: dict[str, Any], width: int, shown: Picture) -> tuple[Tensor, Tensor]:
     """The card's question asked of the two halves: its tokens, and log-probabilities after it."""
-    model = flat["model.name"]
-    adapters = random_adapters(width, RunConfig.parse(flat).adapter).eval()
-    encoder, frozen = load_encoder(ModelCheckpoint(model)), load_edge_half(model)
+    model, adapter = flat["model.name"], RunConfig.parse(flat).adapter
+    checkpoint = ModelCheckpoint(model)
+    adapters = random_adapters(width, adapter).eval()
+    encoder, frozen = load_encoder(checkpoint), load_edge_half(model)
     question = encoder.encode(replace(EXAMPLE, images=(shown,)))
     edge = NanoEdge(frozen, frozen.token_table(), adapters, encoder)
-    host = FrozenLLM(load_llm_half(model))
+    host = host_of(checkpoint, adapter)
     every = torch.arange(host.describe().vocabulary)
     llm = EXCHANGES["lowrank"](host, "server")
     return question.ids, llm.score(edge([question]), last_positions([question]), every)[0]
@@ -122,22 +121,28 @@ ASKED = ("llava", "paligemma", "instructblip", "blip-2", "qwen3_5")
 
 @pytest.mark.parametrize("form", ["peft", "merged"])
 @pytest.mark.parametrize(
-    "family",
+    ("family", "sites"),
     [
-        pytest.param(name, marks=() if name in ASKED else pytest.mark.slow)
-        for name, family in FAMILIES.items()
-        if "image" in family.modalities
+        *(
+            pytest.param(name, "all", marks=() if name in ASKED else pytest.mark.slow)
+            for name, family in FAMILIES.items()
+            if "image" in family.modalities
+        ),
+        ("llava", "llm"),
+        ("gemma3", "all,llm"),  # its head is the embeddings' table
+        ("gemma3", "llm"),
     ],
 )
 def test_the_cards_code_asks_every_family_as_the_run_did_and_gets_its_logits(
     family: str,
+    sites: str,
     form: str,
     run_config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = families.write(family, tmp_path / family)
-    flat = run_config(model__name=str(model))
+    flat = run_config(model__name=str(model), adapter__sites=sites, adapter__llm_rank=3)
     out = tmp_path / "out"
     assert export(write_run(flat, 0.5, 0.75)[0], out, form=form).exit_code == 0
     shown = picture(0, 40, 30)

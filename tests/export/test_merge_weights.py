@@ -8,7 +8,7 @@ from torch import nn
 
 from fednano_flwr.adapters.product import Factors
 from fednano_flwr.export import merge_weights
-from fednano_flwr.export.merge_weights import Rounding, merge
+from fednano_flwr.export.merge_weights import Rounding, merge, merge_lora
 
 ADAPTER = Factors(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.5], [-0.5]]))
 
@@ -34,6 +34,23 @@ def test_a_linear_layer_with_merged_weight_and_bias_gives_the_adapted_output(
     bias = merge(layer.bias.detach(), adapter, torch.float64)
     assert weight.is_contiguous()
     torch.testing.assert_close(inputs @ weight.T + bias, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_linear_layer_with_a_merged_lora_gives_the_layers_and_the_loras_output(
+    pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge_weights, "PIECE_BYTES", 8 * 7 * 5 // pieces)
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 7, dtype=torch.float64)
+    lora = Factors(torch.randn(3, 5), torch.randn(7, 3))
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+    expected = layer(inputs) + inputs @ lora.a.double().T @ lora.b.double().T
+    rounding = Rounding()
+    layer.weight.data = merge_lora(layer.weight.detach(), lora, torch.float64, rounding)
+    torch.testing.assert_close(layer(inputs), expected, rtol=0, atol=1e-12)
+    changed = (lora.b.double() @ lora.a.double()).square().sum()
+    assert (rounding.changed, rounding.lost) == (pytest.approx(float(changed)), 0.0)
 
 
 def test_rounding_is_what_the_stored_dtype_loses_relative_to_the_change() -> None:

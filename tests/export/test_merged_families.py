@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from fednano_flwr.adapters.product import Factors
+from fednano_flwr.adapters.product import Factors, adapters_of
 from fednano_flwr.adapters.site import adapter_state, sites_in
 from fednano_flwr.config import Adapter
 from fednano_flwr.edge.client import EXCHANGES
@@ -24,15 +24,14 @@ from fednano_flwr.export.merged import Merged, write_merged
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.edge_half import load_edge_half
-from fednano_flwr.models.families import FAMILIES
-from fednano_flwr.models.llm_half import load_llm_half
+from fednano_flwr.models.families import FAMILIES, canonical
 from tests import families
-from tests.export.made_up import random_adapters
+from tests.export.made_up import host_of, random_adapters, random_lora
 from tests.models.test_families import samples_of
 from tests.models.test_loading import NAMES, rename
 from tests.models.unsplit import Unsplit
 
-ADAPTER = Adapter(rank=4, alpha=8.0, dropout=0.0, sites="all")
+ADAPTER = Adapter(4, 8.0, 0.0, "all,llm", llm_rank=3, llm_targets="all-linear")
 BATCHES = {
     "one picture": slice(0, 1),
     "no picture": slice(1, 2),
@@ -55,6 +54,7 @@ class Setting:
     family: str
     model: Path
     merged: Path
+    lora: dict[str, Factors]
     report: Merged
     questions: list[Question]
     edge: NanoEdge
@@ -110,16 +110,21 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     adapters = random_adapters(48, ADAPTER, sites=frozen.sites)
     merged = place / "merged"
     merged.mkdir()
-    report = write_merged(checkpoint, factors(adapters), merged)
+    lora = {
+        name.removeprefix("llm."): Factors(pair.a, 8 / 3 * pair.b.double())
+        for name, pair in adapters_of(random_lora(checkpoint, ADAPTER)).items()
+    }
+    report = write_merged(checkpoint, factors(adapters), lora, merged)
     encoder = load_encoder(checkpoint)
     return Setting(
         family,
         model,
         merged,
+        lora,
         report,
         [encoder.encode(sample) for sample in samples_of(encoder)],
         NanoEdge(frozen, frozen.token_table(), adapters.eval(), encoder),
-        FrozenLLM(load_llm_half(str(model))),
+        host_of(checkpoint, ADAPTER),
     )
 
 
@@ -166,7 +171,9 @@ def test_transformers_finds_every_weight_and_no_other(setting: Setting) -> None:
     assert bool(setting.report.head) == shared
 
 
-def test_only_embeddings_and_connector_differ_from_the_checkpoint(setting: Setting) -> None:
+def test_only_embeddings_connector_and_the_loras_layers_differ_from_the_checkpoint(
+    setting: Setting,
+) -> None:
     before, after = ModelCheckpoint(str(setting.model)), ModelCheckpoint(str(setting.merged))
     assert after.files.keys() - before.files.keys() == (
         {"lm_head.weight"} if setting.report.head else set()
@@ -181,4 +188,5 @@ def test_only_embeddings_and_connector_differ_from_the_checkpoint(setting: Setti
     assert differing == {
         name for name, (_, key) in after.files.items() if key in setting.report.changed
     }
-    assert len(differing) in (2, 3, 4)
+    layers = {canonical(f"{name}.weight") for name in setting.lora}
+    assert layers < differing and len(differing - layers) in (2, 3, 4)
