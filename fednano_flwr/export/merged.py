@@ -1,8 +1,8 @@
 """A checkpoint of the model's own class with the adapters merged, for plain transformers.
 
 Written file by file, with the names of the original's files and tensors. A tensor that stays as it
-is goes from one mapped file to the other. Peak memory: the tensors that change; with another dtype,
-the largest file of the checkpoint in that dtype.
+is goes from one mapped file to the other. Peak memory: the tensors of one file that change; with
+another dtype, the largest file of the checkpoint in that dtype.
 """
 
 from __future__ import annotations

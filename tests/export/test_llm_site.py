@@ -75,7 +75,8 @@ def test_a_lora_is_exported_beside_nanoadapters_or_alone(
 def test_a_card_tells_of_the_lora(
     sites: str, form: str, run_config: Config, tmp_path: Path
 ) -> None:
-    run, _ = write_run(run_config(adapter__sites=sites, adapter__llm_rank=8), 0.5, 0.75)
+    keys = {"adapter__llm_rank": 8, "adapter__ranks": "2,4"}
+    run, _ = write_run(run_config(adapter__sites=sites, **keys), 0.5, 0.75)
     result = export(run, tmp_path / "out", form=form)
     assert result.exit_code == 0, result.output
     card = (tmp_path / "out" / "README.md").read_text()
@@ -88,6 +89,7 @@ def test_a_card_tells_of_the_lora(
     assert ("`2 × q_proj`" in card) == (form == "merged")
     assert "is not sent." in card and "the norm of the LoRA's gradients." in card
     assert ("the adapters' factors" in card) == (sites != "llm")
+    assert ("Clients had adapters of ranks 2,4" in card) == (sites != "llm")
 
 
 def test_a_lora_alone_that_changes_nothing_is_refused(run_config: Config, tmp_path: Path) -> None:
