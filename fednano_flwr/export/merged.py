@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ LOADED = tuple(
 """How files of processor, tokenizer and generation begin; others say how the model was made."""
 
 
-Merge = Callable[..., Tensor]
+Merge = partial[Tensor]
 """`merge` or `merge_lora` with its adapter: takes the tensor, `dtype` and `rounding`."""
 
 

@@ -137,10 +137,11 @@ def _check(result: RunResult) -> None:
         if not names or (part is result.nano and not names <= known):
             what = "NanoAdapters" if part is result.nano else "a LoRA"
             raise ConfigError(f"{part.folder}: {WEIGHTS} holds {sorted(names)}, not {what}")
-    try:
-        every = [*result.adapters.values(), *result.lora.values()]
-    except ValueError as error:
-        raise ConfigError(f"{result.parts[-1].folder}: {WEIGHTS} holds {error}") from None
+        try:
+            adapters_of(part.state)
+        except ValueError as error:
+            raise ConfigError(f"{part.folder}: {WEIGHTS} holds {error}") from None
+    every = [*result.adapters.values(), *result.lora.values()]
     if not any(one.a.any() and one.b.any() for one in every):
         remark = ""
         if result.which == "best" and result.round == 0:
