@@ -24,6 +24,19 @@ def frozen(folder: str) -> Any:
     return FrozenLLM(load_llm_half(folder))
 
 
+def training(folder: str) -> Any:
+    """A real host that trains a LoRA."""
+    from fednano_flwr.config import Adapter
+    from fednano_flwr.llm.host import FrozenLLM
+    from fednano_flwr.llm.sessions import Sessions
+    from fednano_flwr.models.llm_half import load_llm_half
+
+    torch.set_num_threads(1)
+    half = load_llm_half(folder, lora=Adapter(4, 8.0, 0.0, "llm", llm_rank=2))
+    assert half.lora is not None
+    return FrozenLLM(half, sessions=Sessions(half.lora, 4, 2**30))
+
+
 class OddError(ValueError):
     """Has arguments that its `__init__` would not take back."""
 

@@ -21,8 +21,8 @@ import ray
 import torch
 
 import fednano_flwr
-from fednano_flwr.config import SITES
-from fednano_flwr.exchange.at_host import AtHost, HostMap
+from fednano_flwr.config import SITES, Adapter
+from fednano_flwr.exchange.at_host import AtHost, HostLora, HostMap, LoraPlan, Turn
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
 from fednano_flwr.exchange.lowrank import LowRankInputs
 from fednano_flwr.exchange.protocol import (
@@ -32,10 +32,14 @@ from fednano_flwr.exchange.protocol import (
     GraphGoneError,
     Layout,
     NewTokens,
+    SessionGoneError,
 )
+from fednano_flwr.llm.finished import FinishedSessions
 from fednano_flwr.llm.host import HostMemoryError
 from fednano_flwr.llm.replica_actor import ray_session, send_tensors_beside
 from fednano_flwr.llm.replicas import Replicas, ReplicasLostError
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.lora import fresh_lora
 from tests.llm import fakes
 from tests.ray_start import second_chance
 
@@ -197,6 +201,48 @@ def test_two_replicas_and_many_owners_get_what_one_host_answers(tiny_model: Path
     for owner, values in zip(owners, found, strict=True):
         for value, expected in zip(values, work(host, owner), strict=True):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(expected)), owner
+
+
+def test_a_client_whose_replica_is_killed_trains_anew_to_the_same_bits(tiny_model: Path) -> None:
+    """In the middle of a session; what has ended is no longer at the replica."""
+    adapter = Adapter(4, 8.0, 0.0, "llm", llm_rank=2)
+    values = fresh_lora(ModelCheckpoint(str(tiny_model)), adapter, 0)
+    part = AtHost(lora=HostLora(values, LoraPlan(0.05, 0.0)))
+    size = ModelCheckpoint(str(tiny_model)).config.get_text_config().hidden_size
+
+    def train(service: Any, owner: bytes, disturb: Callable[[int], None]) -> int:
+        session = service.begin(part, owner)
+        for number in range(1, 6):
+            inputs, labels = embeddings(number + owners.index(owner), size)
+            inputs = inputs.through(part).with_(turn=Turn(session, number, 0.9))
+            service.step(inputs, labels, owner)
+            disturb(number)
+        service.end(Turn(session, 6, 0.9), owner)
+        return session
+
+    owners = [b"a", b"b"]
+    alone = FinishedSessions(fakes.training(str(tiny_model)))
+    expected = {o: alone.result(o, train(alone, o, lambda number: None)) for o in owners}
+    with Replicas(partial(fakes.training, str(tiny_model)), 2) as replicas:
+        service = FinishedSessions(replicas)
+        first = train(service, b"a", lambda number: None)
+        killed = []
+
+        def disturb(number: int) -> None:
+            if number == 3 and not killed:
+                killed.append(replicas._replica_of(b"b"))
+                ray.kill(killed[0].actor, no_restart=False)
+
+        with pytest.raises(SessionGoneError):
+            train(service, b"b", disturb)
+        second = train(service, b"b", disturb)
+        ray.kill(replicas._replica_of(b"a").actor, no_restart=False)
+        for owner, session in ((b"a", first), (b"b", second)):
+            found = service.result(owner, session)
+            for name, value in expected[owner].theta.items():
+                assert torch.equal(found.theta[name], value), name
+        assert eventually(lambda: any(replica.up for replica in replicas.replicas), 60.0)
+        service.forget_sessions()
 
 
 @pytest.mark.parametrize("kind", TENSORS)
