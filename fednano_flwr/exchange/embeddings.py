@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fednano_flwr.exchange.at_host import AtHost, Turn
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -35,8 +34,6 @@ class EmbeddingInputs(Inputs):
     FIELD: ClassVar[str] = "embeddings"
     embeds: Tensor
     layout: Layout
-    at_host: AtHost | None = None
-    turn: Turn | None = None
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> EmbeddingInputs:

@@ -102,11 +102,13 @@ class Exchange:
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         inputs, turns = self.inputs.of(batch), self.turns
-        if turns is not None:
-            inputs = inputs.with_(turn=turns.next())
+        turn = turns.next() if turns else None
 
         def step() -> tuple[float, Gradient]:
-            loss, found = self._answer(batch, inputs, lambda sent: self._step(sent, labels))
+            def ask(sent: Inputs) -> tuple[float, Gradient]:
+                return self._step(sent.with_(turn=turn), labels)
+
+            loss, found = self._answer(batch, inputs, ask)
             if turns is not None:
                 *gradient, squares = found
                 found, turns.squares = tuple(gradient), float(squares)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.config import SITES
-from fednano_flwr.exchange.at_host import AtHost, HostMap, Turn
+from fednano_flwr.exchange.at_host import HostMap
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -58,8 +58,6 @@ class LowRankInputs(Inputs):
     z: dict[str, Tensor]
     b: dict[str, Tensor]
     layout: Layout
-    at_host: AtHost | None = None
-    turn: Turn | None = None
 
     @classmethod
     def of(cls, batch: AdaptedBatch) -> LowRankInputs:

@@ -7,10 +7,11 @@ process, several replicas of it, or a host over gRPC.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -269,7 +270,10 @@ class Inputs(ABC):
 
     def with_(self, **changes: Any) -> Self:
         """The same batch, some attributes changed."""
-        return replace(self, **changes)  # type: ignore[type-var]  # subclasses are dataclasses
+        made = copy.copy(self)
+        for name, value in changes.items():
+            object.__setattr__(made, name, value)  # subclasses are frozen
+        return made
 
     @abstractmethod
     def embed(

@@ -88,7 +88,9 @@ class Attacked:
         cache = self.host.reserve(MAX_TOKENS // 2, ATTACKER).cache
         if rng.random() < 0.5:
             return cache
-        prompts = EmbeddingInputs(torch.ones(5, self.size), Layout((3, 2)), self._part)
+        prompts = EmbeddingInputs(torch.ones(5, self.size), Layout((3, 2))).with_(
+            at_host=self._part
+        )
         return self.host.prefill(cache, prompts, ATTACKER).cache
 
     def end(self, message: bytes) -> str:
