@@ -60,6 +60,9 @@ def size_command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples in a step; only matters to the lowrank exchange.")
     ] = 8,
+    llm_rank: Annotated[
+        int, typer.Option(min=1, help="r of a LoRA inside the language model (site llm).")
+    ] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object of all counts.")] = False,
     revision: Revision = "",
 ) -> None:
@@ -71,7 +74,7 @@ def size_command(
     Counted from its config alone: no weight is read or downloaded. Exits with 2 if there is no such
     model or it cannot be cut.
     """
-    options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision)
+    options = SizeOptions(model, rank, rows, dtype, tokens, batch_size, revision, llm_rank)
     with exit_status():
         counted = count(options)
         whole = json.dumps(_as_json(counted), indent=2) if as_json else size_tables.show(counted)
@@ -100,6 +103,7 @@ def count(options: SizeOptions) -> Counted:
         batch_size=options.batch_size,
         file_bytes=_file_bytes(found),
         picture_tokens=pictures,
+        llm_rank=options.llm_rank,
     )
     uploads = _uploads(parts, options.rank)
     return Counted(options, found, size.Sizes(parts, setting), uploads, _download(found))
@@ -130,6 +134,7 @@ def _as_json(counted: Counted) -> dict[str, Any]:
         "client_files_counted": counted.found.folder is not None,
         "download_bytes_without_bundle": counted.download,
         "rows_within_5_percent": sizes.most_rows(LIMIT),
+        "session": [asdict(item) for item in sizes.session()],
         "training_memory": [asdict(item) for item in sizes.training_memory()],
         "uploads": {upload.name: asdict(upload) for upload in counted.uploads},
         "step_bytes": {

@@ -29,6 +29,7 @@ class SizeOptions:
     tokens: int | None
     batch_size: int
     revision: str = ""
+    llm_rank: int = 16
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def show(counted: Counted) -> str:
         _parts(sizes),
         _client(counted),
         _memory(sizes),
+        *_session(sizes),
         _round(counted),
         _step(options, sizes),
     )
@@ -171,6 +173,16 @@ def _memory(sizes: Sizes) -> str:
         table("Memory only while a client trains", ("in float32", "numbers", "bytes"), rows)
         + "\nBeside what it stores; activations and the image features that it keeps come on top."
     )
+
+
+def _session(sizes: Sizes) -> list[str]:
+    items = sizes.session()
+    if not items[0].parameters:
+        return []
+    rows = [(item.name, *_shown(item)) for item in items]
+    rows.append(("a client's session", "", human_bytes(sum(item.bytes for item in items))))
+    title = f"With the site llm (attention, rank {sizes.setting.llm_rank}): memory at the host"
+    return [table(title, ("in float32", "numbers", "bytes"), rows)]
 
 
 def _round(counted: Counted) -> str:

@@ -34,11 +34,12 @@ OF_PEFT, WEIGHTS = "base_model.model.", "adapter_model.safetensors"
 """Of a parameter's name in PEFT's files, and the file."""
 
 
-def lora_targets(host: nn.Module, path: str, adapter: Adapter) -> dict[str, nn.Linear]:
+def lora_targets(host: nn.Module, path: str, wanted: str = "") -> dict[str, nn.Linear]:
     """The linear layers of a language model that have a LoRA, by their names in it.
 
     Args:
-        path: of it in the whole model, whose names `adapter.llm-targets` goes by.
+        path: of it in the whole model, whose names `wanted` goes by.
+        wanted: `adapter.llm-targets`.
 
     Raises:
         ConfigError: `adapter.llm-targets` names none.
@@ -48,7 +49,7 @@ def lora_targets(host: nn.Module, path: str, adapter: Adapter) -> dict[str, nn.L
         for name, module in host.named_modules()
         if isinstance(module, nn.Linear) and name != HEAD
     }
-    wanted = adapter.llm_targets.strip()
+    wanted = wanted.strip()
     if not wanted:
         found = {name for name in linear if ATTENTION.fullmatch(name)}
     elif wanted == ALL_LINEAR:
@@ -87,7 +88,7 @@ def fresh_lora(checkpoint: ModelCheckpoint, adapter: Adapter, seed: int) -> dict
         ConfigError: as `lora_targets`.
     """
     path = checkpoint.family.host
-    targets = lora_targets(checkpoint.llm_tree().get_submodule(path), path, adapter)
+    targets = lora_targets(checkpoint.llm_tree().get_submodule(path), path, adapter.llm_targets)
     drawn = torch.Generator().manual_seed(derive_seed(Purpose.LLM_ADAPTERS, seed))
     values: dict[str, Tensor] = {}
     for name, layer in targets.items():
@@ -169,7 +170,7 @@ class LoraPlaces:
     def __init__(
         self, host: Any, path: str, adapter: Adapter, dtype: torch.dtype, quantization: str
     ) -> None:
-        names = list(lora_targets(host, path, adapter))
+        names = list(lora_targets(host, path, adapter.llm_targets))
         config = LoraConfig(
             r=adapter.llm_rank,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides by it

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from fednano_flwr.config import ConfigError
 from fednano_flwr.models import configs, skeleton
 from fednano_flwr.models.families import of
+from fednano_flwr.models.lora import lora_targets
 from fednano_flwr.models.source import locate, model_sites, read_config
 
 FLOAT32, INT64 = 4, 8  # bytes
@@ -52,6 +53,7 @@ class Parts:
         picture_tokens: tokens that a picture becomes; None where that depends on the picture.
         sites: where its adapters may be.
         deep_layers: L, layers of the language model that take features of pictures of their own.
+        attention: Σ (inputs + outputs) of the attention's linear layers, in how many layers.
     """
 
     encoder: int
@@ -66,6 +68,7 @@ class Parts:
     picture_tokens: int | None
     sites: tuple[str, ...]
     deep_layers: int = 0
+    attention: tuple[int, int] = (0, 0)
 
     @property
     def encoder_name(self) -> str:
@@ -96,6 +99,7 @@ class Setting:
         dtype_bytes: of a number of the frozen parts, and of one on the wire.
         tokens: T, of a sample.
         picture_tokens: how many of them are a picture's.
+        llm_rank: of a LoRA inside the language model.
         batch_size: samples in a step.
         file_bytes: config, processor and tokenizer; 0 where they are not known.
     """
@@ -107,6 +111,7 @@ class Setting:
     batch_size: int
     file_bytes: int = 0
     picture_tokens: int = 0
+    llm_rank: int = 16
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,16 @@ class Sizes:
             Item("gradients", self.adapter_parameters, self.adapter_bytes),
             Item("AdamW's two moments", 2 * self.adapter_parameters, 2 * self.adapter_bytes),
         ]
+
+    def session(self) -> list[Item]:
+        """What a client's training inside the language model takes at the host, in float32.
+
+        AdamW, no proximal term and no Fisher diagonal.
+        """
+        widths, layers = self.parts.attention
+        numbers = widths * self.setting.llm_rank
+        names = {f"LoRA in {layers} layers": 1, "gradient": 1, "AdamW's two moments": 2}
+        return [Item(name, n * numbers, n * numbers * FLOAT32) for name, n in names.items()]
 
     def embeddings_step(self) -> StepTraffic:
         """The plain exchange: T·d numbers up, as many down; and up what deeper layers take."""
@@ -285,7 +300,17 @@ def count(config: PretrainedConfig) -> Parts:
         picture_tokens=family.picture_tokens(config),
         sites=model_sites(config),
         deep_layers=family.deep_layers(config),
+        attention=_attention(language),
     )
+
+
+def _attention(language: nn.Module) -> tuple[int, int]:
+    """As `Parts.attention`; (0, 0) of a model whose attention has no linear layers."""
+    try:
+        found = lora_targets(language, "").values()
+    except ConfigError:
+        return 0, 0
+    return sum(layer.in_features + layer.out_features for layer in found), len(found)
 
 
 def _numel(modules: Sequence[nn.Module]) -> int:

@@ -10,38 +10,61 @@ from typing import Any
 from flwr.app import Message
 from torch import Tensor
 
+from fednano_flwr.adapters.llm_part import at_clients, at_llm
 from fednano_flwr.adapters.site import sites_in
+from fednano_flwr.adapters.update import State
+from fednano_flwr.base.console import human_bytes
 from fednano_flwr.base.reasons import by_reason, first_few
 from fednano_flwr.config import Adapter, Dataset, RunConfig
 from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.scoring import FREE_ANSWER
 from fednano_flwr.exchange.protocol import LLMInfo
+from fednano_flwr.llm.sessions import session_bytes
 from fednano_flwr.rounds.records import metric
+from fednano_flwr.rounds.service import lora_plan
 
 
 def setup_lines(
     config: RunConfig, info: LLMInfo, theta: Mapping[str, Tensor], address: str, work: LocalWork
 ) -> list[str]:
     """One line each for the server, the clients and the run."""
-    trained = sum(value.numel() for value in theta.values())
+    own, inside = at_clients(theta), at_llm(theta)
+    trained = sum(value.numel() for value in own.values())
     rank, local = _ranks(config.adapter), work.local_rank or config.adapter.rank
     if work.adapters == "both":
         rank += f" (and of each client's own, rank {local})"
         trained += trained // config.adapter.rank * local
     up_to = "" if set(config.adapter.clients_ranks) == {config.adapter.rank} else "up to "
+    adapters = "no NanoAdapters"
+    if own:
+        sites = " and ".join(sites_in(own))
+        adapters = f"NanoAdapters on {sites}, {rank}: {up_to}{trained:,} trained parameters"
     dtype = info.dtype
     if config.llm.quantization != "none":
         dtype = f"linear layers in {config.llm.quantization}, the rest in {dtype}"
     return [
         f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {dtype} on "
         f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})",
-        f"clients  NanoEdge: encoder, connector, token embeddings (frozen) and NanoAdapters "
-        f"on {' and '.join(sites_in(theta))}, {rank}: "
-        f"{up_to}{trained:,} trained parameters, {config.edge.dtype} on {config.edge.device}",
+        *_host_lora(config, inside, work),
+        f"clients  NanoEdge: encoder, connector, token embeddings (frozen) and {adapters}, "
+        f"{config.edge.dtype} on {config.edge.device}",
         f"run      {config.dataset.name}, {_split(config.dataset)}; strategy "
         f"{config.strategy.name}, {config.num_server_rounds} round(s), {config.local_epochs} local "
         f"epoch(s), learning rate {_rate(config)}, seed {config.seed}",
+    ]
+
+
+def _host_lora(config: RunConfig, inside: State, work: LocalWork) -> list[str]:
+    """A line on the LoRA inside the language model, where there is one."""
+    if not inside:
+        return []
+    plan = lora_plan(config, 1, work)
+    numbers = sum(value.numel() for value in inside.values())
+    return [
+        f"server   LoRA in {len(inside) // 2} linear layers of it, rank {config.adapter.llm_rank}: "
+        f"{numbers:,} parameters, trained here for each client; a session takes "
+        f"{human_bytes(session_bytes(inside, plan))}"
     ]
 
 
