@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ from fednano_flwr.strategies.registry import check_replies, check_unread
 
 # What brings torch or Flower is imported in the functions: `fednano --help` must not wait for it.
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fednano_flwr.data.shard import Shard
     from fednano_flwr.edge.shard import ClientSpec
 
@@ -344,9 +347,31 @@ def _sites(config: RunConfig) -> str:
         from fednano_flwr.models.lora import fresh_lora
 
         checkpoint = open_whole(model.name, model.revision, model.family)
-        layers = len(fresh_lora(checkpoint, adapter, config.seed)) // 2
-        found.append(f"{layers} layers of the language model")
+        values = fresh_lora(checkpoint, adapter, config.seed)
+        _check_session(config, values)
+        found.append(f"{len(values) // 2} layers of the language model")
     return f"adapters on {' and '.join(found)}"
+
+
+def _check_session(config: RunConfig, lora: Mapping[str, Tensor]) -> None:
+    """Refuse a LoRA of which no client's training would find room at the host.
+
+    Raises:
+        ConfigError: with the memory that it takes.
+    """
+    from fednano_flwr.llm.sessions import MB, session_bytes
+    from fednano_flwr.rounds.service import lora_plan
+    from fednano_flwr.strategies.base import local_work_of
+    from fednano_flwr.strategies.registry import make_strategy
+
+    strategy, room = make_strategy(config.strategy), config.llm.session_memory_mb
+    works = (local_work_of(strategy, number) for number in (1, 2))  # rounds may train A or B alone
+    needed = max(session_bytes(lora, lora_plan(config, 1, work)) for work in works)
+    if needed > room * MB:
+        raise ConfigError(
+            f"llm.session-memory-mb = {room}: each client's training inside the language model "
+            f"takes {math.ceil(needed / MB)} MB; raise it, or lower adapter.llm-rank"
+        )
 
 
 def _resume(config: RunConfig) -> str:

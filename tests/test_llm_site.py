@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,17 @@ from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.llm_part import at_clients, at_llm
 from fednano_flwr.config import ConfigError, RunConfig
 from fednano_flwr.llm.finished import FinishedSessions
-from fednano_flwr.llm.sessions import Sessions
+from fednano_flwr.llm.sessions import MB, Sessions, session_bytes
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.lora import fresh_lora
 from fednano_flwr.preflight import check_strategy, server_checks
 from fednano_flwr.rounds.federation import TooFewClientsError
+from fednano_flwr.rounds.service import lora_plan
 from fednano_flwr.runs.checkpoint import newest
 from fednano_flwr.runs.folder import RunFolder
 from fednano_flwr.runs.results import load_run
+from fednano_flwr.strategies.base import local_work_of
+from fednano_flwr.strategies.registry import make_strategy
 from tests.local_grid import LocalGrid
 from tests.outcome import adapters, assert_same
 
@@ -122,13 +128,13 @@ def test_no_session_and_no_result_outlives_its_round(
     real = FinishedSessions.forget_sessions
 
     def forget(finished: FinishedSessions) -> None:
-        assert len(finished._results) == 3
+        assert len(finished._latest) == 3
         real(finished)
         seen.append(finished)
 
     monkeypatch.setattr(FinishedSessions, "forget_sessions", forget)
     run(run_config(adapter__sites="all,llm", **RATES))
-    assert len(seen) == 2 and not any(finished._results for finished in seen)
+    assert len(seen) == 2 and not any(finished._latest for finished in seen)
 
 
 def test_replies_in_any_order_give_the_same_bits(run_config: Config) -> None:
@@ -193,6 +199,22 @@ def test_targets_that_the_model_lacks_are_refused_before_it_is_loaded(run_config
     config = RunConfig.parse(run_config(adapter__sites="llm", adapter__llm_targets="c_attn"))
     (check,) = [one for one in server_checks(config) if one.subject == "adapter.sites"]
     with pytest.raises(ConfigError, match=r"adapter\.llm-targets = 'c_attn'"):
+        check.find()
+
+
+def test_a_lora_without_room_for_one_client_is_refused_before_anything_is_loaded(
+    run_config: Config, tiny_model: Path
+) -> None:
+    """In RoLoRA's second round, which trains the larger factor."""
+    keys = {"strategy__name": "rolora", "adapter__sites": "llm", "adapter__llm_rank": 400}
+    keys |= {"adapter__llm_targets": "down_proj", "llm__session_memory_mb": 1}
+    config = RunConfig.parse(run_config(**keys))
+    lora = fresh_lora(ModelCheckpoint(str(tiny_model)), config.adapter, 0)
+    works = [local_work_of(make_strategy(config.strategy), number) for number in (1, 2)]
+    first, second = (session_bytes(lora, lora_plan(config, 1, work)) for work in works)
+    assert first < MB < second
+    (check,) = [one for one in server_checks(config) if one.subject == "adapter.sites"]
+    with pytest.raises(ConfigError, match=r"llm\.session-memory-mb = 1: .* takes 2 MB"):
         check.find()
 
 

@@ -1,7 +1,8 @@
-"""LoRA merging in product space: factors A (r, d) and B (d, r) stand for W = B A.
+"""LoRA merging in product space: factors A (r, d) and B (d', r) stand for W = B A.
 
-The mean of the clients' A times the mean of their B is not the mean of their products. Here the
-products themselves are merged and cut back to r, without a d × d matrix where none is needed.
+d' = d at a client's sites; a layer inside the language model may have another. The mean of the
+clients' A times the mean of their B is not the mean of their products. Here the products themselves
+are merged and cut back to r, without a d' × d matrix where none is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ UNUSED = 1e-6
 
 @dataclass(frozen=True)
 class Factors:
-    """One adapter: A (r, d) and B (d, r)."""
+    """One adapter: A (r, d) and B (d', r)."""
 
     a: Tensor
     b: Tensor
@@ -30,7 +31,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """W = U diag(σ) V as thin factors: U (d, k) and V (k, d) orthonormal, σ (k,) falling."""
+    """W = U diag(σ) V as thin factors: U (d', k) and V (k, d) orthonormal, σ (k,) falling."""
 
     u: Tensor
     sigma: Tensor
@@ -85,8 +86,8 @@ def sum_of_products(adapters: Sequence[Factors], coefficients: Sequence[float]) 
     """Spectrum of Σ_k c_k B_k A_k, exact to float64.
 
     The sum is the product of two thin matrices, [c_1 B_1 … c_K B_K] and [A_1; …; A_K]; their QR
-    factors leave an SVD of at most (Σ r_k)². Where Σ r_k > d the products themselves are added up,
-    in their order: a d × d matrix, however many there are.
+    factors leave an SVD of at most (Σ r_k)². Where Σ r_k > min(d', d) the products themselves are
+    added up, in their order: a d' × d matrix, however many there are.
 
     Args:
         adapters: ranks may differ.
@@ -108,13 +109,15 @@ def norm_of_sum(adapters: Sequence[Factors], coefficients: Sequence[float]) -> f
 
 def _is_dense(adapters: Sequence[Factors]) -> bool:
     """Whether a sum of these products has more directions than dimensions."""
-    return sum(len(factors.a) for factors in adapters) > adapters[0].a.shape[1]
+    first = adapters[0]
+    return sum(len(factors.a) for factors in adapters) > min(len(first.b), first.a.shape[1])
 
 
 def _dense(adapters: Sequence[Factors], coefficients: Sequence[float]) -> Tensor:
-    """Σ_k c_k B_k A_k itself (d, d)."""
-    d = adapters[0].a.shape[1]
-    total = torch.zeros(d, d, dtype=torch.float64, device=adapters[0].a.device)
+    """Σ_k c_k B_k A_k itself (d', d)."""
+    first = adapters[0]
+    shape = len(first.b), first.a.shape[1]
+    total = torch.zeros(shape, dtype=torch.float64, device=first.a.device)
     for factors, coefficient in zip(adapters, coefficients, strict=True):
         total.addmm_(factors.b.double(), factors.a.double(), alpha=coefficient)
     return total
@@ -123,7 +126,7 @@ def _dense(adapters: Sequence[Factors], coefficients: Sequence[float]) -> Tensor
 def _thin(
     adapters: Sequence[Factors], coefficients: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Q, M and P of Σ_k c_k B_k A_k = Q M Pᵀ, the columns of Q and P (d, k) orthonormal."""
+    """Q, M and P of Σ_k c_k B_k A_k = Q M Pᵀ, the columns of Q (d', k) and P (d, k) orthonormal."""
     up = torch.cat([f.b.double() * c for f, c in zip(adapters, coefficients, strict=True)], 1)
     down = torch.cat([f.a.double() for f in adapters], 0)
     q_up, r_up = torch.linalg.qr(up)
@@ -132,7 +135,7 @@ def _thin(
 
 
 def spectrum(product: Tensor) -> Spectrum:
-    """Of a product W (d, d) that is no sum of low ranks."""
+    """Of a product W (d', d) that is no sum of low ranks."""
     return Spectrum(*torch.linalg.svd(product.double(), full_matrices=False))
 
 

@@ -20,40 +20,41 @@ class FinishedSessions(LLMService):
 
     def __init__(self, host: LLMService) -> None:
         self._host = host
-        self._results: dict[tuple[bytes, int], SessionResult] = {}
+        self._latest: dict[bytes, tuple[int, SessionResult]] = {}  # one an owner, to be bounded
 
     def describe(self) -> LLMInfo:
         return self._host.describe()
 
     def end(self, turn: Turn, owner: bytes = b"") -> None:
         """See `LLMService.end`; one that has ended may be ended again."""
-        key = owner, turn.session
-        if key in self._results:
+        if self._has(owner, turn.session):
             return
         try:
             result = self._host.end(turn, owner)
         except SessionGoneError:
-            if key in self._results:  # by the same call, made twice
+            if self._has(owner, turn.session):  # by the same call, made twice
                 return
             raise
         assert result is not None
-        self._results[key] = result
+        self._latest[owner] = turn.session, result
 
     def result(self, owner: bytes, session: int) -> SessionResult:
-        """Of a session that has ended.
+        """Of the owner's latest session that has ended.
 
         Raises:
-            ValueError: the owner has ended none of this number.
+            ValueError: it has another number, or there is none.
         """
-        try:
-            return self._results[owner, session]
-        except KeyError:
-            raise ValueError(f"no session {session} of this client has ended") from None
+        if not self._has(owner, session):
+            raise ValueError(f"no session {session} of this client has ended")
+        return self._latest[owner][1]
 
     def forget_sessions(self) -> None:
         """See `LLMService.forget_sessions`."""
-        self._results.clear()
+        self._latest.clear()
         self._host.forget_sessions()
+
+    def _has(self, owner: bytes, session: int) -> bool:
+        return owner in self._latest and self._latest[owner][0] == session
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         return getattr(self._host, method)(*arguments, owner)

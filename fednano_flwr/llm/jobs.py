@@ -135,7 +135,8 @@ class Job(Request[Result]):
         if layout.position_ids is not None:
             axes = len(layout.position_ids)
         part, turn = self.inputs.at_host, self.inputs.turn
-        lora = turn.session if turn else id(part.lora if part else None)
+        # A step of a session is alone: also beside itself, where it was asked for again.
+        lora = id(self if turn else part.lora if part else None)
         return self.trains, axes, layout.token_type_ids is not None, lora
 
     @cached_property

@@ -109,8 +109,8 @@ class QueuedLLM(LLMService):
         self._host.keep_features(features, owner)
 
     def forget_sessions(self) -> None:
-        """See `LLMService.forget_sessions`."""
-        self._ask(Task(self._host.forget_sessions, 0, b""))
+        """See `LLMService.forget_sessions`; waits for no request, however many there are."""
+        self._host.forget_sessions()
 
     def gauges(self) -> dict[str, float]:
         """What waits and what is kept now; does not wait for a pass to end."""

@@ -22,7 +22,7 @@ from fednano_flwr.strategies.merge import mean_by_precision, mean_factors
 
 
 def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
-    """A Fisher diagonal of W = B A (d, d), as far as those of its factors tell: f_out, f_in (d,).
+    """A Fisher diagonal of W = B A (d', d), as far as its factors' tell: f_out (d',), f_in (d,).
 
     F_W[i, j] ≈ f_out[i] · f_in[j], each the mean over the rank of the factors' diagonals, scaled
     to a mean of 1 for each client. Ones if one of them is all zero.
@@ -36,7 +36,7 @@ def product_fisher(fisher: Factors) -> tuple[Tensor, Tensor]:
 def merged_product(
     adapters: Sequence[Factors], fishers: Sequence[Factors], weights: Sequence[float], floor: float
 ) -> Tensor:
-    """W (d, d) in float64: the mean of the products B_k A_k, weighted as by `fisher_merge`.
+    """W (d', d) in float64: the mean of the products B_k A_k, weighted as by `fisher_merge`.
 
     Args:
         adapters: one a client; ranks may differ.

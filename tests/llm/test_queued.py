@@ -88,6 +88,16 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+def test_sessions_are_forgotten_however_many_requests_wait(host: Gate) -> None:
+    """Those of clients whose round ended without them fill the queue."""
+    with QueuedLLM(host, max_waiting=1) as queued, ThreadPoolExecutor(2) as pool:
+        late = [shut(host, queued, pool), pool.submit(queued.step, *batch(1), b"second")]
+        waits(queued, 1)
+        queued.forget_sessions()
+        host.gate.set()
+        assert all(call.result() for call in late)
+
+
 def test_clients_that_share_passes_get_what_they_would_get_alone(
     host: Gate, pool: ThreadPoolExecutor
 ) -> None:

@@ -181,6 +181,20 @@ def test_requests_of_one_session_never_share_a_pass_with_others(make: Make, part
             assert torch.allclose(result.theta[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_a_step_that_is_asked_for_twice_at_once_counts_once(make: Make, part: AtHost) -> None:
+    """As where a connection broke unnoticed and the first call waits still."""
+    _, expected = whole_session(make(), part)
+    with QueuedLLM(make(), batch_tokens=1000, batch_wait=0.2) as queued, ThreadPoolExecutor(3) as p:
+        session = queued.begin(part)
+        for number in range(1, STEPS + 1):
+            at = turn(session, number)
+            calls = [p.submit(take, queued, part, at, "server") for _ in range(3)]
+            assert len({float(call.result()[1][-1]) for call in calls}) == 1
+        result = queued.end(turn(session, STEPS + 1))
+    for name, value in expected.theta.items():
+        assert torch.allclose(result.theta[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_a_session_that_is_gone_is_said(make: Make, part: AtHost) -> None:
     host = make()
     session = host.begin(part)
@@ -309,6 +323,17 @@ def test_over_the_wire_a_session_costs_few_bytes_and_its_result_stays_at_the_ser
         finished.result(b"1/8", session)
     more = [with_turn - plain for plain, with_turn in zip(traffic[::2], traffic[1::2], strict=True)]
     assert 0 < max(more) <= 64
+
+
+def test_of_each_client_the_latest_result_alone_is_kept(make: Make, part: AtHost) -> None:
+    """So that one which trains again and again takes no more memory than another."""
+    finished, numbers = FinishedSessions(make()), []
+    for owner in (b"a", b"a", b"b"):
+        numbers.append(finished.begin(part, owner))
+        finished.end(turn(numbers[-1], 1), owner)
+    assert finished.result(b"a", numbers[1]) and finished.result(b"b", numbers[2])
+    with pytest.raises(ValueError, match=f"no session {numbers[0]} "):
+        finished.result(b"a", numbers[0])
 
 
 def test_a_call_that_brings_no_lora_is_refused_where_the_model_needs_one(make: Make) -> None:

@@ -102,6 +102,32 @@ def test_the_mean_product_is_that_of_dense_matrices(ranks: tuple[int, ...]) -> N
     assert torch.allclose(found.v @ found.v.T, eye, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(7, 20), (20, 7), (7, 7)])
+@pytest.mark.parametrize("name", ["fedavg-exact", "fisher-product"])
+def test_layers_may_have_other_widths_out_than_in(
+    strategy: Made, name: str, shape: tuple[int, int]
+) -> None:
+    """With fewer directions than either has, with more than one of them, and more than both."""
+    (wide, narrow), drawn = shape, torch.Generator().manual_seed(0)
+    for rank in (1, 3, 7, 12):
+        clients = [
+            Factors(
+                torch.randn(rank, narrow, generator=drawn), torch.randn(wide, rank, generator=drawn)
+            )
+            for _ in range(3)
+        ]
+        same = Factors(torch.ones(rank, narrow), torch.ones(wide, rank))
+        made = strategy(name, server_rate=0) if name == "fedavg-exact" else strategy(name)
+        made.sent = state_of({"text": clients[0]})
+        found = merged(made, *(update(k, one, 1, same) for k, one in enumerate(clients)))
+        rate = made.notes.get("server rate", 1.0)
+        start, mean = product(clients[0]), sum(map(product, clients)) / 3
+        u, sigma, v = torch.linalg.svd(start + rate * (mean - start), full_matrices=False)
+        best = (u[:, :rank] * sigma[:rank]) @ v[:rank]
+        assert found.a.shape == (rank, narrow) and found.b.shape == (wide, rank)
+        assert torch.allclose(product(found), best, atol=1e-4)
+
+
 def test_the_mean_of_products_is_not_the_product_of_means_by_hand(strategy: Made) -> None:
     # 1·1 and (−1)·(−1) are both 1; the means of A and of B are both 0.
     clients = [by_hand([[1.0]], [[1.0]]), by_hand([[-1.0]], [[-1.0]])]
