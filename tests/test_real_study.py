@@ -153,7 +153,7 @@ def test_premise_and_tables_say_what_has_not_been_run() -> None:
     found = pages.premise(rows)["share_of_lora_gain"]
     assert found[GERMAN]["mean"] == pytest.approx(0.5) and found[GERMAN]["seeds"] == [0, 2]
     assert found[SCIENCEQA]["mean"] is None and found[SCIENCEQA]["reason"] == pages.NOT_RUN
-    assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.methods_of(GERMAN))
+    assert pages.methods_table(rows, GERMAN).count("| 2 |") == len(plan.before_llm(GERMAN))
     others = [replace(row, seed=plan.TUNING_SEED) for row in rows if row.split == "test"]
     assert pages.methods_table([*rows, *others], GERMAN) == pages.methods_table(rows, GERMAN)
     assert pages.methods_table(rows, SCIENCEQA).count(pages.NOT_RUN) == len(plan.METHODS)
@@ -181,8 +181,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     few = {name: plan.METHODS[name] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)}
     few = {name: method._replace(rates=method.rates[:1]) for name, method in few.items()}
     monkeypatch.setattr(plan, "METHODS", few)
+    inside = {"all-sites": plan.INSIDE["all-sites"]._replace(rates=plan.LORA_RATES[:1])}
+    monkeypatch.setattr(plan, "INSIDE", inside)
     monkeypatch.setattr(missing, "run_all", here)
-    monkeypatch.setattr(pages, "PAGE", tmp_path / "page.md")
+    for name in ("PAGE", "INSIDE_PAGE"):
+        monkeypatch.setattr(pages, name, tmp_path / "page.md")
     monkeypatch.setattr(command, "RUNS", tmp_path / "runs.csv")
     pages.PAGE.write_text("<!-- real-study: methods scienceqa -->\n<!-- end -->\n")
     return Places(tmp_path / "model", tmp_path / "demo" / "scienceqa", tmp_path / "out")
@@ -194,9 +197,9 @@ def copy(source: Path, folder: Path) -> None:
 
 def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path: Path) -> None:
     file, said = tmp_path / "runs.csv", list[str]()
-    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 7
+    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 9
     rows = {(row.method, row.split): row for row in read_rows(file, Row)}
-    assert len(rows) == 7
+    assert len(rows) == 9
     frozen, federated, near, lora = (
         rows[name, "test"] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)
     )
@@ -208,12 +211,12 @@ def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path:
     assert lora.peak_mb > 0 and lora.upload_kb_a_round is None and federated.upload_kb_a_round
     assert "fedavg" in pages.PAGE.read_text() and (tmp_path / "premise.json").is_file()
     # Again: nothing is missing. Without a row: that run alone, with the same result.
-    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 7
+    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 9
     lines, last = file.read_text().splitlines(keepends=True), read_rows(file, Row)[-1]
     file.write_text("".join(lines[:-1]))
     command.study(tiny, [SCIENCEQA], file, 1, said.append)
     again = read_rows(file, Row)[-1]
-    assert len(said) == 8 and again.accuracy == last.accuracy and again.losses == last.losses
+    assert len(said) == 10 and again.accuracy == last.accuracy and again.losses == last.losses
     assert "0 to do" in command.plan_lines(tiny, [SCIENCEQA], file, 1)[0]
 
 
@@ -264,6 +267,7 @@ def test_a_run_that_fails_has_no_row_and_the_others_have(
     tiny: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "METHODS", {FROZEN: plan.METHODS[FROZEN]})
+    monkeypatch.setattr(plan, "INSIDE", {})
     file = tmp_path / "runs.csv"
     (tiny.model / "model.safetensors").unlink()
     (reason,) = command.study(tiny, [SCIENCEQA], file, 1, lambda line: None)
@@ -280,6 +284,10 @@ def test_methods_of_one_task_change_what_they_are_named_after(tiny: Places) -> N
     assert [adapter(GERMAN, f"rank-{rank}").rank for rank in (4, 64)] == [4, 64]
     sites = [adapter(MIXTURE, f"{site}-only").sites for site in ("image", "text")]
     assert sites == ["image", "text"]
+    assert adapter(GERMAN, "all-sites").sites == "text,llm"
+    alone = plan.rates_of(Cell(GERMAN, "llm", 0.001, 0, "test"))
+    rates = ["adapter.llm-learning-rate=0.001", "learning-rate=0.003"]
+    assert alone == ["adapter.sites=llm", *rates]
     for task, more in plan.MORE.items():
         assert {cell.method for cell in tuning_cells(task)} >= set(more)
         assert not {cell.method for cell in tuning_cells(SCIENCEQA)} & set(more)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_study.plan import (
+    INSIDE,
     SEEDS,
     TASKS,
+    before_llm,
     chosen_rates,
     methods_of,
     tuning_cells,
@@ -26,10 +28,12 @@ from fednano_flwr.analysis.statistics import Spread, paired, spread
 from fednano_flwr.base.files import replace_file
 
 PAGE = ROOT / "docs" / "real-model.md"
+INSIDE_PAGE = ROOT / "docs" / "host-lora.md"
 RUNS = ROOT / "results" / "real" / "runs.csv"
 """The rows that the page shows."""
 NOT_RUN = "not run"
 FEDAVG = "fedavg"
+INSIDE_TABLE = (FROZEN, "fedavg-exact", *INSIDE, LORA)
 SHARES = {"share_of_lora_gain": "accuracy", "share_of_lora_loss_reduction": "answer loss"}
 """Fields of premise.json, and what each is a share of."""
 
@@ -57,8 +61,9 @@ def write_premise(file: Path, rows: Sequence[Row]) -> None:
 
 
 def write_page(rows: Sequence[Row]) -> None:
-    """Make the page's tables anew."""
-    replace_file(PAGE, with_tables(PAGE.read_text("utf-8"), rows).encode())
+    """Make the pages' tables anew."""
+    for page in (PAGE, INSIDE_PAGE):
+        replace_file(page, with_tables(page.read_text("utf-8"), rows).encode())
 
 
 def with_tables(page: str, rows: Sequence[Row]) -> str:
@@ -69,6 +74,9 @@ def with_tables(page: str, rows: Sequence[Row]) -> str:
         "methods": lambda task: methods_table(rows, task),
         "against": lambda _: against_table(rows),
         "checks": lambda _: checks(rows),
+        "inside": lambda task: methods_table(rows, task, INSIDE_TABLE),
+        "inside_rates": lambda task: rates_table(rows, task, tuple(INSIDE)),
+        "inside_against": lambda _: inside_table(rows),
     }
     return marks.with_tables(page, "real-study", kinds)
 
@@ -112,27 +120,36 @@ def premise_table(rows: Sequence[Row]) -> str:
     return table([*heads, *(f"share of LoRA's gain in {what}" for what in SHARES.values())], lines)
 
 
-def rates_table(rows: Sequence[Row], task: str) -> str:
-    """Validation loss and accuracy at each rate; the chosen ones in bold."""
+def rates_table(rows: Sequence[Row], task: str, names: Sequence[str] = ()) -> str:
+    """Validation loss and accuracy at each rate; the chosen ones in bold.
+
+    Args:
+        names: of methods; () for those before the language model.
+    """
     found, chosen = {row.cell: row for row in rows}, chosen_rates(task, rows)
     lines = []
-    for name, method in methods_of(task).items():
+    methods = methods_of(task)
+    for name in names or before_llm(task):
         cells = []
         for cell in (cell for cell in tuning_cells(task) if cell.method == name):
             row = found.get(cell)
             text = NOT_RUN if row is None else f"{row.loss:.3f} ({row.accuracy:.1f} %)"
             bold = "**" if cell.rate == chosen.get(name) else ""
             cells.append(f"{cell.rate:g}: {bold}{text}{bold}")
-        if method.rates:
+        if methods[name].rates:
             lines.append([f"`{name}`", *cells])
     return table(["", "lowest", "second", "third", "highest"], lines)
 
 
-def methods_table(rows: Sequence[Row], task: str) -> str:
-    """All methods on test questions."""
+def methods_table(rows: Sequence[Row], task: str, names: Sequence[str] = ()) -> str:
+    """Methods on test questions.
+
+    Args:
+        names: of which; () for those before the language model.
+    """
     frozen = {row.seed: row.accuracy for row in tested(rows, task, FROZEN)}
     lines = []
-    for name in methods_of(task):
+    for name in names or before_llm(task):
         mine = tested(rows, task, name)
         if not mine:
             lines.append([f"`{name}`", NOT_RUN, *[""] * 8])
@@ -161,13 +178,28 @@ def against_table(rows: Sequence[Row]) -> str:
     lines = []
     for task in TASKS:
         base = {row.seed: row for row in tested(rows, task, FEDAVG)}
-        for name, method in methods_of(task).items():
-            if method.strategy in (CENTRALIZED, FEDAVG):
-                continue
-            mine = {row.seed: row for row in tested(rows, task, name)}
-            cells = [_apart(mine, base, *key) for key in (("accuracy", 1), ("loss", 3))]
-            lines.append([f"`{task}`", f"`{name}`", *cells])
+        for name, method in before_llm(task).items():
+            if method.strategy not in (CENTRALIZED, FEDAVG):
+                lines.append([f"`{task}`", f"`{name}`", *_differences(rows, task, name, base)])
     return table(["task", "", "accuracy, points", "answer loss"], lines)
+
+
+def inside_table(rows: Sequence[Row]) -> str:
+    """How far the federations with LoRA inside are from centralized LoRA of the whole model."""
+    lines = []
+    for task in TASKS:
+        base = {row.seed: row for row in tested(rows, task, LORA)}
+        for name in ("fedavg-exact", *INSIDE):
+            lines.append([f"`{task}`", f"`{name}`", *_differences(rows, task, name, base)])
+    return table(["task", "against `lora`", "accuracy, points", "answer loss"], lines)
+
+
+def _differences(
+    rows: Sequence[Row], task: str, name: str, base: Mapping[int, Row]
+) -> tuple[str, str]:
+    """In accuracy and in answer loss, seed by seed."""
+    mine = {row.seed: row for row in tested(rows, task, name)}
+    return _apart(mine, base, "accuracy", 1), _apart(mine, base, "loss", 3)
 
 
 def checks(rows: Sequence[Row]) -> str:

@@ -71,17 +71,45 @@ MORE = {
     },
 }
 """Run on one task each."""
+INSIDE = {
+    "llm": Method("fedavg-exact", LORA_RATES),
+    "all-sites": Method("fedavg-exact", LORA_RATES),
+}
+"""With LoRA inside the language model, trained at the host: alone, or beside the NanoAdapters. The
+rate is the LoRA's; the NanoAdapters have the one of `RATES` in its place."""
+EDGE_SITES = {SCIENCEQA: "text", GERMAN: "text", MIXTURE: "all"}
+"""Of the tasks' files."""
 STAGES = (
     (FROZEN, CENTRALIZED, LORA),
     tuple(METHODS)[3:],
     tuple(itertools.chain.from_iterable(MORE.values())),
+    tuple(INSIDE),
 )
-"""What a task's share needs comes first, then the federations, then `MORE`."""
+"""What a task's share needs comes first, then the federations, then `MORE` and `INSIDE`."""
 
 
 def methods_of(task: str) -> dict[str, Method]:
     """All methods of a task, in the order of its tables."""
-    return METHODS | MORE.get(task, {})
+    return METHODS | MORE.get(task, {}) | INSIDE
+
+
+def before_llm(task: str) -> dict[str, Method]:
+    """Those whose tables are in docs/real-model.md."""
+    return {name: one for name, one in methods_of(task).items() if name not in INSIDE}
+
+
+def rates_of(cell: Cell) -> list[str]:
+    """Learning rates, and sites where a method has others, as changes of the config."""
+    if cell.rate is None:
+        return []
+    if cell.method not in INSIDE:
+        return [f"learning-rate={cell.rate}"]
+    sites = "llm" if cell.method == "llm" else f"{EDGE_SITES[cell.task]},llm"
+    return [
+        f"adapter.sites={sites}",
+        f"adapter.llm-learning-rate={cell.rate}",
+        f"learning-rate={RATES[LORA_RATES.index(cell.rate)]}",
+    ]
 
 
 def tuning_cells(task: str) -> list[Cell]:
@@ -140,7 +168,7 @@ class Places:
             f"model.name={self.model}",
             f"dataset.path={self.data(cell.task, cell.seed)}",
             f"dataset.test-split={cell.split}",
-            *([] if cell.rate is None else [f"learning-rate={cell.rate}"]),
+            *rates_of(cell),
             *method.changes,
         ]
         file = ROOT / "conf" / f"{method.strategy}.toml"
