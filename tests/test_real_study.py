@@ -181,7 +181,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     few = {name: plan.METHODS[name] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)}
     few = {name: method._replace(rates=method.rates[:1]) for name, method in few.items()}
     monkeypatch.setattr(plan, "METHODS", few)
-    inside = {"all-sites": plan.INSIDE["all-sites"]._replace(rates=plan.LORA_RATES[:1])}
+    inside = {name: one._replace(rates=one.rates[:1]) for name, one in plan.INSIDE.items()}
     monkeypatch.setattr(plan, "INSIDE", inside)
     monkeypatch.setattr(missing, "run_all", here)
     for name in ("PAGE", "INSIDE_PAGE"):
@@ -197,9 +197,9 @@ def copy(source: Path, folder: Path) -> None:
 
 def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path: Path) -> None:
     file, said = tmp_path / "runs.csv", list[str]()
-    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 9
+    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 11
     rows = {(row.method, row.split): row for row in read_rows(file, Row)}
-    assert len(rows) == 9
+    assert len(rows) == 11
     frozen, federated, near, lora = (
         rows[name, "test"] for name in (FROZEN, "fedavg", CENTRALIZED, LORA)
     )
@@ -211,12 +211,12 @@ def test_the_study_runs_what_has_no_row_and_nothing_else(tiny: Places, tmp_path:
     assert lora.peak_mb > 0 and lora.upload_kb_a_round is None and federated.upload_kb_a_round
     assert "fedavg" in pages.PAGE.read_text() and (tmp_path / "premise.json").is_file()
     # Again: nothing is missing. Without a row: that run alone, with the same result.
-    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 9
+    assert command.study(tiny, [SCIENCEQA], file, 1, said.append) == [] and len(said) == 11
     lines, last = file.read_text().splitlines(keepends=True), read_rows(file, Row)[-1]
     file.write_text("".join(lines[:-1]))
     command.study(tiny, [SCIENCEQA], file, 1, said.append)
     again = read_rows(file, Row)[-1]
-    assert len(said) == 10 and again.accuracy == last.accuracy and again.losses == last.losses
+    assert len(said) == 12 and again.accuracy == last.accuracy and again.losses == last.losses
     assert "0 to do" in command.plan_lines(tiny, [SCIENCEQA], file, 1)[0]
 
 
@@ -284,10 +284,10 @@ def test_methods_of_one_task_change_what_they_are_named_after(tiny: Places) -> N
     assert [adapter(GERMAN, f"rank-{rank}").rank for rank in (4, 64)] == [4, 64]
     sites = [adapter(MIXTURE, f"{site}-only").sites for site in ("image", "text")]
     assert sites == ["image", "text"]
-    assert adapter(GERMAN, "all-sites").sites == "text,llm"
-    alone = plan.rates_of(Cell(GERMAN, "llm", 0.001, 0, "test"))
-    rates = ["adapter.llm-learning-rate=0.001", "learning-rate=0.003"]
-    assert alone == ["adapter.sites=llm", *rates]
+    for method, expected in (("llm", "llm"), ("all-sites", "text,llm")):
+        config = tiny.planned(Cell(GERMAN, method, 0.001, 0, "test")).config
+        rates = config.learning_rate, config.adapter.llm_learning_rate
+        assert config.adapter.sites == expected and rates == (0.003, 0.001)
     for task, more in plan.MORE.items():
         assert {cell.method for cell in tuning_cells(task)} >= set(more)
         assert not {cell.method for cell in tuning_cells(SCIENCEQA)} & set(more)
