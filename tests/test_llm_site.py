@@ -218,6 +218,18 @@ def test_a_lora_without_room_for_one_client_is_refused_before_anything_is_loaded
         check.find()
 
 
+def test_room_for_fewer_sessions_than_clients_is_said_before_the_first_round(
+    run_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"adapter__sites": "llm", "adapter__llm_rank": 40, "num_server_rounds": 0}
+    for name, memory, centralized in (("few", 1, False), ("one", 1, True), ("many", 2, False)):
+        strategy = "centralized" if centralized else "fedavg"
+        own = {"llm__session_memory_mb": memory, "strategy__name": strategy}
+        run(run_config(run__name=name, min_available_nodes=3, **keys, **own))
+        warning = "room for 2 sessions; where more of the 3 clients train at once"
+        assert (warning in capsys.readouterr().out) == (name == "few")
+
+
 @pytest.mark.parametrize("sites", ["", "llm,llm", "all,text", "lora", "llm,image,image"])
 def test_sites_that_are_none_are_refused(run_config: Config, sites: str) -> None:
     with pytest.raises(ConfigError, match=r"adapter\.sites"):

@@ -20,7 +20,7 @@ from fednano_flwr.data.metrics import metric_label
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.scoring import FREE_ANSWER
 from fednano_flwr.exchange.protocol import LLMInfo
-from fednano_flwr.llm.sessions import session_bytes
+from fednano_flwr.llm.sessions import MB, session_bytes
 from fednano_flwr.rounds.records import metric
 from fednano_flwr.rounds.service import lora_plan
 
@@ -59,13 +59,21 @@ def _host_lora(config: RunConfig, inside: State, work: LocalWork) -> list[str]:
     """A line on the LoRA inside the language model, where there is one."""
     if not inside:
         return []
-    plan = lora_plan(config, 1, work)
+    each, llm = session_bytes(inside, lora_plan(config, 1, work)), config.llm
     numbers = sum(value.numel() for value in inside.values())
-    return [
+    lines = [
         f"server   LoRA in {len(inside) // 2} linear layers of it, rank {config.adapter.llm_rank}: "
-        f"{numbers:,} parameters, trained here for each client; a session takes "
-        f"{human_bytes(session_bytes(inside, plan))}"
+        f"{numbers:,} parameters, trained here for each client; a session takes {human_bytes(each)}"
     ]
+    room = llm.session_memory_mb * MB // each * llm.replicas
+    clients = round(config.fraction_train * config.min_available_nodes)
+    if clients > room and work.data == "own":
+        lines.append(
+            f"warning  llm.session-memory-mb = {llm.session_memory_mb}: there is room for {room} "
+            f"sessions; where more of the {clients} clients train at once, those without one fail "
+            "after a minute"
+        )
+    return lines
 
 
 def _ranks(adapter: Adapter) -> str:

@@ -138,6 +138,22 @@ def test_notes_have_a_panel_a_kind_and_a_line_a_tensor(tmp_path: Path) -> None:
     assert budget.lines[0].get_ydata()[0] == 1.5
 
 
+def test_layers_of_the_language_model_share_a_line_each_kind(tmp_path: Path) -> None:
+    """Hundreds of lines could not be told apart."""
+    attention = "llm.model.language_model.layers.{}.self_attn.{}_proj"
+    seen = {f"residual {attention.format(n, 'q')}": 0.1 * n for n in range(5)}
+    seen |= {f"residual {attention.format(n, 'k')}": 0.6 for n in range(5)}
+    seen |= {"residual base_model.model.text_adapter": 0.5}
+    seen |= {f"fisher {attention.format(n, 'q')}.lora_{f}.weight": n for n in (1, 2) for f in "AB"}
+    run = read_run(write(tmp_path / "run", [a_record(0, 0.4), a_record(1, 0.5, merge=seen)]))
+    picture = merging.notes(run)
+    residuals, fishers = map(lines, panels(picture))
+    assert residuals.pop("llm: q_proj") == pytest.approx([0.2])
+    assert residuals == {"llm: k_proj": [0.6], "text_adapter": [0.5]}
+    assert fishers == {"llm: q_proj.lora_A": [1.5], "llm: q_proj.lora_B": [1.5]}
+    assert "the mean over its layers" in picture.note
+
+
 def test_questions_have_bars_of_training_and_test_a_client(run: Run) -> None:
     (axes,) = panels(shards.questions(run))
     assert heights(axes) == [[100, 110, 120], [50, 55, 60]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from fednano_flwr.analysis import canvas
 from fednano_flwr.analysis.picture import Picture
+from fednano_flwr.models.lora import PREFIX
 from fednano_flwr.runs.results import Run
 
 KINDS = {
@@ -18,6 +21,8 @@ KINDS = {
 }
 """Title and unit of each kind of note, by how its name begins; longer ones first where one begins
 another."""
+AT_LLM = "llm: "
+"""Before the label of layers inside the language model."""
 NOT_HERE = ("epsilon", "delta", "clients")
 """Of the privacy budget, which has a figure of its own."""
 MOST_PANELS = 6
@@ -26,7 +31,7 @@ MOST_LETTERS = 44
 
 @canvas.styled
 def notes(run: Run) -> Picture:
-    """A panel each kind of note, a line each tensor."""
+    """A panel each kind of note, a line each tensor, or all like ones in the language model."""
     name, title = "merge", "What the merges saw"
     by_kind = _by_kind(run)
     if not by_kind:
@@ -48,6 +53,8 @@ def notes(run: Run) -> Picture:
         canvas.by_round(panel, "round")
     canvas.key_below(figure, axes, 2)
     note = "What each means: docs/merging.md and docs/privacy.md."
+    if any(label.startswith(AT_LLM) for lines in by_kind.values() for label in lines):
+        note += " Inside the language model, the mean over its layers."
     if len(by_kind) > len(shown):
         note += f" {len(by_kind) - len(shown)} more kinds of notes are in metrics.jsonl."
     return Picture(name, title, figure, "; ".join(said) + ".", note)
@@ -78,14 +85,31 @@ def budget(run: Run) -> Picture:
 
 
 def _by_kind(run: Run) -> dict[str, dict[str, dict[int, float]]]:
-    """Kind to label to round to value; the label is "" where a kind is one number."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    """Kind to label to round to value, the mean where several tensors have one label.
+
+    The label is "" where a kind is one number.
+    """
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for record in run.rounds:
         for name, value in record.get("merge", {}).items():
             if name in NOT_HERE:
                 continue
             kind = next((k for k in KINDS if name == k or name.startswith(f"{k} ")), name)
-            label = name.removeprefix(kind).strip()
-            label = label.removeprefix("base_model.model.").removesuffix(".weight")
-            found.setdefault(kind, {}).setdefault(label, {})[record["round"]] = value
-    return found
+            values = found.setdefault(kind, {}).setdefault(_label(name.removeprefix(kind)), {})
+            values.setdefault(record["round"], []).append(value)
+    return {
+        kind: {
+            label: {number: fmean(values) for number, values in rounds.items()}
+            for label, rounds in lines.items()
+        }
+        for kind, lines in found.items()
+    }
+
+
+def _label(tensor: str) -> str:
+    """A tensor in a key; inside the language model, alike for all layers."""
+    label = tensor.strip().removeprefix("base_model.model.").removesuffix(".weight")
+    if not label.startswith(PREFIX):
+        return label
+    parts = label.split(".")
+    return f"{AT_LLM}{'.'.join(parts[-2:] if parts[-1].startswith('lora_') else parts[-1:])}"
