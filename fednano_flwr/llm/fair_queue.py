@@ -16,6 +16,8 @@ from fednano_flwr.llm.jobs import Job, KindOfPass, Request, Sample, Task
 
 PADDING = 4
 """At most one in so many tokens of a pass may be padding."""
+TOKENS_OF_A_TASK = 64
+"""What one without tokens counts as: else its owner's clock stood still, and all waited for it."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ class FairQueue:
         self._now = self._clocks[lead]
         entry = self._waiting[lead][0]
         if isinstance(entry.work, Task):
-            self._took(lead, entry.work.tokens)
+            self._took(lead, entry.work.tokens or TOKENS_OF_A_TASK)
             return entry.work
         if not self._batch_tokens:
             samples, entry.samples = entry.samples, []

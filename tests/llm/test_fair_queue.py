@@ -48,6 +48,16 @@ def test_a_client_with_large_requests_waits_for_those_with_small_ones() -> None:
     assert owners == ["small"] * 5 + ["large"] * 4
 
 
+def test_a_client_that_asks_for_no_tokens_does_not_hold_up_the_others() -> None:
+    """One that begins session after session, say."""
+    queue = fill(FairQueue(), *[step("honest", 100) for _ in range(4)])
+    begun = 0
+    while queue.waiting_of(b"honest"):
+        queue.add(Task(lambda: 1, 0, b"greedy"))
+        begun += isinstance(queue.next(), Task)
+        assert begun < 10
+
+
 def test_a_client_that_was_away_has_saved_up_no_turns() -> None:
     queue = fill(FairQueue(), *[step("busy", 10) for _ in range(20)])
     for _ in range(10):
