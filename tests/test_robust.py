@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter, Bounds, RunConfig
+from fednano_flwr.exchange.at_host import SessionResult
 from fednano_flwr.rounds.bounds import clipped, norm
 from fednano_flwr.rounds.records import to_arrays, to_update
 from fednano_flwr.rounds.replies import receive_update
@@ -93,6 +94,25 @@ def test_adapters_of_a_lower_rank_are_bounded_by_their_own_norm() -> None:
         receive_update(
             train_reply(to_arrays(lower)), to_arrays(SENT), lower_ranks=True, bounds=Bounds(9, 0, 0)
         )
+
+
+def test_inside_the_language_model_the_change_counts_whatever_the_rank_beside_it() -> None:
+    """24 numbers there are 1 away from those that were sent: √24 = 4.899."""
+    inside = {f"llm.q.lora_{f}.weight": torch.full((2, 6), 100.0) for f in "AB"}
+    ended = SessionResult({name: value + 1 for name, value in inside.items()})
+
+    def receive(most: float) -> None:
+        receive_update(
+            train_reply(to_arrays({A: torch.zeros(2, 6), B: torch.zeros(6, 2)}), llm_session=3),
+            to_arrays({**SENT, **inside}),
+            lower_ranks=True,
+            bounds=Bounds(most, 0, 0),
+            result_of=lambda number: ended,
+        )
+
+    receive(5.0)
+    with pytest.raises(ValueError, match=r"the update has the norm 4\.899"):
+        receive(4.8)
 
 
 def test_a_long_update_is_scaled_down_to_the_norm_in_its_own_direction() -> None:

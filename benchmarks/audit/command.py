@@ -46,6 +46,11 @@ def audit(
     ]
     for subject in subjects:
         times_sent(subject.config)
+        if subject.config.adapter.at_llm:
+            raise ConfigError(
+                f"{subject.name}: adapter.sites = {subject.config.adapter.sites!r}: the audit's "
+                "host has no LoRA inside the language model: audit a run whose sites have no llm"
+            )
     rows = []
     for subject in subjects:
         say(f"playing  {subject.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, finfo, float32, stack
 
-from fednano_flwr.adapters.packing import State, shapes_of
+from fednano_flwr.adapters.packing import State
 from fednano_flwr.config import Bounds
 
 ROUNDED = 1e-3
@@ -21,12 +21,13 @@ def norm(state: State) -> float:
 def check_norms(theta: State, fisher: State, sent: State, bounds: Bounds) -> None:
     """Reject an update or a Fisher diagonal whose norm is above its bound.
 
-    Adapters of a lower rank cannot be subtracted from those sent; their own norm counts.
+    Tensors of a lower rank cannot be subtracted from those sent; their own norm counts.
 
     Raises:
         ValueError: names the norm and the bound.
     """
-    gone = norm(change(theta, sent) if shapes_of(theta) == shapes_of(sent) else theta)
+    alike = {name: value for name, value in theta.items() if value.shape == sent[name].shape}
+    gone = norm({**theta, **change(alike, sent)})
     if bounds.max_update_norm and gone > bounds.max_update_norm:
         raise ValueError(
             f"the update has the norm {gone:.4g}, above bounds.max-update-norm = "

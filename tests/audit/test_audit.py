@@ -131,6 +131,14 @@ def test_the_hosts_candidates_are_what_a_client_sends(
     assert (rows[10:20] - tokens(torch.arange(10, 20))).abs().max() > 1
 
 
+def test_a_run_with_a_lora_inside_the_language_model_is_refused(
+    run_config: Config, tmp_path: Path
+) -> None:
+    run_in_process(RunConfig.parse(run_config(adapter__sites="all,llm", num_server_rounds=0)), 2)
+    with pytest.raises(ConfigError, match=r"test: adapter\.sites = 'all,llm': .* have no llm"):
+        audit([tmp_path / "runs" / "test"], ASKED, 2, None, tmp_path, "", print)
+
+
 def test_the_tables_hold_every_row(run_config: Config) -> None:
     row = audited(run_config())
     assert "100.0" in console_table([row]) and "50.0" in console_table([row])
