@@ -5,10 +5,11 @@ So a replica that is lost after a client has ended its session costs nothing.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from fednano_flwr.exchange.at_host import SessionResult, Turn
-from fednano_flwr.exchange.protocol import LLMInfo, LLMService, SessionGoneError
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 
 
 class FinishedSessions(LLMService):
@@ -21,22 +22,18 @@ class FinishedSessions(LLMService):
     def __init__(self, host: LLMService) -> None:
         self._host = host
         self._latest: dict[bytes, tuple[int, SessionResult]] = {}  # one an owner, to be bounded
+        self._ending: dict[bytes, threading.Lock] = {}
 
     def describe(self) -> LLMInfo:
         return self._host.describe()
 
     def end(self, turn: Turn, owner: bytes = b"") -> None:
         """See `LLMService.end`; one that has ended may be ended again."""
-        if self._has(owner, turn.session):
-            return
-        try:
-            result = self._host.end(turn, owner)
-        except SessionGoneError:
-            if self._has(owner, turn.session):  # by the same call, made twice
-                return
-            raise
-        assert result is not None
-        self._latest[owner] = turn.session, result
+        with self._ending.setdefault(owner, threading.Lock()):  # the same call, made twice, waits
+            if not self._has(owner, turn.session):
+                result = self._host.end(turn, owner)
+                assert result is not None
+                self._latest[owner] = turn.session, result
 
     def result(self, owner: bytes, session: int) -> SessionResult:
         """Of the owner's latest session that has ended.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -323,6 +325,28 @@ def test_over_the_wire_a_session_costs_few_bytes_and_its_result_stays_at_the_ser
         finished.result(b"1/8", session)
     more = [with_turn - plain for plain, with_turn in zip(traffic[::2], traffic[1::2], strict=True)]
     assert 0 < max(more) <= 64
+
+
+def test_a_session_that_is_ended_twice_at_once_has_its_result(make: Make, part: AtHost) -> None:
+    """A result may be long on its way from a replica, and the client asks again meanwhile."""
+    host, ended = make(), Event()
+    real = host.end
+
+    def slow(*arguments: Any) -> SessionResult:
+        result = real(*arguments)
+        ended.set()
+        time.sleep(0.3)
+        return result
+
+    host.end = slow  # type: ignore[method-assign]
+    finished = FinishedSessions(host)
+    at = turn(finished.begin(part), 1)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(finished.end, at)
+        assert ended.wait(9)
+        finished.end(at)
+        first.result()
+    assert finished.result(b"", at.session)
 
 
 def test_of_each_client_the_latest_result_alone_is_kept(make: Make, part: AtHost) -> None:
