@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fednano_flwr.adapters.llm_part import at_llm
+from fednano_flwr.adapters.llm_part import at_clients, at_llm
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.adapters.update import State
 from fednano_flwr.base.console import ALL_DONE, say
@@ -50,7 +50,13 @@ from fednano_flwr.rounds.metrics import round_record
 from fednano_flwr.rounds.progress import EVALUATION, TRAINING, Progress
 from fednano_flwr.rounds.records import from_arrays, to_arrays, with_tokens
 from fednano_flwr.rounds.replies import check_evaluation, check_merge, receive_update
-from fednano_flwr.rounds.service import RunService, host_map, lora_plan, open_service
+from fednano_flwr.rounds.service import (
+    RunService,
+    host_map,
+    lora_plan,
+    named_factors,
+    open_service,
+)
 from fednano_flwr.rounds.snapshot import PROGRESS_FILE
 from fednano_flwr.rounds.timeouts import ReplyTimeout
 from fednano_flwr.runs.checkpoint import Checkpoint
@@ -338,8 +344,9 @@ class Server:
         Args:
             plan: how sessions train the LoRA inside; None where they do not.
         """
-        lora = at_llm(from_arrays(arrays))
-        return AtHost(self.host_map, HostLora(lora, plan) if lora else None)
+        theta = from_arrays(arrays)
+        lora, factors = at_llm(theta), named_factors(at_clients(theta))
+        return AtHost(self.host_map, HostLora(lora, plan) if lora else None, factors)
 
     def _trainers(self, server_round: int, one: bool) -> NodeView:
         """A fraction of the clients, `min-replies` at least, or one on behalf of all."""

@@ -159,6 +159,37 @@ def randomize(adapters: PeftModel, scale: float, seed: int) -> PeftModel:
     return adapters
 
 
+def constant_factors(
+    adapters: PeftModel, site: str
+) -> tuple[Tensor | None, Tensor | None, float] | None:
+    """A (r, d) and B (d, r) of a site's adapter, each as far as it is constant, and the scale s.
+
+    It is where nothing trains it now and dropout does not touch its input. None where the site has
+    no adapter, or several.
+    """
+    layer: Any = getattr(adapters.base_model.model, _at(site))
+    if not isinstance(layer, LoraLayer):
+        return None
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1:
+        return None
+    (name,) = names
+    down: Any = layer.lora_A[name]
+    up: Any = layer.lora_B[name]
+    a, b = down.weight, up.weight
+    drops = layer.lora_dropout[name]
+    whole = isinstance(drops, nn.Identity) or not drops.training
+    return (
+        a.detach() if whole and not _trains(a) else None,
+        None if _trains(b) else b.detach(),
+        layer.scaling[name],
+    )
+
+
+def _trains(parameter: Tensor) -> bool:
+    return torch.is_grad_enabled() and parameter.requires_grad
+
+
 def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
     """The two factors that a site's adapters add at `hidden`: h' = h + z Bᵀ with z = s · A h.
 

@@ -111,7 +111,8 @@ class Client:
                 self.half.hidden_size, adapter, config.seed, sites=self.half.sites
             )
             encoder = process_cache.encoder(self.source)
-            self.edge = NanoEdge(self.half, tokens, adapters, encoder, self.features)
+            names = EXCHANGES[config.exchange.kind].inputs.HAS_HIDDEN
+            self.edge = NanoEdge(self.half, tokens, adapters, encoder, self.features, names)
 
     def keep_within(self, info: LLMInfo) -> None:
         """Leave out the questions that a host would refuse, in training and in scoring.
@@ -218,6 +219,8 @@ class Client:
         theta = cut_state(theta, self.rank, FACTORIZATIONS[config.strategy.factors])
         state = self.local_state(server_round)
         load_adapters(self.edge.adapters, theta, work, state, config.adapter, seed)
+        if work.adapters != "global":  # what a client keeps to itself is not for the host to hold
+            self.edge.names_factors = False
         self.edge.adapters.to(self.half.device)  # of an adapter that has been added
 
     def _check_data(self, work: LocalWork) -> None:

@@ -11,15 +11,25 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from fednano_flwr.adapters.site import low_rank
+from fednano_flwr.adapters.site import constant_factors, low_rank
 from fednano_flwr.config import SITES
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.feature_cache import Features
 from fednano_flwr.edge.questions import Question, lengths
-from fednano_flwr.exchange.protocol import AdaptedBatch, Feature, FrozenBatch, Layout, at_site
+from fednano_flwr.exchange.at_host import factor_key
+from fednano_flwr.exchange.protocol import (
+    AdaptedBatch,
+    Feature,
+    FrozenBatch,
+    Layout,
+    NamedFactors,
+    at_site,
+)
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
 
 TEXT = SITES.index("text")
+FACTORS = 16
+"""Whose digests are kept."""
 
 
 class NanoEdge(nn.Module):
@@ -34,6 +44,8 @@ class NanoEdge(nn.Module):
         adapters: from `build_adapters`; moved to the frozen half's device.
         encoder: with the model's processor.
         cache: features computed before, by `QuestionEncoder.media_key`.
+        names_factors: for an exchange whose host has the frozen embeddings: constant factors are
+            named, and z and B that follow from them are left out.
 
     Attributes:
         encoded: how many questions' pictures, or sounds, went through their encoder.
@@ -48,6 +60,7 @@ class NanoEdge(nn.Module):
         adapters: PeftModel,
         encoder: QuestionEncoder,
         cache: Features | None = None,
+        names_factors: bool = False,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -57,6 +70,9 @@ class NanoEdge(nn.Module):
         self.cache: Features = {} if cache is None else cache
         self.encoded = 0
         self.encoder_seconds = 0.0
+        self.names_factors = names_factors
+        # Each with the value that it is of: no other one can come to lie where that does.
+        self._factors: dict[tuple[int, int], tuple[Tensor, Feature]] = {}
         self._turn = threading.Lock()  # over cache and counters
 
     def forward(
@@ -134,13 +150,46 @@ class NanoEdge(nn.Module):
 
     def adapt(self, batch: FrozenBatch) -> AdaptedBatch:
         """What the adapters add to a batch, differentiable and, in training, with dropout."""
-        z, b = {}, {}
+        z: dict[str, Tensor] = {}
+        b: dict[str, Tensor] = {}
+        named: dict[str, NamedFactors] = {}
         for site in SITES:
             where = at_site(batch.sites, site)
+            if not where.any():
+                continue
+            known = self._named(site) if self.names_factors else None
+            if known is not None:
+                named[site] = known
+                if known.a is not None and known.b is not None:
+                    continue
             factors = low_rank(self.adapters, site, batch.hidden[where])
-            if factors is not None and where.any():
-                z[site], b[site] = factors
-        return AdaptedBatch(**vars(batch), z=z, b=b)
+            if factors is None:
+                continue
+            if known is None or known.a is None:
+                z[site] = factors[0]
+            if known is None or known.b is None:
+                b[site] = factors[1]
+        return AdaptedBatch(**vars(batch), z=z, b=b, named=named)
+
+    def _named(self, site: str) -> NamedFactors | None:
+        """The constant factors of a site; None where there are none."""
+        found = constant_factors(self.adapters, site)
+        if found is None or (found[0] is None and found[1] is None):
+            return None
+        a, b, scale = found
+        return NamedFactors(self._factor(a), None if b is None else self._factor(b, True), scale)
+
+    def _factor(self, value: Tensor | None, turned: bool = False) -> Feature | None:
+        """A factor as it is named; its digest is made once for each of its values."""
+        if value is None:
+            return None
+        version = value.data_ptr(), value._version
+        if version not in self._factors:
+            if len(self._factors) >= FACTORS:
+                self._factors.clear()
+            rows = value.T.contiguous() if turned else value
+            self._factors[version] = value, Feature(factor_key(rows), rows)
+        return self._factors[version][1]
 
     def _layout(self, questions: Sequence[Question], ids: Tensor, sizes: tuple[int, ...]) -> Layout:
         """With positions and types of all tokens, where the language model needs them."""

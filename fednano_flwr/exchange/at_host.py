@@ -5,6 +5,7 @@ A call is computed with those of the phase that its token is for, however late t
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+FACTOR = b"factor:"
+"""How keys of factors begin, and no others: they are kept in float32, whatever the host's dtype."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,16 +79,26 @@ class HostLora:
         return HostLora({name: torch.zeros_like(value) for name, value in self.values.items()})
 
 
+def factor_key(rows: Tensor) -> bytes:
+    """What clients and host call a factor: A (r, d), or Bᵀ (r, d), float32."""
+    found = hashlib.sha256(str(tuple(rows.shape)).encode())
+    found.update(rows.detach().cpu().contiguous().numpy().tobytes())
+    return FACTOR + found.digest()[:16]
+
+
 @dataclass(frozen=True, eq=False)
 class AtHost:
     """What the calls of one phase are computed with.
 
     Attributes:
+        factors: those of the merged NanoAdapters, as `factor_key` calls them: clients name them
+            where they do not train them.
         name: of this one and no other.
     """
 
     map: HostMap | None = None
     lora: HostLora | None = None
+    factors: Mapping[bytes, Tensor] = field(default_factory=dict)
     name: int = field(default_factory=lambda: secrets.randbits(63))
 
 

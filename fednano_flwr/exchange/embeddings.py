@@ -68,7 +68,9 @@ class EmbeddingInputs(Inputs):
         rows = self.embeds.detach().to(table.device, table.dtype)
         return Embedded(rows, lambda gradient: (gradient.to(self.embeds),), self.layout)
 
-    def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
+    def token_embedder(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None]
+    ) -> Callable[[NewTokens], Tensor]:
         def embed(tokens: NewTokens) -> Tensor:
             if tokens.rows is None or tokens.rows.shape[1] != table.hidden_size:
                 raise ValueError("the prompt was embeddings, so each token has to be one, too")

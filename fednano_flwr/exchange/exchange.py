@@ -171,7 +171,9 @@ class Exchange:
                 return ask(sent)
             except FeaturesMissingError as missing:
                 wanted = set(missing.keys)
-                self.service.keep_features([f for f in batch.features if f.key in wanted])
+                factors = [f for one in batch.named.values() for f in one[:2] if f is not None]
+                has = {feature.key: feature for feature in (*batch.features, *factors)}
+                self.service.keep_features([f for key, f in has.items() if key in wanted])
         raise HostRefusedError(
             f"the LLM host did not keep the features of one batch of {len(batch.features)} "
             "pictured questions: raise llm.feature-memory-mb, or lower batch-size"

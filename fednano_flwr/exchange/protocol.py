@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -98,6 +98,20 @@ def _parts(values: Tensor | None, sizes: Sequence[int], dim: int = -1) -> Sequen
     return [None] * len(sizes) if values is None else values.split(list(sizes), dim)
 
 
+class NamedFactors(NamedTuple):
+    """Constant factors of a site's adapter, each None where it is not constant.
+
+    Attributes:
+        a: A (r, d), float32.
+        b: Bᵀ (r, d).
+        scale: s.
+    """
+
+    a: Feature | None
+    b: Feature | None
+    scale: float
+
+
 @dataclass(frozen=True)
 class FrozenBatch:
     """What of a batch does not depend on the adapters.
@@ -125,12 +139,14 @@ class AdaptedBatch(FrozenBatch):
     h' = h + z Bᵀ at the rows of each site. The exchanges differ in which parts they send.
 
     Attributes:
-        z: (n, R) float32 of each site that has an adapter ; s · A h.
-        b: (d, R) float32 likewise.
+        z: (n, R) float32 of each site that has an adapter ; s · A h. Not of one whose A is named.
+        b: (d, R) float32 likewise. Not of one whose B is named.
+        named: of sites, factors that are constant and that a host which has h may know.
     """
 
     z: dict[str, Tensor]
     b: dict[str, Tensor]
+    named: dict[str, NamedFactors] = field(default_factory=dict)
 
     def embedded(self) -> Tensor:
         """The adapted embeddings h' (N, d), differentiable in z and b."""
@@ -290,8 +306,13 @@ class Inputs(ABC):
         """
 
     @abstractmethod
-    def token_embedder(self, table: TokenTable) -> Callable[[NewTokens], Tensor]:
+    def token_embedder(
+        self, table: TokenTable, features: Callable[[bytes], Tensor | None]
+    ) -> Callable[[NewTokens], Tensor]:
         """From further tokens of these sequences to their input embeddings (k, d) at the host.
+
+        Args:
+            features: as in `embed`.
 
         It raises a ValueError for tokens that another exchange sent.
         """

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fednano_flwr.exchange.at_host import AtHost, HostLora, SessionResult, Turn
+from fednano_flwr.exchange.at_host import FACTOR, AtHost, HostLora, SessionResult, Turn
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
     CacheGoneError,
@@ -180,7 +179,7 @@ class FrozenLLM(LLMService):
                 lengths = torch.tensor(inputs.layout.lengths)
                 width = int(lengths.max())
                 place.check(len(lengths), width)
-                embedder = inputs.token_embedder(self._half)
+                embedder = inputs.token_embedder(self._half, self._kept(inputs, owner))
                 lora = self._use(inputs)
                 answers = Answers(self._half.new_cache(), width - lengths, 0, embedder, lora)
                 parts = list(embedded.rows.split(inputs.layout.lengths))
@@ -252,9 +251,10 @@ class FrozenLLM(LLMService):
             self.caches.expire()
 
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
-        """See `LLMService.keep_features`; they are kept in the host's dtype."""
+        """See `LLMService.keep_features`; those of pictures are kept in the host's dtype."""
         for feature in features:
-            kept = feature.rows.detach().to(self._half.device, self._half.dtype)
+            dtype = torch.float32 if feature.key.startswith(FACTOR) else self._half.dtype
+            kept = feature.rows.detach().to(self._half.device, dtype)
             self.features.put(owner, feature.key, kept)
 
     def serve(self, samples: Sequence[Sample]) -> None:
@@ -275,9 +275,19 @@ class FrozenLLM(LLMService):
             FeaturesMissingError: the owner has to send image features first.
             ValueError: the model cannot read the batch.
         """
-        embedded = inputs.embed(self._half, partial(self.features.get, owner), trains)
+        embedded = inputs.embed(self._half, self._kept(inputs, owner), trains)
         self._half.check(*embedded.layout)
         return embedded
+
+    def _kept(self, inputs: Inputs, owner: bytes) -> Callable[[bytes], Tensor | None]:
+        """Features and factors by their keys: of the owner, or of the phase."""
+        factors = inputs.at_host.factors if inputs.at_host else {}
+
+        def find(key: bytes) -> Tensor | None:
+            found = factors.get(key)
+            return self.features.get(owner, key) if found is None else found
+
+        return find
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         """Answer one of the calls that are jobs, alone."""

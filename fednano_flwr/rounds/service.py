@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from fednano_flwr.adapters.host_map import by_site
+from fednano_flwr.adapters.product import DOWN
 from fednano_flwr.adapters.update import State
 from fednano_flwr.config import RunConfig
 from fednano_flwr.edge.local_work import LocalWork
 from fednano_flwr.edge.training import learning_rate
-from fednano_flwr.exchange.at_host import HostMap, LoraPlan, SessionResult
+from fednano_flwr.exchange.at_host import HostMap, LoraPlan, SessionResult, factor_key
 from fednano_flwr.exchange.protocol import LLMInfo
 from fednano_flwr.exchange.wire.auth import Tokens, owner
 from fednano_flwr.exchange.wire.nodes import Activity, NodeLimits
@@ -69,6 +72,12 @@ def host_map(state: State, scale: float) -> HostMap | None:
         raise ValueError("the map at the host has values that are infinite or not a number")
     sites = by_site(state).items()
     return HostMap({site: (f.a, scale * f.b) for site, f in sites}) if state else None
+
+
+def named_factors(theta: State) -> dict[bytes, Tensor]:
+    """The factors of merged NanoAdapters by the keys that clients name them by."""
+    rows = (value if name.endswith(DOWN) else value.T.contiguous() for name, value in theta.items())
+    return {factor_key(one): one for one in rows}
 
 
 def lora_plan(config: RunConfig, server_round: int, work: LocalWork) -> LoraPlan:

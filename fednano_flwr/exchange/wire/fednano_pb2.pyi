@@ -114,14 +114,20 @@ class Tensor(_message.Message):
     def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ..., scales: _Optional[bytes] = ..., places: _Optional[bytes] = ..., outliers: _Optional[bytes] = ...) -> None: ...
 
 class Factors(_message.Message):
-    __slots__ = ("site", "z", "b")
+    __slots__ = ("site", "z", "a", "scale", "b", "b_key")
     SITE_FIELD_NUMBER: _ClassVar[int]
     Z_FIELD_NUMBER: _ClassVar[int]
+    A_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     B_FIELD_NUMBER: _ClassVar[int]
+    B_KEY_FIELD_NUMBER: _ClassVar[int]
     site: str
     z: Tensor
+    a: bytes
+    scale: float
     b: Tensor
-    def __init__(self, site: _Optional[str] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    b_key: bytes
+    def __init__(self, site: _Optional[str] = ..., z: _Optional[_Union[Tensor, _Mapping]] = ..., a: _Optional[bytes] = ..., scale: _Optional[float] = ..., b: _Optional[_Union[Tensor, _Mapping]] = ..., b_key: _Optional[bytes] = ...) -> None: ...
 
 class LowRank(_message.Message):
     __slots__ = ("token_ids", "run_lengths", "run_sites", "features", "factors")

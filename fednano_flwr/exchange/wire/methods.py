@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.at_host import Turn
+from fednano_flwr.exchange.at_host import FACTOR, Turn
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
@@ -334,8 +334,10 @@ class KeepFeatures(Method):
     def read(self, request: pb.KeepFeaturesRequest, info: LLMInfo) -> tuple[list[Feature]]:
         for entry in request.features:
             shape = tuple(entry.rows.shape)
-            if len(shape) != 2 or shape[0] < 1 or shape[1] != info.feature_size:
-                raise RefusalError(f"features of shape {shape[:3]}, not (n, {info.feature_size})")
+            factor = entry.key.startswith(FACTOR)
+            width = info.hidden_size if factor else info.feature_size
+            if len(shape) != 2 or shape[0] < 1 or shape[1] != width:
+                raise RefusalError(f"features of shape {shape[:3]}, not (n, {width})")
             if shape[0] > info.max_tokens:
                 raise RefusalError(
                     f"features of {shape[0]} rows; a request holds {info.max_tokens} "
@@ -371,7 +373,7 @@ def largest_message(info: LLMInfo) -> int:
 def feature_entry(feature: Feature, dtype: str) -> pb.FeatureEntry:
     """A feature as it is sent; its size says how many go into one message."""
     entry = pb.FeatureEntry(key=feature.key)
-    codec.fill(entry.rows, feature.rows, dtype)
+    codec.fill(entry.rows, feature.rows, "float32" if feature.key.startswith(FACTOR) else dtype)
     return entry
 
 
