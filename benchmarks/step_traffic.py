@@ -4,13 +4,17 @@
 
 LLaVA-1.5-7B's width and a batch of its questions (576 image and 128 text tokens each) in bfloat16;
 the language model behind the service is a stub of that width, since bytes do not depend on it. A
-round is one training step for each sample.
+round is one training step for each sample. In alternating rounds (`rolora`) one factor is trained,
+and the host knows the other from the ServerApp. `steady_ratio` and `ten_round_ratio` are of these:
+the mean of the two kinds of round, and five of each with the features' first sending.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor
 from benchmarks.report import options_of, table, write_json
 from benchmarks.stub_half import stub_half
 from fednano_flwr.config import SITES
+from fednano_flwr.exchange.at_host import AtHost, factor_key
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
@@ -28,14 +33,17 @@ from fednano_flwr.exchange.protocol import (
     Feature,
     FrozenBatch,
     Layout,
+    NamedFactors,
     at_site,
 )
-from fednano_flwr.exchange.wire.client import RemoteLLM
+from fednano_flwr.exchange.wire.auth import Tokens
+from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 
 VOCABULARY = 1000
+PLAIN, LOW, ALTERNATING = "embeddings", "lowrank", "lowrank, alternating rounds"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -72,16 +80,42 @@ def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
     return AdaptedBatch(**vars(batch), z=z, b=b), labels
 
 
-def measure(kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any) -> list[int]:
-    """Bytes up and down of each step of one batch, the first one first."""
+def with_constant(batch: AdaptedBatch, factor: str) -> AdaptedBatch:
+    """The same with a constant factor "A" or "B" of each site, which the ServerApp knows."""
+    named, z, b = {}, dict(batch.z), dict(batch.b)
+    for site in batch.z:
+        values = b[site].detach().T.contiguous()  # the size is what counts: A's is the same
+        one = Feature(factor_key(values), values)
+        is_a = factor == "A"
+        named[site] = NamedFactors(one if is_a else None, None if is_a else one, 1.0)
+        del (z if is_a else b)[site]
+    return replace(batch, z=z, b=b, named=named)
+
+
+def measure(
+    kind: type[EmbeddingsExchange] | type[LowRankExchange], options: Any, constant: str = ""
+) -> list[int]:
+    """Bytes up and down of each step of one batch, the first one first.
+
+    Args:
+        constant: factor that is not trained in this round, and known to the host; "" for none.
+    """
     dtype = DTYPES[options.dtype]
     store = FeatureStore(2**31)
     half = stub_half(options.hidden_size, VOCABULARY, dtype)
-    with serve(FrozenLLM(half, features=store)) as address:
-        with RemoteLLM(address) as remote:
+    batch, labels = make_batch(options, dtype)
+    if constant:
+        batch = with_constant(batch, constant)
+    factors = [f for one in batch.named.values() for f in one[:2] if f is not None]
+    part = AtHost(factors={one.key: one.rows for one in factors})
+    tokens = Tokens(1)
+    with ExitStack() as stack:
+        address = stack.enter_context(serve(FrozenLLM(half, features=store), tokens=tokens))
+        token = stack.enter_context(tokens.open(1, "train", part))
+        caller = Caller(1, 2, 1, "train", token(2))
+        with RemoteLLM(address, caller) as remote:
             remote.describe()
             exchange: LLM = kind(remote)
-            batch, labels = make_batch(options, dtype)
             taken, before = [], 0
             for _ in range(options.steps):
                 before = remote.traffic.bytes_up + remote.traffic.bytes_down
@@ -97,30 +131,37 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     plain = measure(EmbeddingsExchange, options)
     low = measure(LowRankExchange, options)
-    ten = {"embeddings": plain[0] + 9 * plain[-1], "lowrank": low[0] + 9 * low[-1]}
-    record = write_json(
+    halves = {factor: measure(LowRankExchange, options, factor) for factor in ("A", "B")}
+    taken: dict[str, list[float]] = {
+        PLAIN: [*plain],
+        LOW: [*low],
+        ALTERNATING: [halves["A"][0], sum(one[-1] for one in halves.values()) / 2],
+        **{f"{LOW}, {name} constant": [*one] for name, one in halves.items()},
+    }
+    ten = {name: one[0] + 9 * one[-1] for name, one in taken.items()}
+    # Five rounds of either kind, the first of them with the features.
+    ten[ALTERNATING] = halves["A"][0] + 4 * halves["A"][-1] + 5 * halves["B"][-1]
+    steady = {name: plain[-1] / one[-1] for name, one in taken.items()}
+    over_ten = {name: ten[PLAIN] / value for name, value in ten.items()}
+    write_json(
         options,
-        bytes_of_a_step={
-            "embeddings": {"first": plain[0], "later": plain[-1]},
-            "lowrank": {"first": low[0], "later": low[-1]},
-        },
+        bytes_of_a_step={n: {"first": one[0], "later": one[-1]} for n, one in taken.items()},
         bytes_of_10_rounds=ten,
-        steady_ratio=plain[-1] / low[-1],
-        ten_round_ratio=ten["embeddings"] / ten["lowrank"],
+        steady_ratios=steady,
+        ten_round_ratios=over_ten,
+        steady_ratio=steady[ALTERNATING],
+        ten_round_ratio=over_ten[ALTERNATING],
     )
     print(
         f"d = {options.hidden_size}, r = {options.rank}, {options.batch} samples of "
         f"{options.image_tokens} + {options.text_tokens} tokens, {options.dtype}; MB a sample\n"
     )
     rows = []
-    for name, taken in (("embeddings", plain), ("lowrank", low)):
-        cells = [taken[0], taken[-1], ten[name]]
-        rows.append((name, *(f"{cell / options.batch / 1e6:.2f}" for cell in cells)))
-    print(table(["exchange", "first step", "later step", "10 rounds"], rows))
-    print(
-        f"\nembeddings / lowrank: {record['steady_ratio']:.1f} in a later step, "
-        f"{record['ten_round_ratio']:.1f} over 10 rounds"
-    )
+    for name, one in taken.items():
+        cells = (f"{cell / options.batch / 1e6:.3f}" for cell in (one[0], one[-1], ten[name]))
+        rows.append((name, *cells, f"{steady[name]:.1f}", f"{over_ten[name]:.1f}"))
+    heads = ["exchange", "first step", "later step", "10 rounds"]
+    print(table([*heads, "times less a later step", "over 10 rounds"], rows))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

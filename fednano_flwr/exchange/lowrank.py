@@ -172,6 +172,9 @@ class LowRankInputs(Inputs):
                     z[site] = constant.z(hidden[at_site(sites, site)])
                 if constant.b is not None:
                     b[site] = constant.b
+                # What is named is float32, and what is sent may be less.
+                dtype = torch.promote_types(z[site].dtype, b[site].dtype)
+                z[site], b[site] = z[site].to(dtype), b[site].to(dtype)
             whole = adapted(hidden, sites, z, b, self._map)
 
         def gradient(rows: Tensor) -> Gradient:
@@ -297,8 +300,12 @@ def _embed_tokens(
     tokens: NewTokens,
 ) -> Tensor:
     hidden, z = table.embed(tokens.ids.to(table.device)), tokens.rows
-    if z is None and constant is not None and constant.a is not None:
-        z = constant.z(hidden)
+    if constant is not None and b is not None:
+        if z is None and constant.a is not None:
+            z = constant.z(hidden)
+        if z is not None:
+            dtype = torch.promote_types(z.dtype, b.dtype)
+            z, b = z.to(dtype), b.to(dtype)
     if (z is None) != (b is None):
         raise ValueError("the prompt was low-rank, so each token has to be, at the same sites")
     text = torch.full((len(hidden),), SITES.index(TEXT), device=hidden.device)

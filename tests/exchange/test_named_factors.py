@@ -12,6 +12,7 @@ import torch
 from fednano_flwr import client_app, server_app
 from fednano_flwr.adapters.site import adapter_state, named_trainable, train_only
 from fednano_flwr.config import RunConfig
+from fednano_flwr.edge.generation import generate
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
 from fednano_flwr.exchange.at_host import FACTOR, AtHost
@@ -22,6 +23,7 @@ from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
 from fednano_flwr.exchange.wire.methods import METHODS
+from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.rounds.service import named_factors
@@ -82,6 +84,36 @@ def test_scoring_sends_no_factor(
         batch = edge(questions)
         assert not batch.z and not batch.b and set(batch.named) == {"image", "text"}
         assert torch.equal(llm.score(batch, last, torch.arange(9)), expected)
+
+
+def test_an_answer_is_generated_without_sending_a_factor(
+    host: FrozenLLM, make_edge: MakeEdge, questions: list[Question]
+) -> None:
+    edge = make_edge()
+    llm = LowRankExchange(host)
+    with torch.no_grad():
+        expected = generate(edge, llm, questions[:3], 5)
+        edge.names_factors = True
+        found = generate(edge, llm, questions[:3], 5)
+        token = edge.next_tokens(questions[:1], [(5,)])
+    assert found == expected and not token.z and LowRankInputs.token_rows(token) is None
+
+
+@FACTORS
+def test_what_is_named_is_not_rounded_to_the_dtype_of_the_wire(
+    host: FrozenLLM, make_edge: MakeEdge, questions: list[Question], factor: str
+) -> None:
+    edge = make_edge()
+    train_only(edge.adapters, factor)
+    expected = step(LowRankExchange(host), edge, questions)
+    apart = []
+    for names in (False, True):
+        edge.names_factors = names
+        with serve(host) as address, RemoteLLM(address, dtype="bfloat16") as remote:
+            found = step(LowRankExchange(remote), edge, questions)
+        pairs = zip(found[1:], expected[1:], strict=True)
+        apart.append(max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
+    assert 0 < apart[1] < 0.02 and apart[1] < 2 * apart[0]
 
 
 def test_dropout_makes_z_of_a_constant_a_anew(make_edge: MakeEdge) -> None:
