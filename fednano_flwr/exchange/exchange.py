@@ -86,11 +86,13 @@ class Exchange:
         self.turns: Turns | None = None
 
     def begin(self) -> Turns:
-        """Begin a session: from now on each loss is a step of it.
+        """Begin a session, once the host has room for it: from now on each loss is a step of it.
 
         A step raises SessionGoneError where the host no longer has it.
         """
-        self.turns = Turns(self.service.begin(None))
+        while not (session := self.service.begin(None)):
+            time.sleep(LONGEST_PAUSE)
+        self.turns = Turns(session)
         return self.turns
 
     def end(self) -> int:

@@ -469,10 +469,10 @@ class LLMService:
             part: of the phase; the host sets it itself.
 
         Returns:
-            Its number, for the `turn` of each batch.
+            Its number, for the `turn` of each batch; 0 where there is no room now: ask again.
 
         Raises:
-            HostBusyError: there is no room for it now.
+            RefusalError: there is no room for a single one.
         """
         return self._call("begin", owner, part)
 

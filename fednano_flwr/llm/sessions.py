@@ -8,6 +8,7 @@ that is asked for again is computed again with the same parameters, and changes 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ from fednano_flwr.adapters.product import is_part
 from fednano_flwr.exchange.at_host import HostLora, LoraPlan, SessionResult, Turn
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
-    HostBusyError,
     RefusalError,
     SessionGoneError,
 )
@@ -28,6 +28,8 @@ from fednano_flwr.models.lora import LoraPlaces
 WAITING = torch.device("cpu")
 """Where a session is while another one computes."""
 MB = 2**20
+IDLE_SECONDS = 120.0
+"""A session that was not used for so long may be that of a client that is gone."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Session:
         parameters: by name.
         trained: those that a step changes, by name.
         number: of the step that the parameters are ready for.
+        used: when it last was, by `time.monotonic`.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], plan: LoraPlan) -> None:
@@ -58,7 +61,7 @@ class Session:
             for name, parameter in parameters.items()
             if is_part(name, plan.factor)
         }
-        self.number = 1
+        self.number, self.used = 1, time.monotonic()
         start = [parameter.detach().clone() for parameter in self.trained.values()]
         self._start = start if plan.proximal_mu else []
         self._squares = [torch.zeros_like(one) for one in start] if plan.fisher else []
@@ -157,7 +160,7 @@ class Sessions:
 
     def __init__(self, places: LoraPlaces, limit: int, memory: int) -> None:
         self._places, self._limit, self._memory = places, limit, memory
-        self._open: dict[bytes, tuple[int, Session]] = {}
+        self._open: dict[bytes, tuple[int, Session]] = {}  # used longest ago first
         self._near: Session | None = None  # which is where the layers are
         self._merged: tuple[HostLora, Mapping[str, nn.Parameter]] | None = None
 
@@ -172,14 +175,17 @@ class Sessions:
     def begin(self, owner: bytes, lora: HostLora) -> int:
         """A new session in the place of the owner's earlier one; returns its number.
 
+        Where there is no room, one that has not been used for `IDLE_SECONDS` gives its up: its
+        client trains the round anew if it is still there. Without any such, the number is 0.
+
         Raises:
-            RefusalError: nobody trains in this phase.
-            HostBusyError: there is no room for it now.
+            RefusalError: nobody trains in this phase, or there is no room for a single session.
         """
         if lora.plan is None:
             raise RefusalError("the LoRA inside the language model is not trained now")
         self._forget(owner)
-        self._check_room(session_bytes(lora.values, lora.plan))
+        if not self._has_room(session_bytes(lora.values, lora.plan)):
+            return 0
         session = Session(self._places.placed(lora.values), lora.plan)
         number = secrets.randbits(62) + 1
         self._open[owner] = number, session
@@ -196,6 +202,8 @@ class Sessions:
         number, session = self._open.get(owner, (0, None))
         if session is None or number != turn.session:
             raise SessionGoneError(f"session {turn.session} is not here any more")
+        session.used = time.monotonic()
+        self._open[owner] = self._open.pop(owner)  # the latest
         self._come_near(session)
         session.begin(turn)
         self._places.use(session.parameters)
@@ -233,17 +241,26 @@ class Sessions:
             session.move(self._places.devices)
             self._near = session
 
-    def _check_room(self, needed: int) -> None:
-        have, count = self.nbytes, len(self._open)
-        what = f"a session of {needed / MB:.0f} MB beside {count} of {have / MB:.0f} MB"
-        if count >= self._limit:
-            raise HostBusyError(f"{what}: the host keeps {self._limit} (llm.max-clients)")
-        if have + needed > self._memory:
-            raise HostBusyError(
-                f"{what}: the host keeps {self._memory / MB:.0f} MB (llm.session-memory-mb)"
-            )
+    def _has_room(self, needed: int) -> bool:
+        """Whether there is room for so many bytes, once idle sessions have given theirs up."""
+        while reason := self._full(needed):
+            if not self._open:
+                raise RefusalError(f"no room for a session of {needed / MB:.0f} MB: {reason}")
+            oldest, (_, session) = next(iter(self._open.items()))
+            if session.used > time.monotonic() - IDLE_SECONDS:
+                return False
+            self._forget(oldest)
+        return True
+
+    def _full(self, needed: int) -> str:
+        """Why there is no room now for a session of so many bytes; "" if there is."""
+        if len(self._open) >= self._limit:
+            return f"the host keeps {self._limit} (llm.max-clients)"
+        if self.nbytes + needed > self._memory:
+            return f"the host keeps {self._memory / MB:.0f} MB (llm.session-memory-mb)"
         if needed > (free := psutil.virtual_memory().available):
-            raise HostBusyError(f"{what}: the host has {free / MB:.0f} MB of free memory")
+            return f"the host has {free / MB:.0f} MB of free memory"
+        return ""
 
     def _forget(self, owner: bytes) -> None:
         _, session = self._open.pop(owner, (0, None))

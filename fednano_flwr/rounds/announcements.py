@@ -69,9 +69,8 @@ def _host_lora(config: RunConfig, inside: State, work: LocalWork) -> list[str]:
     clients = round(config.fraction_train * config.min_available_nodes)
     if clients > room and work.data == "own":
         lines.append(
-            f"warning  llm.session-memory-mb = {llm.session_memory_mb}: there is room for {room} "
-            f"sessions; where more of the {clients} clients train at once, those without one fail "
-            "after a minute"
+            f"note     llm.session-memory-mb = {llm.session_memory_mb}: there is room for {room} "
+            f"sessions; where more of the {clients} clients train at once, the others wait"
         )
     return lines
 

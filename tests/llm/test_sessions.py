@@ -17,8 +17,8 @@ from torch import Tensor
 from fednano_flwr.config import Adapter
 from fednano_flwr.exchange.at_host import AtHost, HostLora, LoraPlan, SessionResult, Turn
 from fednano_flwr.exchange.exchange import step_in_two
+from fednano_flwr.exchange.lowrank import LowRankExchange
 from fednano_flwr.exchange.protocol import (
-    HostBusyError,
     RefusalError,
     SessionGoneError,
 )
@@ -222,18 +222,38 @@ def test_there_is_room_for_so_many_sessions(
     assert part.lora is not None and part.lora.plan is not None
     each = session_bytes(start, part.lora.plan)
     assert each == 4 * sum(value.nbytes for value in start.values())  # two moments, a gradient
-    few, small = make(limit=2), make(memory=2 * each)
-    for host, key in ((few, "llm.max-clients"), (small, "llm.session-memory-mb")):
+    for host in (make(limit=2), make(memory=2 * each)):
         for owner in (b"a", b"b", b"a"):  # one that begins anew takes the place of its own
-            host.begin(part, owner)
-        with pytest.raises(HostBusyError, match=key):
-            host.begin(part, b"c")
+            assert host.begin(part, owner)
+        assert host.begin(part, b"c") == 0
         host.forget_sessions()
-        host.begin(part, b"c")
+        assert host.begin(part, b"c")
+    with pytest.raises(RefusalError, match=r"llm\.session-memory-mb"):
+        make(memory=each - 1).begin(part)
     free = SimpleNamespace(available=each - 1)
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
-    with pytest.raises(HostBusyError, match=f"has {(each - 1) / MB:.0f} MB of free memory"):
+    with pytest.raises(RefusalError, match=f"has {(each - 1) / MB:.0f} MB of free memory"):
         make().begin(part)
+
+
+def test_a_client_waits_for_room_and_an_idle_session_gives_its_up(
+    make: Make, part: AtHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, asked = make(limit=1), []
+    gone = host.begin(part, b"gone")
+    take(host, part, turn(gone, 1), "server", b"gone")
+    service = SimpleNamespace(step=None, begin=lambda _: asked.append(1) or host.begin(part, b"a"))
+
+    def sleep(seconds: float) -> None:
+        if len(asked) == 3:
+            monkeypatch.setattr(module, "IDLE_SECONDS", 0.0)
+
+    monkeypatch.setattr("fednano_flwr.exchange.exchange.time.sleep", sleep)
+    turns = LowRankExchange(service).begin()  # type: ignore[arg-type]
+    assert len(asked) == 4 and turns.session
+    with pytest.raises(SessionGoneError):
+        take(host, part, turn(gone, 2), "server", b"gone")
+    take(host, part, turn(turns.session, 1), "server", b"a")
 
 
 def test_what_is_measured_is_the_mean_squared_gradient(
