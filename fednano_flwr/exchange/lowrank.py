@@ -323,8 +323,9 @@ def _check_factors(site: str, z: Tensor | None, b: Tensor | None, rows: tuple[in
     """Those that are sent: matrices of so many rows, and of one rank and dtype."""
     sent = [part for part in (z, b) if part is not None]
     if any(part.dim() != 2 for part in sent) or len({(p.shape[-1], p.dtype) for p in sent}) > 1:
-        parts = " and ".join(f"{tuple(part.shape)} in {part.dtype}" for part in sent)
-        raise RefusalError(f"{site}: z and b do not fit: {parts}")
+        named = (("z", z), ("b", b))
+        parts = (f"{name} {tuple(p.shape)} in {p.dtype}" for name, p in named if p is not None)
+        raise RefusalError(f"{site}: {' and '.join(parts)} do not fit")
     for name, part, needed in (("z", z, rows[0]), ("b", b, rows[1])):
         if part is not None and len(part) != needed:
             raise RefusalError(f"{site}: {name} has {len(part)} rows, {needed} are needed")

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -254,6 +253,8 @@ class Sessions:
 
     def _full(self, needed: int) -> str:
         """Why there is no room now for a session of so many bytes; "" if there is."""
+        import psutil  # a host whose LLM has no LoRA does without
+
         if len(self._open) >= self._limit:
             return f"the host keeps {self._limit} (llm.max-clients)"
         if self.nbytes + needed > self._memory:

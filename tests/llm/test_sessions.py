@@ -231,7 +231,7 @@ def test_there_is_room_for_so_many_sessions(
     with pytest.raises(RefusalError, match=r"llm\.session-memory-mb"):
         make(memory=each - 1).begin(part)
     free = SimpleNamespace(available=each - 1)
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
     with pytest.raises(RefusalError, match=f"has {(each - 1) / MB:.0f} MB of free memory"):
         make().begin(part)
 
