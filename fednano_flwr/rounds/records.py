@@ -225,7 +225,8 @@ def with_tokens(messages: Iterable[Message], token: Callable[[int], str]) -> lis
     for message in sent:
         records = dict(message.content)
         arrays = message.content.array_records["arrays"]
-        if (own := {key: arrays[key] for key in arrays if not key.startswith(AT_LLM)}) != arrays:
+        if any(key.startswith(AT_LLM) for key in arrays):
+            own = {key: arrays[key] for key in arrays if not key.startswith(AT_LLM)}
             records["arrays"] = ArrayRecord(own)
         task = {**message.content.config_records["config"]}
         task["llm-token"] = token(message.metadata.dst_node_id)
