@@ -167,10 +167,7 @@ def constant_factors(
     It is where nothing trains it now and dropout does not touch its input. None where the site has
     no adapter, or several.
     """
-    layer: Any = getattr(adapters.base_model.model, _at(site))
-    if not isinstance(layer, LoraLayer):
-        return None
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    layer, names = _active(adapters, site)
     if len(names) != 1:
         return None
     (name,) = names
@@ -184,6 +181,14 @@ def constant_factors(
         None if _trains(b) else b.detach(),
         layer.scaling[name],
     )
+
+
+def _active(adapters: PeftModel, site: str) -> tuple[Any, list[str]]:
+    """A site's layer, and the names of the adapters that are active there."""
+    layer: Any = getattr(adapters.base_model.model, _at(site))
+    if not isinstance(layer, LoraLayer):
+        return layer, []
+    return layer, [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 def _trains(parameter: Tensor) -> bool:
@@ -202,10 +207,7 @@ def low_rank(adapters: PeftModel, site: str, hidden: Tensor) -> tuple[Tensor, Te
     Returns:
         z (n, R) and B (d, R), both in float32 and differentiable; None where there is no adapter.
     """
-    layer: Any = getattr(adapters.base_model.model, _at(site))
-    if not isinstance(layer, LoraLayer):
-        return None
-    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    layer, names = _active(adapters, site)
     if not names:
         return None
     z, b = [], []
