@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from fednano_flwr.edge.encoder import QuestionEncoder
 from fednano_flwr.edge.nano_edge import NanoEdge
-from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch, Generated
+from fednano_flwr.exchange.protocol import IGNORE, AdaptedBatch, FrozenBatch, Generated
 from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 
 
@@ -57,6 +57,9 @@ class WholeModel:
 
     def token_type_ids(self, ids: Tensor, prompt: int) -> None:
         """A LLaVA is causal."""
+
+    def prepare(self, batch: FrozenBatch) -> None:
+        """See `LLM.prepare`; nothing is sent."""
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         """See `LLM.loss`; differentiable in all of this model that requires a gradient, too."""

@@ -185,6 +185,11 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
         Check("folders", "run.dir", partial(_run_dir, config)),
         *([Check("model", "its family", partial(_family, model))] if weights else []),
         Check("model", "adapter.sites", partial(_sites, config)),
+        *(
+            [Check("model", "exchange.connector-at", partial(_connector, model))]
+            if config.exchange.connector_at == "server"
+            else []
+        ),
         Check("model", "the processor", partial(check_processor, model, at_server=True)),
         *([Check("model", "the language model", partial(_half, model, "llm"))] if weights else []),
     ]
@@ -309,7 +314,7 @@ def check_strategy(config: RunConfig) -> str:
         )
     check_ranks(config)
     check_privacy(config)
-    exchange = check_exchange(config.exchange.kind)
+    exchange = check_exchange(config.exchange)
     check_host_map(config)
     check_llm_site(config)
     return f"strategy {config.strategy.name}, adapters of rank {config.adapter.rank}, {exchange}"
@@ -351,6 +356,12 @@ def _sites(config: RunConfig) -> str:
         _check_session(config, values)
         found.append(f"{len(values) // 2} layers of the language model")
     return f"adapters on {' and '.join(found)}"
+
+
+def _connector(model: Model) -> str:
+    from fednano_flwr.models.connector import check_connectors
+
+    return check_connectors(model)
 
 
 def _check_session(config: RunConfig, lora: Mapping[str, Tensor]) -> None:

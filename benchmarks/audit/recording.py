@@ -20,6 +20,7 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     LLM,
     AdaptedBatch,
+    FrozenBatch,
     Generated,
     Inputs,
     LLMInfo,
@@ -146,6 +147,9 @@ class Witness:
 
     def __init__(self, llm: LLM, recorder: Recorder, ledger: Ledger) -> None:
         self._llm, self._recorder, self._ledger = llm, recorder, ledger
+
+    def prepare(self, batch: FrozenBatch) -> None:
+        self._llm.prepare(batch)
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         loss = self._llm.loss(batch, labels)

@@ -26,9 +26,12 @@ def matters(key: str) -> bool:
 def deciding(config: RunConfig) -> dict[str, Any]:
     """The keys that decide a run's result, but for its seed, and their values.
 
-    Those of the LoRA inside the language model do not where there is none.
+    Those of the LoRA inside the language model do not where there is none, nor where the connector
+    is while that is at clients alone.
     """
     unread = () if config.adapter.at_llm else OF_LLM_SITE
+    if config.exchange.connector_at == "client":
+        unread = (*unread, "exchange.connector-at")
     flat = config.flat().items()
     return {key: value for key, value in flat if matters(key) and key not in unread}
 

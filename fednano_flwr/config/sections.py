@@ -400,6 +400,10 @@ class Exchange(Section):
     labels_at: str = key(
         "`client`: label ids stay there, in a second round trip", choices=("server", "client")
     )
+    connector_at: str = key(
+        "`server`: the host has the connector too, and what that reads is sent where it is smaller",
+        choices=("client", "server"),
+    )
     dtype: str = key("of the numbers sent; `auto`: `llm.dtype`", choices=EXCHANGE_DTYPES)
     timeout: float = key(
         "seconds until a request counts as failed and is repeated",

@@ -112,14 +112,24 @@ class Client:
             )
             encoder = process_cache.encoder(self.source)
             names = EXCHANGES[config.exchange.kind].inputs.HAS_HIDDEN
-            self.edge = NanoEdge(self.half, tokens, adapters, encoder, self.features, names)
+            at_host = config.exchange.connector_at == "server"
+            self.edge = NanoEdge(
+                self.half, tokens, adapters, encoder, self.features, names, at_host
+            )
 
     def keep_within(self, info: LLMInfo) -> None:
         """Leave out the questions that a host would refuse, in training and in scoring.
 
         Raises:
             DataError: more are left out than `dataset.max-skipped` allows.
+            ConfigError: the host's connector is not this client's.
         """
+        at_host = self.config.exchange.connector_at == "server"
+        if at_host and info.connector != self.half.connector_digest:
+            raise ConfigError(
+                'exchange.connector-at = "server": the LLM host has another connector than this '
+                "client: both need the same checkpoint and edge.dtype"
+            )
         longest, answer = self.half.checkpoint.longest, self.config.max_answer_tokens
         self.limits = Limits(info.max_tokens, longest, answer)
         self.shard = self.shard.within(self.limits)

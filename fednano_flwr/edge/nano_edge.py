@@ -19,17 +19,20 @@ from fednano_flwr.edge.questions import Question, lengths
 from fednano_flwr.exchange.at_host import factor_key
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
+    ConnectorInput,
     Feature,
     FrozenBatch,
     Layout,
     NamedFactors,
     at_site,
 )
-from fednano_flwr.models.edge_half import EdgeHalf, TokenTable
+from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 
 TEXT = SITES.index("text")
 FACTORS = 16
 """Whose digests are kept."""
+READ = " read"
+"""Ends the key of what a connector reads; empty where features are sent themselves."""
 
 
 class NanoEdge(nn.Module):
@@ -46,6 +49,7 @@ class NanoEdge(nn.Module):
         cache: features computed before, by `QuestionEncoder.media_key`.
         names_factors: for an exchange whose host has the frozen embeddings: constant factors are
             named, and z and B that follow from them are left out.
+        connector_at_host: features go with what their connector reads, where that is smaller.
 
     Attributes:
         encoded: how many questions' pictures, or sounds, went through their encoder.
@@ -61,6 +65,7 @@ class NanoEdge(nn.Module):
         encoder: QuestionEncoder,
         cache: Features | None = None,
         names_factors: bool = False,
+        connector_at_host: bool = False,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -71,6 +76,7 @@ class NanoEdge(nn.Module):
         self.encoded = 0
         self.encoder_seconds = 0.0
         self.names_factors = names_factors
+        self._connector_at_host = connector_at_host
         # Each with the value that it is of: no other one can come to lie where that does.
         self._factors: dict[tuple[int, int], tuple[Tensor, Feature]] = {}
         self._turn = threading.Lock()  # over cache and counters
@@ -205,13 +211,13 @@ class NanoEdge(nn.Module):
         samples = [question.sample for question in questions if site in question.sample.media]
         keys = [self.encoder.media_key(sample, site) for sample in samples]
         wanted = dict(zip(keys, samples, strict=True))
-        known = {key: found for key in wanted if (found := self.cache.get(key)) is not None}
+        known = {key: found for key in wanted if (found := self._cached(key, site)) is not None}
         missing = [key for key in wanted if key not in known]
         for key in missing:
             started = time.perf_counter()
             inputs = self.encoder.vision_inputs(wanted[key])
-            known[key] = self.frozen.features(site, inputs)
-            if not known[key].isfinite().all():
+            known[key] = self._computed(key, site, inputs)
+            if not known[key].rows.isfinite().all():
                 raise FloatingPointError(
                     f"question {wanted[key].uid}: the {site} encoder's features are not finite in "
                     f'{self.frozen.dtype}: set edge.dtype to "bfloat16" or "float32"'
@@ -219,8 +225,31 @@ class NanoEdge(nn.Module):
             self.encoder_seconds += time.perf_counter() - started
             self.encoded += 1
             if self.encoder.media_key(wanted[key], site) == key:  # no file changed meanwhile
-                self.cache[key] = known[key]
-        return [Feature(feature_key(key), known[key]) for key in keys]
+                self._keep(key, known[key])
+        return [known[key] for key in keys]
+
+    def _computed(self, key: str, site: str, inputs: VisionInputs) -> Feature:
+        if not self._connector_at_host:
+            return Feature(feature_key(key), self.frozen.features(site, inputs))
+        rows, read = self.frozen.features_and_read(site, inputs)
+        if read is None or read.numel() >= rows.numel():
+            return Feature(feature_key(key), rows)
+        return Feature(feature_key(key), rows, ConnectorInput(site, read))
+
+    def _cached(self, key: str, site: str) -> Feature | None:
+        """Computed before, with what the connector read where that is to be sent."""
+        rows, read = self.cache.get(key), None
+        if rows is not None and self._connector_at_host:
+            found = self.cache.get(key + READ)
+            if found is None:
+                return None
+            read = ConnectorInput(site, found) if found.numel() else None
+        return None if rows is None else Feature(feature_key(key), rows, read)
+
+    def _keep(self, key: str, feature: Feature) -> None:
+        self.cache[key] = feature.rows
+        if self._connector_at_host:
+            self.cache[key + READ] = feature.read.values if feature.read else torch.empty(0)
 
 
 def feature_key(key: str) -> bytes:

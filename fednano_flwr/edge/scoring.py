@@ -81,6 +81,9 @@ def score_questions(
         closed = [question for question in batch if question.options]
         free = [q for q in batch if not q.options and not q.words]
         one, other = ((part, edge.embed(part) if part else None) for part in (closed, free))
+        for _, frozen in (one, other):
+            if frozen is not None:
+                llm.prepare(frozen)
         return batch, one, other, edge.embed(free, teacher_forced(free)) if free else None
 
     edge.adapters.eval()

@@ -114,7 +114,7 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(Purpose.DROPOUT, seed))
         edge.adapters.train()
-        for batch, frozen in embedded(edge, _shuffled(questions, plan, shuffle)):
+        for batch, frozen in embedded(edge, llm, _shuffled(questions, plan, shuffle)):
             edge.adapters.zero_grad(set_to_none=True)
             if session is not None:
                 session.measures = running_fisher and seen >= first
@@ -208,7 +208,7 @@ def fisher_diagonal(
     if session is not None:
         session.updates, session.measures = False, True
     steps = 0
-    for batch, frozen in embedded(edge, batches(questions, batch_size, limits)):
+    for batch, frozen in embedded(edge, llm, batches(questions, batch_size, limits)):
         edge.adapters.zero_grad(set_to_none=True)
         if generator is not None:
             batch = with_drawn_answers(edge, llm, batch, frozen, generator)
@@ -247,10 +247,19 @@ def with_drawn_answers(
 
 
 def embedded(
-    edge: NanoEdge, groups: Iterable[list[Question]]
+    edge: NanoEdge, llm: LLM, groups: Iterable[list[Question]]
 ) -> Iterator[tuple[list[Question], FrozenBatch]]:
-    """Teacher-forced batches with their frozen part, made while the batch before is worked on."""
-    return prefetch(groups, lambda batch: (batch, edge.embed(batch, teacher_forced(batch))))
+    """Teacher-forced batches with their frozen part, made while the batch before is worked on.
+
+    What the host lacks of it is sent meanwhile as well.
+    """
+
+    def prepare(batch: list[Question]) -> tuple[list[Question], FrozenBatch]:
+        frozen = edge.embed(batch, teacher_forced(batch))
+        llm.prepare(frozen)
+        return batch, frozen
+
+    return prefetch(groups, prepare)
 
 
 def backward(edge: NanoEdge, llm: LLM, batch: list[Question], frozen: FrozenBatch) -> float:

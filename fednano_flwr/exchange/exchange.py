@@ -24,6 +24,7 @@ from fednano_flwr.exchange.protocol import (
     IGNORE,
     AdaptedBatch,
     FeaturesMissingError,
+    FrozenBatch,
     Generated,
     Gradient,
     GraphGoneError,
@@ -84,6 +85,15 @@ class Exchange:
         self._labels_at = labels_at
         self._step = service.step if labels_at == "server" else partial(step_in_two, service)
         self.turns: Turns | None = None
+        self._prepared = set[bytes]()
+
+    def prepare(self, batch: FrozenBatch) -> None:
+        fresh = {f.key: f for f in batch.features if f.key not in self._prepared}
+        if self.inputs.HAS_HIDDEN and fresh:
+            service = self.service.beside()
+            lacking = set(service.lacks(list(fresh)))
+            service.keep_features([one for key, one in fresh.items() if key in lacking])
+            self._prepared.update(fresh)
 
     def begin(self) -> Turns:
         """Begin a session, once the host has room for it: from now on each loss is a step of it.

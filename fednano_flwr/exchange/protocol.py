@@ -23,7 +23,7 @@ from fednano_flwr.exchange.at_host import AtHost, HostMap, SessionResult, Turn
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 IGNORE = -100
 NOT_FINITE_ADVICE = (
     'set llm.dtype to "bfloat16" or "float32", whose range is wider than that of "float16"; where '
@@ -43,16 +43,25 @@ def at_site(sites: Tensor, site: str) -> Tensor:
     return sites == SITES.index(site)
 
 
+class ConnectorInput(NamedTuple):
+    """What a site's connector reads to make features: (…, k), as the model calls it."""
+
+    site: str
+    values: Tensor
+
+
 @dataclass(frozen=True)
 class Feature:
     """Frozen features of a question's pictures, or of its sounds, and the host's key for them.
 
     Attributes:
         rows: (n, d + L·d): embeddings h and, in some families, what `Layout.deep` has of them.
+        read: what is sent in their place to a host that has the connector.
     """
 
     key: bytes
     rows: Tensor
+    read: ConnectorInput | None = None
 
 
 class Layout(NamedTuple):
@@ -378,6 +387,7 @@ class LLMInfo:
         deep_size: L·d, see `Layout.deep`; 0 in most families.
         lora: `models.lora.digest_of` the LoRA inside where it stays as it is; "" without one, and
             in a run, whose phases bring theirs.
+        connector: `models.connector.connector_digest` of what makes features here; "" without.
     """
 
     model: str
@@ -391,6 +401,7 @@ class LLMInfo:
     revision: str = ""
     deep_size: int = 0
     lora: str = ""
+    connector: str = ""
 
     @property
     def feature_size(self) -> int:
@@ -573,9 +584,17 @@ class LLMService:
         """Forget a cache, if it is here; answers that have ended need it no more."""
         self._call("release", owner, cache)
 
+    def lacks(self, keys: Sequence[bytes], owner: bytes = b"") -> list[bytes]:
+        """Which of these features are not kept now."""
+        return self._call("lacks", owner, keys)
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """Keep frozen features for later batches to name, as long as there is room."""
         self._call("keep_features", owner, features)
+
+    def beside(self) -> LLMService:
+        """The same service for a second thread of one client, closed with this one."""
+        return self
 
     def _call(self, method: str, owner: bytes, *arguments: Any) -> Any:
         """Carry out a call by its method's name."""
@@ -584,6 +603,10 @@ class LLMService:
 
 class LLM(Protocol):
     """A frozen language model that a client can train against."""
+
+    def prepare(self, batch: FrozenBatch) -> None:
+        """Send what the host lacks of a batch to come; for one thread beside that of all calls."""
+        ...
 
     def loss(self, batch: AdaptedBatch, labels: Tensor) -> Tensor:
         """Mean cross-entropy of `labels` (N,) int64, differentiable in the batch's z and b."""

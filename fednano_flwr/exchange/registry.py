@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fednano_flwr.base.defined import class_defined_in
 from fednano_flwr.config import ConfigError
+from fednano_flwr.config import Exchange as ExchangeConfig
 from fednano_flwr.exchange.exchange import Exchange
 
 SUPPORT = {"at_host", "exchange", "protocol", "registry", "wire"}
@@ -20,12 +21,17 @@ EXCHANGES: Mapping[str, type[Exchange]] = {
 }
 
 
-def check_exchange(kind: str) -> str:
-    """Refuse an exchange that is not there.
+def check_exchange(config: ExchangeConfig) -> str:
+    """Refuse an exchange that is not there, or in which a connector at the host has no use.
 
     Raises:
         ConfigError: lists those there are.
     """
-    if kind not in EXCHANGES:
-        raise ConfigError(f"exchange.kind = {kind!r}: must be one of {', '.join(EXCHANGES)}")
-    return f"exchange {kind}"
+    if config.kind not in EXCHANGES:
+        raise ConfigError(f"exchange.kind = {config.kind!r}: must be one of {', '.join(EXCHANGES)}")
+    if config.connector_at == "server" and not EXCHANGES[config.kind].inputs.HAS_HIDDEN:
+        raise ConfigError(
+            f'exchange.connector-at = "server", exchange.kind = {config.kind!r}: the host gets no '
+            'features in this exchange; use exchange.kind = "lowrank"'
+        )
+    return f"exchange {config.kind}"

@@ -152,6 +152,16 @@ class FeatureStore:
         self._write(leaving)
         return features
 
+    def has(self, owner: bytes, key: bytes) -> bool:
+        """Whether there is an entry of this name; it counts as used."""
+        name = owner, key
+        with self._lock:
+            level = self._memory if self._memory.find(name) else self._disk
+            if level.find(name) is None:
+                return False
+            level.use(name)
+            return True
+
     def close(self) -> None:
         """Forget everything; the folder on disk goes as well."""
         with self._lock:

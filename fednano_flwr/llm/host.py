@@ -15,6 +15,7 @@ from fednano_flwr.exchange.at_host import FACTOR, AtHost, HostLora, SessionResul
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
     CacheGoneError,
+    ConnectorInput,
     Embedded,
     Feature,
     Generated,
@@ -32,6 +33,7 @@ from fednano_flwr.llm.client_state import Graph, Graphs
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.jobs import JOBS, Job, ReadJob, Sample, StepJob
 from fednano_flwr.llm.sessions import Session, Sessions
+from fednano_flwr.models.connector import HostConnectors
 from fednano_flwr.models.llm_half import LLMHalf
 from fednano_flwr.models.lora import digest_of
 
@@ -66,6 +68,7 @@ class FrozenLLM(LLMService):
         caches: room for answers under way.
         sessions: clients' training of the LoRA inside; None where there is none.
         lora: that is computed with where a call brings none.
+        connectors: that make features of what clients send of them; None where clients do.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class FrozenLLM(LLMService):
         caches: Caches | None = None,
         sessions: Sessions | None = None,
         lora: HostLora | None = None,
+        connectors: HostConnectors | None = None,
     ) -> None:
         self._half = half
+        self._connectors = connectors
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
         self._told_of_memory = False
@@ -101,6 +106,7 @@ class FrozenLLM(LLMService):
             revision=self._half.revision,
             deep_size=self._half.deep_size,
             lora=self._digest,
+            connector=self._connectors.digest if self._connectors else "",
         )
 
     def begin(self, part: AtHost | None, owner: bytes = b"") -> int:
@@ -250,12 +256,26 @@ class FrozenLLM(LLMService):
             self.graphs.expire()
             self.caches.expire()
 
+    def lacks(self, keys: Sequence[bytes], owner: bytes = b"") -> list[bytes]:
+        """See `LLMService.lacks`; waits for no pass, and no entry is read from disk."""
+        return [key for key in keys if not self.features.has(owner, key)]
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; those of pictures are kept in the host's dtype."""
         for feature in features:
             dtype = torch.float32 if feature.key.startswith(FACTOR) else self._half.dtype
-            kept = feature.rows.detach().to(self._half.device, dtype)
+            rows = self._made(feature.read) if feature.read else feature.rows
+            kept = rows.detach().to(self._half.device, dtype)
             self.features.put(owner, feature.key, kept)
+
+    def _made(self, read: ConnectorInput) -> Tensor:
+        """Features (n, d) of what a connector reads."""
+        if self._connectors is None:
+            raise RefusalError('this LLM host has no connector (exchange.connector-at = "client")')
+        rows = self._connectors.features(*read)
+        if rows.shape[1] != self._half.hidden_size or self._half.deep_size:
+            raise RefusalError(f"the connector of site {read.site} makes {rows.shape[1]} numbers")
+        return rows
 
     def serve(self, samples: Sequence[Sample]) -> None:
         """Serve samples of one or several requests of one layout in one pass.

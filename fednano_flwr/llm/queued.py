@@ -104,6 +104,10 @@ class QueuedLLM(LLMService):
         """See `LLMService.release`; waits for nobody."""
         self._host.release(cache, owner)
 
+    def lacks(self, keys: Sequence[bytes], owner: bytes = b"") -> list[bytes]:
+        """See `LLMService.lacks`; waits for nobody."""
+        return self._host.lacks(keys, owner)
+
     def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
         """See `LLMService.keep_features`; waits for nobody."""
         self._host.keep_features(features, owner)

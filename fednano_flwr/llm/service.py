@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import torch
+
 from fednano_flwr.config import Adapter, LLMConfig, Model
 from fednano_flwr.exchange.at_host import HostLora
 from fednano_flwr.exchange.protocol import LLMService
@@ -16,6 +18,8 @@ from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM
 from fednano_flwr.llm.sessions import MB, Sessions
+from fednano_flwr.models.bundle import open_whole
+from fednano_flwr.models.connector import HostConnectors
 from fednano_flwr.models.device import threads
 from fednano_flwr.models.llm_half import load_llm_half
 
@@ -35,6 +39,7 @@ def load_host(
     family: str = "",
     lora: Adapter | None = None,
     merged: HostLora | None = None,
+    connector: str = "",
 ) -> QueuedLLM:
     """The frozen language model of checkpoint `model`, loaded in this process.
 
@@ -46,12 +51,17 @@ def load_host(
         family: `model.family`.
         lora: rank, scale and targets of a LoRA inside; None for none.
         merged: its values where a call brings none.
+        connector: dtype of the connectors, in which clients compute; "" for none.
 
     Raises:
         ConfigError: no such model, its family cannot be cut, or this machine cannot hold it so.
     """
     with ExitStack() as stack:
         stack.enter_context(threads(config.threads))  # until the host is closed
+        connectors = None
+        if connector:
+            whole, device = open_whole(model, revision, family), torch.device(config.device)
+            connectors = HostConnectors(whole, device, getattr(torch, connector))
         half = load_llm_half(
             model,
             config.device,
@@ -73,7 +83,9 @@ def load_host(
         sessions = None
         if half.lora is not None:
             sessions = Sessions(half.lora, config.max_clients, config.session_memory_mb * MB)
-        host = FrozenLLM(half, config.max_tokens, features, Graphs(), caches, sessions, merged)
+        host = FrozenLLM(
+            half, config.max_tokens, features, Graphs(), caches, sessions, merged, connectors
+        )
         return QueuedLLM(
             host,
             config.batch_tokens,
@@ -91,6 +103,7 @@ def open_host(
     say: Callable[[str], None],
     metrics: ServiceMetrics = NO_METRICS,
     lora: Adapter | None = None,
+    connector: str = "",
 ) -> Iterator[LLMService]:
     """The service, closed after the block: the model in this process, or replicas in their own.
 
@@ -99,9 +112,16 @@ def open_host(
         say: takes lines for people.
         metrics: of the service; of replicas, what is known in this process.
         lora: rank, scale and targets of a LoRA inside; None for none.
+        connector: as in `load_host`.
     """
     load = partial(
-        load_host, model.name, config, revision=model.revision, family=model.family, lora=lora
+        load_host,
+        model.name,
+        config,
+        revision=model.revision,
+        family=model.family,
+        lora=lora,
+        connector=connector,
     )
     if config.replicas == 1:
         with load(metrics=metrics) as host:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_checkpoint
 from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.connector import connector_digest
 from fednano_flwr.models.source import model_sites
 
 VisionInputs = Mapping[str, Tensor]
@@ -95,6 +98,7 @@ class EdgeHalf(nn.Module):
         self.device, self.dtype = device, dtype
         self._vision = copy.deepcopy(checkpoint.edge_tree[0])
         checkpoint.fill(self._vision, device, dtype)
+        self._connectors = skeleton.connectors(self._vision)
 
     def token_table(self, ids: Sequence[int] | None = None) -> TokenTable:
         """Read the embeddings of `ids` (ascending), or of the whole vocabulary.
@@ -111,11 +115,7 @@ class EdgeHalf(nn.Module):
         The fingerprint covers no more than samples of these weights.
         """
         digest = hashlib.sha256()
-        for parts in (self._vision.named_parameters(), self._vision.named_buffers()):
-            for name, tensor in parts:
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                stored = tensor.detach().cpu().contiguous().reshape(-1)
-                digest.update(stored.view(torch.uint8).numpy())
+        skeleton.add_to_digest(digest, self._vision)
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -140,6 +140,35 @@ class EdgeHalf(nn.Module):
         parts = [output] if isinstance(output, Tensor) else output
         size = self.hidden_size + self.deep_size
         return torch.cat([part.reshape(-1, size) for part in parts])
+
+    @cached_property
+    def connector_digest(self) -> str:
+        """To be compared with that of a host which has connectors."""
+        return connector_digest(self._connectors)
+
+    def features_and_read(self, site: str, question: VisionInputs) -> tuple[Tensor, Tensor | None]:
+        """`features`, and what the connector reads (…, k) to make them.
+
+        None where they are not the connector's output alone, as when a family leaves rows out, adds
+        some or has features for deeper layers.
+        """
+        seen: list[list[Any]] = []
+        if (module := self._connectors.get(site)) is None:
+            return self.features(site, question), None
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
+            seen.append([*args, *kwargs.values(), made])
+
+        hook = module.register_forward_hook(note, with_kwargs=True)
+        try:
+            rows = self.features(site, question)
+        finally:
+            hook.remove()
+        match seen:
+            case [[Tensor() as read, Tensor() as made]]:
+                if made.numel() == rows.numel() and torch.equal(made.reshape(rows.shape), rows):
+                    return rows, read
+        return rows, None
 
     def _moved(self, value: Tensor) -> Tensor:
         return value.to(self.device, self.dtype if value.is_floating_point() else None)

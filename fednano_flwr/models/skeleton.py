@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.core_model_loading import (
 )
 
 from fednano_flwr.config import ConfigError
-from fednano_flwr.models.families import of
+from fednano_flwr.models.families import canonical, of
 from fednano_flwr.models.families.base import encoder_of
 
 NOT_READ = {"num_crops"}
@@ -81,6 +82,34 @@ def drop_vision(whole: Any) -> None:
             delattr(owner, name)
     for name in [name for name, _ in owner.named_parameters(recurse=False)]:
         delattr(owner, name)
+
+
+def connectors(whole: Any) -> dict[str, nn.Module]:
+    """The modules whose outputs are features, by site, of those that the family knows."""
+    family = of(whole.config)
+    by_name = {canonical(path): module for path, module in whole.named_modules() if path}
+    pairs = zip(family.modalities, (family.connector, family.second_connector), strict=False)
+    return {site: by_name[one.module] for site, one in pairs if one.module in by_name}
+
+
+def drop_all_but(whole: nn.Module, kept: Iterable[nn.Module]) -> None:
+    """Leave some modules in the tree, each at its place."""
+    parts = {part for module in kept for part in module.modules()}
+    for owner in [module for module in whole.modules() if module not in parts]:
+        gone = [name for name, one in owner.named_children() if parts.isdisjoint(one.modules())]
+        gone += [name for name, _ in owner.named_parameters(recurse=False)]
+        gone += [name for name, _ in owner.named_buffers(recurse=False)]
+        for name in gone:
+            delattr(owner, name)
+
+
+def add_to_digest(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Add a module's parameters and buffers, names and values, to a digest."""
+    for parts in (module.named_parameters(), module.named_buffers()):
+        for name, tensor in parts:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def stored(tree: nn.Module) -> dict[str, Tensor]:

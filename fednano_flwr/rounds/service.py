@@ -101,7 +101,13 @@ def open_service(
     with (
         open_metrics(llm.metrics, say) as metrics,
         open_host(
-            config.model, llm, simulated, say, metrics, adapter if adapter.at_llm else None
+            config.model,
+            llm,
+            simulated,
+            say,
+            metrics,
+            adapter if adapter.at_llm else None,
+            config.edge.dtype if config.exchange.connector_at == "server" else "",
         ) as host,
         serve(
             finished := FinishedSessions(host),

@@ -101,6 +101,9 @@ def good(
         for _ in range(rng.randint(0, 2)):
             request.features.add(key=rng.choice(OWN_KEYS), rows=tensor(rng, 2, size))
         return call
+    if kind == "lacks":
+        request.keys.extend(rng.choice(keys) for _ in range(rng.randint(0, 3)))
+        return call
     if kind == "backward":
         request.graph = rng.choice((*graphs, *WIDE))
         request.dtype = rng.choice(WORDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -64,8 +64,8 @@ class RemoteLLM(LLMService):
     """An LLM host at `address`, used like a local one.
 
     All calls go through one stream. A lost connection is retried with doubling pauses; a repeated
-    step changes nothing, because all that the host keeps are frozen features. For one thread. Use
-    it as a context manager, or call `close`.
+    step changes nothing, because all that the host keeps are frozen features. For one thread; a
+    second one takes `beside`. Use it as a context manager, or call `close`.
 
     Args:
         address: `host:port` of the LLM service.
@@ -97,6 +97,7 @@ class RemoteLLM(LLMService):
         )
         self._max_message = 0  # until the host has said it: one picture a message
         self._open: tuple[int, Inputs | None] = (0, None)
+        self._beside: RemoteLLM | None = None
 
     def __enter__(self) -> RemoteLLM:
         return self
@@ -106,6 +107,15 @@ class RemoteLLM(LLMService):
 
     def close(self) -> None:
         self._host.close()
+        if self._beside is not None:
+            self._beside.close()
+
+    def beside(self) -> RemoteLLM:
+        """A connection of its own; its bytes count here, and not the seconds that it waits."""
+        if self._beside is None:
+            self._beside = replace(self, dtype=self._wire_dtype())
+            self._beside._host.timed, self._beside._max_message = False, self._max_message
+        return self._beside
 
     def describe(self) -> LLMInfo:
         """What runs there; also settles the wire's dtype where it is "auto"."""

@@ -54,7 +54,7 @@ class StepTraffic:
         bytes_down: bytes of its replies.
         calls: requests that were answered.
         retries: requests sent again after a failure.
-        seconds: time spent waiting for answers, retries included.
+        seconds: time that the thread which takes steps has waited for answers, retries included.
     """
 
     bytes_up: int = 0
@@ -62,6 +62,20 @@ class StepTraffic:
     calls: int = 0
     retries: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def add(
+        self, up: int = 0, down: int = 0, calls: int = 0, retries: int = 0, seconds: float = 0.0
+    ) -> None:
+        """Count; several connections of a client may."""
+        with self._lock:
+            self.bytes_up += up
+            self.bytes_down += down
+            self.calls += calls
+            self.retries += retries
+            self.seconds += seconds
 
 
 class NoAnswerError(grpc.RpcError):
@@ -125,6 +139,9 @@ class Connection:
         retry_seconds: how long to go on trying, counted from the first attempt's failure, so that
             there is a second attempt however long the first one took; 0: there is none.
         ca: see `RemoteLLM`.
+
+    Attributes:
+        timed: whether its waiting counts.
     """
 
     def __init__(
@@ -142,6 +159,7 @@ class Connection:
         if self._proxy:
             log.warning("LLM host %s is asked through the proxy of %s", address, self._proxy)
         self._session: Session | None = None
+        self.timed = True
         self._connect()
 
     def close(self) -> None:
@@ -158,13 +176,13 @@ class Connection:
         def ask() -> Reply:
             if self._session is None:
                 self._session = Session(self._channel, self._metadata)
-            self._traffic.bytes_up += len(call)
+            self._traffic.add(up=len(call))
             try:
                 received = self._session.ask(call, self._timeout)
             except grpc.RpcError:
                 self._end_session()
                 raise
-            self._traffic.bytes_down += len(received)
+            self._traffic.add(down=len(received))
             return understand(received)
 
         return self._persistently(ask)
@@ -190,11 +208,10 @@ class Connection:
                 )
             pause = min(pause, end - now)
             log.warning("LLM host %s: %s, trying again in %.1f s", self._address, reason, pause)
-            self._traffic.retries += 1
+            self._traffic.add(retries=1)
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
-        self._traffic.calls += 1
-        self._traffic.seconds += time.monotonic() - started
+        self._traffic.add(calls=1, seconds=time.monotonic() - started if self.timed else 0.0)
         return reply
 
     def _reason(self, error: grpc.RpcError) -> str:

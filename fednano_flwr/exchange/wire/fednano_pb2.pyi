@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Call(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "keep_features", "reserve", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end")
+    __slots__ = ("step", "forward", "backward", "score", "keep_features", "reserve", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end", "lacks")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Call(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    LACKS_FIELD_NUMBER: _ClassVar[int]
     step: StepRequest
     forward: ForwardRequest
     backward: BackwardRequest
@@ -35,10 +36,11 @@ class Call(_message.Message):
     release: ReleaseRequest
     begin: BeginRequest
     end: EndRequest
-    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., reserve: _Optional[_Union[ReserveRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., begin: _Optional[_Union[BeginRequest, _Mapping]] = ..., end: _Optional[_Union[EndRequest, _Mapping]] = ...) -> None: ...
+    lacks: LacksRequest
+    def __init__(self, step: _Optional[_Union[StepRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ..., backward: _Optional[_Union[BackwardRequest, _Mapping]] = ..., score: _Optional[_Union[ScoreRequest, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesRequest, _Mapping]] = ..., reserve: _Optional[_Union[ReserveRequest, _Mapping]] = ..., prefill: _Optional[_Union[PrefillRequest, _Mapping]] = ..., decode: _Optional[_Union[DecodeRequest, _Mapping]] = ..., describe: _Optional[_Union[DescribeRequest, _Mapping]] = ..., register: _Optional[_Union[RegisterRequest, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., begin: _Optional[_Union[BeginRequest, _Mapping]] = ..., end: _Optional[_Union[EndRequest, _Mapping]] = ..., lacks: _Optional[_Union[LacksRequest, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("step", "forward", "backward", "score", "reserve", "keep_features", "refused", "busy", "missing", "gone", "session_gone", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end")
+    __slots__ = ("step", "forward", "backward", "score", "reserve", "keep_features", "refused", "busy", "missing", "gone", "session_gone", "prefill", "decode", "describe", "register", "token_losses", "release", "begin", "end", "lacks")
     STEP_FIELD_NUMBER: _ClassVar[int]
     FORWARD_FIELD_NUMBER: _ClassVar[int]
     BACKWARD_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +60,7 @@ class Answer(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    LACKS_FIELD_NUMBER: _ClassVar[int]
     step: StepReply
     forward: ForwardReply
     backward: BackwardReply
@@ -77,7 +80,8 @@ class Answer(_message.Message):
     release: ReleaseReply
     begin: BeginReply
     end: EndReply
-    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., reserve: _Optional[_Union[ReserveReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., session_gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., begin: _Optional[_Union[BeginReply, _Mapping]] = ..., end: _Optional[_Union[EndReply, _Mapping]] = ...) -> None: ...
+    lacks: Missing
+    def __init__(self, step: _Optional[_Union[StepReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ..., backward: _Optional[_Union[BackwardReply, _Mapping]] = ..., score: _Optional[_Union[ScoreReply, _Mapping]] = ..., reserve: _Optional[_Union[ReserveReply, _Mapping]] = ..., keep_features: _Optional[_Union[KeepFeaturesReply, _Mapping]] = ..., refused: _Optional[str] = ..., busy: _Optional[str] = ..., missing: _Optional[_Union[Missing, _Mapping]] = ..., gone: bool = ..., session_gone: bool = ..., prefill: _Optional[_Union[GeneratedReply, _Mapping]] = ..., decode: _Optional[_Union[GeneratedReply, _Mapping]] = ..., describe: _Optional[_Union[Description, _Mapping]] = ..., register: _Optional[_Union[Description, _Mapping]] = ..., token_losses: _Optional[_Union[TokenLossesReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., begin: _Optional[_Union[BeginReply, _Mapping]] = ..., end: _Optional[_Union[EndReply, _Mapping]] = ..., lacks: _Optional[_Union[Missing, _Mapping]] = ...) -> None: ...
 
 class Missing(_message.Message):
     __slots__ = ("keys",)
@@ -208,7 +212,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ...) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision", "max_message", "deep_size", "lora")
+    __slots__ = ("protocol", "model", "fingerprint", "hidden_size", "vocabulary", "dtype", "max_tokens", "hub_id", "parameters", "revision", "max_message", "deep_size", "lora", "connector")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +226,7 @@ class Description(_message.Message):
     MAX_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DEEP_SIZE_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
+    CONNECTOR_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     model: str
     fingerprint: str
@@ -235,7 +240,8 @@ class Description(_message.Message):
     max_message: int
     deep_size: int
     lora: str
-    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ..., max_message: _Optional[int] = ..., deep_size: _Optional[int] = ..., lora: _Optional[str] = ...) -> None: ...
+    connector: str
+    def __init__(self, protocol: _Optional[int] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., hidden_size: _Optional[int] = ..., vocabulary: _Optional[int] = ..., dtype: _Optional[str] = ..., max_tokens: _Optional[int] = ..., hub_id: _Optional[str] = ..., parameters: _Optional[int] = ..., revision: _Optional[str] = ..., max_message: _Optional[int] = ..., deep_size: _Optional[int] = ..., lora: _Optional[str] = ..., connector: _Optional[str] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("header", "model", "fingerprint", "hidden_size", "hub_id", "revision")
@@ -412,12 +418,16 @@ class ReleaseReply(_message.Message):
     def __init__(self) -> None: ...
 
 class FeatureEntry(_message.Message):
-    __slots__ = ("key", "rows")
+    __slots__ = ("key", "rows", "read", "site")
     KEY_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     rows: Tensor
-    def __init__(self, key: _Optional[bytes] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    read: Tensor
+    site: str
+    def __init__(self, key: _Optional[bytes] = ..., rows: _Optional[_Union[Tensor, _Mapping]] = ..., read: _Optional[_Union[Tensor, _Mapping]] = ..., site: _Optional[str] = ...) -> None: ...
 
 class KeepFeaturesRequest(_message.Message):
     __slots__ = ("header", "features")
@@ -430,3 +440,11 @@ class KeepFeaturesRequest(_message.Message):
 class KeepFeaturesReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class LacksRequest(_message.Message):
+    __slots__ = ("header", "keys")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    header: Header
+    keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., keys: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -6,6 +6,7 @@ Client and dispatcher go over `METHODS`. What a host reads may have been written
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fednano_flwr.config import SITES
 from fednano_flwr.exchange.at_host import FACTOR, Turn
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
+    ConnectorInput,
     Feature,
     Generated,
     Gradient,
@@ -35,6 +38,9 @@ from fednano_flwr.models.fingerprint import same_checkpoint
 MOST_AXES = 3
 """Of positions: time, height and width."""
 SHOWN = 16
+MOST_SHOWN = 4
+"""Axes of a shape that an error repeats."""
+NO_ROWS = torch.empty(0)
 LARGEST = 2**31 - 1
 """Bytes of any message of gRPC's."""
 LARGEST_NUMBER = 8
@@ -325,6 +331,26 @@ class Release(Method):
         return (request.cache,)
 
 
+class Lacks(Method):
+    computes = False
+
+    def write(self, request: Any, dtype: str, keys: Sequence[bytes]) -> None:
+        request.keys.extend(keys)
+
+    def read(self, request: pb.LacksRequest, info: LLMInfo) -> tuple[list[bytes]]:
+        if len(request.keys) > info.max_tokens:
+            raise RefusalError(f"{len(request.keys)} keys; at most {info.max_tokens}")
+        for key in request.keys:
+            codec.check_key(key)
+        return (list(request.keys),)
+
+    def fill(self, reply: Any, result: list[bytes], request: Any) -> None:
+        reply.keys.extend(result)
+
+    def result(self, reply: Any, keys: Sequence[bytes]) -> list[bytes]:
+        return list(reply.keys)
+
+
 class KeepFeatures(Method):
     computes = False
 
@@ -333,6 +359,10 @@ class KeepFeatures(Method):
 
     def read(self, request: pb.KeepFeaturesRequest, info: LLMInfo) -> tuple[list[Feature]]:
         for entry in request.features:
+            codec.check_key(entry.key)
+            if entry.HasField("read"):
+                _check_read(entry, info)
+                continue
             shape = tuple(entry.rows.shape)
             factor = entry.key.startswith(FACTOR)
             width = info.hidden_size if factor else info.feature_size
@@ -343,8 +373,7 @@ class KeepFeatures(Method):
                     f"features of {shape[0]} rows; a request holds {info.max_tokens} "
                     "(llm.max-tokens)"
                 )
-            codec.check_key(entry.key)
-        return ([Feature(entry.key, codec.decode(entry.rows)) for entry in request.features],)
+        return ([_feature(entry) for entry in request.features],)
 
 
 METHODS: Mapping[str, Method] = {
@@ -360,6 +389,7 @@ METHODS: Mapping[str, Method] = {
     "decode": Decode(),
     "release": Release(),
     "keep_features": KeepFeatures(),
+    "lacks": Lacks(),
     "begin": Begin(),
     "end": End(),
 }
@@ -373,8 +403,29 @@ def largest_message(info: LLMInfo) -> int:
 def feature_entry(feature: Feature, dtype: str) -> pb.FeatureEntry:
     """A feature as it is sent; its size says how many go into one message."""
     entry = pb.FeatureEntry(key=feature.key)
+    if feature.read is not None:
+        entry.site = feature.read.site
+        codec.fill(entry.read, feature.read.values, dtype)
+        return entry
     codec.fill(entry.rows, feature.rows, "float32" if feature.key.startswith(FACTOR) else dtype)
     return entry
+
+
+def _feature(entry: pb.FeatureEntry) -> Feature:
+    """What `feature_entry` wrote; of what a connector reads, the features are yet to be made."""
+    if not entry.HasField("read"):
+        return Feature(entry.key, codec.decode(entry.rows))
+    return Feature(entry.key, NO_ROWS, ConnectorInput(entry.site, codec.decode(entry.read)))
+
+
+def _check_read(entry: pb.FeatureEntry, info: LLMInfo) -> None:
+    if not info.connector or entry.site not in SITES:
+        raise RefusalError(f"this host has no connector of site {entry.site[:32]!r}")
+    shape, most = tuple(entry.read.shape), info.max_tokens * info.feature_size
+    if not 0 < math.prod(shape) < most or len(shape) > codec.MOST_AXES:
+        raise RefusalError(
+            f"a connector's input of shape {shape[:MOST_SHOWN]} is not of 1 to {most} numbers"
+        )
 
 
 def as_sent(gradient: Gradient, inputs: Inputs) -> Gradient:

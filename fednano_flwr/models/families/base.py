@@ -37,6 +37,15 @@ class Connector:
     rows: tuple[str, ...] = ()
     cannot: str = ""
 
+    @property
+    def module(self) -> str:
+        """Canonical name of the connector that the linear layer is of; "" where there is none.
+
+        Where encoder and connector are one module `visual`, it is a part of that.
+        """
+        first, _, rest = self.linear.partition(".")
+        return f"{first}.{rest.partition('.')[0]}" if first == "visual" else first
+
     def parts(self) -> tuple[str, ...]:
         """Tensors that have to be there; a bias need not be."""
         return (*([f"{self.linear}.weight"] if self.linear else []), *self.rows)

@@ -1,0 +1,83 @@
+"""A model's connectors at the host: it makes features of what they read, which may be smaller."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fednano_flwr.config import ConfigError, Model
+from fednano_flwr.models import skeleton
+from fednano_flwr.models.bundle import open_whole
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+
+
+class HostConnectors:
+    """Frozen connectors of a checkpoint, and no other tensor of its client's half.
+
+    Args:
+        dtype: in which clients compute features, so that both sides round alike.
+
+    Attributes:
+        digest: as `connector_digest`.
+
+    Raises:
+        ConfigError: the checkpoint lacks one of their tensors.
+    """
+
+    def __init__(
+        self, checkpoint: ModelCheckpoint, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        tree = copy.deepcopy(checkpoint.tree)
+        self._modules = skeleton.connectors(tree)
+        skeleton.drop_all_but(tree, self._modules.values())
+        checkpoint.fill(tree, device, dtype)
+        self._device, self._dtype = device, dtype
+        self.digest = connector_digest(self._modules)
+
+    @torch.no_grad()
+    def features(self, site: str, read: Tensor) -> Tensor:
+        """Features (n, d) of what a site's connector reads (…, k).
+
+        Raises:
+            ValueError: there is no such connector, or it reads nothing of this shape.
+        """
+        if site not in self._modules:
+            raise ValueError(f"this host has no connector of site {site[:32]!r}")
+        try:
+            made = self._modules[site](read.to(self._device, self._dtype))
+            return made.reshape(-1, made.shape[-1])
+        except (RuntimeError, TypeError, IndexError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"the connector of site {site} reads nothing of shape {tuple(read.shape)}: {reason}"
+            ) from error
+
+
+def check_connectors(model: Model) -> str:
+    """Refuse a model whose connector is not known.
+
+    Raises:
+        ConfigError: says so.
+    """
+    checkpoint = open_whole(model.name, model.revision, model.family)
+    if not (found := skeleton.connectors(checkpoint.tree)):
+        raise ConfigError(
+            f'exchange.connector-at = "server": in the family {checkpoint.family.model_type} it is '
+            'not known which module the connector is; use exchange.connector-at = "client"'
+        )
+    return f"connector of {' and '.join(found)} at the host"
+
+
+def connector_digest(modules: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of connectors as they were loaded, by their sites; "" where there are none."""
+    if not modules:
+        return ""
+    digest = hashlib.sha256()
+    for site, module in sorted(modules.items()):
+        digest.update(f"{site}\n".encode())
+        skeleton.add_to_digest(digest, module)
+    return digest.hexdigest()

@@ -1,0 +1,87 @@
+"""The connector at the host: features of what it reads, to the same bits, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fednano_flwr.config import ConfigError, Model
+from fednano_flwr.edge.encoder import load_encoder
+from fednano_flwr.models.checkpoint import ModelCheckpoint
+from fednano_flwr.models.connector import HostConnectors, check_connectors
+from fednano_flwr.models.edge_half import load_edge_half
+from tests import families, opened
+from tests.families import TINY
+from tests.models.test_families import samples_of
+
+WHOLE = {
+    *("aya_vision", "blip-2", "cohere2_vision", "fast_vlm", "idefics3", "instructblip"),
+    *("internvl", "llava", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_5"),
+    *(
+        "smolvlm",
+        "voxtral",
+        "glm4v",
+        "glm46v",
+        "gemma4",
+        "gemma4-large",
+        "lfm2_vl",
+        "perception_lm",
+    ),
+}
+"""Whose features are the connector's output alone."""
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_the_host_makes_a_familys_features_to_the_bit_where_they_are_the_connectors_output(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
+    folder = str(family_folder(family))
+    half = load_edge_half(folder)
+    encoder = load_encoder(half.checkpoint)
+    with opened.recorded() as read_here:
+        host = HostConnectors(ModelCheckpoint(folder), torch.device("cpu"), torch.float32)
+    assert host.digest == half.connector_digest
+    found = set()
+    for sample in samples_of(encoder):
+        for site in sample.media:
+            rows, read = half.features_and_read(site, encoder.vision_inputs(sample))
+            assert torch.equal(rows, half.features(site, encoder.vision_inputs(sample)))
+            if read is not None:
+                found.add(family)
+                assert torch.equal(host.features(site, read), rows)
+    assert (family in found) == (family in WHOLE)
+    assert not read_here.inside("language_model", "lm_head")
+    assert len(read_here) <= 12
+
+
+def test_another_version_of_the_connector_has_another_digest(
+    family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, device = str(family_folder("llava")), torch.device("cpu")
+    other = str(families.write("llava", tmp_path / "other", seed=1))
+    digests = {
+        HostConnectors(ModelCheckpoint(where), device, dtype).digest
+        for where in (folder, other)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert len(digests) == 4
+
+
+def test_what_no_connector_reads_is_refused(family_folder: Callable[[str], Path]) -> None:
+    checkpoint = ModelCheckpoint(str(family_folder("llava")))
+    host = HostConnectors(checkpoint, torch.device("cpu"), torch.float32)
+    with pytest.raises(ValueError, match=r"\(1, 2, 3\)"):
+        host.features("image", torch.ones(1, 2, 3))
+    with pytest.raises(ValueError, match="'audio'"):
+        host.features("audio", torch.ones(1, 2, 3))
+
+
+def test_a_model_whose_connector_is_not_known_is_refused_before_it_is_loaded(
+    family_folder: Callable[[str], Path],
+) -> None:
+    assert "image" in check_connectors(Model(str(family_folder("llava"))))
+    with pytest.raises(ConfigError, match=r"exchange\.connector-at.*gemma3"):
+        check_connectors(Model(str(family_folder("gemma3"))))
