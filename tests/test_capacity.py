@@ -35,6 +35,7 @@ from benchmarks.capacity.sizes import (
     step_traffic,
     training_messages,
 )
+from benchmarks.step_traffic import ALTERNATING, LEAST, LOW, PLAIN
 from fednano_flwr.adapters.site import adapter_state, build_adapters
 from fednano_flwr.config import Adapter
 from fednano_flwr.rounds.records import record_bytes, to_arrays
@@ -57,16 +58,20 @@ def test_token_ids_take_a_byte_for_each_seven_bits(vocabulary: int, expected: fl
     assert Model(8, 2, vocabulary, 4).token_id_bytes == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("exchange", ["embeddings", "lowrank"])
-def test_bytes_of_a_step_are_those_that_were_counted_at_llavas_width(exchange: str) -> None:
+@pytest.mark.parametrize("kind", [PLAIN, LOW, ALTERNATING, LEAST])
+def test_bytes_of_a_step_are_those_that_were_counted_at_llavas_width(kind: str) -> None:
     recorded = json.loads((RESULTS / "step_traffic.json").read_text())
-    setting, counted = recorded["setting"], recorded["bytes_of_a_step"][exchange]
-    model = Model(setting["hidden_size"], setting["rank"], 1000, wire_bytes=2)
+    setting, counted = recorded["setting"], recorded["bytes_of_a_step"][kind]
+    exchange, in_turns = kind.partition(",")[0], kind in (ALTERNATING, LEAST)
+    read_size = setting["connector_input"] if kind == LEAST else 0
+    sizes = setting["hidden_size"], setting["rank"]
+    model = Model(*sizes, 1000, 2, in_turns=in_turns, read_size=read_size)
     question = Question(setting["image_tokens"], setting["text_tokens"])
     later = step_traffic(exchange, model, question, setting["batch"])
     first = later + features_traffic(exchange, model, question, setting["batch"])
     assert later.both == pytest.approx(counted["later"], rel=1e-3)
-    assert first.both == pytest.approx(counted["first"], rel=1e-3)
+    # The first of alternating rounds trains B, and more of that is sent than the mean.
+    assert first.both == pytest.approx(counted["first"], rel=0.04 if in_turns else 1e-3)
 
 
 def test_the_numbers_of_a_step_are_those_of_the_formulas() -> None:
@@ -76,7 +81,7 @@ def test_the_numbers_of_a_step_are_those_of_the_formulas() -> None:
     assert plain.down == pytest.approx(4 * 500 * 1000 * 2, rel=1e-3)
     low = step_traffic("lowrank", big, Question(300, 200), 4)
     assert low.down == pytest.approx(2 * (4 * 500 * 10 + 2 * 1000 * 10), rel=5e-3)  # N·r + 2·d·r
-    once = features_traffic("lowrank", big, Question(300, 200), 4).up - low.up
+    once = features_traffic("lowrank", big, Question(300, 200), 4).up
     assert once == pytest.approx(4 * 300 * 1000 * 2, rel=1e-3)
 
 

@@ -87,7 +87,11 @@ def calibrate(records: Sequence[Record], config: RunConfig, look: float) -> pape
     return paper.Setup(
         exchange=config.exchange.kind,
         model=sizes.Model(
-            text.hidden_size, config.adapter.rank, text.vocab_size, _wire_bytes(config)
+            text.hidden_size,
+            config.adapter.rank,
+            text.vocab_size,
+            _wire_bytes(config),
+            in_turns=config.strategy.name == "rolora",
         ),
         workload=work,
         host=paper.Host(train_rate, 2 * train_rate),

@@ -113,7 +113,14 @@ def checked_bytes(step_traffic_json: Path) -> list[dict[str, Any]]:
     recorded = json.loads(step_traffic_json.read_text())
     rows = []
     small = Namespace(
-        hidden_size=128, rank=16, batch=4, image_tokens=9, text_tokens=12, dtype="float32", steps=3
+        hidden_size=128,
+        rank=16,
+        batch=4,
+        image_tokens=9,
+        text_tokens=12,
+        connector_input=64,
+        dtype="float32",
+        steps=3,
     )
     sent_now = {
         name: dict(zip(("first", "later"), step_traffic.measure(kind, small)[:2], strict=True))

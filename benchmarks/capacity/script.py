@@ -131,7 +131,14 @@ def setup(options: argparse.Namespace, measured: Mapping[str, Any]) -> paper.Set
     known = epochs["later, from memory"] / samples
     return paper.Setup(
         exchange=options.exchange,
-        model=Model(parts.hidden_size, options.rank, parts.vocabulary, wire_bytes=2),
+        model=Model(
+            parts.hidden_size,
+            options.rank,
+            parts.vocabulary,
+            wire_bytes=2,
+            in_turns=options.in_turns,
+            read_size=parts.connector_reads if options.connector_at == "server" else 0,
+        ),
         workload=paper.Workload(
             question=Question(options.image_tokens, options.text_tokens),
             train=paper.Shard.of(int(options.train_questions), int(options.batch_size)),
@@ -214,6 +221,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="this machine's inputs, anew")
     parser.add_argument("--check", action="store_true", help="two simulations; minutes")
     parser.add_argument("--exchange", default="lowrank", choices=["lowrank", "embeddings"])
+    parser.add_argument("--connector-at", default="client", choices=["client", "server"])
+    parser.add_argument("--in-turns", action="store_true", help="train A and B in turns (rolora)")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument(
         "--host-tokens-per-second",

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 FLOAT32 = 4
 KEY_BYTES = 16  # of a picture's features at the host
+FACTOR_KEY_BYTES = 30  # of a named factor, its scale in shares
 CALL_BYTES = 50  # header of a request: protocol, run, node, round
 TENSOR_BYTES = 20  # of a tensor on the wire beside its numbers: dtype, shape, tags
 ANSWER_BYTES = 3  # of an answer beside what it holds
@@ -46,6 +47,8 @@ class Model:
         vocabulary: number of token ids.
         wire_bytes: of a number of the step traffic (`exchange.dtype`).
         sites: adapters, one each.
+        in_turns: rounds train A alone and B alone in turns (`rolora`); sizes are their means.
+        read_size: numbers a token that a connector at the host reads; 0: features are sent.
     """
 
     hidden_size: int
@@ -53,6 +56,8 @@ class Model:
     vocabulary: int
     wire_bytes: float
     sites: int = 2
+    in_turns: bool = False
+    read_size: int = 0
 
     @property
     def numbers(self) -> int:
@@ -81,49 +86,60 @@ class Question:
         return self.pictured * self.image_tokens + self.text_tokens
 
 
-def batch_up(exchange: str, model: Model, question: Question, batch: float) -> float:
-    """Bytes of a batch as sent, without labels: docs/exchange.md has the formulas."""
+def batch_up(
+    exchange: str, model: Model, question: Question, batch: float, trained: float = 1.0
+) -> float:
+    """Bytes of a batch as sent, without labels: docs/exchange.md has the formulas.
+
+    Args:
+        trained: share of the factors that is; the others are named.
+    """
     if exchange == "embeddings":
         numbers = batch * question.tokens * model.hidden_size
         return CALL_BYTES + TENSOR_BYTES + 2 * batch + numbers * model.wire_bytes
     keys = batch * question.pictured * (KEY_BYTES + 2)
     ids = batch * question.text_tokens * model.token_id_bytes
-    return CALL_BYTES + 4 * batch + keys + ids + _factors(model, question, batch)
+    names = 2 * (1 - trained) * _sites(model, question, batch) * FACTOR_KEY_BYTES
+    return CALL_BYTES + 4 * batch + keys + ids + names + trained * _factors(model, question, batch)
 
 
 def step_traffic(exchange: str, model: Model, question: Question, batch: float) -> Traffic:
     """A training step whose features, where the exchange needs any, are at the host."""
-    up = batch_up(exchange, model, question, batch) + batch * 4
+    trained = 0.5 if model.in_turns else 1.0
+    up = batch_up(exchange, model, question, batch, trained) + batch * 4
     if exchange == "embeddings":
         numbers = batch * question.tokens * model.hidden_size
         return Traffic(up, numbers * model.wire_bytes + TENSOR_BYTES + ANSWER_BYTES + 5)
-    return Traffic(up, _factors(model, question, batch) + ANSWER_BYTES + 5)
+    return Traffic(up, trained * _factors(model, question, batch) + ANSWER_BYTES + 5)
 
 
 def score_traffic(exchange: str, model: Model, question: Question, batch: float) -> Traffic:
-    """Scoring a batch of questions by the logits of their options."""
-    up = batch_up(exchange, model, question, batch) + 2 * batch + 2 * question.options
+    """Scoring a batch of questions by the logits of their options; all factors are named."""
+    up = batch_up(exchange, model, question, batch, 0.0) + 2 * batch + 2 * question.options
     return Traffic(up, batch * question.options * FLOAT32 + TENSOR_BYTES + ANSWER_BYTES)
 
 
 def features_traffic(exchange: str, model: Model, question: Question, batch: float) -> Traffic:
-    """What is sent on top the first time: the request once more, and the features it lacked."""
+    """What is sent on top the first time: which features the host lacks, and these."""
     if exchange == "embeddings":
         return Traffic()
     pictures = batch * question.pictured
-    each = question.image_tokens * model.hidden_size * model.wire_bytes
-    each += CALL_BYTES + TENSOR_BYTES + KEY_BYTES
-    again = batch_up(exchange, model, question, batch) + 4 * batch
-    down = pictures * (KEY_BYTES + 2 + ANSWER_BYTES) + ANSWER_BYTES
-    return Traffic(again + pictures * each, down)
+    each = question.image_tokens * (model.read_size or model.hidden_size) * model.wire_bytes
+    each += TENSOR_BYTES + 2 * KEY_BYTES
+    asked = pictures * (KEY_BYTES + 2)
+    return Traffic(2 * CALL_BYTES + asked + pictures * each, asked + 2 * ANSWER_BYTES)
 
 
 def _factors(model: Model, question: Question, batch: float) -> float:
     """z (or its gradient) of every token, and B of each site that occurs in the batch."""
-    with_picture = 1 - (1 - question.pictured) ** batch
-    sites = 1 + with_picture if model.sites == 2 else 1
+    sites = _sites(model, question, batch)
     numbers = batch * question.tokens * model.rank + sites * model.hidden_size * model.rank
     return numbers * model.wire_bytes + sites * (2 * TENSOR_BYTES + 10)
+
+
+def _sites(model: Model, question: Question, batch: float) -> float:
+    """That occur in a batch."""
+    return 2 - (1 - question.pictured) ** batch if model.sites == 2 else 1
 
 
 def training_messages(model: Model, fisher: bool) -> Traffic:

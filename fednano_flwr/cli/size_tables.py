@@ -206,11 +206,19 @@ def _sent(upload: Upload, sizes: Sizes) -> tuple[str, str, str]:
 def _step(options: SizeOptions, sizes: Sizes) -> str:
     setting, pictures = sizes.setting, sizes.parts.picture_tokens
     kind = "picture" if "image" in sizes.parts.sites else "sound"
-    plain, low = sizes.embeddings_step(), sizes.lowrank_step()
-    once = human_bytes(low.once) if low.once else "its features"
+    plain = sizes.embeddings_step()
+    exchanges = {
+        "embeddings": plain,
+        "lowrank": sizes.lowrank_step(),
+        "lowrank, least": sizes.alternating_step(),
+    }
     rows = [
-        (name, *map(human_bytes, (each.up, each.down, each.up + each.down)), kept)
-        for name, each, kept in (("embeddings", plain, "–"), ("lowrank", low, once))
+        (
+            name,
+            *map(human_bytes, (each.up, each.down, each.up + each.down)),
+            "–" if each is plain else human_bytes(each.once) if each.once else "its features",
+        )
+        for name, each in exchanges.items()
     ]
     consists = f"T = {setting.tokens} tokens a sample"
     if options.tokens is None:
@@ -224,7 +232,8 @@ def _step(options: SizeOptions, sizes: Sizes) -> str:
     return (
         table(f"Step traffic a sample, rank {setting.rank}, {options.dtype}", columns, rows)
         + f"\n{consists}.\nWith lowrank, B and dB are counted in shares of a step's batch, "
-        f"{setting.batch_size}."
+        f"{setting.batch_size}.\nLeast: rounds that train A and B in turns (strategy.name=rolora), "
+        "exchange.connector-at=server."
     )
 
 

@@ -21,6 +21,7 @@ from fednano_flwr.config.machine import Memory, device_memory
 from fednano_flwr.config.project import NAME, PACKAGE
 from fednano_flwr.doctor.files import parts_of, rows_of
 from fednano_flwr.doctor.finding import Finding, ok, problem, warning
+from fednano_flwr.exchange.wire.server import STREAMS
 
 if TYPE_CHECKING:
     from fednano_flwr.models.size import Parts
@@ -121,7 +122,7 @@ def check_threads(key: str, threads: int, there: int) -> list[Finding]:
 
 def check_open_files(max_clients: int) -> list[Finding]:
     """Whether so many clients may be connected at once."""
-    limit, needed = open_files(), max_clients + FILES_BESIDES
+    limit, needed = open_files(), STREAMS * max_clients + FILES_BESIDES
     if needed <= limit:
         return [ok(f"llm.max-clients = {max_clients}, open files: up to {limit}")]
     return [

@@ -53,6 +53,7 @@ class Parts:
         picture_tokens: tokens that a picture becomes; None where that depends on the picture.
         sites: where its adapters may be.
         deep_layers: L, layers of the language model that take features of pictures of their own.
+        connector_reads: numbers that the connector reads for a feature; 0 where it is not known.
         attention: Σ (inputs + outputs) of the attention's linear layers, in how many layers.
     """
 
@@ -68,6 +69,7 @@ class Parts:
     picture_tokens: int | None
     sites: tuple[str, ...]
     deep_layers: int = 0
+    connector_reads: int = 0
     attention: tuple[int, int] = (0, 0)
 
     @property
@@ -219,6 +221,17 @@ class Sizes:
         once = (self.parts.picture_tokens or 0) * (1 + self.parts.deep_layers) * d
         return StepTraffic(each, each, once * setting.dtype_bytes)
 
+    def alternating_step(self) -> StepTraffic:
+        """The same where rounds train one factor in turns and the connector is at the host.
+
+        Up go z or B, and down the gradient of one of them. Once a picture, what the connector
+        reads, where that is smaller than its features.
+        """
+        both, parts = self.lowrank_step(), self.parts
+        read = (parts.picture_tokens or 0) * parts.connector_reads * self.setting.dtype_bytes
+        smaller = 0 < read < both.once and not parts.deep_layers
+        return StepTraffic(both.up // 2, both.down // 2, read if smaller else both.once)
+
     def most_rows(self, share: float) -> int | None:
         """The most token embeddings with which a bundle stays within `share` of the model's bytes.
 
@@ -300,6 +313,7 @@ def count(config: PretrainedConfig) -> Parts:
         picture_tokens=family.picture_tokens(config),
         sites=model_sites(config),
         deep_layers=family.deep_layers(config),
+        connector_reads=_connector_reads(whole, modalities[0]),
         attention=_attention(language),
     )
 
@@ -311,6 +325,13 @@ def _attention(language: nn.Module) -> tuple[int, int]:
     except ConfigError:
         return 0, 0
     return sum(layer.in_features + layer.out_features for layer in found), len(found)
+
+
+def _connector_reads(whole: nn.Module, modality: str) -> int:
+    """As `Parts.connector_reads`: its first linear layer takes all that a feature is made of."""
+    module = skeleton.connectors(whole).get(modality)
+    layers = [] if module is None else [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return layers[0].in_features if layers else 0
 
 
 def _numel(modules: Sequence[nn.Module]) -> int:

@@ -54,7 +54,7 @@ def test_threads_and_clients_have_bounds(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(machine, "open_files", lambda: 1024)
     found = only(machine.check_open_files(1024), "warning")
     assert "llm.max-clients = 1024" in found.what and "ulimit -n 1280" in found.do
-    assert well(machine.check_open_files(768))
+    assert well(machine.check_open_files(384))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from fednano_flwr.exchange.protocol import HostBusyError
 BURST_SECONDS = 5.0
 """A node that was silent may make the requests of so many seconds at once."""
 SESSIONS_OF_NODE = 8
-"""A client needs one; a connection that broke off may hold another for a while."""
+"""A client needs two; connections that broke off may hold others for a while."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # it needs cryptography, which a service without TLS does not
 # A client that is gone without a word, as when its machine lost power, is noticed in 40 seconds.
 KEEPALIVE = [("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 10_000)]
 REFUSALS_AT_ONCE = 16
+STREAMS = 2
+"""Of a client: its calls, and what it sends ahead."""
 
 
 class Servicer:
@@ -100,7 +102,7 @@ def serve(
     Args:
         service: called from several threads at once.
         bind: an address of this machine; one that others can reach needs `tokens` and `identity`.
-        max_clients: sessions at once, each with a thread; more clients are told to come again.
+        max_clients: clients at once; more are told to come again.
         tokens: callers need one of these; without, whoever reaches the port is answered.
         identity: the service speaks TLS only, with this key and certificate.
         limits: of each node; they need `tokens`, which tell nodes apart.
@@ -117,7 +119,7 @@ def serve(
             "call) and identity (TLS); without, take 127.0.0.1"
         )
     metrics, meter = Harmless(metrics), Meter(limits)
-    threads = max_clients + REFUSALS_AT_ONCE
+    threads = STREAMS * max_clients + REFUSALS_AT_ONCE  # a stream has one to itself
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-rpc"),
         maximum_concurrent_rpcs=threads,
