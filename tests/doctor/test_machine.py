@@ -53,7 +53,7 @@ def test_threads_and_clients_have_bounds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert well(machine.check_threads("llm.threads", 4, 4))
     monkeypatch.setattr(machine, "open_files", lambda: 1024)
     found = only(machine.check_open_files(1024), "warning")
-    assert "llm.max-clients = 1024" in found.what and "ulimit -n 1280" in found.do
+    assert "llm.max-clients = 1024" in found.what and "ulimit -n 2304" in found.do
     assert well(machine.check_open_files(384))
 
 
