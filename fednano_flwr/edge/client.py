@@ -128,7 +128,8 @@ class Client:
         if at_host and info.connector != self.half.connector_digest:
             raise ConfigError(
                 'exchange.connector-at = "server": the LLM host has another connector than this '
-                "client: both need the same checkpoint and edge.dtype"
+                "client: both need one version of the checkpoint, in one dtype (edge.dtype, and "
+                "that of an edge bundle)"
             )
         longest, answer = self.half.checkpoint.longest, self.config.max_answer_tokens
         self.limits = Limits(info.max_tokens, longest, answer)

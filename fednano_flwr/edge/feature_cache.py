@@ -30,6 +30,8 @@ BLOCK = 4096  # what a small file takes of the disk
 FILLED = 0.9  # share of the bound that is left when room is made
 SHARE = 8  # a process looks at the folder anew when it has filled one part in so many of the room
 ABANDONED_SECONDS = 3600.0
+READ = " read"
+"""Ends the key of what a connector reads to make features; empty where these are sent."""
 FORMAT = 3
 """Of the files and of how features are computed; raise it with every change of either."""
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "pillow", "numpy", "soundfile", "soxr")
@@ -171,7 +173,7 @@ class FeatureLevels:
         if found is None:
             found = self._disk.get(key)
             if found is not None:
-                self.from_disk += 1
+                self.from_disk += not key.endswith(READ)
                 self._memory[key] = found
         return found
 

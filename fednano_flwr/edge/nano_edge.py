@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fednano_flwr.adapters.site import constant_factors, low_rank
 from fednano_flwr.config import SITES
 from fednano_flwr.edge.encoder import QuestionEncoder
-from fednano_flwr.edge.feature_cache import Features
+from fednano_flwr.edge.feature_cache import READ, Features
 from fednano_flwr.edge.questions import Question, lengths
 from fednano_flwr.exchange.at_host import factor_key
 from fednano_flwr.exchange.protocol import (
@@ -31,8 +31,6 @@ from fednano_flwr.models.edge_half import EdgeHalf, TokenTable, VisionInputs
 TEXT = SITES.index("text")
 FACTORS = 16
 """Whose digests are kept."""
-READ = " read"
-"""Ends the key of what a connector reads; empty where features are sent themselves."""
 
 
 class NanoEdge(nn.Module):

@@ -167,7 +167,7 @@ class EdgeHalf(nn.Module):
         match seen:
             case [[Tensor() as read, Tensor() as made]]:
                 if made.numel() == rows.numel() and torch.equal(made.reshape(rows.shape), rows):
-                    return rows, read
+                    return rows, read.clone(memory_format=torch.contiguous_format)
         return rows, None
 
     def _moved(self, value: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import grpc
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fednano_flwr.config import RunConfig
 from fednano_flwr.in_process import run_in_process
 from fednano_flwr.runs.folder import RunFolder
 from tests import families
+from tests.outcome import adapters, assert_same
 
 pytestmark = pytest.mark.e2e
 
@@ -45,10 +45,6 @@ def marked(folder: Path) -> list[str]:
 
 def rounds(folder: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def adapters(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapters" / "last" / "adapter_model.safetensors")
 
 
 def in_one_process(config: dict[str, Any], clients: int, folder: Path) -> RunFolder:
@@ -97,8 +93,12 @@ def test_the_demo_gains_accuracy_and_writes_its_run_and_one_process_does_the_sam
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(tmp_path: Path) -> None:
-    changes = ["num-server-rounds=2", "local-epochs=1", "run.name=killed"]
+@pytest.mark.parametrize("sites", ["all", "all,llm"])
+def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(
+    tmp_path: Path, sites: str
+) -> None:
+    """Also where the client's session at the host is left behind."""
+    changes = ["num-server-rounds=2", "local-epochs=1", "run.name=killed", f"adapter.sites={sites}"]
     command = [sys.executable, "-m", "fednano_flwr.cli", "run", "--clients", "3"]
     command += [part for change in changes for part in ("-c", change)]
     environment = {**os.environ, "FEDNANO_TEST_MARK": str(tmp_path)}
@@ -118,8 +118,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_client_asked_again(tmp_path
     assert len(last["accuracy_per_client"]) == len(last["train_loss_per_client"]) == 3
     assert last["failures"] == {"train": {}, "evaluate": {}}
     config = json.loads((folder / "config.json").read_text())
-    undisturbed = adapters(in_one_process(config, 3, tmp_path).path)
-    assert all(torch.equal(undisturbed[name], value) for name, value in adapters(folder).items())
+    assert_same(adapters(folder), adapters(in_one_process(config, 3, tmp_path).path))
+    inside = (folder / "adapters" / "last" / "llm" / "adapter_model.safetensors").exists()
+    assert inside == ("llm" in sites)
 
 
 def kill_a_worker(folder: Path) -> None:
