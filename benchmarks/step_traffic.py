@@ -103,15 +103,18 @@ def make_batch(options: Any, dtype: torch.dtype) -> tuple[AdaptedBatch, Tensor]:
     return AdaptedBatch(**vars(batch), z=z, b=b), labels
 
 
-def with_constant(batch: AdaptedBatch, factor: str) -> AdaptedBatch:
-    """The same with a constant factor "A" or "B" of each site, which the ServerApp knows."""
+def with_constant(batch: AdaptedBatch, factors: str) -> AdaptedBatch:
+    """The same with factors "A", "B" or both ("AB") constant, which the ServerApp knows."""
     named, z, b = {}, dict(batch.z), dict(batch.b)
     for site in batch.z:
         values = b[site].detach().T.contiguous()  # the size is what counts: A's is the same
         one = Feature(factor_key(values), values)
-        is_a = factor == "A"
-        named[site] = NamedFactors(one if is_a else None, None if is_a else one, 1.0)
-        del (z if is_a else b)[site]
+        known_a, known_b = (one if name in factors else None for name in "AB")
+        named[site] = NamedFactors(known_a, known_b, 1.0)
+        if known_a:
+            del z[site]
+        if known_b:
+            del b[site]
     return replace(batch, z=z, b=b, named=named)
 
 

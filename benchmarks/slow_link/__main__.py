@@ -1,0 +1,4 @@
+from benchmarks.slow_link.script import main
+
+if __name__ == "__main__":
+    main()
