@@ -16,7 +16,7 @@ import struct
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 HOST = "10.78.0.1"
 MTU = 1500
 AT_ONCE = 64
-"""Packets that are read from one device before others have their turn."""
 LEAST_QUEUE = 64 * MTU
 CLONE_NEWNET = 0x40000000
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
@@ -47,6 +46,14 @@ class Quality:
     loss: float = 0.0
     congestion: str = "cubic"
     idle_restart: bool = True
+
+    def in_words(self) -> str:
+        """`20 Mbit/s, 40 ms, 1 % loss, bbr`."""
+        words = [f"{self.mbit:g} Mbit/s", f"{self.round_trip_ms:g} ms"]
+        words += [f"{self.loss:.0%} loss"] if self.loss else []
+        words += [self.congestion] if self.congestion != "cubic" else []
+        words += [] if self.idle_restart else ["no slow start after a pause"]
+        return ", ".join(words)
 
     @property
     def rate(self) -> float:
@@ -131,47 +138,26 @@ def own_network() -> int:
     return os.getpid()
 
 
-def client_address(number: int) -> str:
-    return f"10.78.0.{number + 2}"
-
-
 class End(NamedTuple):
-    """One end of a link.
-
-    Attributes:
-        file: of its TUN device.
-        process: that holds its network namespace.
-        own, other: its address, and that of the other end.
-    """
+    """One end of a link: its TUN device, and the process that holds its network namespace."""
 
     file: int
-    name: str
     process: int
-    own: str
-    other: str
+    route: str
 
     @classmethod
     def open(cls, name: str, process: int, own: str, other: str) -> End:
-        """A device in the network namespace of a process."""
+        """Make a device `name` with the address `own`; packets to `other` leave by it."""
         file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         asked = struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI)
         fcntl.ioctl(file, TUNSETIFF, asked)
-        end = cls(file, name, process, own, other)
         subprocess.run(f"ip link set {name} netns {process}".split(), check=True)
-        end._run(f"ip address add {own} dev {name}", f"ip link set {name} mtu {MTU} up")
+        end = cls(file, process, f"{other} dev {name} src {own}")
+        end.run(f"ip address add {own} dev {name}", f"ip link set {name} mtu {MTU} up")
         return end
 
-    def set_tcp(self, quality: Quality) -> None:
-        """How connections to come behave; none learns from an earlier one."""
-        restart, route = int(quality.idle_restart), f"{self.other} dev {self.name} src {self.own}"
-        self._run(
-            # Not the namespace's default, which may only be what the whole system allows.
-            f"ip route replace {route} congctl {quality.congestion}",
-            f"echo {restart} > /proc/sys/net/ipv4/tcp_slow_start_after_idle",
-            "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save",
-        )
-
-    def _run(self, *commands: str) -> None:
+    def run(self, *commands: str) -> None:
+        """Run commands of the shell in the network namespace."""
         enter = ["nsenter", "-t", str(self.process), "--net", "sh", "-ec"]
         subprocess.run([*enter, "\n".join(commands)], check=True)
 
@@ -183,54 +169,56 @@ def carry(pipe: Any, host: int, clients: Sequence[int]) -> None:
     what became of the packets since then.
 
     Args:
-        host, clients: ids of processes in network namespaces of their own.
+        host, clients: ids of processes in network namespaces of their own, which last longer.
     """
     own_network()
     ends: list[End] = []
     others: dict[int, int] = {}
     for number, client in enumerate(clients):
-        address = client_address(number)
+        address = f"10.78.0.{number + 2}"
         one = End.open(f"client{number}", host, HOST, address)
         other = End.open("host", client, address, HOST)
         ends += one, other
         others |= {one.file: other.file, other.file: one.file}
-    ways = _set(ends, Quality(1000.0, 0.0))
+    ways = _ways(ends, Quality(1000.0, 0.0))
     pipe.send(None)
     with suppress(EOFError):
         while True:
             wait = min(way.next for way in ways.values()) - time.monotonic()
             ready = select.select([*others, pipe], [], [], min(max(wait, 0.0), 1.0))[0]
-            for file in ready:
-                if file is pipe:
-                    quality = pipe.recv()
-                    ways = ways if quality is None else _set(ends, quality)
-                    pipe.send(_counts(ways) if quality is None else None)
-                else:
-                    _read(file, ways[file])
+            if pipe in ready:
+                quality = pipe.recv()
+                ways = _ways(ends, quality) if quality else ways
+                pipe.send(None if quality else _counts(ways.values()))
+            for file in others.keys() & ready:
+                for packet in _packets(file):
+                    ways[file].send(packet, time.monotonic())
             for file, way in ways.items():
                 for packet in way.due(time.monotonic()):
                     os.write(others[file], packet)
 
 
-def _set(ends: Sequence[End], quality: Quality) -> dict[int, Direction]:
-    """New directions, by the file that their packets come from."""
+def _ways(ends: Sequence[End], quality: Quality) -> dict[int, Direction]:
+    """New directions, by the file that their packets come from; for connections to come."""
     for end in ends:
-        end.set_tcp(quality)
+        end.run(
+            # Not the namespace's default, which may only be what the whole system allows.
+            f"ip route replace {end.route} congctl {quality.congestion}",
+            "cd /proc/sys/net/ipv4",
+            f"echo {int(quality.idle_restart)} > tcp_slow_start_after_idle",
+            "echo 1 > tcp_no_metrics_save",  # no connection learns from an earlier one
+        )
     return {end.file: Direction(quality, seed) for seed, end in enumerate(ends)}
 
 
-def _read(file: int, way: Direction) -> None:
-    for _ in range(AT_ONCE):
-        try:
-            packet = os.read(file, 2 * MTU)
-        except BlockingIOError:
-            return
-        way.send(packet, time.monotonic())
+def _packets(file: int) -> Iterator[bytes]:
+    """Those that a device has now, but not so many that others would have to wait."""
+    with suppress(BlockingIOError):
+        for _ in range(AT_ONCE):
+            yield os.read(file, 2 * MTU)
 
 
-def _counts(ways: Mapping[int, Direction]) -> dict[str, float]:
-    found = {
-        name: sum(getattr(way, name) for way in ways.values())
-        for name in ("bytes", "lost", "dropped")
-    }
-    return found | {"late_ms": 1e3 * max(way.late for way in ways.values())}
+def _counts(ways: Collection[Direction]) -> dict[str, float]:
+    names = ("bytes", "lost", "dropped")
+    found = {name: sum(getattr(way, name) for way in ways) for name in names}
+    return found | {"late_ms": 1e3 * max(way.late for way in ways)}

@@ -110,7 +110,8 @@ class Round:
 def client(pipe: Any, node: int, ca: bytes, sizes: Namespace) -> None:
     """A process with a network of its own that carries out rounds, each (start, `Round`).
 
-    Answers with the seconds since the start and the bytes up and down.
+    Answers with the seconds since the start, those of them until the host had described itself,
+    and the bytes up and down.
     """
     torch.set_num_threads(1)
     pipe.send(own_network())
@@ -127,10 +128,12 @@ def client(pipe: Any, node: int, ca: bytes, sizes: Namespace) -> None:
             time.sleep(max(0.0, start - time.monotonic()))
             with RemoteLLM(address, caller, work.dtype, timeout=900, ca=ca) as remote:
                 remote.describe()
+                opened = time.monotonic() - start
                 exchange = EXCHANGES[work.exchange](remote)
                 WORK[work.work](exchange, batch, labels, work.calls)
                 seconds = time.monotonic() - start
-                pipe.send((seconds, remote.traffic.bytes_up, remote.traffic.bytes_down))
+                traffic = remote.traffic
+                pipe.send((seconds, opened, traffic.bytes_up, traffic.bytes_down))
 
 
 def _train(exchange: Exchange, batch: Any, labels: torch.Tensor, calls: int) -> None:
@@ -145,7 +148,7 @@ def _score(exchange: Exchange, batch: Any, labels: torch.Tensor, calls: int) -> 
 
 
 def _send_features(exchange: Exchange, batch: Any, labels: torch.Tensor, calls: int) -> None:
-    exchange.service.keep_features(batch.features)
+    exchange.prepare(batch)
 
 
 def _answer(exchange: Exchange, batch: Any, labels: torch.Tensor, calls: int) -> None:
