@@ -185,13 +185,15 @@ def against_table(rows: Sequence[Row]) -> str:
 
 
 def inside_table(rows: Sequence[Row]) -> str:
-    """How far the federations with LoRA inside are from centralized LoRA of the whole model."""
-    lines = []
+    """Federations with LoRA inside against centralized LoRA, and against NanoAdapters alone."""
+    bases, lines = (LORA, "fedavg-exact"), []
     for task in TASKS:
-        base = {row.seed: row for row in tested(rows, task, LORA)}
-        for name in ("fedavg-exact", *INSIDE):
-            lines.append([f"`{task}`", f"`{name}`", *_differences(rows, task, name, base)])
-    return table(["task", "against `lora`", "accuracy, points", "answer loss"], lines)
+        found = [{row.seed: row for row in tested(rows, task, base)} for base in bases]
+        for name in INSIDE:
+            cells = [cell for base in found for cell in _differences(rows, task, name, base)]
+            lines.append([f"`{task}`", f"`{name}`", *cells])
+    heads = [f"{what} against `{base}`" for base in bases for what in ("accuracy", "answer loss")]
+    return table(["task", "", *heads], lines)
 
 
 def _differences(
