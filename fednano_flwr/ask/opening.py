@@ -25,14 +25,12 @@ from fednano_flwr.edge.client import exchange_of
 from fednano_flwr.edge.encoder import load_encoder
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.exchange.at_host import AtHost, HostLora
-from fednano_flwr.exchange.protocol import (
+from fednano_flwr.exchange.errors import (
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
-    Inputs,
-    LLMInfo,
-    LLMService,
 )
+from fednano_flwr.exchange.protocol import Inputs, LLMInfo, LLMService
 from fednano_flwr.exchange.wire.auth import FROZEN, read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.tls import read_ca

@@ -20,7 +20,7 @@ from fednano_flwr.data.errors import DataError
 from fednano_flwr.data.images import open_image
 from fednano_flwr.data.sample import Sample
 from fednano_flwr.data.table import Questions
-from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.errors import HostRefusedError, HostUnreachableError
 from fednano_flwr.models.edge_half import MissingRowError
 
 HERE = "127.0.0.1"

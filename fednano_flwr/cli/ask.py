@@ -97,7 +97,7 @@ def ask(
 def asking(when_interrupted: int = INTERRUPTED) -> AbstractContextManager[None]:
     """`exit_status` of a command that asks a language model or hosts one."""
     from fednano_flwr.ask.asker import AskError
-    from fednano_flwr.exchange.protocol import HostRefusedError
+    from fednano_flwr.exchange.errors import HostRefusedError
     from fednano_flwr.models.edge_half import MissingRowError
 
     return exit_status(

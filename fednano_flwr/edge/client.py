@@ -26,13 +26,9 @@ from fednano_flwr.edge.questions import NO_LIMITS, Limits, Question
 from fednano_flwr.edge.scoring import ALL, Tally, score_questions, tally
 from fednano_flwr.edge.shard import ClientSpec
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
+from fednano_flwr.exchange.errors import HostRefusedError, SessionGoneError
 from fednano_flwr.exchange.exchange import Exchange
-from fednano_flwr.exchange.protocol import (
-    HostRefusedError,
-    LLMInfo,
-    LLMService,
-    SessionGoneError,
-)
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.models.device import threads
 

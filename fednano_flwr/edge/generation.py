@@ -14,15 +14,13 @@ from torch import Tensor
 
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, answer_positions, last_positions
-from fednano_flwr.exchange.protocol import (
-    LLM,
-    NOT_FINITE_ADVICE,
+from fednano_flwr.exchange.errors import (
     CacheGoneError,
-    FrozenBatch,
     HostRefusedError,
     HostUnreachableError,
     NoRoomError,
 )
+from fednano_flwr.exchange.protocol import LLM, NOT_FINITE_ADVICE, FrozenBatch
 
 TRIES = 4
 NAMED = 4

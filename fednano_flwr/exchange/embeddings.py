@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fednano_flwr.exchange.errors import RefusalError
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
@@ -16,7 +17,6 @@ from fednano_flwr.exchange.protocol import (
     Layout,
     LLMInfo,
     NewTokens,
-    RefusalError,
     TokenTable,
 )
 from fednano_flwr.exchange.wire import codec

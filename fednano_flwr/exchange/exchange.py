@@ -20,19 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fednano_flwr.exchange.at_host import Turn
+from fednano_flwr.exchange.errors import (
+    FeaturesMissingError,
+    GraphGoneError,
+    HostRefusedError,
+    NoRoomError,
+)
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     AdaptedBatch,
-    FeaturesMissingError,
     FrozenBatch,
     Generated,
     Gradient,
-    GraphGoneError,
-    HostRefusedError,
     Inputs,
     LLMService,
     NewTokens,
-    NoRoomError,
 )
 
 Answer = TypeVar("Answer")

@@ -23,18 +23,17 @@ from torch import Tensor
 
 from fednano_flwr.config import SITES
 from fednano_flwr.exchange.at_host import FACTOR, HostMap
+from fednano_flwr.exchange.errors import FeaturesMissingError, RefusalError
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.protocol import (
     AdaptedBatch,
     Embedded,
     Feature,
-    FeaturesMissingError,
     Gradient,
     Inputs,
     Layout,
     LLMInfo,
     NewTokens,
-    RefusalError,
     TokenTable,
     adapted,
     at_site,

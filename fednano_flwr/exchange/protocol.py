@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fednano_flwr.config import SITES
 from fednano_flwr.exchange.at_host import AtHost, HostMap, SessionResult, Turn
+from fednano_flwr.exchange.errors import RefusalError
 
 if TYPE_CHECKING:
     from fednano_flwr.exchange.wire import fednano_pb2 as pb
@@ -407,53 +408,6 @@ class LLMInfo:
     def feature_size(self) -> int:
         """Numbers in a row of a picture's features."""
         return self.hidden_size + self.deep_size
-
-
-class FeaturesMissingError(LookupError):
-    """The host lacks the features of these keys; send them and ask again."""
-
-    def __init__(self, keys: tuple[bytes, ...]) -> None:
-        super().__init__(keys)
-        self.keys = keys
-
-    def __str__(self) -> str:
-        return f"{len(self.keys)} features are not at the host"
-
-
-class GoneError(LookupError):
-    """The host no longer has what it kept of an earlier call."""
-
-
-class GraphGoneError(GoneError):
-    """The host no longer has the graph of a `forward`; do it again."""
-
-
-class CacheGoneError(GoneError):
-    """The host no longer has this room, or what was read into it; begin again with all tokens."""
-
-
-class SessionGoneError(GoneError):
-    """The host no longer has this client's training; begin the round anew."""
-
-
-class RefusalError(ValueError):
-    """The host will not serve this request; the text goes back to the client."""
-
-
-class HostBusyError(RuntimeError):
-    """The host has no room for the request now; ask again later."""
-
-
-class HostRefusedError(RuntimeError):
-    """The host read the request and will not serve it; do not repeat it."""
-
-
-class NoRoomError(HostRefusedError):
-    """The host has no room for the answers of so large a batch, however long it is waited for."""
-
-
-class HostUnreachableError(ConnectionError):
-    """The host did not answer within the time that retries may take."""
 
 
 class LLMService:

@@ -11,7 +11,7 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.config import Exchange as ExchangeConfig
 from fednano_flwr.exchange.exchange import Exchange
 
-SUPPORT = {"at_host", "exchange", "protocol", "registry", "wire"}
+SUPPORT = {"at_host", "errors", "exchange", "protocol", "registry", "wire"}
 
 
 EXCHANGES: Mapping[str, type[Exchange]] = {

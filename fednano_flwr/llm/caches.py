@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from fednano_flwr.exchange.at_host import HostLora
-from fednano_flwr.exchange.protocol import CacheGoneError, NewTokens, Room
+from fednano_flwr.exchange.errors import CacheGoneError
+from fednano_flwr.exchange.protocol import NewTokens, Room
 
 log = logging.getLogger(__name__)
 

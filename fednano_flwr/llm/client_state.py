@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fednano_flwr.exchange.at_host import Turn
-from fednano_flwr.exchange.protocol import Embedded, GraphGoneError, HostBusyError
+from fednano_flwr.exchange.errors import GraphGoneError, HostBusyError
+from fednano_flwr.exchange.protocol import Embedded
 
 LIMIT = 16
 """Graphs of all owners together."""

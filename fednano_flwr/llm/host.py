@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fednano_flwr.exchange.at_host import FACTOR, AtHost, HostLora, SessionResult, Turn
+from fednano_flwr.exchange.errors import CacheGoneError, RefusalError
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
-    CacheGoneError,
     ConnectorInput,
     Embedded,
     Feature,
@@ -25,7 +25,6 @@ from fednano_flwr.exchange.protocol import (
     LLMInfo,
     LLMService,
     NewTokens,
-    RefusalError,
     Room,
 )
 from fednano_flwr.llm.caches import Answers, Caches, Place

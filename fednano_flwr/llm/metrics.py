@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakKeyDictionary
 
 from fednano_flwr.config import ConfigError, host_and_port
-from fednano_flwr.exchange.protocol import (
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     GoneError,
     HostBusyError,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from fednano_flwr.exchange.protocol import Feature, HostBusyError, LLMInfo, LLMService, Room
+from fednano_flwr.exchange.errors import HostBusyError
+from fednano_flwr.exchange.protocol import Feature, LLMInfo, LLMService, Room
 from fednano_flwr.exchange.wire.methods import METHODS
 from fednano_flwr.exchange.wire.metrics import NO_METRICS, Harmless, ServiceMetrics
 from fednano_flwr.llm.fair_queue import FairQueue

@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 from fednano_flwr.adapters.product import is_part
 from fednano_flwr.exchange.at_host import HostLora, LoraPlan, SessionResult, Turn
-from fednano_flwr.exchange.protocol import (
-    NOT_FINITE_ADVICE,
-    RefusalError,
-    SessionGoneError,
-)
+from fednano_flwr.exchange.errors import RefusalError, SessionGoneError
+from fednano_flwr.exchange.protocol import NOT_FINITE_ADVICE
 from fednano_flwr.models.lora import LoraPlaces
 
 WAITING = torch.device("cpu")

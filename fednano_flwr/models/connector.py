@@ -47,6 +47,7 @@ class HostConnectors:
         """
         if site not in self._modules:
             raise ValueError(f"this host has no connector of site {site[:32]!r}")
+        torch.get_num_threads()  # a new thread's products take all cores until it has been asked
         try:
             made = self._modules[site](read.to(self._device, self._dtype))
             return made.reshape(-1, made.shape[-1])

@@ -24,13 +24,13 @@ from fednano_flwr.config import ConfigError
 from fednano_flwr.data.sample import Picture, Place, Sample
 from fednano_flwr.data.sample import Turn as OfDialogue
 from fednano_flwr.exchange.at_host import Turn
-from fednano_flwr.exchange.protocol import (
+from fednano_flwr.exchange.errors import (
     CacheGoneError,
-    Generated,
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
 )
+from fednano_flwr.exchange.protocol import Generated
 from fednano_flwr.exchange.wire.auth import make_token, read_token
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.llm.host import FrozenLLM

@@ -19,8 +19,9 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.exchange import exchange
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.errors import NoRoomError
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import LLMInfo, LLMService, NoRoomError
+from fednano_flwr.exchange.protocol import LLMInfo, LLMService
 from fednano_flwr.llm.caches import Caches
 from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.llm.queued import QueuedLLM

@@ -18,8 +18,9 @@ from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.scoring import score_questions
 from fednano_flwr.edge.training import TrainingPlan, fisher_diagonal, train
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.exchange import Exchange
-from fednano_flwr.exchange.protocol import HostRefusedError, Layout
+from fednano_flwr.exchange.protocol import Layout
 from fednano_flwr.exchange.registry import EXCHANGES
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

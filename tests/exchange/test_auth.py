@@ -10,7 +10,8 @@ import grpc
 import pytest
 import torch
 
-from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature, HostRefusedError
+from fednano_flwr.exchange.errors import HostRefusedError
+from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Feature
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import FixedToken, TokenError, Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM

@@ -15,14 +15,10 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, next_token_labels
 from fednano_flwr.exchange.at_host import AtHost, HostMap
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import (
-    IGNORE,
-    HostRefusedError,
-    LLMInfo,
-    LLMService,
-)
+from fednano_flwr.exchange.protocol import IGNORE, LLMInfo, LLMService
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

@@ -9,9 +9,10 @@ from fednano_flwr.adapters.site import named_trainable
 from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question, last_positions, next_token_labels
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.exchange import Exchange
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import IGNORE, HostRefusedError
+from fednano_flwr.exchange.protocol import IGNORE
 from fednano_flwr.exchange.wire import client, methods
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

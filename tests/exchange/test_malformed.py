@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, HostRefusedError, Layout
+from fednano_flwr.exchange.errors import HostRefusedError
+from fednano_flwr.exchange.protocol import IGNORE, PROTOCOL_VERSION, Layout
 from fednano_flwr.exchange.wire import codec, methods
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from fednano_flwr.exchange.protocol import (
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     HostBusyError,
     HostRefusedError,

@@ -23,7 +23,7 @@ from fednano_flwr.config.proxies import (
     spare_this_machine,
     spares,
 )
-from fednano_flwr.exchange.protocol import HostUnreachableError
+from fednano_flwr.exchange.errors import HostUnreachableError
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.exchange.wire.tls import Identity

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fednano_flwr.exchange.protocol import Gradient, HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.errors import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.protocol import Gradient
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

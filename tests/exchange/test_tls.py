@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fednano_flwr.config import ConfigError, LLMConfig, RunConfig
-from fednano_flwr.exchange.protocol import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.errors import HostRefusedError, HostUnreachableError
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

@@ -9,17 +9,14 @@ import torch
 
 from fednano_flwr.exchange.at_host import Turn
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import (
-    AdaptedBatch,
-    Feature,
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     GoneError,
     HostRefusedError,
     HostUnreachableError,
-    Layout,
-    NewTokens,
 )
+from fednano_flwr.exchange.lowrank import LowRankExchange
+from fednano_flwr.exchange.protocol import AdaptedBatch, Feature, Layout, NewTokens
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.dispatch import Dispatcher

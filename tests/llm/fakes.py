@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import FeaturesMissingError, GraphGoneError, LLMInfo
+from fednano_flwr.exchange.errors import FeaturesMissingError, GraphGoneError
+from fednano_flwr.exchange.protocol import LLMInfo
 
 
 def frozen(folder: str) -> Any:

@@ -10,13 +10,9 @@ import pytest
 import torch
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
+from fednano_flwr.exchange.errors import CacheGoneError, HostRefusedError
 from fednano_flwr.exchange.lowrank import LowRankInputs
-from fednano_flwr.exchange.protocol import (
-    CacheGoneError,
-    HostRefusedError,
-    Layout,
-    NewTokens,
-)
+from fednano_flwr.exchange.protocol import Layout, NewTokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm import caches as module

@@ -11,18 +11,15 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.exchange import step_in_two
-from fednano_flwr.exchange.protocol import (
-    IGNORE,
+from fednano_flwr.exchange.errors import (
     CacheGoneError,
-    Gradient,
     GraphGoneError,
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
-    Layout,
-    NewTokens,
 )
+from fednano_flwr.exchange.exchange import step_in_two
+from fednano_flwr.exchange.protocol import IGNORE, Gradient, Layout, NewTokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.caches import Caches

@@ -22,12 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fednano_flwr import server_app
 from fednano_flwr.ask.serve import llm_config, serving
 from fednano_flwr.config import ConfigError, RunConfig
-from fednano_flwr.exchange.protocol import (
-    Feature,
-    HostRefusedError,
-    HostUnreachableError,
-    NewTokens,
-)
+from fednano_flwr.exchange.errors import HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.protocol import Feature, NewTokens
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.lowrank import LowRankInputs
-from fednano_flwr.exchange.protocol import (
-    IGNORE,
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     HostBusyError,
     HostRefusedError,
     HostUnreachableError,
-    Layout,
 )
+from fednano_flwr.exchange.lowrank import LowRankInputs
+from fednano_flwr.exchange.protocol import IGNORE, Layout
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm import queued as queued_module

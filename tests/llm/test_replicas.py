@@ -24,16 +24,13 @@ import fednano_flwr
 from fednano_flwr.config import SITES, Adapter
 from fednano_flwr.exchange.at_host import AtHost, HostLora, HostMap, LoraPlan, Turn
 from fednano_flwr.exchange.embeddings import EmbeddingInputs
-from fednano_flwr.exchange.lowrank import LowRankInputs
-from fednano_flwr.exchange.protocol import (
-    IGNORE,
-    Feature,
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     GraphGoneError,
-    Layout,
-    NewTokens,
     SessionGoneError,
 )
+from fednano_flwr.exchange.lowrank import LowRankInputs
+from fednano_flwr.exchange.protocol import IGNORE, Feature, Layout, NewTokens
 from fednano_flwr.llm.finished import FinishedSessions
 from fednano_flwr.llm.host import HostMemoryError
 from fednano_flwr.llm.replica_actor import ray_session, send_tensors_beside

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from fednano_flwr.config import Adapter
 from fednano_flwr.exchange.at_host import AtHost, HostLora, LoraPlan, SessionResult, Turn
+from fednano_flwr.exchange.errors import RefusalError, SessionGoneError
 from fednano_flwr.exchange.exchange import step_in_two
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import (
-    RefusalError,
-    SessionGoneError,
-)
 from fednano_flwr.exchange.wire.auth import Tokens
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.server import serve

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fednano_flwr.base.output import OutputError
 from fednano_flwr.config import ConfigError
 from fednano_flwr.edge.encoder import QuestionEncoder, load_encoder
-from fednano_flwr.exchange.protocol import HostRefusedError
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.host import FrozenLLM

@@ -14,12 +14,12 @@ from torch import Tensor
 from fednano_flwr.config import ConfigError
 from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.questions import next_token_labels, teacher_forced
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
     AdaptedBatch,
     Feature,
-    HostRefusedError,
     NewTokens,
 )
 from fednano_flwr.exchange.wire import codec

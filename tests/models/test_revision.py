@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fednano_flwr.ask.opening import open_asker
 from fednano_flwr.cli.app import cli
 from fednano_flwr.config import ConfigError, Model, RunConfig
-from fednano_flwr.exchange.protocol import HostRefusedError
+from fednano_flwr.exchange.errors import HostRefusedError
 from fednano_flwr.exchange.wire.client import RemoteLLM
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.export.command import export

@@ -10,19 +10,21 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from torch import Tensor
 
-from fednano_flwr.exchange.protocol import (
-    PROTOCOL_VERSION,
+from fednano_flwr.exchange.errors import (
     CacheGoneError,
-    Feature,
     FeaturesMissingError,
-    Gradient,
     GraphGoneError,
     HostBusyError,
     HostRefusedError,
+    SessionGoneError,
+)
+from fednano_flwr.exchange.protocol import (
+    PROTOCOL_VERSION,
+    Feature,
+    Gradient,
     Inputs,
     LLMInfo,
     LLMService,
-    SessionGoneError,
 )
 from fednano_flwr.exchange.wire import connection
 from fednano_flwr.exchange.wire import fednano_pb2 as pb

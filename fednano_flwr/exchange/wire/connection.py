@@ -13,7 +13,11 @@ from typing import TypeVar
 import grpc
 
 from fednano_flwr.config.proxies import open_channel, proxy_of
-from fednano_flwr.exchange.protocol import HostBusyError, HostRefusedError, HostUnreachableError
+from fednano_flwr.exchange.errors import (
+    HostBusyError,
+    HostRefusedError,
+    HostUnreachableError,
+)
 
 log = logging.getLogger(__name__)
 Reply = TypeVar("Reply")

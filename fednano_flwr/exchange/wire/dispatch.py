@@ -7,16 +7,14 @@ import logging
 from google.protobuf.message import DecodeError
 
 from fednano_flwr.exchange.at_host import AtHost
-from fednano_flwr.exchange.protocol import (
-    PROTOCOL_VERSION,
+from fednano_flwr.exchange.errors import (
     FeaturesMissingError,
     GoneError,
     HostBusyError,
-    Inputs,
-    LLMService,
     RefusalError,
     SessionGoneError,
 )
+from fednano_flwr.exchange.protocol import PROTOCOL_VERSION, Inputs, LLMService
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.auth import owner as owner_of
 from fednano_flwr.exchange.wire.methods import METHODS

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fednano_flwr.config import SITES
 from fednano_flwr.exchange.at_host import FACTOR, Turn
+from fednano_flwr.exchange.errors import RefusalError
 from fednano_flwr.exchange.protocol import (
     IGNORE,
     PROTOCOL_VERSION,
@@ -27,7 +28,6 @@ from fednano_flwr.exchange.protocol import (
     Layout,
     LLMInfo,
     NewTokens,
-    RefusalError,
     Room,
 )
 from fednano_flwr.exchange.registry import EXCHANGES

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fednano_flwr.exchange.protocol import HostBusyError
+from fednano_flwr.exchange.errors import HostBusyError
 
 BURST_SECONDS = 5.0
 """A node that was silent may make the requests of so many seconds at once."""

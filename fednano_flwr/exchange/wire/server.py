@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from fednano_flwr.config import is_loopback
-from fednano_flwr.exchange.protocol import STILL_WANTED, HostBusyError, LLMService
+from fednano_flwr.exchange.errors import HostBusyError
+from fednano_flwr.exchange.protocol import STILL_WANTED, LLMService
 from fednano_flwr.exchange.wire import methods
 from fednano_flwr.exchange.wire.auth import Access, Admission, TokenError
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
