@@ -422,7 +422,7 @@ def _check_read(entry: pb.FeatureEntry, info: LLMInfo) -> None:
     if not info.connector or entry.site not in SITES:
         raise RefusalError(f"this host has no connector of site {entry.site[:32]!r}")
     shape, most = tuple(entry.read.shape), info.max_tokens * info.feature_size
-    if not 0 < math.prod(shape) < most or len(shape) > codec.MOST_AXES:
+    if len(shape) > codec.MOST_AXES or not 0 < math.prod(shape) < most:
         raise RefusalError(
             f"a connector's input of shape {shape[:MOST_SHOWN]} is not of 1 to {most} numbers"
         )
