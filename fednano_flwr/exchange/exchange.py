@@ -9,8 +9,10 @@ the answers up among the log-probabilities of all tokens.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -88,13 +90,15 @@ class Exchange:
         self._step = service.step if labels_at == "server" else partial(step_in_two, service)
         self.turns: Turns | None = None
         self._prepared = set[bytes]()
+        self._sending = threading.Lock()
 
     def prepare(self, batch: FrozenBatch) -> None:
         fresh = {f.key: f for f in batch.features if f.key not in self._prepared}
         if self.inputs.HAS_HIDDEN and fresh:
-            service = self.service.beside()
-            lacking = set(service.lacks(list(fresh)))
-            service.keep_features([one for key, one in fresh.items() if key in lacking])
+            with self._sending:
+                service = self.service.beside()
+                lacking = set(service.lacks(list(fresh)))
+                service.keep_features([one for key, one in fresh.items() if key in lacking])
             self._prepared.update(fresh)
 
     def begin(self) -> Turns:
@@ -178,13 +182,19 @@ class Exchange:
     def _answer(
         self, batch: AdaptedBatch, inputs: Inputs, ask: Callable[[Inputs], Answer]
     ) -> Answer:
-        """The host's answer; features that it lacks are sent first."""
+        """The host's answer; features that it lacks are sent first.
+
+        Meanwhile nothing is sent ahead, which could push these out again.
+        """
         sent = inputs.detach()
-        for _ in range(TRIES):
-            try:
-                return ask(sent)
-            except FeaturesMissingError as missing:
-                wanted = set(missing.keys)
+        with ExitStack() as alone:
+            for attempt in range(TRIES):
+                try:
+                    return ask(sent)
+                except FeaturesMissingError as missing:
+                    wanted = set(missing.keys)
+                if not attempt:
+                    alone.enter_context(self._sending)
                 factors = [f for one in batch.named.values() for f in one[:2] if f is not None]
                 has = {feature.key: feature for feature in (*batch.features, *factors)}
                 self.service.keep_features([f for key, f in has.items() if key in wanted])
