@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fednano_flwr.exchange.at_host import FACTOR, AtHost, HostLora, SessionResult, Turn
-from fednano_flwr.exchange.errors import CacheGoneError, RefusalError
+from fednano_flwr.exchange.errors import CacheGoneError, HostBusyError, RefusalError
 from fednano_flwr.exchange.protocol import (
     NOT_FINITE_ADVICE,
     ConnectorInput,
@@ -268,12 +268,23 @@ class FrozenLLM(LLMService):
             self.features.put(owner, feature.key, kept)
 
     def _made(self, read: ConnectorInput) -> Tensor:
-        """Features (n, d) of what a connector reads."""
+        """Features (n, d) of what a connector reads.
+
+        Raises:
+            HostBusyError: there is no memory for it now.
+        """
         if self._connectors is None:
             raise RefusalError('this LLM host has no connector (exchange.connector-at = "client")')
-        rows = self._connectors.features(*read)
+        try:
+            rows = self._connectors.features(*read)
+        except torch.OutOfMemoryError as error:
+            raise HostBusyError(f"no memory for the connector of site {read.site}: {error}") from error
         if rows.shape[1] != self._half.hidden_size or self._half.deep_size:
             raise RefusalError(f"the connector of site {read.site} makes {rows.shape[1]} numbers")
+        if len(rows) > self._max_tokens:
+            raise RefusalError(
+                f"features of {len(rows)} rows; a request holds {self._max_tokens} (llm.max-tokens)"
+            )
         return rows
 
     def serve(self, samples: Sequence[Sample]) -> None:

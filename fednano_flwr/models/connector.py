@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -36,6 +37,7 @@ class HostConnectors:
         skeleton.drop_all_but(tree, self._modules.values())
         checkpoint.fill(tree, device, dtype)
         self._device, self._dtype = device, dtype
+        self._lock = threading.Lock()  # many clients send at once, and memory is for one
         self.digest = connector_digest(self._modules)
 
     @torch.no_grad()
@@ -44,13 +46,17 @@ class HostConnectors:
 
         Raises:
             ValueError: there is no such connector, or it reads nothing of this shape.
+            OutOfMemoryError: the device has no memory for it now.
         """
         if site not in self._modules:
             raise ValueError(f"this host has no connector of site {site[:32]!r}")
         torch.get_num_threads()  # a new thread's products take all cores until it has been asked
         try:
-            made = self._modules[site](read.to(self._device, self._dtype))
+            with self._lock:
+                made = self._modules[site](read.to(self._device, self._dtype))
             return made.reshape(-1, made.shape[-1])
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
