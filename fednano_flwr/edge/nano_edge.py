@@ -236,12 +236,13 @@ class NanoEdge(nn.Module):
 
     def _cached(self, key: str, site: str) -> Feature | None:
         """Computed before, with what the connector read where that is to be sent."""
-        rows, read = self.cache.get(key), None
-        if rows is not None and self._connector_at_host:
+        read = None
+        if self._connector_at_host:
             found = self.cache.get(key + READ)
             if found is None:
                 return None
             read = ConnectorInput(site, found) if found.numel() else None
+        rows = self.cache.get(key)
         return None if rows is None else Feature(feature_key(key), rows, read)
 
     def _keep(self, key: str, feature: Feature) -> None:

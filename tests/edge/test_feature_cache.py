@@ -353,6 +353,22 @@ def test_clients_of_later_processes_and_runs_encode_nothing(
     assert len(files(tmp_path / "features")) == 42
 
 
+def test_features_without_what_the_connector_read_are_encoded_again_and_counted_once(
+    run_config: Callable[..., dict[str, Any]],
+) -> None:
+    """As those of a run that was before the connector came to the host."""
+    counts = []
+    for place in ("client", "server", "server", "client"):
+        process_cache.clear()
+        config = RunConfig.parse({**run_config(), "exchange.connector-at": place})
+        client = Client(config, ClientSpec(0, 2))
+        with torch.no_grad():
+            client.edge(client.shard.train)
+        counts.append((client.edge.encoded, client.features.from_disk))
+    encoded = counts[0][0]
+    assert encoded and counts == [(encoded, 0), (encoded, 0), (0, encoded), (0, encoded)]
+
+
 def round_by_batch_size(half: EdgeHalf, patch: pytest.MonkeyPatch) -> None:
     """Let the encoder's last bits depend on how many pictures it is given, as real ones' do."""
     encode = half._vision.get_image_features
