@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from fednano_flwr.edge.nano_edge import NanoEdge
 from fednano_flwr.edge.questions import Question
 from fednano_flwr.edge.training import embedded
 from fednano_flwr.exchange.embeddings import EmbeddingsExchange
+from fednano_flwr.exchange.errors import HostBusyError
 from fednano_flwr.exchange.lowrank import LowRankExchange
-from fednano_flwr.exchange.protocol import ConnectorInput, Feature
+from fednano_flwr.exchange.protocol import ConnectorInput, Feature, LLMService
 from fednano_flwr.exchange.wire import codec
 from fednano_flwr.exchange.wire import fednano_pb2 as pb
 from fednano_flwr.exchange.wire.client import Caller, RemoteLLM
 from fednano_flwr.exchange.wire.dispatch import Dispatcher
+from fednano_flwr.exchange.wire.methods import METHODS
 from fednano_flwr.exchange.wire.server import serve
 from fednano_flwr.llm.feature_store import FeatureStore
 from fednano_flwr.llm.host import FrozenLLM
@@ -174,6 +178,7 @@ def entry(site: str = "image", shape: tuple[int, ...] = (1, 9, 32)) -> pb.Featur
         (entry(shape=(0, 9, 32)), True, "(0, 9, 32) is not of 1 to"),
         (entry(shape=(2000, 32)), True, "(2000, 32) is not of 1 to"),
         (entry(shape=(9, 31)), True, "reads nothing of shape (9, 31)"),
+        (entry(shape=(1, 1200, 32)), True, "1200 rows"),
     ],
 )
 def test_what_a_connector_cannot_read_is_refused(
@@ -183,6 +188,75 @@ def test_what_a_connector_cannot_read_is_refused(
     call.keep_features.header.CopyFrom(Caller().header())
     answer = Dispatcher(able if has_connector else host).answer(call.SerializeToString(), b"1/2")
     assert message in answer.refused
+
+
+def test_a_shape_of_very_many_axes_is_refused_at_once(able: FrozenLLM) -> None:
+    """The product of so many sizes takes seconds, in which nobody is served."""
+    sent = pb.FeatureEntry(key=b"k", site="image")
+    sent.read.shape.extend([2**32 - 1] * 60_000)
+    request, started = pb.KeepFeaturesRequest(features=[sent]), time.process_time()
+    with pytest.raises(ValueError, match="is not of 1 to"):
+        METHODS["keep_features"].read(request, able.describe())
+    assert time.process_time() - started < 0.3
+
+
+def test_a_host_that_lacks_memory_for_its_connector_is_busy(
+    able: FrozenLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when many clients send at once: the client sends it again."""
+
+    def none_left(read: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    feature = Feature(b"k", torch.ones(9, 48), ConnectorInput("image", torch.ones(1, 9, 32)))
+    assert able._connectors is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(able._connectors._modules["image"], "forward", none_left)
+        with pytest.raises(HostBusyError, match="2 GiB"):
+            able.keep_features([feature])
+    able.keep_features([feature])
+    assert able.lacks([b"k"]) == []
+
+
+class OneBatch(FrozenLLM):
+    """A host with room for one batch's features; a client sends ahead one feature at a time."""
+
+    again = threading.Event()
+
+    def beside(self) -> LLMService:
+        slow = mock.Mock(wraps=self)
+        slow.keep_features = self._slowly
+        return slow
+
+    def _slowly(self, features: Sequence[Feature]) -> None:
+        for feature in features:
+            super().keep_features([feature])
+            self.again.clear()
+            self.again.wait(0.2)
+
+    def keep_features(self, features: Sequence[Feature], owner: bytes = b"") -> None:
+        super().keep_features(features, owner)
+        if threading.current_thread() is threading.main_thread():
+            self.again.set()
+            time.sleep(0.05)  # in which more of the next batch comes
+
+
+def test_what_is_sent_ahead_does_not_push_out_a_batch_that_is_sent_again(
+    edge: NanoEdge, questions: list[Question], llm_half: LLMHalf
+) -> None:
+    batch = edge(questions)
+    ahead = [replace(one, key=b"next" + one.key) for one in batch.features]
+    host = OneBatch(llm_half, 1000, FeatureStore(len(ahead) * FEATURE_BYTES))
+    exchange = LowRankExchange(host)
+    host.keep_features(batch.features)
+    sending = threading.Thread(
+        target=exchange.prepare, args=(replace(batch, features=(*ahead, *ahead)),)
+    )
+    sending.start()
+    while not host.features.has(b"", ahead[0].key):
+        time.sleep(0.001)
+    gradients(exchange, edge, questions)
+    sending.join()
 
 
 def test_in_one_process_a_host_without_the_connector_refuses_what_it_reads(host: FrozenLLM) -> None:
