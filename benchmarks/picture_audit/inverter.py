@@ -1,9 +1,9 @@
-"""An inverter: ridge regression from a block's features to its pixels, linear and with kernels."""
+"""An inverter: ridge regression with radial basis functions from a block's features to pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,12 @@ class Inverter:
     """ŷ = Φ(x) W with Φ(x) = [1, x, exp(−‖x − a_i‖² / 2γ) for the anchors a_i], clipped to [0, 1].
 
     x are a block's features, each of unit variance, and which block of the picture it is (one-hot);
-    y are its pixels. Radial basis functions at training points: Poggio & Girosi (1990), in the form
-    of the subset of regressors (Nyström; Williams & Seeger, 2001).
+    y are its pixels; W = (ΦᵀΦ + λI)⁻¹ Φᵀy over training blocks, some of which are the anchors
+    (subset of regressors: Rasmussen & Williams, "Gaussian Processes for Machine Learning", 8.3.1).
 
     Attributes:
         mean, scale: (w,) float32, of the training features.
-        anchors: (m, w + G²) float32; none for a linear inverter.
+        anchors: (m, w + G²) float32.
         gamma: γ, the mean squared distance between anchors.
         weights: (1 + w + G² + m, p) float32, p = 3 · pixels of a block.
     """
@@ -44,14 +44,13 @@ class Inverter:
     def expanded(self, vectors: Tensor) -> Iterator[Tensor]:
         """Φ of every block, some rows (≤ ROWS, M) at a time."""
         for x in self.inputs(vectors).split(ROWS):
-            near = [torch.exp(-(torch.cdist(x, self.anchors) ** 2) / (2 * self.gamma))]
-            yield torch.cat([torch.ones(len(x), 1), x, *(near if len(self.anchors) else [])], 1)
+            near = torch.exp(-(torch.cdist(x, self.anchors) ** 2) / (2 * self.gamma))
+            yield torch.cat([torch.ones(len(x), 1), x, near], 1)
 
     def inputs(self, vectors: Tensor) -> Tensor:
         """x, (N · G², w + G²)."""
-        blocks = vectors.shape[1] ** 2
         x = (vectors.flatten(0, 2) - self.mean) / self.scale
-        return torch.cat([x, torch.eye(blocks).repeat(len(vectors), 1)], 1)
+        return torch.cat([x, torch.eye(vectors.shape[1] ** 2).repeat(len(vectors), 1)], 1)
 
 
 def cut(pictures: Tensor, blocks: int, pixels: int) -> Tensor:
@@ -71,30 +70,30 @@ def assembled(rows: Tensor, blocks: int, side: int) -> Tensor:
 def fitted(
     vectors: Tensor, pictures: Tensor, pixels: int, anchors: int, seed: int
 ) -> Iterator[tuple[float, Inverter]]:
-    """An inverter for each of PENALTIES, from training pictures and what was kept of them.
+    """An inverter for each of PENALTIES.
 
     Args:
-        vectors: (N, G, G, w) float32.
-        pictures: (N, 3, S, S) float32.
+        vectors: (N, G, G, w) float32, what was kept of the training pictures.
+        pictures: (N, 3, S, S) float32 in [0, 1].
         pixels: of a block's side.
-        anchors: how many blocks are drawn as anchors; 0 for a linear inverter.
+        anchors: how many blocks are drawn as anchors.
     """
-    flat = vectors.flatten(0, 2)
-    scale = flat.std(0).clamp(min=1e-6)
-    empty = torch.empty(0, flat.shape[1] + vectors.shape[1] ** 2)
-    start = Inverter(flat.mean(0), scale, empty, 1.0, empty)
-    if anchors:
-        inputs = start.inputs(vectors)
-        drawn = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-        points = inputs[drawn[:anchors]]
-        gamma = float((torch.cdist(points, points) ** 2).mean())
-        start = Inverter(start.mean, scale, points, gamma, empty)
-    gram, right = 0.0, 0.0
+    flat, none = vectors.flatten(0, 2), torch.empty(0)
+    start = Inverter(flat.mean(0), flat.std(0).clamp(min=1e-6), none, 1.0, none)
+    inputs = start.inputs(vectors)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    points = inputs[order[:anchors]]
+    gamma = float((torch.cdist(points, points) ** 2).mean())
+    start = replace(start, anchors=points, gamma=gamma)
+    size = 1 + points.shape[1] + len(points)
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    right = torch.zeros(size, 3 * pixels**2, dtype=torch.float64)
     targets = cut(pictures, vectors.shape[1], pixels).split(ROWS)
     for phi, y in zip(start.expanded(vectors), targets, strict=True):
         precise = phi.double()
-        gram, right = gram + precise.T @ precise, right + (phi.T @ y).double()
+        gram += precise.T @ precise
+        right += phi.T @ y
     for penalty in PENALTIES:
-        ridge = penalty * gram.diagonal().mean() * torch.eye(len(gram))
+        ridge = penalty * gram.diagonal().mean() * torch.eye(size)
         weights = torch.cholesky_solve(right, torch.linalg.cholesky(gram + ridge)).float()
-        yield penalty, Inverter(start.mean, scale, start.anchors, start.gamma, weights)
+        yield penalty, replace(start, weights=weights)

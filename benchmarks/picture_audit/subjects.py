@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +11,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fednano_demo import MODEL_DIR, processor
+from fednano_demo.processor import PIXEL_MEAN, PIXEL_STD
 from fednano_demo.questions import DOWNSTREAM, draw_questions
 from fednano_demo.skills import IMAGE_SKILLS
 from fednano_flwr.base import int8
-from fednano_flwr.models.edge_half import EdgeHalf, load_edge_half
+from fednano_flwr.models.edge_half import EdgeHalf
 
 AT_ONCE = 100
 """Pictures that are encoded in one call."""
 CONNECTOR = "multi_modal_projector"
-PATCH = 16
-"""Pixels of a patch's side, in both models."""
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -32,52 +28,13 @@ class Split:
 
     Attributes:
         pictures: (N, 3, S, S) float32 in [0, 1].
-        outputs: (N, n, d) float32, the connector's outputs.
-        read: (N, n, k) float32, what the connector reads.
+        outputs: (N, g, g, d) float32, the connector's outputs, in the order of the patches.
+        read: (N, g, g, k) float32, what the connector reads.
     """
 
     pictures: Tensor
     outputs: Tensor
     read: Tensor
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Something that a host could be sent.
-
-    Attributes:
-        side: a block's side in tokens; each block has one vector.
-        of: a split to vectors (N, G, G, w), G blocks a side.
-    """
-
-    side: int
-    of: Callable[[Split], Tensor]
-
-
-def grid(tokens: Tensor) -> Tensor:
-    """(N, n, w) as (N, g, g, w), g² = n: row by row, as the encoder counts its patches."""
-    side = round(tokens.shape[1] ** 0.5)
-    return tokens.unflatten(1, (side, side))
-
-
-def averaged(tokens: Tensor, side: int) -> Tensor:
-    """Means (N, G, G, w) over blocks of side² tokens; fewer at an edge that does not divide."""
-    planes = grid(tokens).permute(0, 3, 1, 2)
-    return F.avg_pool2d(planes, side, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1)
-
-
-def through_int8(tokens: Tensor) -> Tensor:
-    """What arrives of (N, n, w) with `exchange.dtype=int8`."""
-    return int8.dequantize(int8.quantize(tokens.flatten(0, 1))).view_as(tokens)
-
-
-KINDS: Mapping[str, Kind] = {
-    "connector output": Kind(1, lambda split: grid(split.outputs)),
-    "what the connector reads": Kind(1, lambda split: grid(split.read)),
-    "output in int8": Kind(1, lambda split: grid(through_int8(split.outputs))),
-    "output, mean of 4 tokens": Kind(2, lambda split: averaged(split.outputs, 2)),
-    "output, mean of 16 tokens": Kind(4, lambda split: averaged(split.outputs, 4)),
-}
 
 
 def encode(half: EdgeHalf, pictures: Tensor) -> Split:
@@ -86,11 +43,36 @@ def encode(half: EdgeHalf, pictures: Tensor) -> Split:
     connector = next(module for name, module in named if name.endswith(CONNECTOR))
     read: list[Tensor] = []
     hook = connector.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    normal = (pictures - processor.PIXEL_MEAN) / processor.PIXEL_STD  # both models' alike
+    normal = (pictures - PIXEL_MEAN) / PIXEL_STD  # the same for both models
     made = [half.features("image", {"pixel_values": part}) for part in normal.split(AT_ONCE)]
     hook.remove()
-    outputs = torch.cat(made).unflatten(0, (len(pictures), -1))
-    return Split(pictures, outputs, torch.cat(read).reshape(*outputs.shape[:2], -1))
+    side = round((sum(map(len, made)) / len(pictures)) ** 0.5)
+    planes = [
+        rows.reshape(len(pictures), side, side, rows.shape[-1])
+        for rows in map(torch.cat, (made, read))
+    ]
+    return Split(pictures, *planes)
+
+
+def averaged(tokens: Tensor, side: int) -> Tensor:
+    """Means (N, G, G, w) of (N, g, g, w) over side² tokens; fewer where g does not divide."""
+    planes = tokens.permute(0, 3, 1, 2)
+    return F.avg_pool2d(planes, side, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1)
+
+
+def through_int8(tokens: Tensor) -> Tensor:
+    """What arrives of (N, g, g, w) with `exchange.dtype=int8`."""
+    return int8.dequantize(int8.quantize(tokens.flatten(0, 2))).view_as(tokens)
+
+
+KINDS: Mapping[str, tuple[int, Callable[[Split], Tensor]]] = {
+    "connector output": (1, lambda split: split.outputs),
+    "what the connector reads": (1, lambda split: split.read),
+    "output in int8": (1, lambda split: through_int8(split.outputs)),
+    "output, mean of 4 tokens": (2, lambda split: averaged(split.outputs, 2)),
+    "output, mean of 16 tokens": (4, lambda split: averaged(split.outputs, 4)),
+}
+"""What a host could keep: a block's side in tokens, and its vectors (N, G, G, w), one a block."""
 
 
 def demo(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
@@ -120,8 +102,3 @@ def easy_vqa(sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
 def tensors(pictures: list[np.ndarray]) -> Tensor:
     """(S, S, 3) uint8 each, as (N, 3, S, S) in [0, 1]."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
-def subjects(model: str) -> dict[str, tuple[str, Any]]:
-    """Name of what is audited, to its model and to what draws its pictures."""
-    return {"demo": (str(MODEL_DIR), demo)} | ({"easy-VQA": (model, easy_vqa)} if model else {})
