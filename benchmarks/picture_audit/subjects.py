@@ -19,7 +19,6 @@ from fednano_flwr.models.edge_half import EdgeHalf
 
 AT_ONCE = 100
 """Pictures that are encoded in one call."""
-CONNECTOR = "multi_modal_projector"
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,14 @@ class Split:
 
 def encode(half: EdgeHalf, pictures: Tensor) -> Split:
     """The connector's outputs and what it reads, of pictures (N, 3, S, S) in [0, 1]."""
-    named = half._vision.named_modules()
-    connector = next(module for name, module in named if name.endswith(CONNECTOR))
-    read: list[Tensor] = []
-    hook = connector.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    normal = (pictures - PIXEL_MEAN) / PIXEL_STD  # the same for both models
-    made = [half.features("image", {"pixel_values": part}) for part in normal.split(AT_ONCE)]
-    hook.remove()
-    side = round((sum(map(len, made)) / len(pictures)) ** 0.5)
-    planes = [
-        rows.reshape(len(pictures), side, side, rows.shape[-1])
-        for rows in map(torch.cat, (made, read))
-    ]
+    parts: tuple[list[Tensor], list[Tensor]] = [], []
+    for pixels in ((pictures - PIXEL_MEAN) / PIXEL_STD).split(AT_ONCE):  # the same for both models
+        outputs, read = half.features_and_read("image", {"pixel_values": pixels})
+        assert read is not None, "both models have a LLaVA's connector"
+        parts[0].append(outputs)
+        parts[1].append(read.flatten(0, 1))
+    side = round((sum(map(len, parts[0])) / len(pictures)) ** 0.5)
+    planes = (torch.cat(part).view(-1, side, side, part[0].shape[-1]) for part in parts)
     return Split(pictures, *planes)
 
 
