@@ -38,21 +38,21 @@ class Quality:
         round_trip_ms: delay there and back, beside what sending takes.
         loss: share of the packets that are lost.
         congestion: how TCP finds its rate, at both ends: "cubic", Linux's default, or "bbr".
-        idle_restart: whether TCP begins slowly again after a pause, as is Linux's default.
+        first_window: packets with which it begins, and begins again after a pause; Linux's are 10.
     """
 
     mbit: float
     round_trip_ms: float
     loss: float = 0.0
     congestion: str = "cubic"
-    idle_restart: bool = True
+    first_window: int = 10
 
     def in_words(self) -> str:
         """`20 Mbit/s, 40 ms, 1 % loss, bbr`."""
         words = [f"{self.mbit:g} Mbit/s", f"{self.round_trip_ms:g} ms"]
         words += [f"{self.loss:.0%} loss"] if self.loss else []
         words += [self.congestion] if self.congestion != "cubic" else []
-        words += [] if self.idle_restart else ["no slow start after a pause"]
+        words += [f"initcwnd {self.first_window}"] if self.first_window != 10 else []
         return ", ".join(words)
 
     @property
@@ -203,10 +203,10 @@ def _ways(ends: Sequence[End], quality: Quality) -> dict[int, Direction]:
     for end in ends:
         end.run(
             # Not the namespace's default, which may only be what the whole system allows.
-            f"ip route replace {end.route} congctl {quality.congestion}",
-            "cd /proc/sys/net/ipv4",
-            f"echo {int(quality.idle_restart)} > tcp_slow_start_after_idle",
-            "echo 1 > tcp_no_metrics_save",  # no connection learns from an earlier one
+            f"ip route replace {end.route} congctl {quality.congestion} "
+            f"initcwnd {quality.first_window}",
+            # No connection learns from an earlier one.
+            "echo 1 > /proc/sys/net/ipv4/tcp_no_metrics_save",
         )
     return {end.file: Direction(quality, seed) for seed, end in enumerate(ends)}
 

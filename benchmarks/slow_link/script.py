@@ -102,26 +102,26 @@ def cases(steps: int, small: bool) -> Iterator[Case]:
         rounds = tuple(Round("train", calls, exchange, kind, dtype) for kind in kinds)
         return Case(name, quality, rounds, seconds, clients)
 
-    for clients in (1, 4):
+    wide, bbr = {"first_window": 64}, {"congestion": "bbr"}
+    usual: dict[str, Any] = {}
+    for clients, changes in ((1, usual), (4, usual), (4, wide)):
         for seconds in (0.05, 0.2, 0.4)[: 1 if small else 3]:
-            yield case(ALTERNATING, seconds=seconds, clients=clients, calls=steps)
+            yield case(ALTERNATING, replace(USUAL, **changes), seconds, clients, steps)
     if small:
         return
+    for name, calls in (("score", 20), ("answer", 20), ("features", 1)):
+        for clients in (1, 4)[: 1 if name == "features" else 2]:
+            yield Case(name, USUAL, (Round(name, calls, constant="AB"),), 0.4, clients)
     for mbit in (100, 20, 5):
         for name in EXCHANGES:
             yield case(name, replace(USUAL, mbit=mbit))
+        for changes in (wide, bbr):
+            yield case(ALTERNATING, replace(USUAL, mbit=mbit, **changes))
     for ms in (20, 80):
         for name in ("low-rank", ALTERNATING):
             yield case(name, replace(USUAL, round_trip_ms=ms))
-    for congestion in ("cubic", "bbr"):
-        yield case(ALTERNATING, replace(USUAL, loss=0.01, congestion=congestion))
-    for mbit in (20, 100):
-        quality = replace(USUAL, mbit=mbit)
-        yield case(ALTERNATING, replace(quality, congestion="bbr"))
-        yield case(ALTERNATING, replace(quality, idle_restart=False))
-    yield case(ALTERNATING, replace(USUAL, congestion="bbr"), seconds=0.05, clients=4, calls=steps)
-    for name, calls in (("features", 1), ("score", 20), ("answer", 20)):
-        yield Case(name, USUAL, (Round(name, calls, constant="AB"),), 0.4)
+    for changes in (usual, wide, bbr):
+        yield case(ALTERNATING, replace(USUAL, loss=0.01, **changes))
 
 
 @contextmanager
