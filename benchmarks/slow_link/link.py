@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 HOST = "10.78.0.1"
 MTU = 1500
 AT_ONCE = 64
+"""Packets that are read from a device before others have their turn."""
 LEAST_QUEUE = 64 * MTU
 CLONE_NEWNET = 0x40000000
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
