@@ -278,9 +278,8 @@ class FrozenLLM(LLMService):
         try:
             rows = self._connectors.features(*read)
         except torch.OutOfMemoryError as error:
-            raise HostBusyError(
-                f"no memory for the connector of site {read.site}: {error}"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise HostBusyError(f"no memory for the {read.site} connector ({reason})") from error
         if rows.shape[1] != self._half.hidden_size or self._half.deep_size:
             raise RefusalError(f"the connector of site {read.site} makes {rows.shape[1]} numbers")
         if len(rows) > self._max_tokens:

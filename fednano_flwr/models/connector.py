@@ -15,6 +15,9 @@ from fednano_flwr.models import skeleton
 from fednano_flwr.models.bundle import open_whole
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 
+UNREADABLE = (RuntimeError, TypeError, IndexError)
+"""What PyTorch raises for a wrong shape; their subclasses say that the device failed."""
+
 
 class HostConnectors:
     """Frozen connectors of a checkpoint, and no other tensor of its client's half.
@@ -55,9 +58,9 @@ class HostConnectors:
             with self._lock:
                 made = self._modules[site](read.to(self._device, self._dtype))
             return made.reshape(-1, made.shape[-1])
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, TypeError, IndexError) as error:
+        except UNREADABLE as error:
+            if type(error) not in UNREADABLE:
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"the connector of site {site} reads nothing of shape {tuple(read.shape)}: {reason}"

@@ -200,19 +200,23 @@ def test_a_shape_of_very_many_axes_is_refused_at_once(able: FrozenLLM) -> None:
     assert time.process_time() - started < 0.3
 
 
-def test_a_host_that_lacks_memory_for_its_connector_is_busy(
-    able: FrozenLLM, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "seen"),
+    [
+        (torch.OutOfMemoryError("tried to allocate 2 GiB\nand more"), HostBusyError),
+        (torch.AcceleratorError("an illegal memory access"), torch.AcceleratorError),
+    ],
+)
+def test_a_device_that_fails_under_a_connector_is_no_wrong_shape(
+    able: FrozenLLM, monkeypatch: pytest.MonkeyPatch, error: Exception, seen: type[Exception]
 ) -> None:
-    """As when many clients send at once: the client sends it again."""
-
-    def none_left(read: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
+    """Memory is short when many clients send at once: they send it again."""
     feature = Feature(b"k", torch.ones(9, 48), ConnectorInput("image", torch.ones(1, 9, 32)))
     assert able._connectors is not None
     with monkeypatch.context() as patch:
-        patch.setattr(able._connectors._modules["image"], "forward", none_left)
-        with pytest.raises(HostBusyError, match="2 GiB"):
+        failing = mock.Mock(side_effect=error)
+        patch.setattr(able._connectors._modules["image"], "forward", failing)
+        with pytest.raises(seen, match=r"2 GiB\)$|illegal"):
             able.keep_features([feature])
     able.keep_features([feature])
     assert able.lacks([b"k"]) == []
