@@ -6,6 +6,7 @@ import copy
 import hashlib
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ class HostConnectors:
         self._modules = skeleton.connectors(tree)
         skeleton.drop_all_but(tree, self._modules.values())
         checkpoint.fill(tree, device, dtype)
+        for part in tree.modules():
+            weight = getattr(part, "weight", None)
+            if isinstance(weight, nn.Parameter) and weight.dim() == 1:
+                part.register_forward_pre_hook(_check_width)
         self._device, self._dtype = device, dtype
         self._lock = threading.Lock()  # many clients send at once, and memory is for one
         self.digest = connector_digest(self._modules)
@@ -65,6 +70,12 @@ class HostConnectors:
             raise ValueError(
                 f"the connector of site {site} reads nothing of shape {tuple(read.shape)}: {reason}"
             ) from error
+
+
+def _check_width(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse rows of one number, each of which a norm's weight would make as long as itself."""
+    if args and args[0].shape[-1] == 1 < norm.get_parameter("weight").numel():
+        raise RuntimeError("rows of one number")
 
 
 def check_connectors(model: Model) -> str:

@@ -79,6 +79,15 @@ def test_what_no_connector_reads_is_refused(family_folder: Callable[[str], Path]
         host.features("audio", torch.ones(1, 2, 3))
 
 
+def test_a_small_input_becomes_no_large_one(family_folder: Callable[[str], Path]) -> None:
+    """A norm's weight would be added as an axis: of Qwen2.5-VL, 1,280 times the memory."""
+    checkpoint = ModelCheckpoint(str(family_folder("qwen2_5_vl")))
+    host = HostConnectors(checkpoint, torch.device("cpu"), torch.float32)
+    assert host.features("image", torch.ones(16, 32)).shape == (4, 48)
+    with pytest.raises(ValueError, match=r"\(16, 1\): rows of one number"):
+        host.features("image", torch.ones(16, 1))
+
+
 def test_a_model_whose_connector_is_not_known_is_refused_before_it_is_loaded(
     family_folder: Callable[[str], Path],
 ) -> None:
