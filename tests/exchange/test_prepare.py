@@ -195,7 +195,7 @@ def test_a_shape_of_very_many_axes_is_refused_at_once(able: FrozenLLM) -> None:
     sent = pb.FeatureEntry(key=b"k", site="image")
     sent.read.shape.extend([2**32 - 1] * 60_000)
     request, started = pb.KeepFeaturesRequest(features=[sent]), time.process_time()
-    with pytest.raises(ValueError, match="has to be of fewer than"):
+    with pytest.raises(ValueError, match="it may have 1 to"):
         METHODS["keep_features"].read(request, able.describe())
     assert time.process_time() - started < 0.3
 

@@ -424,7 +424,7 @@ def _check_read(entry: pb.FeatureEntry, info: LLMInfo) -> None:
     shape, most = tuple(entry.read.shape), info.max_tokens * info.feature_size
     if len(shape) > codec.MOST_AXES or not 0 < math.prod(shape) < most:
         raise RefusalError(
-            f"a connector's input of shape {shape[:MOST_SHOWN]}: it may have 1 to {most - 1} numbers"
+            f"a connector's input {shape[:MOST_SHOWN]}: it may have 1 to {most - 1} numbers"
         )
 
 
