@@ -72,6 +72,37 @@ def test_a_run_learns_inside_the_language_model(
     assert again.adapters("last").keys() == at_clients(found.theta).keys()
 
 
+@pytest.mark.parametrize("labels_at", ["server", "client"])
+def test_the_merged_lora_is_the_mean_of_the_clients_trained_ones(
+    run_config: Config, labels_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of which is that of the whole model (tests/models/test_llm_lora.py)."""
+    trained: dict[bytes, dict[str, torch.Tensor]] = {}
+    real = FinishedSessions.result
+
+    def note(self: FinishedSessions, owner: bytes, session: int) -> Any:
+        found = real(self, owner, session)
+        trained[owner] = {name: value.double() for name, value in found.theta.items()}
+        return found
+
+    monkeypatch.setattr(FinishedSessions, "result", note)
+    flat = run_config(
+        strategy__name="fedavg",
+        strategy__weight_by="equal",
+        adapter__sites="all,llm",
+        exchange__labels_at=labels_at,
+        num_server_rounds=1,
+        **RATES,
+    )
+    merged = load_run(run(flat).path).lora("last")
+    each = list(trained.values())
+    assert len(each) == 3 and any(not torch.equal(each[0][n], each[1][n]) for n in each[0])
+    assert merged.keys() == each[0].keys()
+    for name, value in merged.items():
+        mean = sum((one[name] for one in each[1:]), each[0][name]) / 3
+        assert (value - mean).abs().max() <= 1e-6 * mean.abs().max()
+
+
 def test_a_session_that_is_lost_is_trained_anew_to_the_same_bits(
     run_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

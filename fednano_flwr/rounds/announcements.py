@@ -43,9 +43,10 @@ def setup_lines(
     dtype = info.dtype
     if config.llm.quantization != "none":
         dtype = f"linear layers in {config.llm.quantization}, the rest in {dtype}"
+    held = " and connector" if config.exchange.connector_at == "server" else ""
     return [
-        f"server   LLM half of {info.model}: {info.parameters:,} frozen parameters, {dtype} on "
-        f"{config.llm.device}, at {address} (fingerprint {info.fingerprint})",
+        f"server   LLM half{held} of {info.model}: {info.parameters:,} frozen parameters, {dtype} "
+        f"on {config.llm.device}, at {address} (fingerprint {info.fingerprint})",
         *_host_lora(config, inside, work),
         f"clients  NanoEdge: encoder, connector, token embeddings (frozen) and {adapters}, "
         f"{config.edge.dtype} on {config.edge.device}",
