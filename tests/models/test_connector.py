@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from fednano_flwr.adapters.site import train_only
 from fednano_flwr.config import ConfigError, Model
+from fednano_flwr.edge.client import EXCHANGES
 from fednano_flwr.edge.encoder import load_encoder
+from fednano_flwr.edge.nano_edge import NanoEdge
+from fednano_flwr.edge.questions import next_token_labels, teacher_forced
+from fednano_flwr.exchange.protocol import IGNORE
+from fednano_flwr.llm.host import FrozenLLM
 from fednano_flwr.models.checkpoint import ModelCheckpoint
 from fednano_flwr.models.connector import HostConnectors, check_connectors
 from fednano_flwr.models.edge_half import load_edge_half
 from tests import families, opened
 from tests.families import TINY
-from tests.models.test_families import samples_of
+from tests.models.test_families import gradients, make_setting, samples_of
 
 WHOLE = {
     *("aya_vision", "blip-2", "cohere2_vision", "fast_vlm", "idefics3", "instructblip"),
@@ -94,3 +100,35 @@ def test_a_model_whose_connector_is_not_known_is_refused_before_it_is_loaded(
     assert "image" in check_connectors(Model(str(family_folder("llava"))))
     with pytest.raises(ConfigError, match=r"exchange\.connector-at.*gemma3"):
         check_connectors(Model(str(family_folder("gemma3"))))
+
+
+@pytest.mark.parametrize("labels_at", ["server", "client"])
+@pytest.mark.parametrize("family", families.every())
+def test_a_family_whose_rounds_train_one_factor_has_the_same_gradients_with_the_least_sent(
+    family: str, labels_at: str, family_folder: Callable[[str], Path]
+) -> None:
+    """Named factors, and what connectors read: the bits of a step that sends z, B and features."""
+    setting = make_setting(family_folder(family), "float32")
+    setting.edge.adapters.float()
+    connectors = HostConnectors(setting.edge.frozen.checkpoint, torch.device("cpu"), torch.float32)
+    edge = NanoEdge(
+        setting.edge.frozen,
+        setting.edge.tokens,
+        setting.edge.adapters,
+        setting.encoder,
+        names_factors=True,
+        connector_at_host=True,
+    )
+    host = FrozenLLM(setting.host._half, connectors=connectors)
+    chosen, labels = setting.questions, next_token_labels(setting.questions, IGNORE)
+    for factor in "AB":
+        train_only(edge.adapters, factor)
+        found = []
+        for own, service in ((setting.edge, setting.host), (edge, host)):
+            batch = own(chosen, teacher_forced(chosen))
+            assert bool(batch.named) == (own is edge)
+            loss = EXCHANGES["lowrank"](service, labels_at).loss(batch, labels)
+            loss.backward()
+            found.append([loss.detach(), *(g for g in gradients(setting) if g is not None)])
+        assert len(found[0]) == len(found[1]) > 2
+        assert all(map(torch.equal, *found))
