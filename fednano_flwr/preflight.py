@@ -187,7 +187,7 @@ def server_checks(config: RunConfig, weights: bool = True) -> list[Check[str]]:
         Check("model", "adapter.sites", partial(_sites, config)),
         *(
             [Check("model", "exchange.connector-at", partial(_connector, model))]
-            if config.exchange.connector_at == "server"
+            if config.exchange.connector_at_host
             else []
         ),
         Check("model", "the processor", partial(check_processor, model, at_server=True)),

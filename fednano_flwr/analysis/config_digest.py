@@ -30,7 +30,7 @@ def deciding(config: RunConfig) -> dict[str, Any]:
     is while that is at clients alone.
     """
     unread = () if config.adapter.at_llm else OF_LLM_SITE
-    if config.exchange.connector_at == "client":
+    if not config.exchange.connector_at_host:
         unread = (*unread, "exchange.connector-at")
     flat = config.flat().items()
     return {key: value for key, value in flat if matters(key) and key not in unread}

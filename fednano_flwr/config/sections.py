@@ -415,6 +415,11 @@ class Exchange(Section):
         "file of the CA certificate that vouches for the LLM service", path="yes", resumable=True
     )
 
+    @property
+    def connector_at_host(self) -> bool:
+        """Whether the host makes features of what the connector reads."""
+        return self.connector_at == "server"
+
 
 @dataclass(frozen=True)
 class Upload(Section):

@@ -108,7 +108,7 @@ class Client:
             )
             encoder = process_cache.encoder(self.source)
             names = EXCHANGES[config.exchange.kind].inputs.HAS_HIDDEN
-            at_host = config.exchange.connector_at == "server"
+            at_host = config.exchange.connector_at_host
             self.edge = NanoEdge(
                 self.half, tokens, adapters, encoder, self.features, names, at_host
             )
@@ -120,7 +120,7 @@ class Client:
             DataError: more are left out than `dataset.max-skipped` allows.
             ConfigError: the host's connector is not this client's.
         """
-        at_host = self.config.exchange.connector_at == "server"
+        at_host = self.config.exchange.connector_at_host
         if at_host and info.connector != self.half.connector_digest:
             raise ConfigError(
                 'exchange.connector-at = "server": the LLM host has another connector than this '

@@ -29,7 +29,7 @@ def check_exchange(config: ExchangeConfig) -> str:
     """
     if config.kind not in EXCHANGES:
         raise ConfigError(f"exchange.kind = {config.kind!r}: must be one of {', '.join(EXCHANGES)}")
-    if config.connector_at == "server" and not EXCHANGES[config.kind].inputs.HAS_HIDDEN:
+    if config.connector_at_host and not EXCHANGES[config.kind].inputs.HAS_HIDDEN:
         raise ConfigError(
             f'exchange.connector-at = "server", exchange.kind = {config.kind!r}: the host gets no '
             'features in this exchange; use exchange.kind = "lowrank"'

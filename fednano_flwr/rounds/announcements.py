@@ -43,7 +43,7 @@ def setup_lines(
     dtype = info.dtype
     if config.llm.quantization != "none":
         dtype = f"linear layers in {config.llm.quantization}, the rest in {dtype}"
-    held = " and connector" if config.exchange.connector_at == "server" else ""
+    held = " and connector" if config.exchange.connector_at_host else ""
     return [
         f"server   LLM half{held} of {info.model}: {info.parameters:,} frozen parameters, {dtype} "
         f"on {config.llm.device}, at {address} (fingerprint {info.fingerprint})",

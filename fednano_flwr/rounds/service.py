@@ -107,7 +107,7 @@ def open_service(
             say,
             metrics,
             adapter if adapter.at_llm else None,
-            config.edge.dtype if config.exchange.connector_at == "server" else "",
+            config.edge.dtype if config.exchange.connector_at_host else "",
         ) as host,
         serve(
             finished := FinishedSessions(host),
